@@ -1,0 +1,56 @@
+# `make help` lists the targets. Everything runs in one virtual environment, .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := core server client simulations tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fix bench real-data clean
+
+help:
+	@echo "make demo               install, run the demo federation, print the path of its report"
+	@echo "make test               install, run the fast test suite"
+	@echo "make check              format, lint, types: what CI runs before the tests"
+	@echo "make fix                format and repair what ruff can repair"
+	@echo "make bench              the benchmarks; writes runs/benchmarks.json"
+	@echo "make real-data DATA=DIR the tests that need real data in DIR"
+	@echo "make clean              remove .venv and caches (never runs/)"
+	@echo "Not there yet: make chaos, make deploy-test (they come with server deployment)."
+	@echo "PYTHON=... names another Python 3.11 to build .venv from."
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "$(PYTHON) is not Python 3.11; name one by: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/hnfed simulate demo --out runs/demo
+	@echo "report: $(CURDIR)/runs/demo/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow and not real_data'
+
+check: $(STAMP)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/mypy
+
+fix: $(STAMP)
+	$(BIN)/ruff format $(PACKAGES)
+	$(BIN)/ruff check --fix $(PACKAGES)
+
+bench: $(STAMP)
+	$(BIN)/python -m simulations.benchmarks --json runs/benchmarks.json
+
+real-data: $(STAMP)
+	@test -n '$(DATA)' || { echo "name the folder: make real-data DATA=DIR" >&2; exit 2; }
+	$(BIN)/python -m pytest -m real_data --real-data '$(DATA)'
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

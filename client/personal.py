@@ -1,0 +1,94 @@
+"""Weights that stay: the site's own rounds of a personal phase, its selection, and the base cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from core.checkpoint import load, save
+from core.errors import UserError
+from core.phases import state_hash
+from core.store import RoundStore
+
+OPTIMISER = "optimiser."
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a site keeps of one personal round."""
+
+    state: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    best_round: int
+    best_score: float
+
+
+class Personal:
+    """Personal weights by (run, phase, round), never overwritten (D7)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = RoundStore(folder / "rounds")
+
+    def load(self, round_: int) -> Kept:
+        """Weights and optimiser of a round.
+
+        Raises:
+            UserError: the site does not have them.
+        """
+        if round_ not in self.store.rounds():
+            raise UserError("base_round", round_, "resume from a round that this site still keeps")
+        tensors, meta = self.store.get(round_)
+        return Kept(
+            state={k: v for k, v in tensors.items() if not k.startswith(OPTIMISER)},
+            optimiser={k.removeprefix(OPTIMISER): v for k, v in tensors.items() if k.startswith(OPTIMISER)},
+            best_round=int(meta["best_round"]),
+            best_score=float(meta["best_score"]),
+        )
+
+    def keep(self, round_: int, kept: Kept) -> None:
+        """Commits a round and keeps {best, last two}."""
+        tensors = dict(kept.state) | {OPTIMISER + k: v for k, v in kept.optimiser.items()}
+        meta = {"round": round_, "best_round": kept.best_round, "best_score": kept.best_score}
+        self.store.put(round_, tensors, meta)
+        self.store.prune({round_, round_ - 1, kept.best_round})
+
+    def export_best(self, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Writes ``PHASE/best.safetensors``: complete (encoder and personal), loadable as MODEL."""
+        save(self.folder, "best", dict(state), dict(meta))
+
+    def best(self) -> dict[str, Tensor]:
+        """The complete best weights of this phase."""
+        return load(self.folder / "best.safetensors")[0]
+
+
+def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
+    """The base with that SHA-256 from the site's disk, verified; None where it is absent or damaged (D8)."""
+    path = folder / f"{digest}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        state, _ = load(path)
+    except (UserError, OSError, json.JSONDecodeError):
+        return None
+    return state if state_hash(state) == digest else None
+
+
+def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor]) -> bool:
+    """Stores a base under its hash; False (and nothing stored) where the hash does not fit."""
+    if state_hash(state) != digest:
+        return False
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    save(folder, digest, dict(state), {"kind": "base"})
+    return True
+
+
+def mean_dice(sums: Mapping[str, Any], organs: Sequence[str]) -> float:
+    """Unweighted mean over the organs that have cases; -1 without any."""
+    means = [sums[o].dice / sums[o].n for o in organs if o in sums and sums[o].n > 0]
+    return sum(means) / len(means) if means else -1.0

@@ -1,0 +1,222 @@
+"""One institution: its archive, its cache, its own disk. Nothing in here knows of Flower."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.anatomy import vocabulary
+from core.config import Phase, Plan
+from core.data.archive import Archive, open_archive
+from core.data.cache import build_cache, open_cache
+from core.data.entry import Entry
+from core.data.splits import assign_splits, split_hash, unassigned
+from core.errors import Finding, UserError
+
+SIMULATION_SECRET = b"simulation"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One archive of a site, with the site's own words for it."""
+
+    root: str
+    format: str = "auto"
+    aliases: dict[str, list[str]] = field(default_factory=dict)
+    split: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Settings of a site, whole after construction.
+
+    Attributes:
+        name: pseudonym under which the site appears.
+        sources: its archives (one; several only for the pooled baseline).
+        device: auto | cpu | cuda:N.
+        cache: folder of prepared cases.
+        run_folder: what the site keeps of this run (D7).
+        base_folder: the phases' bases by SHA-256 (D8).
+        secret: of the split hash; made once.
+        overlays: how many test cases are drawn after a phase; 0 for none.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    device: str
+    cache: Path
+    run_folder: Path
+    base_folder: Path
+    secret: bytes
+    overlays: int = 0
+
+    def prepare(self, plan: Plan) -> tuple[list[Entry], tuple[Finding, ...]]:
+        """Archive -> cache, what is missing there only; in answer to the query, never in a round (D14).
+
+        Raises:
+            UserError: no usable case.
+        """
+        vocab = vocabulary(plan.organs)
+        findings: list[Finding] = []
+        for source in self.sources:
+            archive = open_archive(source.root, format=source.format, vocab=vocab, aliases=source.aliases)
+            findings += archive.findings
+            chosen, explicit, left = _chosen(source, archive)
+            splits = assign_splits(chosen, source.split, explicit)
+            refs = [r for r in chosen.cases if r.case in splits]
+            findings += (*left, *unassigned(chosen, splits))
+            report = build_cache(
+                archive, refs, self.cache, plan.organ_names, plan.preprocess, splits=splits,
+                site=self._index(source),
+            )
+            findings += report.findings
+        return self.entries(plan), tuple(findings)
+
+    def entries(self, plan: Plan) -> list[Entry]:
+        """The prepared cases; opens nothing but the cache."""
+        return [
+            e for s in self.sources
+            for e in open_cache(self.cache, plan.organ_names, plan.preprocess, site=self._index(s))
+        ]
+
+    def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
+        """The cases of a split that annotate an organ of the phase."""
+        wanted = set(phase.organs)
+        return [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
+
+    def split_hash(self, entries: Sequence[Entry]) -> str:
+        """HMAC of the split under the site's own secret (D17)."""
+        return split_hash({e.case: e.split for e in entries}, self.secret)
+
+    def phase_folder(self, phase: str) -> Path:
+        """``SITE_RUN/PHASE``."""
+        return self.run_folder / phase
+
+    def _index(self, source: Source) -> str:
+        return source.label or self.name
+
+
+def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
+    """Reason code -> how often; the only thing about findings that leaves the site."""
+    return dict(sorted(Counter(f.code for f in findings if f.severity == "error").items()))
+
+
+def simulated_site(local: str, index: int, run: str) -> Site:
+    """The site with that index, from the map that a simulation hands to its clients (D1)."""
+    values = json.loads(local)
+    name = sorted(values["sites"])[index]
+    site = values["sites"][name]
+    folder = Path(values["out"]) / "sites" / name
+    return Site(
+        name=name,
+        sources=tuple(Source(**s) for s in site["sources"]),
+        device=values["device"],
+        cache=Path(values["cache"]),
+        run_folder=folder,
+        base_folder=folder / "base",
+        secret=SIMULATION_SECRET,
+        overlays=int(values["overlays"]),
+    )
+
+
+def site_from_file(path: Path, run: str) -> Site:
+    """The site of a site file (`interface.md`)."""
+    known = {"name", "format", "root", "aliases", "split", "device", "cache", "state"}
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise UserError("site file", path, "give a readable YAML file", problem=str(error)[:200]) from None
+    if not isinstance(values, dict):
+        raise UserError("site file", path, "write keys such as 'name:' and 'root:'")
+    for key in sorted(set(map(str, values)) - known):
+        raise UserError(f"site file: {key}", values[key], f"use one of {sorted(known)}")
+    for key in ("name", "root", "cache", "state"):
+        if not values.get(key):
+            raise UserError(f"site file: {key}", "(missing)", "give it a value")
+    split: Mapping[str, Any] = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
+    explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
+    state = Path(str(values["state"]))
+    return Site(
+        name=str(values["name"]),
+        sources=(
+            Source(
+                root=str(values["root"]), format=str(values.get("format", "auto")),
+                aliases=dict(values.get("aliases") or {}),
+                split={} if explicit else dict(split), splits=explicit,
+            ),
+        ),
+        device=str(values.get("device", "auto")),
+        cache=Path(str(values["cache"])),
+        run_folder=state / run,
+        base_folder=state / "base",
+        secret=_secret(state),
+    )
+
+
+def _split_file(path: Path) -> dict[str, list[str]]:
+    import csv
+
+    groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                groups[row["split"]].append(row["case"])
+    except (OSError, KeyError) as error:
+        raise UserError("split.file", path, "give a CSV with columns case,split (train, val, test)",
+                        problem=type(error).__name__) from None
+    return groups
+
+
+def _secret(state: Path) -> bytes:
+    path = state / "secret"
+    if not path.is_file():
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _chosen(
+    source: Source, archive: Archive
+) -> tuple[Archive, dict[str, str] | None, list[Finding]]:
+    """The cases that the source names and does not exclude, with their splits.
+
+    A name that is a bare number stands for the case whose id ends in it: ``7`` is ``pt_7`` and ``okbp_007``.
+    """
+    named = {str(c): split for split, cases in source.splits.items() for c in cases}
+    by_number = {_number(r.case): r.case for r in archive.cases}
+    present = {r.case for r in archive.cases}
+    explicit = {by_number.get(c, c) if c.isdigit() else c: split for c, split in named.items()}
+    excluded = {by_number.get(str(c), str(c)) for c in source.exclude} & present
+    findings = [
+        Finding("E_EXCLUDED", "error", c, "", "excluded by the configuration", "none needed")
+        for c in sorted(excluded)
+    ]
+    findings += [
+        Finding("E_ABSENT", "error", c, "", "named by the split, absent from the archive", "add the case")
+        for c in sorted(set(explicit) - present)
+    ]
+    cases = tuple(
+        r for r in archive.cases
+        if r.case not in excluded and (not explicit or r.case in explicit)
+    )
+    return replace(archive, cases=cases), explicit or None, findings
+
+
+def _number(case: str) -> str:
+    digits = re.search(r"(\d+)$", case)
+    return str(int(digits.group(1))) if digits else case

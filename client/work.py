@@ -1,0 +1,238 @@
+"""What a site does for an order: train, validate, test. Plain functions over a network and a site."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from client.personal import Kept, Personal, mean_dice
+from client.site import Site, count_codes
+from core.anatomy import vocabulary
+from core.config import Phase, Plan, plan_hash
+from core.data.entry import Entry
+from core.engine import train, validate
+from core.losses import class_weights
+from core.metrics import CaseScore, OrganSum, organ_sums
+from core.overlay import write_overlays
+from core.models.stages import unique_state
+from core.phases import apply_freeze, load_state, network, parts_of, seed_of
+from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
+from core.versions import versions
+
+State = dict[str, Tensor]
+
+
+def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
+    """Builds the cache where it is missing, and counts."""
+    entries, findings = site.prepare(plan)
+    trained = [e for e in entries if e.split == "train"]
+    organs = plan.organ_names
+    return Description(
+        site=site.name,
+        fingerprint=fingerprint,
+        split_hash=site.split_hash(entries),
+        cases=tuple(sum(e.split == s for e in entries) for s in ("train", "val", "test")),  # type: ignore[arg-type]
+        annotated=tuple(sum(o in e.annotated for e in trained) for o in organs),
+        voxels=tuple(float(sum(e.voxels.get(o, 0) for e in trained if o in e.annotated)) for o in organs),
+        totals=tuple(float(sum(e.crop_voxels for e in trained if o in e.annotated)) for o in organs),
+        left_out=count_codes(findings),
+        versions=versions(),
+    )
+
+
+def train_shared(
+    site: Site, plan: Plan, phase: Phase, order: Order, state: State
+) -> tuple[State, Result]:
+    """One round of a shared phase: scores the incoming weights on val, then trains (D4).
+
+    Args:
+        site, plan, phase, order: who, what and which round.
+        state: all weights that came in (base and shared).
+
+    Returns:
+        The trained weights and the numbers for the server.
+    """
+    started = time.perf_counter()
+    model = loaded(plan, phase, state)
+    scores = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+    entries = site.of_phase(plan, phase, "train")
+    result, _ = fit(site, plan, phase, order, model, entries, None, state)
+    return unique_state(model), replace(
+        result, seconds=time.perf_counter() - started, scores={"val": scores}
+    )
+
+
+def train_personal(
+    site: Site, plan: Plan, phase: Phase, order: Order, state: State
+) -> tuple[Header, Result]:
+    """One round of a personal phase: trains, validates the outgoing weights, selects, keeps (D4, D7).
+
+    Args:
+        site, plan, phase, order: who, what and which round.
+        state: the start weights of the phase.
+    """
+    started = time.perf_counter()
+    personal = Personal(site.phase_folder(phase.name))
+    kept = Kept({}, {}, 0, -1.0)
+    if order.base_round > 0:
+        kept = personal.load(order.base_round)
+    elif order.round == 1:
+        personal.store.clear()
+    model = loaded(plan, phase, state | kept.state)
+    parts = parts_of(model, plan, phase)
+    entries = site.of_phase(plan, phase, "train")
+    result, optimiser = fit(site, plan, phase, order, model, entries, kept.optimiser or None, None)
+    sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+    value = mean_dice(sums, phase.organs)
+    now = unique_state(model)
+    better = value > kept.best_score or kept.best_round == 0
+    best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
+    trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
+    personal.keep(order.round, Kept(trained, optimiser, best_round, best_score))
+    if better:
+        personal.export_best(now, checkpoint_meta(site, plan, phase, order))
+    waited = (order.round - best_round) * phase.local_epochs
+    published = withhold(sums, plan.federation.min_cell)
+    header = Header(
+        site=site.name, run=order.run, phase=phase.name, round=order.round,
+        stopped=waited >= phase.patience, best_round=best_round,
+    )
+    return header, replace(
+        result, annotated=(), cases=0, seconds=time.perf_counter() - started, scores={"val": published}
+    )
+
+
+def evaluate(
+    site: Site, plan: Plan, phase: Phase, order: Order, state: State
+) -> Result:
+    """Scores weights: the shared ones on val (``validate``) or test (``test``); a personal phase its own best."""
+    started = time.perf_counter()
+    personal = phase.share == "none"
+    if personal:
+        state = Personal(site.phase_folder(phase.name)).best()
+    model = loaded(plan, phase, state)
+    scores: dict[str, Mapping[str, OrganSum]] = {}
+    if order.task == "validate" or personal:
+        scores["val"] = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+    if order.task == "test":
+        cases = score(site, plan, phase, model, "test", draw=True)
+        write_cases(site, phase, cases)
+        scores["test"] = organ_sums(cases, phase.organs)
+    if personal:
+        cell = plan.federation.min_cell
+        scores = {split: withhold(sums, cell) for split, sums in scores.items()}
+    return Result(seconds=time.perf_counter() - started, scores=scores)
+
+
+def loaded(plan: Plan, phase: Phase, state: Mapping[str, Tensor]) -> nn.Module:
+    """The phase's network with these weights, frozen as the phase says."""
+    model = network(plan, phase)
+    load_state(model, state)
+    apply_freeze(model, parts_of(model, plan, phase).frozen)
+    return model
+
+
+def fit(
+    site: Site,
+    plan: Plan,
+    phase: Phase,
+    order: Order,
+    model: nn.Module,
+    entries: Sequence[Entry],
+    optimiser: Mapping[str, Tensor] | None,
+    incoming: Mapping[str, Tensor] | None,
+) -> tuple[Result, State]:
+    """Local epochs of one round."""
+    strategy = plan.federation.strategy
+    pull = None
+    if incoming is not None and strategy.name == "fedprox":
+        pull = (strategy.proximal_mu, incoming)
+    done, memory = train(
+        model, entries, phase.organs, plan,
+        device=site.device,
+        epochs=phase.local_epochs,
+        first_epoch=(order.round - 1) * phase.local_epochs,
+        total_epochs=phase.rounds * phase.local_epochs,
+        seed=seed_of(plan.seed, phase.name, order.round, site.name),
+        lr=phase.lr,
+        class_weights=frequencies(plan, phase, order, entries),
+        organ_weights=[plan.weighting.organs.get(o, 1.0) for o in phase.organs],
+        optimiser_state=optimiser,
+        proximal=pull,
+    )
+    return Result(
+        cases=len(entries),
+        annotated=tuple(sum(o in e.annotated for e in entries) for o in phase.organs),
+        loss=tuple(float(done.loss[k]) for k in LOSS_TERMS),
+        steps=done.steps,
+        skipped=done.skipped_nonfinite,
+        seconds=done.seconds,
+    ), memory
+
+
+def frequencies(
+    plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
+) -> list[float] | None:
+    """Class weights from the federation's frequencies, or the site's own where nothing is shared (D9)."""
+    if plan.loss.class_weight == "none":
+        return None
+    voxels, totals = order.voxels, order.totals
+    if phase.share == "none":
+        voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in phase.organs]
+        totals = [float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs]
+    if not voxels:
+        return None
+    shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
+    counts = [max(1.0 - sum(shares), 0.0), *shares]
+    return class_weights([c * 1e9 for c in counts], plan.loss.class_weight)
+
+
+def score(
+    site: Site, plan: Plan, phase: Phase, model: nn.Module, split: str, *, draw: bool = False
+) -> list[CaseScore]:
+    """Scores of a split on each CT's own grid; draws the first test cases where the site allows it."""
+    entries = site.of_phase(plan, phase, split)
+    drawn: list[Any] = []
+    colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
+
+    def on_case(entry: Entry, labelmap: npt.NDArray[np.uint8]) -> None:
+        if draw and len(drawn) < site.overlays:
+            drawn.append(entry.case)
+            write_overlays(
+                site.phase_folder(phase.name) / "overlays", entry, labelmap, entry.truth(),
+                phase.organs, colours,
+            )
+
+    return validate(model, entries, phase.organs, plan, site.device, on_case=on_case)
+
+
+def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
+    """``cases.csv``: per-case test figures, on the site's own disk, never sent."""
+    folder = site.phase_folder(phase.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "organ", "dice", "hd95_mm"])
+        for s in scores:
+            hd95 = "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}"
+            writer.writerow([s.case, s.organ, f"{s.dice:.6f}", hd95])
+
+
+def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:
+    """JSON beside a site's own best weights."""
+    pre = plan.preprocess
+    return {
+        "run": order.run, "phase": phase.name, "round": order.round, "site": site.name,
+        "organs": list(phase.organs),
+        "preprocess": {"spacing_mm": list(pre.spacing_mm), "crop": list(pre.crop), "window_hu": list(pre.window_hu)},
+        "model": asdict(plan.model), "plan_hash": plan_hash(plan),
+        "splits": {site.name: site.split_hash(site.entries(plan))},
+        "versions": versions(), "score": None,
+    }

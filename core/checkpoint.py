@@ -1,0 +1,288 @@
+"""Checkpoints: weights as safetensors beside readable JSON, and how MODEL is found on disk.
+
+A checkpoint is a pair ``STEM.safetensors`` and ``STEM.json``. The JSON holds the SHA-256 of the
+weights, so a torn or altered pair is never loaded. Nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from core.errors import UserError
+
+SCHEMA = 1
+_REQUIRED = ("organs", "preprocess", "model")
+
+
+def save(
+    folder: Path, stem: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes a checkpoint; a crash at any moment leaves the old pair or the new one.
+
+    Both new files are complete and flushed before the first takes its place; the JSON goes last. In
+    the moment between the two renames the new JSON waits under a fixed name, where `load` finds it.
+
+    Args:
+        folder: where ``stem.safetensors`` and ``stem.json`` go; made where missing.
+        stem: name of the pair, such as ``best`` or ``last``.
+        state: tensors by name, de-duplicated (no two may share memory); any device, any memory
+            format.
+        meta: anything that JSON can hold; ``schema``, ``sha256`` and ``saved`` (UTC) are added.
+
+    Returns:
+        The JSON's content as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    weights = safetensors.torch.save(tensors)
+    written = {
+        **meta,
+        "schema": SCHEMA,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "saved": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+    text = json.dumps(written, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    weights_next = folder / f".{stem}.safetensors.next"
+    meta_next = _next_meta(folder / f"{stem}.safetensors")
+    _finish_interrupted(folder / f"{stem}.safetensors")
+    _write_flushed(weights_next, weights)
+    _write_flushed(meta_next, text.encode())
+    _flush_folder(folder)
+    weights_next.replace(folder / f"{stem}.safetensors")
+    _flush_folder(folder)
+    meta_next.replace(folder / f"{stem}.json")
+    _flush_folder(folder)
+    return written
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a checkpoint and verifies its SHA-256.
+
+    Args:
+        path: the ``.safetensors`` file (its ``.json`` stands beside it).
+
+    Returns:
+        The tensors by name, on the CPU, and the JSON's content.
+
+    Raises:
+        UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema.
+    """
+    weights, sha256 = _read_weights(path)
+    meta = _matching_meta(path, sha256)
+    if meta is None:  # perhaps replaced between the two reads: look once more
+        weights, sha256 = _read_weights(path)
+        meta = _matching_meta(path, sha256)
+    if meta is None:
+        raise UserError(
+            "model",
+            path,
+            "restore both files from the same run, or use last.safetensors",
+            problem=f"SHA-256 {sha256[:12]}... of the weights is not the one in {path.stem}.json",
+        )
+    try:
+        return safetensors.torch.load(weights), meta
+    except SafetensorError as error:
+        raise UserError(
+            "model", path, "name a checkpoint written by hnfed", problem=f"not safetensors: {error}"
+        ) from error
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """Reads only the JSON of a checkpoint (``path`` names the ``.safetensors``)."""
+    meta_path = path.with_suffix(".json")
+    try:
+        meta = json.loads(meta_path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            "model",
+            path,
+            f"put {meta_path.name} beside the weights; both were written together",
+            problem=f"{meta_path.name} is missing",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model",
+            meta_path,
+            "restore the file from the run folder",
+            problem=f"unreadable: {error}",
+        ) from error
+    if not isinstance(meta, dict):
+        raise UserError("model", meta_path, "restore the file from the run folder")
+    schema = meta.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(
+            "model",
+            meta_path,
+            "use the hnfed version that wrote it, or a newer one",
+            problem=f"schema {schema!r}, this version reads up to {SCHEMA}",
+        )
+    return meta
+
+
+def require_described(meta: Mapping[str, Any], path: Path) -> None:
+    """Raises `UserError` unless the JSON says how to build and feed the network."""
+    missing = [key for key in _REQUIRED if key not in meta]
+    if missing:
+        raise UserError(
+            "model",
+            path,
+            "use a complete checkpoint such as checkpoints/PHASE/best.safetensors",
+            problem=f"its JSON lacks {', '.join(missing)}",
+        )
+
+
+@dataclass
+class _Phase:
+    """Best weights found for one phase: the federation's and those of single sites."""
+
+    shared: Path | None = None
+    sites: dict[str, Path] = field(default_factory=dict)
+
+    def saved(self) -> str:
+        """When the newest of them was written (UTC, sortable text)."""
+        found = [*self.sites.values(), *([self.shared] if self.shared else [])]
+        return max(str(load_meta(path).get("saved", "")) for path in found)
+
+
+def resolve_model(path: str | Path, phase: str | None = None, site: str | None = None) -> Path:
+    """Finds the checkpoint that MODEL means.
+
+    MODEL is a ``.safetensors`` file (or its ``.json``), a run folder, a site's folder of a run
+    (``STATE/RUN_ID`` or ``RUN/sites/SITE``), or a folder with ``best.safetensors``. A run folder
+    gives the best weights of `phase`, by default the last phase that has any: the site's own where
+    `site` holds some, else the federation's. A phase whose weights exist at several sites only
+    needs `site`.
+
+    Raises:
+        UserError: nothing fits, or `site` must be chosen.
+    """
+    root = Path(path)
+    if root.is_file():
+        if root.suffix not in (".safetensors", ".json"):
+            raise UserError("model", root, "name a run folder or a .safetensors file")
+        return root.with_suffix(".safetensors")
+    if not root.exists():
+        raise UserError(
+            "model", root, "name a run folder or a .safetensors file; this does not exist"
+        )
+    if (root / "best.safetensors").is_file():
+        return root / "best.safetensors"
+    phases = _phases_of(root)
+    if not phases:
+        raise UserError(
+            "model",
+            root,
+            "name a run folder with checkpoints/PHASE/best.safetensors, or a .safetensors file",
+            problem="no best weights in it (has the first phase ended?)",
+        )
+    if phase is None:
+        phase = max(phases, key=lambda name: phases[name].saved())
+    if phase not in phases:
+        raise UserError(
+            "--phase", phase, f"choose one of {', '.join(sorted(phases))}", problem=f"not in {root}"
+        )
+    return _of_phase(phases[phase], phase, site)
+
+
+def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:
+    if site is not None and site in found.sites:
+        return found.sites[site]
+    if found.shared is not None:
+        return found.shared
+    known = ", ".join(sorted(found.sites))
+    if site is not None:
+        raise UserError(
+            "--site",
+            site,
+            f"choose one of {known}, or another --phase",
+            problem=f"no weights of this site in phase {phase}",
+        )
+    if len(found.sites) > 1:
+        raise UserError(
+            "--site",
+            "(none)",
+            f"choose one of {known}",
+            problem=f"phase {phase} has weights of its own at each site",
+        )
+    return next(iter(found.sites.values()))
+
+
+def _phases_of(root: Path) -> dict[str, _Phase]:
+    phases: dict[str, _Phase] = {}
+    for best in sorted(root.glob("checkpoints/*/best.safetensors")):
+        phases.setdefault(best.parent.name, _Phase()).shared = best
+    for best in sorted(root.glob("sites/*/*/best.safetensors")):
+        phases.setdefault(best.parent.name, _Phase()).sites[best.parent.parent.name] = best
+    if not phases:  # a site's own folder of a run
+        for best in sorted(root.glob("*/best.safetensors")):
+            phases.setdefault(best.parent.name, _Phase()).shared = best
+    return phases
+
+
+def _read_weights(path: Path) -> tuple[bytes, str]:
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "model", path, "name an existing .safetensors checkpoint", problem=str(error.strerror)
+        ) from error
+    return weights, hashlib.sha256(weights).hexdigest()
+
+
+def _matching_meta(path: Path, sha256: str) -> dict[str, Any] | None:
+    """The JSON that belongs to weights of this SHA-256: in its place, or still waiting for it."""
+    waiting = _waiting_meta(path)
+    if waiting.get("sha256") == sha256:
+        return waiting
+    meta = load_meta(path)
+    return meta if meta.get("sha256") == sha256 else None
+
+
+def _waiting_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(_next_meta(path).read_text())
+    except (
+        FileNotFoundError,
+        ValueError,
+    ):  # a file cut short precedes the renames: it says nothing
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _finish_interrupted(path: Path) -> None:
+    """Puts a JSON that a crash left waiting into place; removes it if its weights never came."""
+    waiting = _waiting_meta(path)
+    if waiting and path.is_file() and waiting.get("sha256") == _read_weights(path)[1]:
+        _next_meta(path).replace(path.with_suffix(".json"))
+    else:
+        _next_meta(path).unlink(missing_ok=True)
+
+
+def _next_meta(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.json.next")
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

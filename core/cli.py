@@ -1,0 +1,203 @@
+"""The subcommands that need no federation: predict, evaluate, report, config show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+CONTOUR_FORMATS = ("nrrd", "nifti")
+ARCHIVE_FORMATS = ("auto", "pddca", "openkbp")
+SPLITS = ("test", "val", "train", "all")
+WIDTH = 56
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def register(subparsers: Any) -> None:
+    """Adds predict, evaluate, report and config to the subparsers of a command line."""
+    _add_predict(subparsers)
+    _add_evaluate(subparsers)
+    report = _parser(
+        subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
+    )
+    report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    config = subparsers.add_parser("config", help="look at configurations")
+    show = _parser(
+        config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
+        "show",
+        "the resolved configuration, and where each value comes from",
+        _config_show,
+        "hnfed config show demo train.lr=0.001",
+    )
+    show.add_argument("config", metavar="CONFIG", help="a name in configs/, or a YAML file")
+    show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+
+
+def _parser(
+    subparsers: Any, name: str, text: str, handler: Handler, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_predict(subparsers: Any) -> None:
+    parser = _parser(
+        subparsers,
+        "predict",
+        "contour CTs, in each CT's own geometry",
+        _predict,
+        "hnfed predict -i ct.nrrd -o contours --model runs/demo --format nrrd,nifti",
+    )
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        metavar="INPUT",
+        type=Path,
+        required=True,
+        help="a CT (NRRD, NIfTI), a folder of CTs, or an archive (pddca, openkbp)",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        required=True,
+        help="folder for CASE/NAME.nrrd, CASE.nii.gz and labels.json",
+    )
+    add(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        required=True,
+        help="run folder or checkpoint; several times: probabilities are averaged",
+    )
+    add(
+        "--format",
+        metavar="F[,F]",
+        type=_formats,
+        default=("nrrd",),
+        help="nrrd: a mask an organ; nifti: one label map (default: nrrd)",
+    )
+    _add_model_choice(parser)
+
+
+def _add_evaluate(subparsers: Any) -> None:
+    parser = _parser(
+        subparsers,
+        "evaluate",
+        "Dice and HD95 per organ, of a model or of contours that exist",
+        _evaluate,
+        "hnfed evaluate --model runs/demo --data archive --split test --json scores.json",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        help="run folder or checkpoint; several times: probabilities are averaged",
+    )
+    what.add_argument(
+        "--pred",
+        metavar="DIR",
+        type=Path,
+        help="contours: CASE/NAME.nrrd, CASE/structures/NAME.nrrd, CASE.nii.gz",
+    )
+    add(
+        "--data",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="archive with the reference contours",
+    )
+    add("--format", choices=ARCHIVE_FORMATS, default="auto", help="format of DATA (default: auto)")
+    add(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="cases to score, by DATA's cases.csv (default: test)",
+    )
+    add("--json", metavar="FILE", type=Path, help="write the scores as JSON")
+    add("--per-case", action="store_true", help="also the score of each case")
+    _add_model_choice(parser)
+
+
+def _add_model_choice(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--organs", metavar="NAME", nargs="+", help="only these organs (default: all of the model)")
+    add("--site", help="site: whose personal weights, and which cases of DATA")
+    add("--phase", help="phase of a run folder (default: the last one)")
+    add("--device", default="auto", help="auto, cpu or cuda:0 (default: auto)")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in CONTOUR_FORMATS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r}: use {', '.join(CONTOUR_FORMATS)} or both, with a comma"
+            )
+    return names
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from core.commands import predict
+
+    return predict(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from core.commands import evaluate
+
+    return evaluate(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from core.report import write_report
+
+    if not args.run.is_dir():
+        raise UserError("RUN", args.run, "name a run folder such as runs/demo")
+    print(write_report(args.run))
+    return 0
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from core.config import load
+
+    config, sources = load(args.config, args.overrides)
+    for key, value in _flattened(dataclasses.asdict(config)).items():
+        print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
+    return 0
+
+
+def _flattened(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> value as JSON; a list is one value, a list of sections is not."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = {str(i): item for i, item in enumerate(value)}.items()
+    else:
+        return {prefix: json.dumps(value)}
+    return {
+        key: text
+        for name, item in items
+        for key, text in _flattened(item, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

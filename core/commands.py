@@ -1,0 +1,214 @@
+"""What `hnfed predict` and `hnfed evaluate` do; `core.cli` defines their options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.checkpoint import resolve_model
+from core.contours import find_cts, write_contours, write_label_table
+from core.data.archive import open_archive, read_image_of
+from core.data.volume import Volume
+from core.errors import CaseError, Finding, UserError
+from core.evaluation import Evaluation, as_json, choose_cases, table, vocabulary_of
+from core.evaluation import evaluate as score_archive
+from core.predicted import find_predictions, read_prediction
+from core.prediction import common_preprocess, load_models, predict_volume, select_labels
+
+SHOWN_FINDINGS = 12
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Contours every CT of INPUT; exit code 1 where one could not be read."""
+    archive = find_cts(args.input)
+    segment, organs, _ = _loaded(args)
+    if "nifti" in args.format:
+        write_label_table(args.output, organs)
+    failed: list[Finding] = []
+    progress = _Progress()
+    for done, ref in enumerate(archive.cases):
+        progress(done, len(archive.cases), ref.case)
+        try:
+            image, geometry = read_image_of(archive, ref)
+        except CaseError as error:
+            failed.append(_left_out(error, ref.case))
+            continue
+        labels = segment(image, geometry)
+        write_contours(args.output, ref.case, labels, organs, geometry, args.format)
+        absent = [organ for i, organ in enumerate(organs, start=1) if not (labels == i).any()]
+        if absent:
+            print(f"{ref.case}: not found: {', '.join(absent)}", file=sys.stderr)
+    _print_findings([*archive.findings, *failed])
+    written = len(archive.cases) - len(failed)
+    print(f"{written} of {len(archive.cases)} CTs contoured in {args.output}")
+    return 1 if failed else 0
+
+
+def _loaded(
+    args: argparse.Namespace,
+) -> tuple[Callable[..., npt.NDArray[np.uint8]], tuple[str, ...], float]:
+    """The models of a command line: a function (image, geometry) -> labels of the chosen organs."""
+    paths = [resolve_model(model, args.phase, args.site) for model in args.model]
+    models, metas = load_models(paths, args.device)
+    for path, meta in zip(paths, metas, strict=True):
+        print(
+            f"model: {path} (phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
+            file=sys.stderr,
+        )
+    known = tuple(metas[0]["organs"])
+    organs = _chosen_organs(args.organs, known)
+    settings = common_preprocess(metas)
+    diagonal = math.hypot(*(n * s for n, s in zip(settings.crop, settings.spacing_mm, strict=True)))
+
+    def segment(image: npt.NDArray[Any], geometry: Any) -> npt.NDArray[np.uint8]:
+        labels = predict_volume(models, metas, image, geometry, args.device)
+        return select_labels(labels, known, organs)
+
+    return segment, organs, diagonal
+
+
+def _organ_list(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return tuple(dict.fromkeys(name for item in given for name in item.split(",") if name))
+
+
+def _chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The organs of ``--organs`` in the order of `known`; all where nothing was asked for."""
+    asked = _organ_list(given)
+    for name in asked or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError("--organs", name, f"{hint}choose of {', '.join(known)}")
+    return tuple(known) if asked is None else tuple(o for o in known if o in asked)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Scores a model or existing contours against DATA; prints a table, writes ``--json``."""
+    result = _of_model(args) if args.model else _of_contours(args)
+    _print_findings(result.findings)
+    print(table(result, per_case=args.per_case))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(as_json(result, per_case=args.per_case), indent=2, allow_nan=False)
+        args.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _of_model(args: argparse.Namespace) -> Evaluation:
+    segment, organs, diagonal_mm = _loaded(args)
+    archive = open_archive(args.data, format=args.format, vocab=vocabulary_of(organs))
+    refs = choose_cases(archive, args.split, args.site)
+
+    def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
+        labels = segment(volume.image, volume.geometry)
+        return {organ: labels == i for i, organ in enumerate(organs, start=1)}, diagonal_mm
+
+    notes = []
+    if args.split != "test":
+        notes.append(
+            f"split {args.split}: the model may have been trained or chosen on these cases; "
+            "whether it was cannot be told from here, so this is no estimate for new patients."
+        )
+    return score_archive(
+        archive,
+        refs,
+        organs,
+        masks,
+        penalty="the diagonal of the network's crop",
+        notes=notes,
+        findings=archive.findings,
+        progress=_Progress(),
+    )
+
+
+def _of_contours(args: argparse.Namespace) -> Evaluation:
+    asked = _organ_list(args.organs)
+    vocab = vocabulary_of(asked or ())
+    archive = open_archive(args.data, format=args.format, vocab=vocab)
+    refs = choose_cases(archive, args.split, args.site)
+    found = find_predictions(args.pred, [ref.case for ref in refs], vocab, asked)
+    organs = _chosen_organs(args.organs, found.organs)
+
+    def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
+        predicted = read_prediction(found, volume.case, volume.image, volume.geometry)
+        return predicted, volume.geometry.diagonal_mm()
+
+    notes = []
+    if found.absent:
+        notes.append(
+            f"no prediction for {len(found.absent)} of {len(refs)} cases "
+            f"({_shortened(found.absent)}): all their organs count as missed."
+        )
+    if found.unknown:
+        notes.append(
+            f"predicted structures of unknown name, left out: {_shortened(found.unknown)}."
+        )
+    only_here = {organ for ref in refs for organ in ref.structures} - set(organs)
+    if only_here and asked is None:
+        notes.append(
+            f"annotated, but nowhere predicted, left out: {_shortened(sorted(only_here))}."
+        )
+    return score_archive(
+        archive,
+        refs,
+        organs,
+        masks,
+        penalty="the CT's diagonal",
+        notes=notes,
+        findings=archive.findings,
+        progress=_Progress(),
+    )
+
+
+def _shortened(names: Sequence[str], limit: int = 8) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _left_out(error: CaseError, case: str) -> Finding:
+    return Finding(error.code, "error", case, "", str(error).splitlines()[0], error.remedy)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """What was left out, each; warnings as counts by code."""
+    errors = [f for f in findings if f.severity == "error"]
+    for f in errors[:SHOWN_FINDINGS]:
+        what = "/".join(part for part in (f.case, f.organ) if part)
+        print(f"left out: {what}: {f.code} {f.message}\n  remedy: {f.remedy}", file=sys.stderr)
+    if len(errors) > SHOWN_FINDINGS:
+        print(f"left out: {len(errors) - SHOWN_FINDINGS} more; see `hnfed check`", file=sys.stderr)
+    warnings = Counter(f.code for f in findings if f.severity != "error")
+    if warnings:
+        counts = ", ".join(f"{code} {n}" for code, n in sorted(warnings.items()))
+        print(f"warnings: {counts}; see `hnfed check`", file=sys.stderr)
+
+
+class _Progress:
+    """One line a case on stderr, with the time left."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, done: int, count: int, case: str) -> None:
+        left = ""
+        if done:
+            seconds = (time.monotonic() - self.start) / done * (count - done)
+            minutes = seconds / 60
+            left = (
+                f", about {minutes:.0f} min left"
+                if minutes > 2
+                else f", about {seconds:.0f} s left"
+            )
+        print(f"[{done + 1}/{count}] {case}{left}", file=sys.stderr, flush=True)

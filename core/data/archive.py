@@ -1,0 +1,312 @@
+"""Archives: which cases there are, what their structures mean, and reading one of them.
+
+`open_archive` lists and opens no image; `read_case` reads one case. Whatever cannot be used is
+returned as a `Finding`, or raised as a `CaseError` where a whole case is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy.typing as npt
+
+from core.anatomy import Organ, resolve, vocabulary
+from core.data import openkbp, pddca
+from core.data.caselist import Row, read_rows
+from core.data.folders import CaseFolder
+from core.data.volume import Geometry, Volume
+from core.errors import CaseError, Finding, UserError
+
+FORMATS = ("pddca", "openkbp")
+AIRLESS_HU, TISSUE_HU, LARGEST_HU = 0.0, -100.0, 65535.0
+
+
+@dataclass(frozen=True)
+class CaseRef:
+    """One case of an archive, not read yet.
+
+    Attributes:
+        case: its id: from ``cases.csv``, else the name of its folder.
+        files: what the image is read from, the image itself first.
+        structures: file by TG-263 name of the organs that its names resolve to.
+        unmapped: number of structure files that mean no organ.
+        site: from ``cases.csv``, else None.
+        split: train, val or test from ``cases.csv``, else None.
+    """
+
+    case: str
+    files: tuple[Path, ...]
+    structures: Mapping[str, Path]
+    unmapped: int
+    site: str | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The cases of an archive, sorted by id, and what was noticed while listing them."""
+
+    format: str
+    root: Path
+    cases: tuple[CaseRef, ...]
+    findings: tuple[Finding, ...]
+
+
+def open_archive(
+    root: Path | str,
+    *,
+    format: str = "auto",
+    vocab: Mapping[str, Organ] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> Archive:
+    """Lists the cases of an archive; reads ``cases.csv`` at its root where there is one.
+
+    Args:
+        root: the archive's folder.
+        format: ``auto`` or one of `FORMATS`.
+        vocab: organs from `core.anatomy.vocabulary`; the built-in ones if None.
+        aliases: the site's own spellings by TG-263 name.
+
+    Raises:
+        UserError: no such folder, no case in it, two formats in one folder, a format that is not
+            read, an unusable ``cases.csv``.
+    """
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise UserError("root", root, "give the folder of an archive", problem="no such folder")
+    vocab = vocabulary() if vocab is None else vocab
+    doubtful_aliases = _check_aliases(vocab, aliases or {})
+    name, folders = _find(root, format)
+    rows = read_rows(root / "cases.csv")
+    named, findings = _name(root, folders, rows)
+    findings += doubtful_aliases
+    lookup = _resolver(vocab, aliases)
+    unmapped: Counter[str] = Counter()
+    cases: list[CaseRef] = []
+    for case, (folder, row) in sorted(named.items()):
+        if not folder.files:
+            remedy = "put the image back, or remove the folder"
+            message = f"{folder.folder.name}: structures without an image"
+            findings.append(Finding("E_IMAGE_MISSING", "error", case, "", message, remedy))
+            continue
+        structures, unknown, doubtful = _structures(case, folder.structures, lookup)
+        unmapped.update(unknown)
+        findings += doubtful
+        site, split = (row.site, row.split) if row else (None, None)
+        cases.append(CaseRef(case, folder.files, structures, len(unknown), site, split))
+    findings += [_unmapped(raw, count) for raw, count in sorted(unmapped.items())]
+    return Archive(name, root, tuple(cases), tuple(findings))
+
+
+def _reader(format: str) -> ModuleType:
+    match format:
+        case "pddca":
+            return pddca
+        case "openkbp":
+            return openkbp
+        case _:
+            remedy = f"use auto, {' or '.join(FORMATS)}"
+            raise UserError("format", format, remedy, problem="no archive format that is read")
+
+
+def _find(root: Path, format: str) -> tuple[str, list[CaseFolder]]:
+    """The archive's format and its case folders, at least one of them with an image."""
+    tried = FORMATS if format == "auto" else (format,)
+    found = {name: _reader(name).find(root) for name in tried}
+    found = {name: cases for name, cases in found.items() if any(c.files for c in cases)}
+    if not found:
+        layouts = "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), or pt_N/ct.csv (openkbp)"
+        problem = "no case below this folder"
+        raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)
+    if len(found) > 1:
+        remedy = "name the one to read with `format`, or give a folder that holds one"
+        raise UserError("root", root, remedy, problem=f"holds {' and '.join(found)}")
+    return next(iter(found.items()))
+
+
+def _name(
+    root: Path, folders: Sequence[CaseFolder], rows: Sequence[Row] | None
+) -> tuple[dict[str, tuple[CaseFolder, Row | None]], list[Finding]]:
+    """Gives each case folder its id and its row of ``cases.csv``."""
+    names = Counter(f.folder.name for f in folders)
+    short = {f.folder.name: f for f in folders if names[f.folder.name] == 1}
+    by_path = {f.folder.relative_to(root).as_posix(): f for f in folders}
+    cases: dict[str, tuple[CaseFolder, Row | None]] = {}
+    findings: list[Finding] = []
+    for row in rows or ():
+        folder = by_path.get(row.path) if row.path else short.get(row.case)
+        if folder is None:
+            doubt = "several folders of that name" if names[row.case] > 1 else "no such folder"
+            message = f"cases.csv lists {row.case!r}: {doubt}"
+            remedy = "correct the row, or add the case's path to it"
+            findings.append(Finding("W_CASE_ABSENT", "warning", row.case, "", message, remedy))
+        else:
+            cases[row.case] = (folder, row)
+    listed = {id(folder) for folder, _ in cases.values()}
+    for path, folder in by_path.items():
+        if id(folder) in listed:
+            continue
+        own = folder.folder.name
+        case = own if names[own] == 1 else path.replace("/", "__")
+        while case in cases:
+            case += "_"
+        cases[case] = (folder, None)
+        if names[own] > 1:
+            message = f"several folders are called {own!r}: this one is case {case!r}"
+            remedy = "name the cases in cases.csv (columns case, split, path)"
+            findings.append(Finding("W_CASE_RENAMED", "warning", case, "", message, remedy))
+        if rows is not None:
+            message = "not listed in cases.csv"
+            remedy = "add a row; where cases.csv gives splits, a case without one is not used"
+            findings.append(Finding("W_CASE_UNLISTED", "warning", case, "", message, remedy))
+    return cases, findings
+
+
+def _check_aliases(
+    vocab: Mapping[str, Organ], aliases: Mapping[str, Sequence[str]]
+) -> list[Finding]:
+    for organ, names in aliases.items():
+        if isinstance(names, str):
+            raise UserError(f"aliases.{organ}", names, f"give a list: [{names!r}]")
+    return [
+        Finding(
+            "W_ALIAS_UNKNOWN",
+            "warning",
+            "",
+            "",
+            f"aliases name {organ!r}, which is no organ of this vocabulary",
+            "correct the spelling (TG-263), or define the organ in the plan",
+        )
+        for organ in aliases
+        if organ not in vocab
+    ]
+
+
+def _resolver(
+    vocab: Mapping[str, Organ], aliases: Mapping[str, Sequence[str]] | None
+) -> Callable[[str], str | None]:
+    known: dict[str, str | None] = {}
+    ask = partial(resolve, vocab=vocab, site_aliases=aliases)
+    return lambda raw: known[raw] if raw in known else known.setdefault(raw, ask(raw))
+
+
+def _structures(
+    case: str, paths: Sequence[Path], lookup: Callable[[str], str | None]
+) -> tuple[dict[str, Path], list[str], list[Finding]]:
+    """File by organ, the names that mean none, and a finding for each organ that two files mean."""
+    claims: dict[str, list[Path]] = defaultdict(list)
+    unknown = []
+    for path in paths:
+        organ = lookup(path.stem)
+        if organ is None:
+            unknown.append(path.stem)
+        else:
+            claims[organ].append(path)
+    findings = [
+        Finding(
+            "E_LABEL_AMBIGUOUS",
+            "error",
+            case,
+            organ,
+            f"{' and '.join(p.name for p in files)} are the same organ by name",
+            "keep one of them, or tell them apart with the site's `aliases`",
+        )
+        for organ, files in claims.items()
+        if len(files) > 1
+    ]
+    single = {organ: files[0] for organ, files in claims.items() if len(files) == 1}
+    return dict(sorted(single.items())), unknown, findings
+
+
+def _unmapped(raw: str, count: int) -> Finding:
+    message = f"structure {raw!r} ({count} cases) means no organ of the vocabulary"
+    remedy = "if it is one, add the name to the site's `aliases`; else nothing to do"
+    return Finding("W_STRUCTURE_UNKNOWN", "warning", "", "", message, remedy)
+
+
+def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geometry]:
+    """Reads the CT of one case and requires plausible HU.
+
+    Returns:
+        HU (Z, Y, X) as int16 or float32, and the grid.
+
+    Raises:
+        CaseError: the image cannot be read, or its values are no HU (``E_IMAGE_HU``).
+    """
+    image, geometry = _reader(archive.format).read_ct(ref.files)
+    low, high = float(image.min()), float(image.max())
+    if low >= AIRLESS_HU or high <= TISSUE_HU or max(-low, high) > LARGEST_HU or high - low < 50:
+        problem = f"values from {low:g} to {high:g}; a CT has air near -1000 and tissue above -100"
+        remedy = "export the CT in HU (rescale slope and intercept applied)"
+        raise CaseError("E_IMAGE_HU", "image", ref.files[0], remedy, problem=problem)
+    return image, geometry
+
+
+def read_case(
+    archive: Archive, ref: CaseRef, organs: Sequence[str]
+) -> tuple[Volume, tuple[Finding, ...]]:
+    """Reads the CT of one case and those of `organs` that it has structures for.
+
+    An organ whose structure is unreadable, off the CT's grid, empty or no mask is left out, as not
+    annotated, with a finding.
+
+    Args:
+        archive: the archive that `ref` belongs to.
+        ref: the case.
+        organs: TG-263 names.
+
+    Raises:
+        CaseError: the image cannot be used.
+    """
+    image, geometry = read_image_of(archive, ref)
+    reader = _reader(archive.format)
+    masks, findings = {}, []
+    for organ in organs:
+        path = ref.structures.get(organ)
+        if path is None:
+            continue
+        try:
+            mask, remark = reader.read_mask(path, image, geometry)
+            if not mask.any():
+                remedy = "remove the structure, or contour it"
+                raise CaseError("E_LABEL_EMPTY", "structure", path.name, remedy, problem="empty")
+        except CaseError as error:
+            message = f"{path.name}: {error.problem}"
+            findings.append(Finding(error.code, "error", ref.case, organ, message, error.remedy))
+            continue
+        masks[organ] = mask
+        if remark:
+            message, remedy = f"{path.name}: {remark}", "nothing to do: they were cut"
+            findings.append(Finding("W_LABEL_CUT", "warning", ref.case, organ, message, remedy))
+    return Volume(ref.case, image, geometry, masks), tuple(findings)
+
+
+def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
+    """SHA-256 over the bytes of the files that `read_case` would read; no path enters it.
+
+    Args:
+        ref: the case.
+        organs: TG-263 names, in any order; those without a structure do not count.
+
+    Raises:
+        CaseError: ``E_IMAGE_MISSING`` where a file cannot be read.
+    """
+    parts = [(f"image {i}", path) for i, path in enumerate(ref.files)]
+    parts += [(o, ref.structures[o]) for o in sorted(set(organs)) if o in ref.structures]
+    total = hashlib.sha256()
+    for name, path in parts:
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            remedy = "put the file back, or remove the case"
+            raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=str(error)) from error
+        total.update(f"{name}\n{path.suffix}\n{digest}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,107 @@
+"""Training samples from the cache, in an order and with an augmentation that the seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core.config import Augment
+from core.data.augment import augment as augment_sample
+from core.data.entry import Entry
+from core.data.preprocess import label_map
+from core.errors import UserError
+
+
+def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> Tensor:
+    """Maps HU to the network's range: the window's ends become -1 and 1.
+
+    Args:
+        image_hu: (Z, Y, X), int16, clipped to the window.
+        window_hu: lower and upper end.
+
+    Returns:
+        float32 (1, Z, Y, X), writable, shares no memory with `image_hu`.
+    """
+    low, high = window_hu
+    scaled = torch.from_numpy(image_hu.astype(np.float32))
+    return scaled.sub_((low + high) / 2).mul_(2 / (high - low)).clamp_(-1, 1).unsqueeze_(0)
+
+
+def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint8], int]:
+    """Returns a case's label map (Z, Y, X), 0 = background, and the number of overlapping voxels.
+
+    Overlaps go to the organ with fewer voxels in this case.
+    """
+    order = sorted(organs, key=lambda organ: -entry.voxels.get(organ, 0))
+    return label_map(entry.bits(), entry.organs, organs, order=order)
+
+
+class CropDataset(Dataset[dict[str, Tensor]]):
+    """One epoch over prepared cases.
+
+    Args:
+        entries: cases, from the cache.
+        organs: organs of the phase; organ i gets the label i + 1.
+        augment: random deformation and intensity, or None for none.
+        window_hu: lower and upper end of the window.
+        seed: decides order and augmentation, together with the epoch.
+        epoch: number of the epoch.
+
+    Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` int64 (Z, Y, X) and ``annotated``
+    bool (C,).
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        organs: Sequence[str],
+        augment: Augment | None,
+        window_hu: Sequence[float],
+        seed: int,
+        epoch: int = 0,
+    ) -> None:
+        missing = sorted({o for o in organs for e in entries if o not in e.organs})
+        if missing:
+            remedy = "prepare the archive for this plan: hnfed prepare SITE.yaml CONFIG"
+            raise UserError("cache", ", ".join(missing), remedy, problem="organs not prepared")
+        self.entries = tuple(entries)
+        self.organs = tuple(organs)
+        self.augment = augment if augment is not None and augment.enabled else None
+        self.window_hu = (float(window_hu[0]), float(window_hu[1]))
+        self.seed = seed
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and the augmentation of that epoch."""
+        self.epoch = epoch
+        rng = np.random.default_rng([_unsigned(self.seed), epoch])
+        self.order = tuple(int(i) for i in rng.permutation(len(self.entries)))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        case = self.order[position]
+        entry = self.entries[case]
+        image = scale_image(entry.image(), self.window_hu)
+        label = torch.from_numpy(load_label(entry, self.organs)[0])
+        if self.augment is not None:
+            image, label = augment_sample(
+                image, label, self.augment, entry.crop.spacing_mm, self.sample_seed(case)
+            )
+        annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
+        return {"image": image, "label": label.long(), "annotated": annotated}
+
+    def sample_seed(self, case: int) -> int:
+        """Returns the seed of a case's augmentation in this epoch; `case` counts in `entries`."""
+        sequence = np.random.SeedSequence([_unsigned(self.seed), self.epoch, case])
+        return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _unsigned(seed: int) -> int:
+    return seed % 2**63

@@ -1,0 +1,214 @@
+"""One prepared case on disk: its arrays, its geometry, its counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.config import Preprocess
+from core.data.grid import bounding_box, inside_fraction
+from core.data.preprocess import prepare_image, prepare_masks
+from core.data.volume import Geometry, Volume
+from core.errors import Finding
+
+# Raise it with every change of what an entry holds: resampling and region of interest included.
+FORMAT = 1
+INSIDE_WARNING = 0.99
+FILES = ("entry.json", "image.npy", "bits.npy", "truth.npy")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prepared case.
+
+    Attributes:
+        case: case id; stays at the site.
+        split: train, val or test.
+        folder: where the arrays lie.
+        organs: organs of the plan, the order of the bits.
+        annotated: organs with a mask in this case; the others are unknown here, not absent.
+        source: the CT's own grid.
+        crop: the network's grid.
+        voxels: voxels in the crop of each annotated organ, before overlaps are resolved.
+        crop_voxels: voxels of the crop.
+        overlap_voxels: voxels of the crop that more than one organ claims.
+    """
+
+    case: str
+    split: str
+    folder: Path
+    organs: tuple[str, ...]
+    annotated: frozenset[str]
+    source: Geometry
+    crop: Geometry
+    voxels: Mapping[str, int]
+    crop_voxels: int
+    overlap_voxels: int
+
+    def image(self) -> npt.NDArray[np.int16]:
+        """Returns the crop (Z, Y, X) in HU, mapped from disk and read-only."""
+        return _load(self.folder / "image.npy", np.int16)
+
+    def bits(self) -> npt.NDArray[np.uint32]:
+        """Returns the masks in the crop (Z, Y, X), bit i = `organs[i]`, mapped and read-only."""
+        return _load(self.folder / "bits.npy", np.uint32)
+
+    def truth(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Returns organ -> original mask (Z, Y, X) on the CT's own grid."""
+        packed = _load(self.folder / "truth.npy", np.uint8)
+        masks = {}
+        for organ, item in read_json(self.folder / "entry.json")["truth"].items():
+            box = tuple(slice(a, b) for a, b in item["box"])
+            shape = tuple(b.stop - b.start for b in box)
+            first, size = item["first"], math.prod(shape)
+            piece = np.unpackbits(packed[first : first + -(-size // 8)], count=size)
+            masks[organ] = np.zeros(self.source.size, dtype=np.bool_)
+            masks[organ][box] = piece.reshape(shape).astype(np.bool_)
+        return masks
+
+
+def write_entry(
+    folder: Path,
+    volume: Volume,
+    findings: Sequence[Finding],
+    organs: Sequence[str],
+    settings: Preprocess,
+    archive_root: str,
+) -> None:
+    """Prepares a case and writes its files; the caller moves the folder into place."""
+    masks = {organ: mask for organ, mask in volume.masks.items() if organ in organs}
+    crop_image, crop = prepare_image(volume.image, volume.geometry, settings)
+    bits = prepare_masks(masks, volume.geometry, crop, organs)
+    voxels = {o: int(np.count_nonzero(bits & np.uint32(1 << organs.index(o)))) for o in masks}
+    truth, packed = _pack(masks)
+    notes = [*findings, *_crop_findings(masks, voxels, volume.geometry, crop)]
+    folder.mkdir()
+    for name, array in (("image", crop_image), ("bits", bits), ("truth", packed)):
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    meta = {
+        "format": FORMAT,
+        "organs": list(organs),
+        "annotated": [organ for organ in organs if organ in masks],
+        "source": volume.geometry.as_json(),
+        "crop": crop.as_json(),
+        "voxels": voxels,
+        "crop_voxels": int(bits.size),
+        "overlap_voxels": int(np.count_nonzero(np.bitwise_count(bits) > 1)),
+        "truth": truth,
+        "findings": [_scrubbed(note, archive_root) for note in notes],
+    }
+    write_json(folder / "entry.json", meta)
+
+
+def _pack(
+    masks: Mapping[str, npt.NDArray[np.bool_]],
+) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Packs each mask's bounding box to bits, one after another."""
+    table: dict[str, Any] = {}
+    pieces: list[npt.NDArray[np.uint8]] = []
+    first = 0
+    for organ, mask in masks.items():
+        box = bounding_box(mask)
+        assert box is not None, "an annotated organ has voxels"
+        piece = np.packbits(mask[box])
+        table[organ] = {"first": first, "box": [[b.start, b.stop] for b in box]}
+        pieces.append(piece)
+        first += piece.size
+    return table, np.concatenate([np.zeros(0, dtype=np.uint8), *pieces])
+
+
+def _crop_findings(
+    masks: Mapping[str, npt.NDArray[np.bool_]],
+    voxels: Mapping[str, int],
+    source: Geometry,
+    crop: Geometry,
+) -> list[Finding]:
+    """Says which organs the crop cuts or loses."""
+    findings = []
+    for organ, mask in masks.items():
+        inside = inside_fraction(mask, source, crop)
+        if voxels[organ] == 0:
+            code, text = "W_ORGAN_NOT_IN_CROP", "no voxel in the network's crop"
+        elif inside < INSIDE_WARNING:
+            code, text = "W_ORGAN_CUT_BY_CROP", f"{inside:.1%} of it inside the network's crop"
+        else:
+            continue
+        remedy = "enlarge preprocess.crop if many cases say so"
+        findings.append(Finding(code, "warning", "", organ, text, remedy))
+    return findings
+
+
+def _scrubbed(finding: Finding, archive_root: str) -> dict[str, str]:
+    """Returns a finding for the entry: no case, and nothing of where the archive lies."""
+    fields: dict[str, str] = dataclasses.asdict(finding)
+    return {k: v.replace(archive_root, "ARCHIVE") for k, v in fields.items() if k != "case"}
+
+
+def open_entry(root: Path, line: Mapping[str, str], organs: Sequence[str]) -> Entry:
+    """Opens the entry that a line of the index names. Raises ValueError where it does not fit."""
+    folder = root / "entries" / line["key"]
+    meta = read_json(folder / "entry.json")
+    if meta["format"] != FORMAT or meta["organs"] != list(organs):
+        raise ValueError(f"entry {line['key']} is of another format")
+    return Entry(
+        case=line["case"],
+        split=line["split"],
+        folder=folder,
+        organs=tuple(meta["organs"]),
+        annotated=frozenset(meta["annotated"]),
+        source=Geometry.of_json(meta["source"]),
+        crop=Geometry.of_json(meta["crop"]),
+        voxels={organ: int(n) for organ, n in meta["voxels"].items()},
+        crop_voxels=int(meta["crop_voxels"]),
+        overlap_voxels=int(meta["overlap_voxels"]),
+    )
+
+
+def stored_findings(root: Path, line: Mapping[str, str]) -> list[Finding]:
+    """Returns what was noticed when the entry was built."""
+    meta = read_json(root / "entries" / line["key"] / "entry.json")
+    return [Finding(case=line["case"], **fields) for fields in meta["findings"]]
+
+
+def complete(folder: Path) -> bool:
+    """An entry folder exists only once it is whole; files deleted since then are built again."""
+    if not folder.is_dir():
+        return False
+    if all((folder / name).is_file() for name in FILES):
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _load(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    assert array.dtype == dtype, (path.name, array.dtype)
+    return array
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(value, dict), path.name
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object and flushes it to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,44 @@
+"""Case folders of an archive: what both readers find, and the walk that finds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CaseFolder:
+    """One case as its folder shows it; nothing was opened.
+
+    Attributes:
+        folder: the case's folder.
+        files: what the image is read from, the image itself first; empty where it is missing.
+        structures: one file a structure, sorted by name.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    structures: tuple[Path, ...]
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yields (folder, subfolders, files) top down, each real folder once, in sorted order.
+
+    Hidden names are left out, and so is any run folder (it holds a ``journal.jsonl``): its
+    predictions are no archive. Links are followed. The caller may empty `subfolders` to go no
+    deeper.
+
+    Args:
+        root: where to start.
+    """
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or "journal.jsonl" in files:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), subfolders, sorted(name for name in files if not name.startswith("."))

@@ -1,0 +1,237 @@
+"""From a CT's own grid to the network's crop in one linear resampling, and back.
+
+The crop is aligned with the patient (LPS: x to the left, y to posterior, z to superior), whatever
+the CT's own orientation. Its corner lies on a voxel centre of the CT, so at equal spacing nothing
+is interpolated at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from core.config import Preprocess
+from core.data.grid import (
+    Floats,
+    affine,
+    bounding_box,
+    covering_box,
+    grow,
+    index_transform,
+    outer_corners,
+    part_of,
+    snap,
+)
+from core.data.resample import anti_alias_sigma, resample, restore_aligned, restore_oblique
+from core.data.roi import COARSE_MM, find_roi
+from core.data.volume import Geometry
+from core.errors import UserError
+
+AIR_HU = -1024.0
+MAX_ORGANS = 32
+# Linear weights that should add up to one half may miss it by a rounding error.
+HALF = 0.5 - 1e-6
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def prepare_image(
+    image: npt.NDArray[Any], geometry: Geometry, settings: Preprocess
+) -> tuple[npt.NDArray[np.int16], Geometry]:
+    """Finds the crop in a CT and resamples the CT onto it, once and linearly.
+
+    Args:
+        image: (Z, Y, X), HU, on the CT's own grid, in any orientation.
+        geometry: grid of `image`.
+        settings: spacing, size of the crop and window.
+
+    Returns:
+        The crop (Z, Y, X) in HU clipped to the window (outside the CT: the window's lower end),
+        and its geometry.
+    """
+    crop = place_crop(image, geometry, settings)
+    return resample_image(image, geometry, crop, settings), crop
+
+
+def place_crop(image: npt.NDArray[Any], geometry: Geometry, settings: Preprocess) -> Geometry:
+    """Returns the grid of the crop, found from the image alone (see `core.data.roi`)."""
+    coarse, origin_xyz = _coarse_lps(image, geometry)
+    roi = find_roi(coarse, (COARSE_MM,) * 3)
+    spacing = np.asarray(settings.spacing_mm, dtype=float)
+    extent = (np.asarray(settings.crop) - 1) * spacing
+    offset = np.array(
+        [
+            roi.centre_x_mm - extent[2] / 2,
+            roi.centre_y_mm - extent[1] / 2,
+            roi.top_mm - extent[0],
+        ]
+    )
+    corner = snap(origin_xyz + offset, geometry)
+    return Geometry(
+        size=(int(settings.crop[0]), int(settings.crop[1]), int(settings.crop[2])),
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        origin_mm=(float(corner[0]), float(corner[1]), float(corner[2])),
+        direction=IDENTITY,
+    )
+
+
+def resample_image(
+    image: npt.NDArray[Any], geometry: Geometry, crop: Geometry, settings: Preprocess
+) -> npt.NDArray[np.int16]:
+    """Resamples a CT onto the grid `crop`: linear, clipped to the window, int16 HU.
+
+    Along axes on which the crop is more than 1.5 times coarser than the CT, the CT is smoothed
+    first by a Gaussian of variance (f^2 - 1) / (8 ln 2) in voxels, f the ratio of the spacings
+    (Cardoso et al., Scale factor point spread function matching, MICCAI 2015).
+    """
+    low, high = settings.window_hu
+    sigma = anti_alias_sigma(geometry, crop)
+    box = covering_box(geometry, crop, margin=[int(np.ceil(4 * s)) + 1 for s in sigma])
+    if box is None:
+        return np.full(crop.size, round(low), dtype=np.int16)
+    part = image[box].astype(np.float32)
+    for axis in np.flatnonzero(sigma):
+        part = ndimage.gaussian_filter1d(part, sigma[axis], axis=int(axis), mode="nearest")
+    moved = resample(part, part_of(geometry, box), crop, outside=float(low))
+    return np.rint(np.clip(moved, low, high)).astype(np.int16)
+
+
+def prepare_masks(
+    masks: Mapping[str, npt.NDArray[np.bool_]],
+    geometry: Geometry,
+    crop_geometry: Geometry,
+    organs: Sequence[str],
+) -> npt.NDArray[np.uint32]:
+    """Resamples masks onto the crop, linearly, inside where the value is at least one half.
+
+    Args:
+        masks: organ -> (Z, Y, X) on the CT's grid; may overlap. Others than `organs` are left out.
+        geometry: grid of the masks.
+        crop_geometry: grid of the crop, from `prepare_image`.
+        organs: order of the bits.
+
+    Returns:
+        (Z, Y, X) of the crop; bit i is set inside `organs[i]`.
+    """
+    if len(organs) > MAX_ORGANS:
+        raise UserError(
+            "organs", len(organs), f"use at most {MAX_ORGANS} organs in all phases of one plan"
+        )
+    bits = np.zeros(crop_geometry.size, dtype=np.uint32)
+    for index, organ in enumerate(organs):
+        if organ not in masks:
+            continue
+        source_box = bounding_box(masks[organ])
+        if source_box is None:
+            continue
+        padded = grow(source_box, 1, geometry.size)
+        part_geometry = part_of(geometry, padded)
+        crop_box = covering_box(crop_geometry, part_geometry, margin=[1, 1, 1])
+        if crop_box is None:
+            continue
+        part = resample(
+            masks[organ][padded].astype(np.float32),
+            part_geometry,
+            part_of(crop_geometry, crop_box),
+            outside=0.0,
+        )
+        bits[crop_box] |= (part >= HALF).astype(np.uint32) << np.uint32(index)
+    return bits
+
+
+def label_map(
+    bits: npt.NDArray[np.uint32],
+    organs_of_cache: Sequence[str],
+    organs_of_phase: Sequence[str],
+    *,
+    order: Sequence[str] | None = None,
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """Turns a bit field into one label per voxel.
+
+    Args:
+        bits: (Z, Y, X), bit i is `organs_of_cache[i]`.
+        organs_of_cache: order of the bits.
+        organs_of_phase: organs wanted; organ i gets the label i + 1, background 0.
+        order: organs from the one that loses every overlap to the one that wins every overlap. By
+            default from the largest to the smallest by voxels in this case; ties by the phase.
+
+    Returns:
+        The labels (Z, Y, X) and the number of voxels that more than one wanted organ claimed.
+    """
+    bit_of = {organ: np.uint32(1 << organs_of_cache.index(organ)) for organ in organs_of_phase}
+    label = np.zeros(bits.shape, dtype=np.uint8)
+    inside = np.flatnonzero(bits)
+    found = np.asarray(bits).reshape(-1)[inside]
+    if order is None:
+        count = {o: int(np.count_nonzero(found & bit)) for o, bit in bit_of.items()}
+        order = sorted(organs_of_phase, key=lambda organ: -count[organ])
+    values = np.zeros(found.shape, dtype=np.uint8)
+    for organ in order:
+        if organ in bit_of:
+            values[(found & bit_of[organ]) != 0] = organs_of_phase.index(organ) + 1
+    label.reshape(-1)[inside] = values
+    wanted = np.uint32(sum(int(bit) for bit in bit_of.values()))
+    return label, int(np.count_nonzero(np.bitwise_count(found & wanted) > 1))
+
+
+def restore(
+    probabilities: npt.NDArray[np.float32] | torch.Tensor,
+    crop_geometry: Geometry,
+    source_geometry: Geometry,
+) -> npt.NDArray[np.uint8]:
+    """Brings class probabilities back onto the CT's own grid: the inverse of `prepare_image`.
+
+    The probabilities are interpolated, linearly, and the label is the class with the largest. Only
+    the part of the CT inside the crop is computed, a few slices at a time.
+
+    Args:
+        probabilities: (C, Z, Y, X) on the crop, class 0 = background; on any device.
+        crop_geometry: grid of the crop.
+        source_geometry: grid of the CT, in any orientation.
+
+    Returns:
+        Labels (Z, Y, X) on the CT's grid; 0 outside the crop.
+    """
+    values = torch.as_tensor(probabilities)
+    assert tuple(values.shape[1:]) == tuple(crop_geometry.size), "probabilities are not on the crop"
+    labels = np.zeros(source_geometry.size, dtype=np.uint8)
+    box = covering_box(source_geometry, crop_geometry, margin=[1, 1, 1])
+    if box is None:
+        return labels
+    to_crop, start = index_transform(source_geometry, crop_geometry)
+    with torch.inference_mode():
+        if np.all(np.count_nonzero(to_crop, axis=0) == 1):
+            restore_aligned(labels, values, box, to_crop, start)
+        else:
+            restore_oblique(labels, values, box, to_crop, start)
+    return labels
+
+
+def _coarse_lps(
+    image: npt.NDArray[Any], geometry: Geometry
+) -> tuple[npt.NDArray[np.float32], Floats]:
+    """Returns the CT on a 4 mm grid along the patient's axes, and its origin (x, y, z) in mm."""
+    steps = [max(1, int(COARSE_MM / 2 / s)) for s in geometry.spacing_mm]
+    thin = np.ascontiguousarray(image[:: steps[0], :: steps[1], :: steps[2]], dtype=np.float32)
+    spacing = [s * n for s, n in zip(geometry.spacing_mm, steps, strict=True)]
+    thin_geometry = Geometry(
+        size=(thin.shape[0], thin.shape[1], thin.shape[2]),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        origin_mm=geometry.origin_mm,
+        direction=geometry.direction,
+    )
+    matrix, origin = affine(thin_geometry)
+    points = outer_corners(thin_geometry) @ matrix.T + origin
+    low, high = points.min(0) + COARSE_MM / 2, points.max(0)
+    size = np.maximum(1, np.floor((high - low) / COARSE_MM + 1)).astype(int)[::-1]
+    grid = Geometry(
+        size=(int(size[0]), int(size[1]), int(size[2])),
+        spacing_mm=(COARSE_MM, COARSE_MM, COARSE_MM),
+        origin_mm=(float(low[0]), float(low[1]), float(low[2])),
+        direction=IDENTITY,
+    )
+    return resample(thin, thin_geometry, grid, outside=AIR_HU), low

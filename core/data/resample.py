@@ -1,0 +1,118 @@
+"""Interpolation between grids: an image onto the crop, probabilities back onto the CT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from torch.nn import functional
+
+from core.data.grid import Box, Floats, index_transform
+from core.data.volume import Geometry
+
+ANTI_ALIAS_ABOVE = 1.5
+SLAB_VALUES = 2**23
+
+
+def resample(
+    array: npt.NDArray[np.float32], geometry: Geometry, target: Geometry, outside: float
+) -> npt.NDArray[np.float32]:
+    """Interpolates `array`, which lies on `geometry`, linearly on the grid `target`.
+
+    Returns:
+        (Z, Y, X) of `target`; `outside` where `array` has no voxel.
+    """
+    # SimpleITK's signature calls `size` an int: options by name, unchecked.
+    options: dict[str, Any] = {
+        "size": [int(n) for n in target.size[::-1]],
+        "interpolator": sitk.sitkLinear,
+        "outputOrigin": [float(v) for v in target.origin_mm],
+        "outputSpacing": [float(v) for v in target.spacing_mm[::-1]],
+        "outputDirection": [float(v) for v in target.direction],
+        "defaultPixelValue": outside,
+    }
+    moved = sitk.Resample(geometry.to_sitk(array), **options)
+    return np.asarray(sitk.GetArrayFromImage(moved), dtype=np.float32)
+
+
+def anti_alias_sigma(geometry: Geometry, crop: Geometry) -> Floats:
+    """Returns the smoothing for each axis of the CT in voxels; 0 where none is needed."""
+    matrix, _ = index_transform(crop, geometry)
+    ratio = np.sqrt((matrix**2).sum(axis=1))
+    variance = np.maximum(ratio**2 - 1, 0) / (8 * np.log(2))
+    return np.where(ratio > ANTI_ALIAS_ABOVE, np.sqrt(variance), 0.0)
+
+
+def restore_aligned(
+    labels: npt.NDArray[np.uint8], values: torch.Tensor, box: Box, to_crop: Floats, start: Floats
+) -> None:
+    """Fills `labels[box]` where every axis of the CT runs along an axis of the crop.
+
+    Linear interpolation is then separable: one small matrix an axis.
+    """
+    axes = [int(np.flatnonzero(to_crop[:, a])[0]) for a in range(3)]
+    values = values.permute(0, *(1 + a for a in axes))
+    matrices, ranges = [], []
+    for a in range(3):
+        index = start[axes[a]] + to_crop[axes[a], a] * np.arange(box[a].start, box[a].stop)
+        size = values.shape[1 + a]
+        inside = np.flatnonzero((index >= -0.5) & (index <= size - 0.5))
+        if inside.size == 0:
+            return
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        ranges.append(slice(box[a].start + first, box[a].start + last))
+        matrices.append(linear_weights(index[first:last], size))
+    weights_y, weights_x = (m.to(values) for m in matrices[1:])
+    plane = values.shape[0] * weights_y.shape[0] * weights_x.shape[0]
+    step = max(1, SLAB_VALUES // plane)
+    moved = torch.empty(0)
+    for first in range(0, matrices[0].shape[0], step):
+        rows = matrices[0][first : first + step]
+        used = torch.nonzero(rows.sum(0)).flatten()
+        low, high = int(used[0]), int(used[-1]) + 1
+        moved = torch.tensordot(rows[:, low:high].to(values), values[:, low:high], ([1], [1]))
+        moved = torch.matmul(weights_y, torch.matmul(moved, weights_x.T))
+        z = slice(ranges[0].start + first, ranges[0].start + first + len(rows))
+        labels[z, ranges[1], ranges[2]] = moved.argmax(1).to(torch.uint8).cpu().numpy()
+
+
+def linear_weights(index: Floats, size: int) -> torch.Tensor:
+    """Returns (len(index), size): row i interpolates at `index[i]`, clamped to the ends."""
+    position = np.clip(index, 0, size - 1)
+    # A whole number that is missed by a rounding error only must give exactly one weight.
+    position = np.where(abs(position - np.rint(position)) < 1e-6, np.rint(position), position)
+    low = np.minimum(np.floor(position).astype(np.int64), max(size - 2, 0))
+    weights = np.zeros((len(index), size))
+    rows = np.arange(len(index))
+    weights[rows, low] = 1 - (position - low)
+    if size > 1:
+        weights[rows, low + 1] = position - low
+    return torch.from_numpy(weights)
+
+
+def restore_oblique(
+    labels: npt.NDArray[np.uint8], values: torch.Tensor, box: Box, to_crop: Floats, start: Floats
+) -> None:
+    """Fills `labels[box]` where the CT's axes are tilted against the patient's."""
+    size = torch.tensor(values.shape[1:], device=values.device, dtype=torch.float64)
+    matrix = torch.as_tensor(to_crop, device=values.device)
+    y, x = (torch.arange(b.start, b.stop, device=values.device).double() for b in box[1:])
+    plane = y[:, None, None] * matrix[:, 1] + x[None, :, None] * matrix[:, 2]
+    plane = plane + torch.as_tensor(start, device=values.device)
+    for z in range(box[0].start, box[0].stop):
+        index = plane + z * matrix[:, 0]
+        inside = ((index >= -0.5) & (index <= size - 0.5)).all(-1)
+        if not bool(inside.any()):
+            continue
+        grid = (2 * index.flip(-1) + 1) / size.flip(-1) - 1
+        moved = functional.grid_sample(
+            values[None],
+            grid[None, None].to(values.dtype),
+            padding_mode="border",
+            align_corners=False,
+        )
+        best = moved[0, :, 0].argmax(0) * inside
+        labels[z, box[1], box[2]] = best.to(torch.uint8).cpu().numpy()

@@ -1,0 +1,185 @@
+"""Splits: which patient is for training, validation and test; one split for all phases.
+
+Stratified by the rarest annotated organ first, after the iterative stratification of Sechidis,
+Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD 2011.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+from core.data.archive import Archive
+from core.data.caselist import SPLITS
+from core.errors import Finding, UserError
+
+
+def split_cases(
+    cases: Mapping[str, frozenset[str]], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Divides patients into train, val and test, each organ in the same proportion.
+
+    Numbers per split: fraction times cases rounded down, and what is left goes to the largest
+    remainders (a tie: train, val, test); then each split of a positive fraction that has no case
+    takes one from the largest, as far as there are as many cases as such splits. 20 cases at 0.6,
+    0.2, 0.2 make 12, 4, 4.
+
+    Order: of the organs that unassigned cases annotate, the one that fewest do; its cases one by
+    one, each to the split which lacks most of its share of that organ (a tie: which has most room
+    left; then train, val, test) and is not full. Cases without any organ come last. Within an organ
+    the order is drawn from `seed` and the case ids, so that the order of `cases` does not matter.
+
+    Args:
+        cases: annotated organs by case id.
+        fractions: of train, val and test; they add up to 1, missing ones are 0.
+        seed: another seed, another split.
+
+    Returns:
+        Split by case id, sorted by id.
+
+    Raises:
+        UserError: fractions that are not three shares of 1.
+    """
+    shares = _shares(fractions)
+    room = _quotas(len(cases), shares)
+    totals = Counter(organ for organs in cases.values() for organ in organs)
+    lacking = {o: {s: shares[s] * n for s in SPLITS} for o, n in totals.items()}
+    waiting = sorted(cases, key=lambda case: (_draw(seed, case), case))
+    result: dict[str, str] = {}
+    while waiting:
+        left = Counter(organ for case in waiting for organ in cases[case])
+        organ = min(left, key=lambda o: (left[o], o), default=None)
+        chosen = [case for case in waiting if organ is None or organ in cases[case]]
+        for case in chosen:
+            free = [s for s in SPLITS if room[s] > 0]
+            split = max(free, key=lambda s: (lacking[organ][s] if organ else 0.0, room[s]))
+            result[case] = split
+            room[split] -= 1
+            for annotated in cases[case]:
+                lacking[annotated][split] -= 1
+        waiting = [case for case in waiting if case not in result]
+    return dict(sorted(result.items()))
+
+
+def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
+    shares = {name: float(fractions.get(name, 0.0)) for name in SPLITS}
+    unknown = sorted(set(fractions) - {*SPLITS, "seed"})
+    usable = all(math.isfinite(v) and v >= 0 for v in shares.values())
+    if unknown or not usable or abs(sum(shares.values()) - 1) > 1e-6:
+        remedy = "give train, val and test, each 0 or more, together 1"
+        raise UserError("split", dict(fractions), remedy)
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
+
+
+def _quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Cases per split; `split_cases` states the rule."""
+    exact = {name: round(share * count, 6) for name, share in shares.items()}
+    quotas = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(SPLITS, key=lambda name: quotas[name] - exact[name])
+    for name in by_remainder[: count - sum(quotas.values())]:
+        quotas[name] += 1
+    wanted = [name for name in SPLITS if shares[name] > 0]
+    if count >= len(wanted):
+        for name in wanted:
+            if quotas[name] == 0:
+                quotas[max(SPLITS, key=lambda n: quotas[n])] -= 1
+                quotas[name] = 1
+    return quotas
+
+
+def _draw(seed: int, case: str) -> str:
+    return hashlib.sha256(f"{seed}\n{case}".encode()).hexdigest()
+
+
+def assign_splits(
+    archive: Archive, fractions: Mapping[str, float], explicit: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The split of each case of an archive that is to be used.
+
+    1. A case with a split in the archive's own ``cases.csv`` keeps it, whatever `explicit` says.
+    2. Else a case that `explicit` names gets the split given there.
+    3. Else, if there is neither a split in ``cases.csv`` (for any case) nor an `explicit` list, all
+       cases are divided by `split_cases` over the organs that their structures' names mean.
+
+    Once either list exists, a case that neither names is *not used*: someone chose the cases, and
+    drawing further ones would change a published test set. `unassigned` makes findings of these,
+    and of the cases that `explicit` names and the archive lacks.
+
+    Args:
+        archive: from `open_archive`.
+        fractions: train, val and test; ``seed`` may stand among them (default 0).
+        explicit: split by case id, from a configuration or a site's ``splits.csv``.
+
+    Returns:
+        Split by case id, sorted by id; cases that are not used are missing.
+
+    Raises:
+        UserError: unusable fractions, or an unknown split in `explicit`.
+    """
+    for case, split in (explicit or {}).items():
+        if split not in SPLITS:
+            raise UserError(f"splits, case {case}", split, "use train, val or test")
+    listed = {ref.case: ref.split for ref in archive.cases if ref.split is not None}
+    if not listed and explicit is None:
+        annotated = {ref.case: frozenset(ref.structures) for ref in archive.cases}
+        return split_cases(annotated, fractions, int(fractions.get("seed", 0)))
+    known = {ref.case for ref in archive.cases}
+    named = {case: split for case, split in (explicit or {}).items() if case in known}
+    return dict(sorted({**named, **listed}.items()))
+
+
+def unassigned(
+    archive: Archive, splits: Mapping[str, str], explicit: Mapping[str, str] | None = None
+) -> tuple[Finding, ...]:
+    """Findings for the cases that `assign_splits` did not use, and for those it did not find.
+
+    Args:
+        archive: from `open_archive`.
+        splits: what `assign_splits` returned.
+        explicit: what it was given.
+    """
+    known = {ref.case for ref in archive.cases}
+    unused = [
+        Finding(
+            "W_CASE_UNASSIGNED",
+            "warning",
+            case,
+            "",
+            "in no split: not used",
+            "name it in the list of splits to use it",
+        )
+        for case in sorted(known - set(splits))
+    ]
+    absent = [
+        Finding(
+            "W_CASE_ABSENT",
+            "warning",
+            case,
+            "",
+            f"the list of splits names {case!r}: no such case",
+            "correct the list, or add the case",
+        )
+        for case in sorted(set(explicit or {}) - known)
+    ]
+    return (*unused, *absent)
+
+
+def split_hash(split: Mapping[str, str], secret: bytes) -> str:
+    """HMAC-SHA-256 of a split under a site's secret; only that site can compare it.
+
+    Args:
+        split: split by case id; the order does not matter.
+        secret: bytes that never leave the site.
+    """
+    text = json.dumps(dict(sorted(split.items())), ensure_ascii=True, separators=(",", ":"))
+    return hmac.new(secret, b"split\n" + text.encode(), hashlib.sha256).hexdigest()
+
+
+def case_hash(case: str, secret: bytes) -> str:
+    """HMAC-SHA-256 of a case id under a site's secret: a name for it that says nothing outside."""
+    return hmac.new(secret, b"case\n" + case.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,65 @@
+"""Errors that a user can act on, and findings: what was left out, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used: names the field, the value and the remedy.
+
+    Printed on one screen without a traceback by the command line.
+
+    Args:
+        field: configuration key, command-line option or file that is at fault.
+        value: what stands there.
+        remedy: what to do about it, as an imperative sentence.
+        problem: what is wrong with the value; optional where the remedy says it all.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str, *, problem: str = "") -> None:
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+        self.problem = problem
+        shown = str(value)
+        if len(shown) > 300:
+            shown = shown[:297] + "..."
+        cause = f": {problem}" if problem else ""
+        super().__init__(f"{field} = {shown}{cause}\n  remedy: {remedy}")
+
+
+class CaseError(UserError):
+    """One case cannot be used. The case is left out, counted and named; the others go on.
+
+    Args:
+        code: stable reason code such as ``E_IMAGE_UNREADABLE``.
+        field, value, remedy, problem: as for `UserError`.
+    """
+
+    def __init__(
+        self, code: str, field: str, value: object, remedy: str, *, problem: str = ""
+    ) -> None:
+        super().__init__(field, value, remedy, problem=problem)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed about, or left out of, an archive.
+
+    Attributes:
+        code: stable reason code, ``E_...`` or ``W_...``; the only part that may leave a site.
+        severity: ``error`` (left out) or ``warning`` (used all the same).
+        case: case id inside the archive ("" for the archive as a whole); stays at the site.
+        organ: TG-263 name, or "" where the whole case is meant.
+        message: what was found, with values.
+        remedy: what to do about it.
+    """
+
+    code: str
+    severity: str
+    case: str
+    organ: str
+    message: str
+    remedy: str

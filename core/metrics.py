@@ -1,0 +1,318 @@
+"""Dice and HD95 per organ on the CT's own grid, and what of them may be published.
+
+HD95 is the larger of the two directed 95th percentiles (numpy's linear interpolation) of the
+distances in mm between border voxels: mask voxels with one of their 6 neighbours outside the mask,
+beyond the volume counting as outside. It is MONAI's definition; medpy pools both directions,
+Google's surface-distance weighs surface elements by area, and both give other numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.intp]
+
+PERCENTILE = 95.0
+SUPPRESSED: Mapping[str, Any] = {
+    "n": None,
+    "missed": None,
+    "dice": None,
+    "hd95_mm": None,
+    "hd95_mm_penalised": None,
+    "suppressed": True,
+}
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Scores of one annotated organ of one case.
+
+    Attributes:
+        dice: 0 where the prediction is empty.
+        hd95_mm: None where the prediction is empty (missed), NaN where it was not computed.
+        penalty_mm: what a miss costs in `hd95_mm_penalised`: the diagonal of the crop.
+    """
+
+    case: str
+    organ: str
+    dice: float
+    hd95_mm: float | None
+    penalty_mm: float
+
+
+@dataclass(frozen=True)
+class OrganSum:
+    """Exact sums over the annotated cases of one organ: a site's private numbers.
+
+    Attributes:
+        n: annotated cases.
+        detected: those with a prediction.
+        dice: sum of Dice over the n cases.
+        hd95_mm: sum of HD95 over the detected cases (NaN: not computed).
+        penalised_mm: the same plus the penalty of each missed case.
+    """
+
+    n: int = 0
+    detected: int = 0
+    dice: float = 0.0
+    hd95_mm: float = 0.0
+    penalised_mm: float = 0.0
+
+    def plus(self, other: OrganSum) -> OrganSum:
+        """Returns the sums over both sets of cases."""
+        return OrganSum(
+            self.n + other.n,
+            self.detected + other.detected,
+            self.dice + other.dice,
+            self.hd95_mm + other.hd95_mm,
+            self.penalised_mm + other.penalised_mm,
+        )
+
+
+def dice(pred: Mask, truth: Mask) -> float:
+    """Returns 2 |P and T| / (|P| + |T|), 0 for an empty prediction.
+
+    Args:
+        pred: (Z, Y, X) bool.
+        truth: (Z, Y, X) bool, not empty (an empty truth is no case, see decision 18).
+    """
+    assert truth.any(), "empty truth"
+    both = int(np.count_nonzero(pred & truth))
+    return 2 * both / (int(np.count_nonzero(pred)) + int(np.count_nonzero(truth)))
+
+
+def hd95_mm(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> float | None:
+    """Returns the 95 % Hausdorff distance in mm as defined above; None for an empty prediction.
+
+    Args:
+        pred: (Z, Y, X) bool.
+        truth: (Z, Y, X) bool, not empty.
+        spacing_mm: (z, y, x).
+    """
+    assert pred.shape == truth.shape, (pred.shape, truth.shape)
+    assert truth.any(), "empty truth"
+    found = _foreground(pred)
+    if not found.size:
+        return None
+    here, there = _border(pred, found), _border(truth, _foreground(truth))
+    return _hausdorff_mm(here, there, truth.shape, spacing_mm)
+
+
+def score_case(
+    case: str,
+    labelmap: Labels,
+    organs: Sequence[str],
+    truth: Mapping[str, Mask],
+    spacing_mm: Sequence[float],
+    penalty_mm: float,
+    *,
+    hd95: bool = True,
+) -> list[CaseScore]:
+    """Scores a predicted label map against the organs that the case annotates.
+
+    Args:
+        case: case id, kept in the scores.
+        labelmap: (Z, Y, X) uint8 on the CT's grid, i + 1 = organs[i].
+        organs: organs of the phase.
+        truth: annotated organ -> (Z, Y, X) bool on the same grid, none empty; they may overlap.
+        spacing_mm: (z, y, x).
+        penalty_mm: diagonal of the crop.
+        hd95: False leaves HD95 out (NaN), for scores that only need Dice.
+
+    Returns:
+        One score for each organ in both `organs` and `truth`, in the order of `organs`.
+    """
+    flat = np.ascontiguousarray(labelmap).reshape(-1)
+    voxels = _foreground(labelmap)
+    labels = flat[voxels]
+    volumes = np.bincount(labels, minlength=len(organs) + 1)
+    edges = _border(labelmap, voxels) if hd95 else voxels[:0]
+    edge_labels = flat[edges]
+    scores = []
+    for position, organ in enumerate(organs, start=1):
+        if organ not in truth:
+            continue
+        assert truth[organ].shape == labelmap.shape, (organ, truth[organ].shape, labelmap.shape)
+        inside = _foreground(truth[organ])
+        assert inside.size, f"{case}: empty truth of {organ}"
+        both = int(np.count_nonzero(flat[inside] == position))
+        overlap = 2 * both / (int(volumes[position]) + inside.size)
+        distance: float | None = math.nan if volumes[position] else None
+        if hd95 and volumes[position]:
+            here, there = edges[edge_labels == position], _border(truth[organ], inside)
+            distance = _hausdorff_mm(here, there, labelmap.shape, spacing_mm)
+        scores.append(CaseScore(case, organ, overlap, distance, penalty_mm))
+    return scores
+
+
+def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, OrganSum]:
+    """Returns the exact sums per organ over a site's cases (n = 0 where none is annotated)."""
+    sums = {organ: OrganSum() for organ in organs}
+    for s in scores:
+        if s.organ not in sums:
+            continue
+        if s.hd95_mm is None:
+            one = OrganSum(1, 0, s.dice, 0.0, s.penalty_mm)
+        else:
+            one = OrganSum(1, 1, s.dice, s.hd95_mm, s.hd95_mm)
+        sums[s.organ] = sums[s.organ].plus(one)
+    return sums
+
+
+def summarise(
+    scores: Iterable[CaseScore], organs: Sequence[str], min_cell: int
+) -> dict[str, dict[str, Any]]:
+    """Returns what one site may publish: organ -> cell.
+
+    A cell is ``{"n", "missed", "dice", "hd95_mm", "hd95_mm_penalised"}``: Dice over the n annotated
+    cases, HD95 over the detected ones, and over all n with the penalty for each miss; None where
+    there is no such case. With 0 < n < `min_cell` it is the suppressed form.
+    """
+    return {organ: _cell(s, min_cell) for organ, s in organ_sums(scores, organs).items()}
+
+
+def pool_sites(
+    sites: Mapping[str, Mapping[str, OrganSum | Mapping[str, Any]]],
+    organs: Sequence[str],
+    min_cell: int,
+) -> dict[str, Any]:
+    """Pools the sites' cases per organ and averages over organs, publishing no suppressed cell.
+
+    A site with fewer than `min_cell` cases of an organ is left out there, unless at least two sites
+    are and together reach `min_cell`: so what remains after subtracting every published cell is
+    nothing, or a sum over at least two sites and `min_cell` cases.
+
+    Args:
+        sites: site -> organ -> its exact sums, or the cell that it published (a suppressed cell
+            then cannot contribute, nor does a cell without Dice).
+        organs: organs of the phase.
+        min_cell: smallest number of cases that is published.
+
+    Returns:
+        ``{"dice", "hd95_mm", "hd95_mm_penalised", "missed", "n", "organs": {organ: cell}}``: the
+        first three are unweighted means over the organs that have the number (a missed organ counts
+        Dice 0); `n` and `missed` are sums over the published cells.
+    """
+    cells = {}
+    for organ in organs:
+        found = [_as_sum(site[organ]) for site in sites.values() if organ in site]
+        cells[organ] = _pool([s for s in found if s is not None], min_cell)
+        if None in found and not cells[organ]["n"]:
+            cells[organ] = dict(SUPPRESSED)
+    shown = [cell for cell in cells.values() if cell["n"]]
+    means = {
+        key: _mean([cell[key] for cell in shown if cell[key] is not None])
+        for key in ("dice", "hd95_mm", "hd95_mm_penalised")
+    }
+    totals = {key: sum(cell[key] for cell in shown) for key in ("missed", "n")}
+    return {**means, **totals, "organs": cells}
+
+
+def _pool(sums: Sequence[OrganSum], min_cell: int) -> dict[str, Any]:
+    small = [s for s in sums if 0 < s.n < min_cell]
+    used = [s for s in sums if s.n >= min_cell]
+    if len(small) >= 2 and sum(s.n for s in small) >= min_cell:
+        used += small
+    total = OrganSum()
+    for s in used:
+        total = total.plus(s)
+    if small and not used:
+        return dict(SUPPRESSED)
+    return _cell(total, min_cell)
+
+
+def _cell(s: OrganSum, min_cell: int) -> dict[str, Any]:
+    if 0 < s.n < min_cell:
+        return dict(SUPPRESSED)
+    return {
+        "n": s.n,
+        "missed": s.n - s.detected,
+        "dice": _ratio(s.dice, s.n),
+        "hd95_mm": _ratio(s.hd95_mm, s.detected),
+        "hd95_mm_penalised": _ratio(s.penalised_mm, s.n),
+    }
+
+
+def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:
+    if isinstance(value, OrganSum):
+        return value
+    if value.get("n") == 0:
+        return OrganSum()
+    if not value.get("n") or value.get("dice") is None:
+        return None
+    n, missed = int(value["n"]), int(value.get("missed") or 0)
+    mean, penalised = value.get("hd95_mm"), value.get("hd95_mm_penalised")
+    distance = 0.0 if n == missed else math.nan if mean is None else mean * (n - missed)
+    total = math.nan if penalised is None else penalised * n
+    return OrganSum(n, n - missed, value["dice"] * n, distance, total)
+
+
+def _ratio(total: float, count: int) -> float | None:
+    return None if count == 0 or math.isnan(total) else total / count
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _foreground(volume: npt.NDArray[Any]) -> Indices:
+    """Returns the sorted flat indices of the non-zero voxels of a bool or uint8 volume."""
+    slices = np.ascontiguousarray(volume).view(np.uint8).reshape(len(volume), -1)
+    used = np.flatnonzero(slices.max(axis=1))  # most of a CT is empty slices
+    if not used.size:
+        return np.empty(0, dtype=np.intp)
+    first, last = int(used[0]), int(used[-1]) + 1
+    return np.flatnonzero(slices[first:last] != 0) + first * slices.shape[1]
+
+
+def _border(volume: npt.NDArray[Any], voxels: Indices) -> Indices:
+    """Keeps those of the flat indices with a 6-neighbour of another value or beyond the volume."""
+    flat = np.ascontiguousarray(volume).reshape(-1)
+    value = flat[voxels]
+    edge = np.zeros(voxels.size, dtype=np.bool_)
+    step = 1
+    for size in reversed(volume.shape):
+        place = voxels // step % size
+        for shift, at_end in ((-step, place == 0), (step, place == size - 1)):
+            edge |= at_end
+            edge |= flat[np.where(at_end, voxels, voxels + shift)] != value
+        step *= size
+    return voxels[edge]
+
+
+def _hausdorff_mm(
+    here: Indices, there: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> float:
+    """Larger of the two directed 95th percentiles between borders given as sorted flat indices."""
+    a, b = _points_mm(here, shape, spacing_mm), _points_mm(there, shape, spacing_mm)
+    return max(
+        _directed_mm(a, b, np.isin(here, there, assume_unique=True)),
+        _directed_mm(b, a, np.isin(there, here, assume_unique=True)),
+    )
+
+
+def _directed_mm(
+    start: npt.NDArray[np.float64], goal: npt.NDArray[np.float64], shared: Mask
+) -> float:
+    distances = np.zeros(len(start))
+    apart = ~shared
+    if apart.any():  # shared voxels are 0 mm away without a search
+        tree = cKDTree(goal, balanced_tree=False, compact_nodes=False)
+        distances[apart] = tree.query(start[apart])[0]
+    return float(np.percentile(distances, PERCENTILE))
+
+
+def _points_mm(
+    voxels: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    grid = np.unravel_index(voxels, tuple(shape))
+    return np.stack([axis * step for axis, step in zip(grid, spacing_mm, strict=True)], axis=1)

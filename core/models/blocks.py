@@ -1,0 +1,74 @@
+"""Building parts of the shipped networks. Tensors are (B, C, Z, Y, X)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+GROUP_CHANNELS = 8
+SLOPE = 0.01
+
+
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """Returns a normalisation layer with learned scale and shift.
+
+    Args:
+        kind: ``instance`` or ``group`` (groups of 8 channels, smaller where 8 does not divide).
+        channels: number of channels C of its input (B, C, Z, Y, X).
+    """
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    assert kind == "group", kind
+    return nn.GroupNorm(channels // math.gcd(channels, GROUP_CHANNELS), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with a shortcut; the first one may stride.
+
+    ``act(norm(conv(act(norm(conv(x))))) + shortcut(x))``; the shortcut is a normalised 1x1x1
+    convolution where the shape changes, else the identity (He et al., CVPR 2016).
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: str, stride: Sequence[int] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        step = (stride[0], stride[1], stride[2])
+        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, step, padding=1, bias=False)
+        self.norm1 = norm_layer(norm, channels_out)
+        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = norm_layer(norm, channels_out)
+        self.act = nn.LeakyReLU(SLOPE, inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out or math.prod(step) != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(channels_in, channels_out, 1, step, bias=False),
+                norm_layer(norm, channels_out),
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, Z, Y, X) -> (B, C_out, Z/sz, Y/sy, X/sx)."""
+        y: torch.Tensor = self.act(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        out: torch.Tensor = self.act(y + self.shortcut(x))
+        return out
+
+
+class UpBlock(nn.Module):
+    """Transposed convolution to the skip's grid, concatenation, residual block."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, norm: str, stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        step = (stride[0], stride[1], stride[2])
+        self.up = nn.ConvTranspose3d(channels_in, channels_out, step, step, bias=False)
+        self.block = ResidualBlock(2 * channels_out, channels_out, norm)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """(B, C_in, z, y, x) and skip (B, C_out, Z, Y, X) -> (B, C_out, Z, Y, X)."""
+        out: torch.Tensor = self.block(torch.cat((self.up(x), skip), dim=1))
+        return out

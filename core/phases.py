@@ -1,0 +1,161 @@
+"""What trains, what travels and what stays, decided by the phase alone: the same code runs at both ends."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.config import Phase, Plan
+from core.errors import UserError
+from core.models.build import build
+from core.models.stages import head_rows, load_unique, stage_of, unique_state
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parameters of a network by what a phase does with them (names, sorted).
+
+    Attributes:
+        base: what no round changes; travels once (D8). With ``share: none`` all start weights.
+        shared: travels every round, both ways.
+        personal: trained, and kept at the site.
+        frozen: never changed in this phase.
+    """
+
+    base: tuple[str, ...]
+    shared: tuple[str, ...]
+    personal: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any description, stable over machines: f(seed, phase, round, site) (D6)."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def network(plan: Plan, phase: Phase) -> nn.Module:
+    """Builds the phase's network, initialised from the plan's seed (same at both ends)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(plan.seed, phase.name, 0, "model"))
+        return build(plan.model, len(phase.organs), plan.preprocess.crop)
+
+
+def parts_of(model: nn.Module, plan: Plan, phase: Phase) -> Parts:
+    """Splits the parameters of `model` by `phase.freeze` and `phase.share`.
+
+    Raises:
+        UserError: a stage name that the network does not have, or nothing left to train.
+    """
+    stages = stage_of(model, plan.model)
+    names = tuple(sorted(unique_state(model)))
+    frozen_stages = _frozen_stages(phase, set(stages.values()))
+    frozen = tuple(n for n in names if stages[n] in frozen_stages)
+    trained = tuple(n for n in names if stages[n] not in frozen_stages)
+    if not trained:
+        raise UserError(
+            f"phases.{phase.name}.freeze", phase.freeze, "leave at least one stage to be trained"
+        )
+    if phase.share == "none":
+        return Parts(base=names, shared=(), personal=trained, frozen=frozen)
+    return Parts(base=frozen, shared=trained, personal=(), frozen=frozen)
+
+
+def _frozen_stages(phase: Phase, known: set[str]) -> set[str]:
+    if phase.freeze == "none":
+        return set()
+    if phase.freeze == "all-but-head":
+        return known - {"head"}
+    wanted = {phase.freeze} if isinstance(phase.freeze, str) else set(phase.freeze)
+    for name in sorted(wanted - known):
+        raise UserError(
+            f"phases.{phase.name}.freeze", name, f"use stages of this network: {sorted(known)}"
+        )
+    return wanted
+
+
+def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Marks the frozen parameters: they run without gradient."""
+    stay = set(frozen)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in stay)
+
+
+def start_state(
+    plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] | None
+) -> State:
+    """The weights with which a phase begins.
+
+    Args:
+        plan, phase: decide the network and its seed.
+        previous: weights of the phase (or file) that it starts from, with that phase's organs; None for scratch.
+
+    Returns:
+        State of the phase's network: everything but the head is copied; a head row is copied where the
+        organ existed before (and for the background), and new where the organ is new.
+    """
+    model = network(plan, phase)
+    state = {k: v.detach().clone() for k, v in unique_state(model).items()}
+    if previous is None:
+        return state
+    old, old_organs = previous
+    heads = set(head_rows(model))
+    for name in state:
+        if name in heads:
+            continue
+        if name not in old or old[name].shape != state[name].shape:
+            raise UserError(
+                f"phases.{phase.name}.init", phase.init,
+                "start from a checkpoint of the same network (model section of the plan)",
+                problem=f"parameter {name} is missing or has another shape",
+            )
+        state[name] = old[name].detach().clone()
+    before = {organ: i + 1 for i, organ in enumerate(old_organs)}
+    for name in heads & set(old):
+        if old[name].shape[1:] != state[name].shape[1:]:
+            continue
+        state[name][0] = old[name][0]
+        for row, organ in enumerate(phase.organs, start=1):
+            if organ in before:
+                state[name][row] = old[name][before[organ]]
+    return state
+
+
+def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state if names is None else names):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else
+                      tensor.reshape(1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads de-duplicated weights into the network."""
+    load_unique(model, dict(state))
+
+
+def size_bytes(state: Mapping[str, Tensor], names: Sequence[str]) -> int:
+    """Bytes of the named tensors."""
+    return sum(state[n].numel() * state[n].element_size() for n in names)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """SHA-256 of the source of `core` (without the command line): a client with other code refuses."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.name != "cli.py":
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""Trained networks at work: from checkpoints to the label map of one CT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from core.checkpoint import load, require_described
+from core.config import Model, Preprocess
+from core.data.dataset import scale_image
+from core.data.preprocess import prepare_image, restore
+from core.data.volume import Geometry
+from core.errors import UserError
+from core.models.build import build
+from core.models.stages import load_unique
+from core.optimisation import memory_advice, resolve_device, to_device
+
+
+def load_models(
+    paths: Sequence[Path], device: str | torch.device
+) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+    """Loads checkpoints for `predict_volume`: networks ready on the device, and their JSON.
+
+    Raises:
+        UserError: a checkpoint cannot be read or does not fit its own description, or the models
+            cannot be averaged.
+    """
+    target = resolve_device(device)
+    loaded = [load(path) for path in paths]
+    for path, (_, meta) in zip(paths, loaded, strict=True):
+        require_described(meta, path)
+    metas = [meta for _, meta in loaded]
+    common_preprocess(metas)
+    models = [
+        _network(path, state, meta, target)
+        for path, (state, meta) in zip(paths, loaded, strict=True)
+    ]
+    return models, metas
+
+
+def _network(
+    path: Path, state: dict[str, Tensor], meta: Mapping[str, Any], device: torch.device
+) -> nn.Module:
+    try:
+        settings = Model(**meta["model"])
+        model = build(settings, len(meta["organs"]), meta["preprocess"]["crop"])
+        load_unique(model, state)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            "model",
+            path,
+            "use it with the hnfed version that wrote it",
+            problem=f"weights and description do not fit: {str(error).splitlines()[0]}",
+        ) from error
+    return to_device(model, device, settings.channels_last).eval()
+
+
+def predict_volume(
+    models: Sequence[nn.Module],
+    metas: Sequence[Mapping[str, Any]],
+    image: npt.NDArray[Any],
+    geometry: Geometry,
+    device: str | torch.device,
+) -> npt.NDArray[np.uint8]:
+    """Segments one CT; of several models the probabilities are averaged.
+
+    Args:
+        models: networks, already on the device and in evaluation mode
+            (`load_models`).
+        metas: the JSON of their checkpoints; all must share organs and preprocessing.
+        image: (Z, Y, X) in HU.
+        geometry: grid of `image`.
+        device: ``auto | cpu | cuda:N``.
+
+    Returns:
+        Label map (Z, Y, X) on the CT's grid: 0 background, i + 1 the organ at place i of the
+        models.
+    """
+    target = resolve_device(device)
+    settings = common_preprocess(metas)
+    crop, crop_geometry = prepare_image(image, geometry, settings)
+    with memory_advice():
+        probabilities = probabilities_of(models, scale_image(crop, settings.window_hu), target)
+    return restore(probabilities, crop_geometry, geometry)
+
+
+def select_labels(
+    labels: npt.NDArray[np.uint8], organs: Sequence[str], chosen: Sequence[str]
+) -> npt.NDArray[np.uint8]:
+    """Renumbers a label map of `organs` to 1, 2, ... of `chosen`; the others become background."""
+    table = np.zeros(len(organs) + 1, dtype=np.uint8)
+    for value, organ in enumerate(chosen, start=1):
+        table[organs.index(organ) + 1] = value
+    selected: npt.NDArray[np.uint8] = table[labels]
+    return selected
+
+
+def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
+    """The preprocessing that all models share; `UserError` where they, or their organs, differ."""
+    first = metas[0]
+    for key in ("organs", "preprocess"):
+        for other in metas[1:]:
+            if other[key] != first[key]:
+                raise UserError(
+                    "--model",
+                    f"{key} {first[key]} and {other[key]}",
+                    "average only models of the same organs (in one order) and preprocessing",
+                )
+    return Preprocess(**first["preprocess"])
+
+
+def probabilities_of(models: Sequence[nn.Module], image: Tensor, device: torch.device) -> Tensor:
+    """Mean softmax (1 + C, Z, Y, X) of the models for one scaled crop (1, Z, Y, X)."""
+    batch = image[None].to(device)
+    with torch.inference_mode():
+        total = torch.softmax(models[0](batch)[0].float(), dim=0)
+        for model in models[1:]:
+            total += torch.softmax(model(batch)[0].float(), dim=0)
+        return total.div_(len(models))

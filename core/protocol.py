@@ -1,0 +1,263 @@
+"""What travels between server and site, as dataclasses; knows nothing of Flower.
+
+Every message is a record of scalars (`to_config`: strings and numbers) and one of numbers (`to_metrics`), beside
+tensors. There is no free text and no list of layers: both ends derive the layers from the phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from core.metrics import SUPPRESSED, OrganSum, pool_sites
+
+OK = "OK"
+NEED_BASE = "NEED_BASE"
+LOSS_TERMS = ("total", "ce", "focal", "dice", "gdice")
+SUM_FIELDS = ("n", "detected", "dice", "hd95_mm", "penalised_mm")
+
+CODES = {
+    OK: "the site did what it was asked",
+    NEED_BASE: "the site lacks the base of the phase and asks for it",
+    "E_CODE": "the site runs other code than the server (fingerprint of core differs)",
+    "E_SITE": "the site's settings cannot be used",
+    "E_DATA": "the site has no usable case for this",
+    "E_STATE": "the site lacks the personal weights that the round starts from",
+    "E_NONFINITE": "loss or weights became NaN or infinite",
+    "E_MEMORY": "the device ran out of memory",
+    "E_INTERNAL": "an error at the site; its own client.log says which",
+    "E_ERROR": "Flower reported an error instead of a reply",
+    "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",
+    "E_COUNT": "counts outside the possible range",
+    "E_STALE": "the reply belongs to another run, phase or round",
+    "E_LOST": "no reply before the deadline",
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server asks of a site in one exchange.
+
+    Attributes:
+        run, phase, round: what it belongs to; rounds count from 1.
+        task: ``train``, ``validate`` (score the shared weights on val) or ``test`` (the best on test).
+        base_hash: SHA-256 of the phase's base (D8); "" where there is none.
+        base_round: round whose personal weights the site starts from (0: the start weights).
+        best_round: round whose weights are asked for in ``test``.
+        fingerprint: of the server's `core`.
+        voxels, totals: class frequencies over the federation, per organ of the phase: organ voxels and
+            crop voxels of the training cases that annotate it; empty where unknown (D9).
+    """
+
+    run: str
+    phase: str
+    round: int
+    task: str
+    base_hash: str = ""
+    base_round: int = 0
+    best_round: int = 0
+    fingerprint: str = ""
+    voxels: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+
+    def to_config(self) -> dict[str, Any]:
+        """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""
+        return {k: v for k, v in asdict(self).items() if v != []}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Inverse of `to_config`; unknown keys are ignored, a missing one is a KeyError."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in config.items() if k in known})
+
+
+@dataclass(frozen=True)
+class Header:
+    """Who answers which order, and how it went."""
+
+    site: str
+    run: str
+    phase: str
+    round: int
+    code: str = OK
+    stopped: bool = False
+    best_round: int = 0
+
+    def to_config(self) -> dict[str, Any]:
+        """Scalars for a ConfigRecord."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Inverse of `to_config`."""
+        values = {f.name: config[f.name] for f in fields(cls)}
+        for f in fields(cls):
+            kind = {"str": str, "int": int, "bool": bool}[str(f.type)]
+            if type(values[f.name]) is not kind:
+                raise TypeError(f"{f.name} is no {f.type}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Numbers of a site's work: aggregation weights, losses, seconds, scores.
+
+    Attributes:
+        cases: training cases used; 0 where the site does not tell.
+        annotated: per organ of the phase, training cases that annotate it; empty where not told.
+        loss: mean of `LOSS_TERMS` over the steps; empty where nothing was trained.
+        seconds: of computing at the site.
+        scores: per split (``val``, ``test``) and organ, sums over the cases (control scores, D5).
+    """
+
+    cases: int = 0
+    annotated: tuple[int, ...] = ()
+    loss: tuple[float, ...] = ()
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    scores: Mapping[str, Mapping[str, OrganSum]] = field(default_factory=dict)
+
+    def to_metrics(self, organs: Sequence[str]) -> dict[str, int | float | list[int] | list[float]]:
+        """Numbers for a MetricRecord."""
+        metrics: dict[str, int | float | list[int] | list[float]] = {
+            "cases": self.cases,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "seconds": float(self.seconds),
+        }
+        if self.annotated:
+            metrics["annotated"] = list(self.annotated)
+        if self.loss:
+            metrics["loss"] = [float(v) for v in self.loss]
+        for split, sums in self.scores.items():
+            for name in SUM_FIELDS:
+                metrics[f"{split}.{name}"] = [float(getattr(sums[o], name)) for o in organs]
+        return metrics
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], organs: Sequence[str]) -> Self:
+        """Inverse of `to_metrics`.
+
+        Raises:
+            KeyError, TypeError, ValueError: not of this form.
+        """
+        scores: dict[str, dict[str, OrganSum]] = {}
+        for split in ("val", "test"):
+            if f"{split}.n" in metrics:
+                rows = {f: _numbers(metrics[f"{split}.{f}"], len(organs)) for f in SUM_FIELDS}
+                scores[split] = {o: _organ_sum(rows, i) for i, o in enumerate(organs)}
+        annotated = tuple(int(v) for v in metrics.get("annotated", ()))
+        loss = tuple(float(v) for v in metrics.get("loss", ()))
+        if annotated and len(annotated) != len(organs):
+            raise ValueError("annotated")
+        if loss and (len(loss) != len(LOSS_TERMS)):
+            raise ValueError("loss")
+        return cls(
+            cases=int(metrics["cases"]),
+            annotated=annotated,
+            loss=loss,
+            steps=int(metrics["steps"]),
+            skipped=int(metrics["skipped"]),
+            seconds=float(metrics["seconds"]),
+            scores=scores,
+        )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a site says of itself before round 1.
+
+    Attributes:
+        site, fingerprint: name and code.
+        split_hash: HMAC of its split under its own secret (D17).
+        cases: training, validation and test cases.
+        annotated: per plan organ, training cases that annotate it; empty where the policy refuses.
+        voxels, totals: class frequencies, see `Order`.
+        left_out: reason code -> how many cases or organs were left out.
+    """
+
+    site: str
+    fingerprint: str
+    split_hash: str
+    cases: tuple[int, int, int]
+    annotated: tuple[int, ...]
+    voxels: tuple[float, ...]
+    totals: tuple[float, ...]
+    left_out: Mapping[str, int]
+    versions: Mapping[str, str]
+
+    def to_records(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(config, metrics) for the wire."""
+        config: dict[str, Any] = {
+            "site": self.site,
+            "fingerprint": self.fingerprint,
+            "split_hash": self.split_hash,
+            "code": OK,
+        }
+        config |= {f"version.{k}": v for k, v in self.versions.items()}
+        metrics: dict[str, Any] = {"cases": list(self.cases)}
+        for name in ("annotated", "voxels", "totals"):
+            if getattr(self, name):
+                metrics[name] = list(getattr(self, name))
+        metrics |= {f"left_out.{k}": v for k, v in self.left_out.items()}
+        return config, metrics
+
+    @classmethod
+    def from_records(cls, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Self:
+        """Inverse of `to_records`."""
+        cases = [int(v) for v in metrics["cases"]]
+        return cls(
+            site=str(config["site"]),
+            fingerprint=str(config["fingerprint"]),
+            split_hash=str(config["split_hash"]),
+            cases=(cases[0], cases[1], cases[2]),
+            annotated=tuple(int(v) for v in metrics.get("annotated", ())),
+            voxels=tuple(float(v) for v in metrics.get("voxels", ())),
+            totals=tuple(float(v) for v in metrics.get("totals", ())),
+            left_out={k[9:]: int(v) for k, v in metrics.items() if k.startswith("left_out.")},
+            versions={k[8:]: str(v) for k, v in config.items() if k.startswith("version.")},
+        )
+
+
+def _numbers(values: Any, length: int) -> list[float]:
+    numbers = [float(v) for v in values]
+    if len(numbers) != length or not all(math.isfinite(v) for v in numbers):
+        raise ValueError("scores")
+    return numbers
+
+
+def _organ_sum(rows: Mapping[str, list[float]], i: int) -> OrganSum:
+    return OrganSum(
+        n=int(rows["n"][i]),
+        detected=int(rows["detected"][i]),
+        dice=rows["dice"][i],
+        hd95_mm=rows["hd95_mm"][i],
+        penalised_mm=rows["penalised_mm"][i],
+    )
+
+
+WITHHELD = OrganSum(n=-1)
+
+
+def withhold(sums: Mapping[str, OrganSum], min_cell: int) -> dict[str, OrganSum]:
+    """What may leave a personal phase: a cell of fewer than `min_cell` cases is emptied at the site."""
+    return {o: s if s.n == 0 or s.n >= min_cell else WITHHELD for o, s in sums.items()}
+
+
+def published(
+    sites: Mapping[str, Mapping[str, OrganSum]], organs: Sequence[str], min_cell: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What may be written down of the sites' control scores (D5): (cells by site and organ, pooled means)."""
+    cells = {
+        site: pool_sites({site: _shown(sums)}, organs, min_cell)["organs"]
+        for site, sums in sites.items()
+        if sums
+    }
+    return cells, pool_sites({s: _shown(m) for s, m in sites.items()}, organs, min_cell)
+
+
+def _shown(sums: Mapping[str, OrganSum]) -> dict[str, OrganSum | Mapping[str, Any]]:
+    return {o: s if s.n >= 0 else SUPPRESSED for o, s in sums.items()}

@@ -1,0 +1,184 @@
+"""`report.html`: what ran, how it learned, how good it is, what it left out; in one file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.errors import UserError
+from core.journal import JOURNAL, read_events
+from core.report_format import FILTERS
+from core.report_view import view
+
+REPORT = "report.html"
+PICTURES_A_SITE = 12
+PICTURE_BYTES = 2_000_000
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One overlay, ready for the page."""
+
+    organ: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything the report is made from; what is missing is empty.
+
+    Attributes:
+        name: of the folder.
+        config: `config.yaml`.
+        events: the journal.
+        metrics: `metrics.json`.
+        dice: (site, phase) -> organ -> Dice of each test case, without the case.
+        pictures: (site, phase) -> overlays.
+        problems: files that could not be used, one sentence each.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    events: list[dict[str, Any]]
+    metrics: Mapping[str, Any]
+    dice: Mapping[tuple[str, str], Mapping[str, list[float]]]
+    pictures: Mapping[tuple[str, str], list[Picture]]
+    problems: tuple[str, ...]
+
+
+def write_report(run: Path) -> Path:
+    """Makes the run's `report.html` from what its folder holds, as far as the run came.
+
+    Args:
+        run: a run folder. Pictures and scores of single cases come from its `sites/`, which only a
+            simulation has: the report of a real federation shows neither.
+
+    Returns:
+        The page, written in one step over an earlier one.
+
+    Raises:
+        UserError: the folder holds neither a journal nor metrics nor a configuration.
+    """
+    folder = read_run(run)
+    page = render(folder)
+    path = run / REPORT
+    temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(folder: RunFolder) -> str:
+    """The page as text: every string of the run is escaped, no other file is referred to."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment.get_template("report.html.j2").render(view(folder))
+
+
+def read_run(run: Path) -> RunFolder:
+    """Reads a run folder; arguments and errors as for `write_report`."""
+    problems: list[str] = []
+    files = [run / name for name in ("config.yaml", JOURNAL, "metrics.json")]
+    if not any(path.is_file() for path in files):
+        raise UserError("RUN", run, f"give a run folder: it holds {JOURNAL} and metrics.json")
+    events = read_events(run / JOURNAL)
+    broken = [str(e.get("line")) for e in events if e["event"] == "unreadable"]
+    if broken:
+        problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
+    dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
+    pictures: dict[tuple[str, str], list[Picture]] = {}
+    for folder in sorted(run.glob("sites/*/*")):
+        key = (folder.parent.name, folder.name)
+        if (folder / "cases.csv").is_file():
+            dice[key] = _read_cases(folder / "cases.csv", problems)
+        if (folder / "overlays").is_dir():
+            pictures[key] = _read_pictures(folder / "overlays", " ".join(key), problems)
+    return RunFolder(
+        name=run.resolve().name,
+        config=_read_config(run / "config.yaml", problems),
+        events=[event for event in events if event["event"] != "unreadable"],
+        metrics=_read_metrics(run / "metrics.json", problems),
+        dice=dice,
+        pictures=pictures,
+        problems=tuple(problems),
+    )
+
+
+def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        problems.append(f"{path.name} is missing")
+        return {}
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+        return {}
+    except Exception as error:  # PyYAML's errors have no base class but this
+        problems.append(f"{path.name} is not YAML ({type(error).__name__})")
+        return {}
+    return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        problems.append(f"{path.name} is missing: no test scores")
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        problems.append(f"{path.name} cannot be read: no test scores")
+        return {}
+    return values
+
+
+def _read_cases(path: Path, problems: list[str]) -> dict[str, list[float]]:
+    """Dice by organ. Which case a score belongs to is not kept."""
+    scores: dict[str, list[float]] = {}
+    name = "/".join(path.parts[-3:])
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                scores.setdefault(str(row["organ"]), []).append(float(row["dice"]))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
+    return scores
+
+
+def _read_pictures(folder: Path, name: str, problems: list[str]) -> list[Picture]:
+    """The first pictures of a site, as data URIs; how many more there are becomes a problem."""
+    pictures, unusable = [], 0
+    paths = sorted(folder.glob("*.png"))
+    for path in paths[:PICTURES_A_SITE]:
+        content = path.read_bytes()
+        if not content.startswith(PNG) or len(content) > PICTURE_BYTES:
+            unusable += 1
+            continue
+        organ = re.sub(r"^\d+_", "", path.stem)
+        source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+        pictures.append(Picture(organ, source))
+    if len(paths) > PICTURES_A_SITE:
+        more = len(paths) - PICTURES_A_SITE
+        problems.append(f"{name}: {more} more pictures lie in its overlays folder")
+    if unusable:
+        problems.append(f"{name}: {unusable} pictures are no PNG files of at most 2 MB")
+    return pictures

@@ -1,0 +1,242 @@
+"""Charts of the report: small SVG documents without script, coloured by the page's own style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float | None]
+LABEL_PX = 11
+DIGIT_PX = 6.4
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: for the legend and for readers of the page that speak.
+        points: (x, y); where y is None the line is broken.
+        style: CSS class with the colour, such as `c1`.
+    """
+
+    name: str
+    points: Sequence[Point]
+    style: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The plotting area in pixels and what it spans."""
+
+    width: int
+    height: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Pixel (x, y) of a value."""
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        high = self.height - self.top - self.bottom
+        wide = self.width - self.left - self.right
+        return self.left + across * wide, self.top + (1 - up) * high
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str = "",
+    y_range: tuple[float, float] | None = None,
+    mark: float | None = None,
+    mark_label: str = "",
+    size: tuple[int, int] = (540, 250),
+) -> Markup:
+    """Lines over rounds.
+
+    Args:
+        series: drawn in this order, the last on top.
+        title: what it shows, for readers of the page that speak; not drawn.
+        x_label: under the axis.
+        y_range: lowest and highest y; by default 0 to the largest value.
+        mark: x of a vertical line, the best round for instance.
+        mark_label: written at that line.
+        size: width and height in pixels.
+
+    Returns:
+        An `<svg>` element; empty text where no line has a point.
+    """
+    known = [(x, y) for line in series for x, y in line.points if y is not None]
+    if not known:
+        return Markup("")
+    low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
+    if mark is not None:
+        low_x, high_x = min(low_x, mark), max(high_x, mark)
+    span = (low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5)
+    values = y_range or (min(0.0, min(y for _, y in known)), max(y for _, y in known) or 1.0)
+    steps = ticks(*values, 5 if size[1] > 180 else 3)
+    if y_range is None:
+        values = (values[0], max(values[1], steps[-1]))
+    room = 10 + DIGIT_PX * max(len(label(step)) for step in steps)
+    bottom = 38.0 if x_label else 22.0
+    frame = Frame(*size, room, 16.0 if mark_label else 8.0, 12.0, bottom, span, values)
+    parts = [_grid(frame, steps), _rounds(frame, x_label)]
+    if mark is not None:
+        parts.append(_mark(frame, mark, mark_label))
+    parts += [_line(frame, line) for line in series]
+    return _svg(size, title, parts)
+
+
+def strip_chart(
+    rows: Mapping[str, Mapping[str, Sequence[float]]],
+    styles: Mapping[str, str],
+    *,
+    title: str,
+    size_x: int = 760,
+) -> Markup:
+    """One dot a test case: Dice from 0 to 1 by organ (rows) and site (colour, one lane each).
+
+    Args:
+        rows: organ -> site -> Dice of its cases.
+        styles: site -> CSS class.
+        title: what it shows, for readers of the page that speak.
+        size_x: width in pixels.
+    """
+    if not any(values for lanes in rows.values() for values in lanes.values()):
+        return Markup("")
+    lane, gap = 12, 10
+    room = 14 + 7.2 * max(len(organ) for organ in rows)
+    height = round(34 + sum(lane * len(lanes) + gap for lanes in rows.values()))
+    frame = Frame(size_x, height, room, 6.0, 14.0, 28.0, (0.0, 1.0), (0.0, 1.0))
+    parts = []
+    for step in ticks(0.0, 1.0, 5):
+        x, _ = frame.at(step, 0)
+        parts.append(Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="{1}"/>')
+                     .format(x, height - 28))  # fmt: skip
+        parts.append(_text(x, height - 14, label(step), "middle"))
+    top = 6.0 + gap / 2
+    for organ, lanes in rows.items():
+        parts.append(_text(room - 10, top + lane * len(lanes) / 2 + 4, organ, "end", "ink"))
+        for site, values in lanes.items():
+            for value in values:
+                x, _ = frame.at(min(max(value, 0.0), 1.0), 0)
+                parts.append(
+                    Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4">'
+                           "<title>{}: {:.3f}</title></circle>")
+                    .format(styles[site], x, top + lane / 2, site, value)
+                )  # fmt: skip
+            top += lane
+        top += gap
+        parts.append(
+            Markup('<line class="rule" x1="0" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+            .format(size_x, top - gap / 2, top - gap / 2)
+        )  # fmt: skip
+    return _svg((size_x, height), title, parts)
+
+
+def stacked_bar(parts: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
+    """Shares of a whole as one bar: (name, amount, CSS class)."""
+    total = sum(max(amount, 0.0) for _, amount, _ in parts)
+    if total <= 0:
+        return Markup("")
+    x, pieces = 0.0, []
+    for name, amount, style in parts:
+        width = 540 * max(amount, 0.0) / total
+        pieces.append(
+            Markup('<rect class="{}" x="{:.1f}" y="0" width="{:.1f}" height="12">'
+                   "<title>{}: {:.0%}</title></rect>")
+            .format(style, x, width, name, max(amount, 0.0) / total)
+        )  # fmt: skip
+        x += width
+    return _svg((540, 12), title, pieces)
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about `most` of them."""
+    raw = (high - low) / max(most - 1, 1)
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def label(value: float) -> str:
+    """A tick's number, as short as it can be."""
+    return f"{value:.10g}" if abs(value) < 1e5 else f"{value:.3g}"
+
+
+def _svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
+    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>')
+    return opening.format(*size, title, title) + Markup("").join(parts) + Markup("</svg>")
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> Markup:
+    shape = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>')
+    return shape.format(x, y, anchor, style, escape(text))
+
+
+def _grid(frame: Frame, steps: Sequence[float]) -> Markup:
+    """Horizontal lines with their values."""
+    parts = []
+    for step in steps:
+        if frame.y[0] - 1e-9 <= step <= frame.y[1] + 1e-9:
+            _, y = frame.at(frame.x[0], step)
+            line = '<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+            parts.append(Markup(line).format(frame.left, frame.width - frame.right, y, y))
+            parts.append(_text(frame.left - 6, y + 4, label(step), "end"))
+    return Markup("").join(parts)
+
+
+def _rounds(frame: Frame, x_label: str) -> Markup:
+    """Whole rounds under the chart."""
+    low, high = math.ceil(frame.x[0]), math.floor(frame.x[1])
+    step = max(1, round((high - low) / (10 if frame.width > 400 else 4)))
+    nice = next(m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e >= step)
+    shown = {low, *(i for i in range(low, high + 1) if i % nice == 0 and i - low > nice / 2)}
+    base = frame.height - frame.bottom + 16
+    parts = [_text(frame.at(i, frame.y[0])[0], base, str(i), "middle") for i in sorted(shown)]
+    if x_label:
+        middle = (frame.left + frame.width - frame.right) / 2
+        parts.append(_text(middle, frame.height - 4, x_label, "middle"))
+    return Markup("").join(parts)
+
+
+def _mark(frame: Frame, mark: float, text: str) -> Markup:
+    """A dashed vertical line."""
+    x, _ = frame.at(mark, frame.y[0])
+    line = '<line class="mark" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+    drawn = Markup(line).format(x, x, frame.top, frame.height - frame.bottom)
+    if not text:
+        return drawn
+    half = 3.2 * len(text)
+    middle = min(max(x, frame.left + half), frame.width - frame.right - half)
+    return drawn + _text(middle, frame.top - 5, text, "middle", "ink")
+
+
+def _line(frame: Frame, line: Series) -> Markup:
+    """The pieces of a line; a point alone becomes a dot, few points get dots as well."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in line.points:
+        if y is None:
+            pieces.append([])
+        else:
+            pieces[-1].append(frame.at(x, min(max(y, frame.y[0]), frame.y[1])))
+    path = " ".join(
+        "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces if len(piece) > 1
+    )
+    drawn = [Markup('<path class="line {}" d="{}"/>').format(line.style, path)] if path else []
+    few = sum(map(len, pieces)) <= 12
+    for piece in pieces:
+        if few or len(piece) == 1:
+            for x, y in piece:
+                dot = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>'
+                drawn.append(Markup(dot).format(line.style, x, y))
+    return Markup("<g><title>{}</title>{}</g>").format(line.name, Markup("").join(drawn))

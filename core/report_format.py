@@ -1,0 +1,69 @@
+"""Numbers and times as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+
+def number(value: object) -> float | None:
+    """The value as a float; None for anything but a number."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def date(value: object) -> str:
+    """A time stamp of the journal as people write it; what is none stays as it is."""
+    try:
+        return datetime.fromisoformat(str(value)).strftime("%-d %B %Y, %H:%M %Z").strip()
+    except ValueError:
+        return str(value or "")
+
+
+def _digits(places: int) -> Callable[[object], str]:
+    def shown(value: object) -> str:
+        known = number(value)
+        return "–" if known is None else f"{known:.{places}f}"
+
+    return shown
+
+
+def duration(value: object) -> str:
+    """Seconds as people say them: `41.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = number(value)
+    if seconds is None:
+        return "–"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def amount(value: object) -> str:
+    """Bytes with a decimal unit: `12.3 MB`."""
+    known = number(value)
+    if known is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if known < 999.5:
+            return f"{known:.0f} {unit}" if unit == "B" else f"{known:.1f} {unit}"
+        known /= 1000
+    return f"{known:.1f} TB"
+
+
+def count(value: object) -> str:
+    """Whole number with thin spaces: `1 234 567`."""
+    known = number(value)
+    return "–" if known is None else f"{known:,.0f}".replace(",", "\u202f")
+
+
+FILTERS: dict[str, Callable[[Any], str]] = {
+    "dice": _digits(3),
+    "mm": _digits(1),
+    "duration": duration,
+    "amount": amount,
+    "count": count,
+}

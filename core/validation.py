@@ -1,0 +1,144 @@
+"""What makes no sense in a plan is said before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from core.anatomy import require_known, vocabulary
+from core.config import Config, Phase, Plan, Simulation, finite
+from core.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+FREEZE = ("none", "encoder", "decoder", "all-but-head")
+
+
+def check(plan: Plan) -> None:
+    """Raises `UserError` naming key, value and remedy for the first thing that cannot work."""
+    for key, number in _numbers(dataclasses.asdict(plan)):
+        if not finite(number):
+            raise UserError(key, number, "give a finite number")
+    _check_sections(plan)
+    if not plan.phases:
+        raise UserError("phases", "[]", "write at least one phase with name, sites and organs")
+    known = vocabulary(plan.organs)
+    for i, phase in enumerate(plan.phases):
+        _check_phase(plan, i, phase)
+        require_known(phase.organs, known, f"phases.{phase.name}.organs")
+    if isinstance(plan, Config):
+        _check_simulation(plan, plan.simulation)
+
+
+def _check_sections(plan: Plan) -> None:
+    pre = plan.preprocess
+    _one_of("model.norm", plan.model.norm, ("instance", "group"))
+    _one_of("loss.form", plan.loss.form, ("categorical", "one_vs_rest"))
+    _one_of("loss.class_weight", plan.loss.class_weight, ("paper", "sqrt", "none"))
+    _one_of("train.optimizer", plan.train.optimizer, ("adamw", "sgd"))
+    _one_of("train.schedule", plan.train.schedule, ("poly", "cosine", "constant"))
+    _one_of("train.amp", plan.train.amp, ("off", "bf16", "fp16"))
+    _one_of("federation.strategy.name", plan.federation.strategy.name, ("fedavg", "fedprox"))
+    if len(pre.spacing_mm) != 3 or min(pre.spacing_mm) <= 0:
+        raise UserError("preprocess.spacing_mm", pre.spacing_mm, "give three positive mm: [z, y, x]")
+    if len(pre.crop) != 3 or min(pre.crop) < 8:
+        raise UserError("preprocess.crop", pre.crop, "give three sizes of at least 8: [z, y, x]")
+    if len(pre.window_hu) != 2 or pre.window_hu[0] >= pre.window_hu[1]:
+        raise UserError("preprocess.window_hu", pre.window_hu, "give [low, high] with low < high")
+    if len(plan.augment.rotate_deg) != 3 or len(plan.augment.translate_mm) != 3:
+        raise UserError("augment", "rotate_deg, translate_mm", "give three numbers each: [z, y, x]")
+    loss = plan.loss
+    if min(loss.ce, loss.focal, loss.dice, loss.gdice) < 0 or not any(
+        (loss.ce, loss.focal, loss.dice, loss.gdice)
+    ):
+        raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
+    positive = {
+        "train.lr": plan.train.lr,
+        "train.batch": plan.train.batch,
+        "federation.round_timeout_s": plan.federation.round_timeout_s,
+        "federation.query_timeout_s": plan.federation.query_timeout_s,
+        "federation.prepare_timeout_s": plan.federation.prepare_timeout_s,
+        "federation.min_cell": plan.federation.min_cell,
+    }
+    for key, number in positive.items():
+        if number <= 0:
+            raise UserError(key, number, "give a number above 0")
+    for organ, weight in plan.weighting.organs.items():
+        if organ not in plan.organ_names or weight < 0:
+            raise UserError(
+                f"weighting.organs.{organ}", weight, f"a weight >= 0 of one of {plan.organ_names}"
+            )
+
+
+def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
+    key = f"phases.{phase.name}"
+    earlier = [p.name for p in plan.phases[:index]]
+    if not NAME.fullmatch(phase.name):
+        raise UserError(f"phases.{index}.name", phase.name, "use letters, digits, '-' and '_' only")
+    if phase.name in earlier or phase.name == "scratch":
+        raise UserError(f"phases.{index}.name", phase.name, "give each phase its own name")
+    if not phase.organs or len(set(phase.organs)) != len(phase.organs):
+        raise UserError(f"{key}.organs", phase.organs, "list each organ once, at least one")
+    if not phase.sites or len(set(phase.sites)) != len(phase.sites):
+        raise UserError(f"{key}.sites", phase.sites, "list each site once, at least one")
+    for site in phase.sites:
+        if not NAME.fullmatch(site):
+            raise UserError(f"{key}.sites", site, "use letters, digits, '-' and '_' only")
+    for field in ("rounds", "local_epochs", "patience"):
+        if getattr(phase, field) < 1:
+            raise UserError(f"{key}.{field}", getattr(phase, field), "give a whole number >= 1")
+    if phase.lr is not None and phase.lr <= 0:
+        raise UserError(f"{key}.lr", phase.lr, "give a number above 0, or leave it out")
+    _one_of(f"{key}.share", phase.share, ("all", "trainable", "none"))
+    if isinstance(phase.freeze, str):
+        _one_of(f"{key}.freeze", phase.freeze, FREEZE)
+    elif not isinstance(phase.freeze, list):
+        raise UserError(f"{key}.freeze", phase.freeze, f"one of {FREEZE} or a list of stage names")
+    is_file = phase.init.startswith("sha256:") or phase.init.endswith(".safetensors")
+    if phase.init != "scratch" and phase.init not in earlier and not is_file:
+        raise UserError(
+            f"{key}.init",
+            phase.init,
+            f"'scratch', an earlier phase ({', '.join(earlier) or 'there is none'}), "
+            "or the path of a .safetensors checkpoint",
+        )
+    before = next((p for p in plan.phases[:index] if p.name == phase.init), None)
+    if before is not None and before.share == "none" and set(phase.sites) - set(before.sites):
+        raise UserError(
+            f"{key}.init", phase.init, f"that phase leaves weights only at {before.sites}"
+        )
+
+
+def _check_simulation(plan: Plan, simulation: Simulation) -> None:
+    _one_of("simulation.engine", simulation.engine, ("ray", "inline"))
+    _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
+    missing = sorted(set(plan.site_names) - set(simulation.sites))
+    if missing:
+        raise UserError(
+            "phases.sites",
+            ", ".join(missing),
+            f"define it under simulation.sites, or use one of {sorted(simulation.sites)}",
+            problem="no such site in this simulation",
+        )
+    for name, site in simulation.sites.items():
+        if bool(site.phantom) == bool(site.root):
+            raise UserError(
+                f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
+            )
+
+
+def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(key, value, f"use one of: {', '.join(repr(a) for a in allowed)}")
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _numbers(item, f"{key}.{i}")
+    elif isinstance(value, float):
+        yield key, value

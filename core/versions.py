@@ -1,0 +1,19 @@
+"""Which software took part."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+NAMES = ("hnfed", "torch", "flwr", "monai", "ray", "SimpleITK", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions by package; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in NAMES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

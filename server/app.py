@@ -1,0 +1,137 @@
+"""Flower ServerApp: roster, then the phases of the plan, one after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from core.checkpoint import load
+from core.config import Phase, Plan, Tracking, plan_from_json, plan_hash
+from core.errors import UserError
+from core.phases import fingerprint
+from core.versions import versions
+from server.record import Recorder, tell
+from server.roster import call_roster
+from server.rounds import PhaseRun, RunFailed, State
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the plan that `run_config` holds (D1)."""
+    given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
+    plan = plan_from_json(given["plan"])
+    out = Path(given["out"])
+    recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    started = time.monotonic()
+    status = "failed"
+    try:
+        _run(grid, plan, recorder, resume=bool(given["resume"]))
+        status = "completed"
+    except (RunFailed, UserError) as error:
+        recorder.say({"event": "note", "text": str(error)})
+        tell(f"error: {error}")
+        raise
+    finally:
+        recorder.write_metrics(status)
+        recorder.say({"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)})
+        recorder.tracker.finish()
+
+
+def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
+    code = fingerprint()
+    recorder.say({
+        "event": "run-start", "run": recorder.run, "plan_hash": plan_hash(plan), "resumed": resume,
+        "versions": versions(), "fingerprint": code, "seed": plan.seed,
+    })
+    nodes, described = call_roster(
+        grid, plan.site_names, run=recorder.run, fingerprint=code, join_s=plan.federation.query_timeout_s,
+        prepare_s=plan.federation.prepare_timeout_s, say=recorder.say,
+    )
+    cell = plan.federation.min_cell
+    for site, description in sorted(described.items()):
+        recorder.say({
+            "event": "site-described", "site": site,
+            "organs": dict(zip(plan.organ_names, (n if n >= cell or n == 0 else None for n in description.annotated), strict=False)),
+            "cases": dict(zip(("train", "val", "test"), (n if n >= cell or n == 0 else None for n in description.cases), strict=True)),
+            "left_out": {k: n if n >= cell else None for k, n in description.left_out.items()},
+        })
+        tell(f"{site} is ready: {', '.join(f'{n} {s}' if n >= cell else f'few {s}' for s, n in zip(('train', 'val', 'test'), description.cases, strict=True))} cases")
+    weights: dict[str, tuple[State, list[str]]] = {}
+    for phase in plan.phases:
+        block = recorder.finished(phase.name) if resume else None
+        if block is not None:
+            recorder.add_phase(block)
+            tell(f"{phase.name}: done before, taken over")
+            if phase.share != "none":
+                best = load(recorder.out / "checkpoints" / phase.name / "best.safetensors")
+                weights[phase.name] = (best[0], list(phase.organs))
+            continue
+        missing = [s for s in phase.sites if s not in nodes]
+        if len(phase.sites) - len(missing) < max(1, plan.federation.min_sites):
+            raise RunFailed(
+                f"phase {phase.name}: site{'s' if len(missing) > 1 else ''} {', '.join(missing)} did not come "
+                "or could not take part; see the journal for the reason codes and the site's client.log"
+            )
+        _check_split(plan, phase, recorder, described)
+        run = PhaseRun(
+            grid, plan, phase, recorder, nodes, described, code,
+            _previous(plan, phase, recorder, weights), _starts_at_site(plan, phase),
+        )
+        best_state, block = run.run(resume)
+        if phase.share != "none":
+            weights[phase.name] = (best_state, list(phase.organs))
+            recorder.tracker.artifact(
+                recorder.out / "checkpoints" / phase.name / "best.safetensors", f"{recorder.run}-{phase.name}"
+            )
+        recorder.finish_phase(block)
+        recorder.table(block)
+        mean = block["mean"]["dice"]
+        tell(f"{phase.name} done: test Dice {'suppressed' if mean is None else f'{mean:.3f}'} (weights of round {block['best_round']})")
+
+
+def _previous(
+    plan: Plan, phase: Phase, recorder: Recorder, weights: dict[str, tuple[State, list[str]]]
+) -> tuple[State, list[str]] | None:
+    if phase.init == "scratch" or _starts_at_site(plan, phase):
+        return None
+    if phase.init in weights:
+        return weights[phase.init]
+    name = phase.init.removeprefix("sha256:")
+    state, meta = load(recorder.out / "init" / f"{name}.safetensors")
+    return state, list(meta["organs"])
+
+
+def _starts_at_site(plan: Plan, phase: Phase) -> bool:
+    """True where the phase begins from personal weights, which only the site has."""
+    return any(p.name == phase.init and p.share == "none" for p in plan.phases)
+
+
+def _check_split(plan: Plan, phase: Phase, recorder: Recorder, described: dict[str, Any]) -> None:
+    """A checkpoint of another split of the same site is refused (D17)."""
+    if not phase.init.startswith("sha256:"):
+        return
+    _, meta = load(recorder.out / "init" / f"{phase.init.removeprefix('sha256:')}.safetensors")
+    for site, theirs in dict(meta.get("splits", {})).items():
+        if site in described and described[site].split_hash != theirs:
+            raise UserError(
+                f"phases.{phase.name}.init", phase.init[:20] + "...",
+                "train the checkpoint again with today's split, or restore the split it was trained with",
+                problem=f"the checkpoint was trained with another split of site {site}: its test cases may "
+                "have been training cases",
+            )
+
+
+def _tracking(text: str) -> Tracking:
+    values = json.loads(text) if text else {"mode": "disabled"}
+    known = {f.name for f in fields(Tracking)}
+    return Tracking(**{k: v for k, v in values.items() if k in known})
+
+

@@ -1,0 +1,108 @@
+"""One exchange with the sites: push, wait until the deadline, hand the base to a site that lacks it (D8)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from core.protocol import NEED_BASE
+from server.strategy import BASE, HEADER
+
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Exchange:
+    """What came back, in how many bytes and seconds.
+
+    Attributes:
+        replies: by site; a site that did not answer before the deadline is absent.
+        sent, received: bytes by site.
+        seconds: from the first push to the reply, by site.
+    """
+
+    replies: dict[str, Message] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+    received: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def exchange(
+    grid: Grid,
+    contents: Mapping[str, RecordDict],
+    nodes: Mapping[str, int],
+    *,
+    kind: str,
+    group: str,
+    timeout_s: float,
+    base: Callable[[], ArrayRecord] | None = None,
+) -> Exchange:
+    """Sends each site its content and collects the replies until all are in or the deadline is over.
+
+    A reply ``NEED_BASE`` never reaches the caller: the base is pushed to that node at once, within the same
+    deadline and once at most.
+
+    Args:
+        grid: Flower's grid.
+        contents: what to send, by site.
+        nodes: node id by site.
+        kind: message type, such as ``train``.
+        group: label of the round.
+        timeout_s: deadline for the whole exchange.
+        base: makes the base's arrays, if the phase has a base.
+    """
+    done = Exchange()
+    started = time.monotonic()
+    waiting: dict[str, str] = {}
+
+    def push(site: str, content: RecordDict) -> None:
+        message = Message(content, nodes[site], kind, group_id=group, ttl=timeout_s + 60.0)
+        (identifier,) = list(grid.push_messages([message]))
+        done.sent[site] = done.sent.get(site, 0) + size_of(content)
+        if identifier:
+            waiting[identifier] = site
+
+    for site in sorted(contents):
+        push(site, contents[site])
+    given: set[str] = set()
+    while waiting and time.monotonic() - started < timeout_s:
+        for reply in grid.pull_messages(list(waiting)):
+            site = waiting.pop(reply.metadata.reply_to_message_id, "")
+            if not site:
+                continue
+            if not reply.has_error():
+                done.received[site] = done.received.get(site, 0) + size_of(reply.content)
+                if base is not None and site not in given and _needs_base(reply):
+                    given.add(site)
+                    content = RecordDict(dict(contents[site]))
+                    content[BASE] = base()
+                    push(site, content)
+                    continue
+            done.replies[site] = reply
+            done.seconds[site] = time.monotonic() - started
+        if waiting:
+            time.sleep(POLL_SECONDS)
+    return done
+
+
+def size_of(content: RecordDict) -> int:
+    """Bytes of the arrays, and eight for each number or letter-sized scalar beside them."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(len(a.data) for a in record.values())
+        elif isinstance(record, MetricRecord | ConfigRecord):
+            for value in record.values():
+                total += len(value) if isinstance(value, str | bytes) else (
+                    8 * len(value) if isinstance(value, list) else 8
+                )
+    return total
+
+
+def _needs_base(reply: Message) -> bool:
+    header = reply.content.get(HEADER)
+    return isinstance(header, ConfigRecord) and header.get("code") == NEED_BASE

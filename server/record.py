@@ -1,0 +1,126 @@
+"""The run folder at the server: journal, metrics, checkpoints, tracking. Published figures only (D5)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from core.checkpoint import save
+from core.config import Plan, Tracking
+from core.journal import JOURNAL, append_event
+from core.store import RoundStore
+from core.tracking import Tracker, open_tracker
+
+
+class Recorder:
+    """Writes what the run does. `out` is the run folder.
+
+    The private part (``state/``, mode 0700) holds the rounds' weights with the control scores; it is what
+    ``--resume`` continues from.
+    """
+
+    def __init__(self, out: Path, run: str, plan: Plan, tracking: Tracking) -> None:
+        self.out = out
+        self.run = run
+        self.plan = plan
+        self.phases: list[dict[str, Any]] = []
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "state").mkdir(mode=0o700, exist_ok=True)
+        self.tracker: Tracker = open_tracker(tracking, run_id=run, folder=out, config=plan, on_note=self.note)
+
+    def say(self, event: Mapping[str, Any]) -> None:
+        """Appends one event to the journal."""
+        append_event(self.out / JOURNAL, dict(event))
+
+    def note(self, text: str, phase: str = "") -> None:
+        """Journals and prints one sentence for people."""
+        self.say({"event": "note", "text": text, "phase": phase})
+        tell(f"note: {text}")
+
+    def store(self, phase: str) -> RoundStore:
+        """The private rounds of a phase."""
+        return RoundStore(self.out / "state" / phase)
+
+    def export(self, phase: str, stem: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Writes ``checkpoints/PHASE/STEM.safetensors`` and its JSON."""
+        save(self.out / "checkpoints" / phase, stem, dict(state), dict(meta))
+
+    def export_scores(self, phase: str, meta: Mapping[str, Any]) -> None:
+        """Writes ``checkpoints/PHASE/best.json`` alone: a personal phase leaves no weights here (D7)."""
+        folder = self.out / "checkpoints" / phase
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "best.json", {"schema": 1, **meta})
+
+    def finished(self, phase: str) -> dict[str, Any] | None:
+        """The metrics of a phase that is through, else None."""
+        path = self.out / "state" / f"{phase}.done.json"
+        if not path.is_file():
+            return None
+        block: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return block
+
+    def finish_phase(self, block: dict[str, Any]) -> None:
+        """Commits a phase's metrics."""
+        _write(self.out / "state" / f"{block['name']}.done.json", block)
+        self.add_phase(block)
+
+    def add_phase(self, block: dict[str, Any]) -> None:
+        """Adds a phase to metrics.json."""
+        self.phases.append(block)
+        self.write_metrics("running")
+
+    def write_metrics(self, status: str) -> None:
+        """Writes metrics.json (schema 1)."""
+        _write(
+            self.out / "metrics.json",
+            {"schema": 1, "run": self.run, "status": status, "phases": self.phases},
+        )
+
+    def track(self, phase: str, round_: int, event: Mapping[str, Any]) -> None:
+        """Logs a round's loss and scores per organ and site to W&B."""
+        flat: dict[str, float] = {f"loss/{k}": v for k, v in event["loss"].items()}
+        for site, splits in event["sites"].items():
+            for split, organs in splits.items():
+                for organ, cell in organs.items():
+                    for key in ("dice", "hd95_mm"):
+                        if cell.get(key) is not None:
+                            flat[f"{split}/{key}/{organ}/{site}"] = cell[key]
+        for key, value in event["mean"].items():
+            if isinstance(value, int | float):
+                flat[f"val/mean_{key}"] = float(value)
+        flat |= {k: float(event[k]) for k in ("seconds", "seconds_compute") if k in event}
+        self.tracker.log(phase, round_, flat)
+
+    def table(self, block: Mapping[str, Any]) -> None:
+        """Logs a phase's test table to W&B."""
+        rows: list[list[Any]] = []
+        for site, splits in block["sites"].items():
+            for organ, cell in splits.get("test", {}).items():
+                rows.append([site, organ, *(cell.get(k) for k in ("n", "missed", "dice", "hd95_mm"))])
+        self.tracker.table(
+            f"{block['name']}/test", ["site", "organ", "n", "missed", "dice", "hd95_mm"], rows
+        )
+
+
+def tell(text: str) -> None:
+    """One line for whoever follows the run."""
+    print(f"hnfed| {text}", flush=True)
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """Unweighted mean, None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def _write(path: Path, value: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

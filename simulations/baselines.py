@@ -1,0 +1,35 @@
+"""Baselines by the same engine and step budget: each site alone, and all data in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.config import Config, Phase
+
+POOLED = "pooled"
+
+
+def with_baseline(config: Config) -> Config:
+    """Rewrites the phases for ``simulation.baseline``; epochs and everything else stay as they are.
+
+    ``local-only``: every phase once for each of its sites, alone, named PHASE-SITE.
+    ``pooled``: one site that holds the cases of all sites of the phases (the paper's "mixed" model).
+    """
+    match config.simulation.baseline:
+        case "local-only":
+            return replace(config, phases=[p for phase in config.phases for p in _alone(config, phase)])
+        case "pooled":
+            return replace(config, phases=[replace(p, sites=[POOLED]) for p in config.phases])
+        case _:
+            return config
+
+
+def _alone(config: Config, phase: Phase) -> list[Phase]:
+    earlier = {p.name: p for p in config.phases}
+    phases = []
+    for site in phase.sites:
+        init = phase.init
+        if init in earlier:
+            init = f"{init}-{site}" if site in earlier[init].sites else "scratch"
+        phases.append(replace(phase, name=f"{phase.name}-{site}", sites=[site], init=init))
+    return phases

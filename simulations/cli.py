@@ -1,0 +1,105 @@
+"""The command `hnfed`: the only place that sees all rooms; imports what a subcommand needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import core.cli
+from core.errors import UserError
+
+EXAMPLES = """examples:
+  hnfed simulate demo
+  hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
+  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed config show demo"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
+    _quiet_environment()
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "handler"):
+        parser.print_help()
+        return 2
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return int(options.handler(options))
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"hnfed: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hnfed: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        print(
+            f"hnfed: error: unexpected {type(error).__name__}: {str(error)[:500]}\n"
+            "  remedy: run the command again with --debug and report what it prints",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hnfed",
+        description="Federated organ segmentation for head-and-neck CT.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    sub = commands.add_parser(
+        "simulate",
+        help="run a plan with all its sites on this machine",
+        description="Runs the plan, all its phases, with Flower's simulation engine on Ray.",
+        epilog="examples:\n  hnfed simulate demo\n  hnfed simulate demo simulation.engine=inline --out runs/x\n"
+        "  hnfed simulate demo simulation.baseline=local-only",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG",
+                     help="a shipped plan or a YAML file (default: demo)")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the configuration")
+    sub.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
+    sub.add_argument("--resume", action="store_true", help="continue the run in --out")
+    sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    sub.set_defaults(handler=_simulate)
+    core.cli.register(commands)
+    return parser
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from simulations.run import simulate
+
+    config, overrides = options.config, list(options.overrides)
+    if "=" in config and not Path(config).exists():
+        config, overrides = "demo", [config, *overrides]
+    return simulate(config, overrides, options.out, resume=options.resume)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _quiet_environment() -> None:
+    """No telemetry and no look for updates from any library, whatever their defaults."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

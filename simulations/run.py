@@ -1,0 +1,220 @@
+"""`hnfed simulate`: sites as folders on this machine, the plan's phases through Flower, a report at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from core.checkpoint import load
+from core.config import Config, Phase, SimulatedSite, load as load_config, plan_hash, plan_json, to_yaml
+from core.data.archive import open_archive
+from core.errors import UserError
+from simulations.baselines import POOLED, with_baseline
+
+LINE = "hnfed| "
+
+
+def simulate(config: str, overrides: Sequence[str], out: Path | None, *, resume: bool = False) -> int:
+    """Runs all phases of a plan on this machine.
+
+    Args:
+        config: shipped name or YAML path.
+        overrides: KEY=VALUE.
+        out: run folder; default ``runs/NAME``, with a number where that exists.
+        resume: continue the run that `out` holds.
+
+    Returns:
+        Exit code: 0 when all phases completed.
+    """
+    resolved, _ = load_config(config, overrides)
+    resolved = with_baseline(resolved)
+    folder = _run_folder(Path(config).stem, out, resume)
+    resolved = replace(resolved, phases=[_pinned(p, folder) for p in resolved.phases])
+    _same_plan(resolved, folder, resume)
+    started = time.monotonic()
+    local = _site_map(resolved, folder)
+    (folder / "config.yaml").write_text(to_yaml(resolved), encoding="utf-8")
+    run_config = {
+        "plan": plan_json(resolved.plan),
+        "run_id": folder.name,
+        "out": str(folder),
+        "resume": "1" if resume else "",
+        "tracking": json.dumps(asdict(resolved.tracking)),
+        "local": json.dumps(local),
+    }
+    status = _launch(resolved, run_config, folder, len(local["sites"]))
+    from core.report import write_report
+
+    report = write_report(folder)
+    minutes = (time.monotonic() - started) / 60
+    if status:
+        print(
+            f"hnfed: error: the run did not complete after {minutes:.1f} min; what it did is kept.\n"
+            f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, mend the cause, "
+            f"then: hnfed simulate {config} {' '.join(overrides)} --out {folder} --resume",
+            file=sys.stderr,
+        )
+    else:
+        print(f"completed in {minutes:.1f} min")
+    print(f"report: {report}")
+    return status
+
+
+def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int) -> int:
+    if config.simulation.engine == "inline":
+        from client.app import app as client_app
+        from server.app import app as server_app
+        from server.rounds import RunFailed
+        from simulations.inline import run_inline
+
+        try:
+            with redirect_stdout(_Unmarked(sys.stdout)):
+                run_inline(server_app, client_app, run_config, sites)
+        except (RunFailed, UserError) as error:
+            print(f"hnfed: error: {error}", file=sys.stderr)
+            return 1
+        return 0
+    from simulations.launch import app_dir, run_flower
+
+    print("starting Flower and Ray (about 20 s) ...", flush=True)
+    return run_flower(
+        app_dir(),
+        run_config,
+        sites=sites,
+        work_dir=folder / "flower",
+        on_line=_show,
+        cpus_per_client=config.simulation.cpus_per_site,
+        gpus_per_client=config.simulation.gpus_per_site,
+        side_by_side=max(1, (os.cpu_count() or 1) // config.simulation.cpus_per_site),
+    )
+
+
+class _Unmarked(io.TextIOBase):
+    """Takes the mark off the run's own lines, which tells them from Flower's in a Ray run."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+
+    def write(self, text: str) -> int:
+        self._target.write(text.removeprefix(LINE))
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+
+def _show(line: str) -> None:
+    """The run's own lines; everything else is in ``flower/flower.log``."""
+    _, found, text = line.partition(LINE)
+    if found:
+        print(text, flush=True)
+
+
+def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
+    if resume:
+        folder = out or Path("runs") / name
+        if not (folder / "config.yaml").is_file():
+            raise UserError("--resume", folder, "give the folder of an earlier run with --out")
+        return folder.resolve()
+    if out is not None:
+        if out.exists() and any(out.iterdir()):
+            raise UserError("--out", out, "choose a new folder, or add --resume to continue that run",
+                            problem="the folder is not empty")
+        folder = out
+    else:
+        candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
+        folder = next(c for c in candidates if not c.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def _pinned(phase: Phase, folder: Path) -> Phase:
+    """A checkpoint file that a phase starts from is copied into the run and named by its SHA-256 (D1)."""
+    if not phase.init.endswith(".safetensors"):
+        return phase
+    source = Path(phase.init)
+    if not source.is_file():
+        raise UserError(f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint")
+    load(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    target = folder / "init"
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(source, target / f"{digest}.safetensors")
+    shutil.copyfile(source.with_suffix(".json"), target / f"{digest}.json")
+    return replace(phase, init=f"sha256:{digest}")
+
+
+def _same_plan(config: Config, folder: Path, resume: bool) -> None:
+    if not resume:
+        return
+    before, _ = load_config(str(folder / "config.yaml"))
+    if plan_hash(before.plan) != plan_hash(config.plan):
+        raise UserError(
+            "--resume", folder,
+            "give the same configuration and overrides as the run (its config.yaml), or start a new run",
+            problem="the run was started with another plan",
+        )
+
+
+def _site_map(config: Config, folder: Path) -> dict[str, Any]:
+    """What the clients need to find their archives; phantoms are written first."""
+    simulation = config.simulation
+    cache = Path(simulation.cache).resolve() if simulation.cache else folder.parent / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    names = sorted(simulation.sites) if simulation.baseline == "pooled" else list(config.site_names)
+    sources = {n: _source(n, simulation.sites[n], config, cache) for n in names}
+    if simulation.baseline == "pooled":
+        wanted = [n for n in names if n in sources]
+        sites = {POOLED: {"sources": [sources[n] for n in wanted]}}
+    else:
+        sites = {n: {"sources": [s]} for n, s in sources.items()}
+    return {
+        "sites": sites, "out": str(folder), "cache": str(cache / "prepared"),
+        "device": simulation.device, "overlays": simulation.overlays,
+    }
+
+
+def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict[str, Any]:
+    root = site.root.replace("{data}", config.simulation.data)
+    if "{data}" in site.root and not config.simulation.data:
+        raise UserError(
+            "simulation.data", "(empty)", "add simulation.data=DIR, the folder of the data set (see the README)"
+        )
+    if site.phantom:
+        root = str(_phantom(name, site, config, cache))
+    elif not Path(root).is_dir():
+        raise UserError(f"simulation.sites.{name}.root", root, "give an existing folder")
+    else:
+        open_archive(root, format=site.format)
+    return {
+        "root": str(Path(root).resolve()), "format": site.format, "aliases": site.aliases,
+        "split": dict(site.split), "splits": site.splits, "exclude": site.exclude, "label": name,
+    }
+
+
+def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Path:
+    from simulations.phantom import SIGNATURES, write_site
+
+    if site.phantom not in SIGNATURES:
+        raise UserError(f"simulation.sites.{name}.phantom", site.phantom, f"use one of {sorted(SIGNATURES)}")
+    if site.cases < 3:
+        raise UserError(f"simulation.sites.{name}.cases", site.cases, "give at least 3 cases")
+    spacing = config.simulation.phantom_spacing_mm
+    stamp = hashlib.sha256(json.dumps([site.phantom, site.cases, config.seed, spacing]).encode()).hexdigest()
+    root = cache / "phantom" / f"{name}-{stamp[:12]}"
+    print(f"phantom archive of {name}: {site.cases} cases", flush=True)
+    write_site(
+        root, SIGNATURES[site.phantom], site.cases, config.seed,
+        spacing_mm=(spacing[0], spacing[1], spacing[2]), workers=os.cpu_count() or 1,
+    )
+    return root

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real-data", default="", help="folder with real archives")
+
+
+@pytest.fixture(scope="session")
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder with real archives; the test is skipped, and counted as skipped, without one."""
+    given = request.config.getoption("--real-data")
+    if not given:
+        pytest.skip("no real data: give --real-data DIR")
+    root = Path(given).resolve()
+    assert root.is_dir(), f"--real-data {root} is no folder"
+    return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Reproducible sums, and no fight for the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def task_identity() -> Iterator[None]:
+    """Lets a test make Flower messages outside a run, and call an app on them directly."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    names = ("run_id", "task_id", "node_id")
+    before = {name: getattr(TaskIdentity, f"_{name}", None) for name in names}
+    for name in names:
+        setattr(TaskIdentity, name, 1)
+    yield
+    for name, value in before.items():
+        setattr(TaskIdentity, f"_{name}", value)
