@@ -1,4 +1,4 @@
-"""Flower ClientApp: unpack, work, pack. Nothing but codes and numbers leaves, whatever goes wrong."""
+"""Flower ClientApp: unpack, work, pack. Nothing but codes and numbers leaves, come what may."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from client import work
 from client.personal import Personal, cached_base, keep_base
 from client.site import Site, simulated_site, site_from_file
 from core.config import Plan, plan_from_json
-from core.engine import NonFiniteError
 from core.errors import UserError
-from core.phases import fingerprint, network, parts_of
+from core.optimisation import NonFiniteError
+from core.phases import fingerprint, network, parts_of, start_state
 from core.protocol import NEED_BASE, OK, Header, Order
 
 app = ClientApp()
@@ -27,7 +27,7 @@ Handler = Callable[[Message, Context], Message]
 
 
 def site_of(context: Context) -> Site:
-    """The site that this node is: from its node config, or in a simulation by its partition (D1)."""
+    """The site that this node is: from its node config, in a simulation by its partition (D1)."""
     config = context.run_config
     local = str(config.get("local", ""))
     run = str(config.get("run_id", ""))
@@ -36,12 +36,14 @@ def site_of(context: Context) -> Site:
             raise UserError("local", "(given)", "only a simulation may send a site map")
         return site_from_file(Path(str(context.node_config["site"])), run)
     if not local:
-        raise UserError("site", "(missing)", "start the node with --node-config 'site=\"SITE.yaml\"'")
+        raise UserError(
+            "site", "(missing)", "start the node with --node-config 'site=\"SITE.yaml\"'"
+        )
     return simulated_site(local, int(context.node_config["partition-id"]), run)
 
 
 def guarded(handler: Handler) -> Handler:
-    """No exception leaves the site: its text may hold a patient's name. The site's log gets it whole."""
+    """No exception leaves the site: its text may hold a patient's name. The site's log gets it."""
 
     @functools.wraps(handler)
     def safe(message: Message, context: Context) -> Message:
@@ -53,10 +55,14 @@ def guarded(handler: Handler) -> Handler:
             order = _order_of(message)
             header = Header(name, order.run, order.phase, order.round, code)
             return Message(
-                RecordDict({
-                    "header": ConfigRecord(header.to_config()),
-                    "metrics": MetricRecord({"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}),
-                }),
+                RecordDict(
+                    {
+                        "header": ConfigRecord(header.to_config()),
+                        "metrics": MetricRecord(
+                            {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}
+                        ),
+                    }
+                ),
                 reply_to=message,
             )
 
@@ -70,7 +76,8 @@ def query(message: Message, context: Context) -> Message:
     site, plan = site_of(context), plan_from_json(str(context.run_config["plan"]))
     config, metrics = work.describe(site, plan, fingerprint()).to_records()
     return Message(
-        RecordDict({"header": ConfigRecord(config), "metrics": MetricRecord(metrics)}), reply_to=message
+        RecordDict({"header": ConfigRecord(config), "metrics": MetricRecord(metrics)}),
+        reply_to=message,
     )
 
 
@@ -89,7 +96,9 @@ def train(message: Message, context: Context) -> Message:
     trained, result = work.train_shared(site, plan, phase, order, state)
     header = Header(site.name, order.run, order.phase, order.round, OK)
     shared = parts_of(network(plan, phase), plan, phase).shared
-    return _pack(message, header, result.to_metrics(phase.organs), {n: trained[n].cpu() for n in shared})
+    return _pack(
+        message, header, result.to_metrics(phase.organs), {n: trained[n].cpu() for n in shared}
+    )
 
 
 @app.evaluate()
@@ -128,7 +137,9 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
             return None
         state |= base
     elif phase.share == "none":
-        state |= Personal(site.phase_folder(phase.init)).best()
+        before = plan.phase(phase.init)
+        own = Personal(site.phase_folder(before.name)).best()
+        state |= start_state(plan, phase, (own, before.organs))
     if "arrays" in message.content:
         state |= _arrays(message, "arrays")
     return state
@@ -141,11 +152,14 @@ def _arrays(message: Message, key: str) -> Mapping[str, Tensor]:
 
 
 def _pack(
-    message: Message, header: Header, metrics: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
+    message: Message,
+    header: Header,
+    metrics: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
 ) -> Message:
-    content = RecordDict({
-        "header": ConfigRecord(header.to_config()), "metrics": MetricRecord(dict(metrics))
-    })
+    content = RecordDict(
+        {"header": ConfigRecord(header.to_config()), "metrics": MetricRecord(dict(metrics))}
+    )
     if state:
         content["arrays"] = ArrayRecord(dict(state))
     return Message(content, reply_to=message)
@@ -174,7 +188,7 @@ def _order_of(message: Message) -> Order:
 
 
 def _log(context: Context, error: Exception) -> str:
-    """Writes the whole error to the site's own disk; returns the site's name, as far as it is known."""
+    """Writes the whole error to the site's own disk; returns the site's name, "" if unknown."""
     try:
         site = site_of(context)
     except Exception:

@@ -1,4 +1,4 @@
-"""Weights that stay: the site's own rounds of a personal phase, its selection, and the base cache."""
+"""Weights that stay: a site's own rounds of a personal phase, its selection, and the base cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Personal:
         tensors, meta = self.store.get(round_)
         return Kept(
             state={k: v for k, v in tensors.items() if not k.startswith(OPTIMISER)},
-            optimiser={k.removeprefix(OPTIMISER): v for k, v in tensors.items() if k.startswith(OPTIMISER)},
+            optimiser={
+                k.removeprefix(OPTIMISER): v for k, v in tensors.items() if k.startswith(OPTIMISER)
+            },
             best_round=int(meta["best_round"]),
             best_score=float(meta["best_score"]),
         )
@@ -68,7 +70,7 @@ class Personal:
 
 
 def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
-    """The base with that SHA-256 from the site's disk, verified; None where it is absent or damaged (D8)."""
+    """The base with that SHA-256 from the site's disk (D8); None where it is absent or damaged."""
     path = folder / f"{digest}.safetensors"
     if not path.is_file():
         return None

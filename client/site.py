@@ -22,6 +22,7 @@ from core.data.cache import build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
+from core.phases import seed_of
 
 SIMULATION_SECRET = b"simulation"
 
@@ -64,7 +65,7 @@ class Site:
     overlays: int = 0
 
     def prepare(self, plan: Plan) -> tuple[list[Entry], tuple[Finding, ...]]:
-        """Archive -> cache, what is missing there only; in answer to the query, never in a round (D14).
+        """Archive -> cache, only what is missing; in answer to the query, never in a round (D14).
 
         Raises:
             UserError: no usable case.
@@ -72,14 +73,21 @@ class Site:
         vocab = vocabulary(plan.organs)
         findings: list[Finding] = []
         for source in self.sources:
-            archive = open_archive(source.root, format=source.format, vocab=vocab, aliases=source.aliases)
+            archive = open_archive(
+                source.root, format=source.format, vocab=vocab, aliases=source.aliases
+            )
             findings += archive.findings
             chosen, explicit, left = _chosen(source, archive)
             splits = assign_splits(chosen, source.split, explicit)
             refs = [r for r in chosen.cases if r.case in splits]
             findings += (*left, *unassigned(chosen, splits))
             report = build_cache(
-                archive, refs, self.cache, plan.organ_names, plan.preprocess, splits=splits,
+                archive,
+                refs,
+                self.cache,
+                plan.organ_names,
+                plan.preprocess,
+                splits=splits,
                 site=self._index(source),
             )
             findings += report.findings
@@ -88,14 +96,27 @@ class Site:
     def entries(self, plan: Plan) -> list[Entry]:
         """The prepared cases; opens nothing but the cache."""
         return [
-            e for s in self.sources
+            e
+            for s in self.sources
             for e in open_cache(self.cache, plan.organ_names, plan.preprocess, site=self._index(s))
         ]
 
     def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that annotate an organ of the phase."""
+        """The cases of a split that annotate an organ of the phase.
+
+        With `phase.max_cases` only so many training cases, those with most of the organs first and
+        then by a seeded draw, so that a smaller number is always a part of a larger one.
+        """
         wanted = set(phase.organs)
-        return [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
+        entries = [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
+        if split != "train" or phase.max_cases is None:
+            return entries
+        ranked = sorted(
+            entries,
+            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, phase.name, e.case)),
+        )
+        chosen = {e.case for e in ranked[: phase.max_cases]}
+        return [e for e in entries if e.case in chosen]
 
     def split_hash(self, entries: Sequence[Entry]) -> str:
         """HMAC of the split under the site's own secret (D17)."""
@@ -138,7 +159,9 @@ def site_from_file(path: Path, run: str) -> Site:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise UserError("site file", path, "give a readable YAML file", problem=str(error)[:200]) from None
+        raise UserError(
+            "site file", path, "give a readable YAML file", problem=str(error)[:200]
+        ) from None
     if not isinstance(values, dict):
         raise UserError("site file", path, "write keys such as 'name:' and 'root:'")
     for key in sorted(set(map(str, values)) - known):
@@ -146,16 +169,23 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("name", "root", "cache", "state"):
         if not values.get(key):
             raise UserError(f"site file: {key}", "(missing)", "give it a value")
-    split: Mapping[str, Any] = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
+    split: Mapping[str, Any] = values.get("split") or {
+        "train": 0.64,
+        "val": 0.16,
+        "test": 0.2,
+        "seed": 0,
+    }
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
     return Site(
         name=str(values["name"]),
         sources=(
             Source(
-                root=str(values["root"]), format=str(values.get("format", "auto")),
+                root=str(values["root"]),
+                format=str(values.get("format", "auto")),
                 aliases=dict(values.get("aliases") or {}),
-                split={} if explicit else dict(split), splits=explicit,
+                split={} if explicit else dict(split),
+                splits=explicit,
             ),
         ),
         device=str(values.get("device", "auto")),
@@ -175,8 +205,12 @@ def _split_file(path: Path) -> dict[str, list[str]]:
             for row in csv.DictReader(file):
                 groups[row["split"]].append(row["case"])
     except (OSError, KeyError) as error:
-        raise UserError("split.file", path, "give a CSV with columns case,split (train, val, test)",
-                        problem=type(error).__name__) from None
+        raise UserError(
+            "split.file",
+            path,
+            "give a CSV with columns case,split (train, val, test)",
+            problem=type(error).__name__,
+        ) from None
     return groups
 
 
@@ -195,7 +229,8 @@ def _chosen(
 ) -> tuple[Archive, dict[str, str] | None, list[Finding]]:
     """The cases that the source names and does not exclude, with their splits.
 
-    A name that is a bare number stands for the case whose id ends in it: ``7`` is ``pt_7`` and ``okbp_007``.
+    A name that is a bare number stands for the case whose id ends in it: ``7`` is ``pt_7`` and
+    ``okbp_007``.
     """
     named = {str(c): split for split, cases in source.splits.items() for c in cases}
     by_number = {_number(r.case): r.case for r in archive.cases}
@@ -207,12 +242,18 @@ def _chosen(
         for c in sorted(excluded)
     ]
     findings += [
-        Finding("E_ABSENT", "error", c, "", "named by the split, absent from the archive", "add the case")
+        Finding(
+            "E_ABSENT",
+            "error",
+            c,
+            "",
+            "named by the split, absent from the archive",
+            "add the case",
+        )
         for c in sorted(set(explicit) - present)
     ]
     cases = tuple(
-        r for r in archive.cases
-        if r.case not in excluded and (not explicit or r.case in explicit)
+        r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
     )
     return replace(archive, cases=cases), explicit or None, findings
 

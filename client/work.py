@@ -1,4 +1,4 @@
-"""What a site does for an order: train, validate, test. Plain functions over a network and a site."""
+"""What a site does for an order: train, validate, test; functions over a network and a site."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from core.data.entry import Entry
 from core.engine import train, validate
 from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
-from core.overlay import write_overlays
 from core.models.stages import unique_state
+from core.overlay import write_overlays
 from core.phases import apply_freeze, load_state, network, parts_of, seed_of
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
@@ -40,8 +40,12 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         split_hash=site.split_hash(entries),
         cases=tuple(sum(e.split == s for e in entries) for s in ("train", "val", "test")),  # type: ignore[arg-type]
         annotated=tuple(sum(o in e.annotated for e in trained) for o in organs),
-        voxels=tuple(float(sum(e.voxels.get(o, 0) for e in trained if o in e.annotated)) for o in organs),
-        totals=tuple(float(sum(e.crop_voxels for e in trained if o in e.annotated)) for o in organs),
+        voxels=tuple(
+            float(sum(e.voxels.get(o, 0) for e in trained if o in e.annotated)) for o in organs
+        ),
+        totals=tuple(
+            float(sum(e.crop_voxels for e in trained if o in e.annotated)) for o in organs
+        ),
         left_out=count_codes(findings),
         versions=versions(),
     )
@@ -53,7 +57,10 @@ def train_shared(
     """One round of a shared phase: scores the incoming weights on val, then trains (D4).
 
     Args:
-        site, plan, phase, order: who, what and which round.
+        site: who.
+        plan: what the federation agreed on.
+        phase: of the order.
+        order: which round.
         state: all weights that came in (base and shared).
 
     Returns:
@@ -72,10 +79,13 @@ def train_shared(
 def train_personal(
     site: Site, plan: Plan, phase: Phase, order: Order, state: State
 ) -> tuple[Header, Result]:
-    """One round of a personal phase: trains, validates the outgoing weights, selects, keeps (D4, D7).
+    """One personal round: trains, validates the outgoing weights, selects, keeps (D4, D7).
 
     Args:
-        site, plan, phase, order: who, what and which round.
+        site: who.
+        plan: what the federation agreed on.
+        phase: of the order.
+        order: which round.
         state: the start weights of the phase.
     """
     started = time.perf_counter()
@@ -92,7 +102,7 @@ def train_personal(
     sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     value = mean_dice(sums, phase.organs)
     now = unique_state(model)
-    better = value > kept.best_score or kept.best_round == 0
+    better = value > kept.best_score or value < 0  # without val cases the latest is the best
     best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
     trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
     personal.keep(order.round, Kept(trained, optimiser, best_round, best_score))
@@ -101,18 +111,24 @@ def train_personal(
     waited = (order.round - best_round) * phase.local_epochs
     published = withhold(sums, plan.federation.min_cell)
     header = Header(
-        site=site.name, run=order.run, phase=phase.name, round=order.round,
-        stopped=waited >= phase.patience, best_round=best_round,
+        site=site.name,
+        run=order.run,
+        phase=phase.name,
+        round=order.round,
+        stopped=waited >= phase.patience,
+        best_round=best_round,
     )
     return header, replace(
-        result, annotated=(), cases=0, seconds=time.perf_counter() - started, scores={"val": published}
+        result,
+        annotated=(),
+        cases=0,
+        seconds=time.perf_counter() - started,
+        scores={"val": published},
     )
 
 
-def evaluate(
-    site: Site, plan: Plan, phase: Phase, order: Order, state: State
-) -> Result:
-    """Scores weights: the shared ones on val (``validate``) or test (``test``); a personal phase its own best."""
+def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> Result:
+    """Scores the shared weights on val (``validate``) or test; in a personal phase the own best."""
     started = time.perf_counter()
     personal = phase.share == "none"
     if personal:
@@ -155,7 +171,10 @@ def fit(
     if incoming is not None and strategy.name == "fedprox":
         pull = (strategy.proximal_mu, incoming)
     done, memory = train(
-        model, entries, phase.organs, plan,
+        model,
+        entries,
+        phase.organs,
+        plan,
         device=site.device,
         epochs=phase.local_epochs,
         first_epoch=(order.round - 1) * phase.local_epochs,
@@ -180,13 +199,15 @@ def fit(
 def frequencies(
     plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
 ) -> list[float] | None:
-    """Class weights from the federation's frequencies, or the site's own where nothing is shared (D9)."""
+    """Class weights from the federation's frequencies; the site's own if none are shared (D9)."""
     if plan.loss.class_weight == "none":
         return None
     voxels, totals = order.voxels, order.totals
     if phase.share == "none":
         voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in phase.organs]
-        totals = [float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs]
+        totals = [
+            float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs
+        ]
     if not voxels:
         return None
     shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
@@ -197,7 +218,7 @@ def frequencies(
 def score(
     site: Site, plan: Plan, phase: Phase, model: nn.Module, split: str, *, draw: bool = False
 ) -> list[CaseScore]:
-    """Scores of a split on each CT's own grid; draws the first test cases where the site allows it."""
+    """Scores of a split on each CT's own grid; draws the first cases where the site allows it."""
     entries = site.of_phase(plan, phase, split)
     drawn: list[Any] = []
     colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
@@ -206,8 +227,12 @@ def score(
         if draw and len(drawn) < site.overlays:
             drawn.append(entry.case)
             write_overlays(
-                site.phase_folder(phase.name) / "overlays", entry, labelmap, entry.truth(),
-                phase.organs, colours,
+                site.phase_folder(phase.name) / "overlays",
+                entry,
+                labelmap,
+                entry.truth(),
+                phase.organs,
+                colours,
             )
 
     return validate(model, entries, phase.organs, plan, site.device, on_case=on_case)
@@ -229,10 +254,19 @@ def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[
     """JSON beside a site's own best weights."""
     pre = plan.preprocess
     return {
-        "run": order.run, "phase": phase.name, "round": order.round, "site": site.name,
+        "run": order.run,
+        "phase": phase.name,
+        "round": order.round,
+        "site": site.name,
         "organs": list(phase.organs),
-        "preprocess": {"spacing_mm": list(pre.spacing_mm), "crop": list(pre.crop), "window_hu": list(pre.window_hu)},
-        "model": asdict(plan.model), "plan_hash": plan_hash(plan),
+        "preprocess": {
+            "spacing_mm": list(pre.spacing_mm),
+            "crop": list(pre.crop),
+            "window_hu": list(pre.window_hu),
+        },
+        "model": asdict(plan.model),
+        "plan_hash": plan_hash(plan),
         "splits": {site.name: site.split_hash(site.entries(plan))},
-        "versions": versions(), "score": None,
+        "versions": versions(),
+        "score": None,
     }

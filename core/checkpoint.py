@@ -22,6 +22,7 @@ from torch import Tensor
 from core.errors import UserError
 
 SCHEMA = 1
+_EMPTY_BYTES = len(safetensors.torch.save({}))
 _REQUIRED = ("organs", "preprocess", "model")
 
 
@@ -176,7 +177,7 @@ def resolve_model(path: str | Path, phase: str | None = None, site: str | None =
         raise UserError(
             "model", root, "name a run folder or a .safetensors file; this does not exist"
         )
-    if (root / "best.safetensors").is_file():
+    if _has_weights(root / "best.safetensors"):
         return root / "best.safetensors"
     phases = _phases_of(root)
     if not phases:
@@ -220,7 +221,7 @@ def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:
 
 def _phases_of(root: Path) -> dict[str, _Phase]:
     phases: dict[str, _Phase] = {}
-    for best in sorted(root.glob("checkpoints/*/best.safetensors")):
+    for best in filter(_has_weights, sorted(root.glob("checkpoints/*/best.safetensors"))):
         phases.setdefault(best.parent.name, _Phase()).shared = best
     for best in sorted(root.glob("sites/*/*/best.safetensors")):
         phases.setdefault(best.parent.name, _Phase()).sites[best.parent.parent.name] = best
@@ -228,6 +229,11 @@ def _phases_of(root: Path) -> dict[str, _Phase]:
         for best in sorted(root.glob("*/best.safetensors")):
             phases.setdefault(best.parent.name, _Phase()).shared = best
     return phases
+
+
+def _has_weights(path: Path) -> bool:
+    """False for an absent file, and for one without any tensor (scores of a personal phase)."""
+    return path.is_file() and path.stat().st_size > _EMPTY_BYTES
 
 
 def _read_weights(path: Path) -> tuple[bytes, str]:

@@ -6,10 +6,12 @@ import argparse
 import difflib
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ SHOWN_FINDINGS = 12
 def predict(args: argparse.Namespace) -> int:
     """Contours every CT of INPUT; exit code 1 where one could not be read."""
     archive = find_cts(args.input)
+    _make_folder(args.output, "--output")
     segment, organs, _ = _loaded(args)
     if "nifti" in args.format:
         write_label_table(args.output, organs)
@@ -40,10 +43,10 @@ def predict(args: argparse.Namespace) -> int:
         progress(done, len(archive.cases), ref.case)
         try:
             image, geometry = read_image_of(archive, ref)
+            labels = segment(image, geometry)
         except CaseError as error:
             failed.append(_left_out(error, ref.case))
             continue
-        labels = segment(image, geometry)
         write_contours(args.output, ref.case, labels, organs, geometry, args.format)
         absent = [organ for i, organ in enumerate(organs, start=1) if not (labels == i).any()]
         if absent:
@@ -96,11 +99,12 @@ def _chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[s
 
 def evaluate(args: argparse.Namespace) -> int:
     """Scores a model or existing contours against DATA; prints a table, writes ``--json``."""
+    if args.json is not None:
+        _make_folder(args.json.parent, "--json")
     result = _of_model(args) if args.model else _of_contours(args)
     _print_findings(result.findings)
     print(table(result, per_case=args.per_case))
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(as_json(result, per_case=args.per_case), indent=2, allow_nan=False)
         args.json.write_text(text + "\n", encoding="utf-8")
     return 0
@@ -139,7 +143,9 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
     archive = open_archive(args.data, format=args.format, vocab=vocab)
     refs = choose_cases(archive, args.split, args.site)
     found = find_predictions(args.pred, [ref.case for ref in refs], vocab, asked)
-    organs = _chosen_organs(args.organs, found.organs)
+    annotated = sorted({organ for ref in refs for organ in ref.structures})
+    known = found.organs if asked is None else tuple(dict.fromkeys([*found.organs, *annotated]))
+    organs = _chosen_organs(args.organs, known)
 
     def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
         predicted = read_prediction(found, volume.case, volume.image, volume.geometry)
@@ -155,11 +161,9 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
         notes.append(
             f"predicted structures of unknown name, left out: {_shortened(found.unknown)}."
         )
-    only_here = {organ for ref in refs for organ in ref.structures} - set(organs)
-    if only_here and asked is None:
-        notes.append(
-            f"annotated, but nowhere predicted, left out: {_shortened(sorted(only_here))}."
-        )
+    only_here = [organ for organ in annotated if organ not in known]
+    if only_here:
+        notes.append(f"annotated, but nowhere predicted, left out: {_shortened(only_here)}.")
     return score_archive(
         archive,
         refs,
@@ -170,6 +174,16 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
         findings=archive.findings,
         progress=_Progress(),
     )
+
+
+def _make_folder(folder: Path, field: str) -> None:
+    """Makes a folder for results before the work begins; `UserError` where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(field, folder, "choose another place", problem=str(error)) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(field, folder, "choose another place", problem="no permission to write")
 
 
 def _shortened(names: Sequence[str], limit: int = 8) -> str:
@@ -206,9 +220,6 @@ class _Progress:
         if done:
             seconds = (time.monotonic() - self.start) / done * (count - done)
             minutes = seconds / 60
-            left = (
-                f", about {minutes:.0f} min left"
-                if minutes > 2
-                else f", about {seconds:.0f} s left"
-            )
+            about = f"{minutes:.0f} min" if minutes > 2 else f"{seconds:.0f} s"
+            left = f", about {about} left"
         print(f"[{done + 1}/{count}] {case}{left}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The plan: typed, frozen, the only reader of YAML.
 
-A plan is what a federation agrees on: organs, preprocessing, network, loss, training and phases. `Config` adds
-what belongs to one machine only (`tracking`, `simulation`), which is outside the plan hash.
+A plan is what a federation agrees on: organs, preprocessing, network, loss, training and phases.
+`Config` adds what belongs to one machine only (`tracking`, `simulation`), outside the plan hash.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class Phase:
     freeze: Any = "none"
     share: str = "all"
     lr: float | None = None
+    max_cases: int | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
             (``phases.pretrain.rounds=3``), lists in YAML (``preprocess.crop=[96,48,56]``).
 
     Returns:
-        The checked configuration, and for every dotted key ``default``, the file's name, or ``override``.
+        The checked configuration, and for every dotted key ``default``, the file's name, or
+        ``override``.
 
     Raises:
         UserError: unknown key (with a suggestion), wrong type, or a value that makes no sense.
@@ -278,7 +280,9 @@ def find_config(config: str) -> Path:
     close = difflib.get_close_matches(config, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(
-        "CONFIG", config, f"{hint}give a shipped name ({', '.join(names)}) or the path of a YAML file"
+        "CONFIG",
+        config,
+        f"{hint}give a shipped name ({', '.join(names)}) or the path of a YAML file",
     )
 
 

@@ -131,7 +131,8 @@ def train(
         tally = _Tally(target)
         steps_per_epoch = math.ceil(len(entries) / settings.batch)
         for epoch in range(first_epoch, first_epoch + epochs):
-            batches = _batches(entries, organs, plan, seed, epoch, target)
+            ahead = target.type == "cuda"
+            batches = _batches(entries, organs, plan, seed, epoch, target, ahead=ahead)
             for step, batch in enumerate(batches):
                 rate = learning_rate(settings, epoch + step / steps_per_epoch, total_epochs)
                 for group in optimiser.param_groups:
@@ -252,12 +253,13 @@ def _batches(
     seed: int,
     epoch: int,
     device: torch.device,
+    *,
+    ahead: bool,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of one epoch on the device; the last may be smaller.
 
-    On a GPU one thread prepares the next batch meanwhile. What a sample looks like depends on its
-    seed only, so that changes nothing but the time. On a CPU the thread would take the cores that
-    the network needs.
+    With `ahead` a thread prepares the next batch meanwhile (on a CPU it would only take the cores
+    that the network needs). A sample depends on its seed alone: only the time changes.
     """
     augment = plan.augment if plan.augment.enabled else None
     dataset = CropDataset(entries, organs, augment, plan.preprocess.window_hu, seed, epoch)
@@ -268,15 +270,14 @@ def _batches(
         return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
 
     starts = range(0, len(dataset), size)
-    ahead = 1 if device.type == "cuda" else 0
+    if not ahead:
+        yield from (_moved(batch(start), device) for start in starts)
+        return
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future[dict[str, Tensor]]] = deque()
         for start in starts:
-            if not ahead:
-                yield batch(start)
-                continue
             waiting.append(pool.submit(batch, start))
-            if len(waiting) > ahead:
+            if len(waiting) > 1:
                 yield _moved(waiting.popleft().result(), device)
         while waiting:
             yield _moved(waiting.popleft().result(), device)

@@ -211,17 +211,10 @@ def _case_sums(
     if len(kept) < classes:
         logits, label = _merge(logits, label, kept)
     log_p = torch.log_softmax(logits, dim=0)
-    log_py = log_p.gather(0, label[None])[0]
-    p_y = log_py.exp()
     size = len(kept)
-    sums = [
-        torch.bincount(label.flatten(), minlength=size).to(log_p.dtype),
-        class_sum(-log_py, label, size),
-        class_sum(_focal(p_y, log_py, settings.gamma), label, size),
-        *_rest_sums(log_p, label, settings),
-        class_sum(p_y, label, size),
-        probability_sum(log_p),
-    ]
+    nll, focal, overlap, mass = class_sums(log_p, label, settings.gamma)
+    count = torch.bincount(label.flatten(), minlength=size).to(log_p.dtype)
+    sums = [count, nll, focal, *_rest_sums(log_p, label, settings), overlap, mass]
     sums.insert(0, torch.ones_like(sums[0]))
     if size == 1:
         sums = [torch.zeros_like(s) if i < 2 else s * 0 for i, s in enumerate(sums)]
@@ -247,12 +240,6 @@ def _merge(
     return torch.cat((background, logits[list(kept[1:])])), table[label]
 
 
-def _focal(p: torch.Tensor, log_p: torch.Tensor, gamma: float) -> torch.Tensor:
-    rest = (1 - p).clamp_min(torch.finfo(p.dtype).tiny)
-    factor = rest * rest if gamma == 2 else rest.pow(gamma)
-    return -factor * log_p
-
-
 def _rest_sums(
     log_p: torch.Tensor, label: torch.Tensor, settings: Loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -269,51 +256,69 @@ def _rest_sums(
     p = log_p.exp()
     log_rest = torch.log1p(-p.scatter(0, top, 0.0)).scatter(0, top, others)
     log_rest = log_rest.scatter(0, label[None], 0.0)
-    focal = (p * p if settings.gamma == 2 else p.pow(settings.gamma)) * log_rest
+    focal = _power(p, settings.gamma) * log_rest
     return -log_rest.sum(dim=(1, 2, 3)), -focal.sum(dim=(1, 2, 3))
 
 
-class _ClassSum(torch.autograd.Function):
+def class_sums(
+    log_p: torch.Tensor, label: torch.Tensor, gamma: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums over voxels per class l, differentiable once in `log_p`.
+
+    Keeps `log_p`, the label and one map of voxels for the backward pass, which fills one buffer.
+
+    Args:
+        log_p: (K, Z, Y, X) log-probabilities.
+        label: (Z, Y, X) int64 below K.
+        gamma: exponent of the focal term.
+
+    Returns:
+        Four (K): of -log p_l, of -(1 - p_l)^gamma log p_l and of p_l where the label is l; and of
+        p_l over all voxels.
+    """
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    out = _ClassSums.apply(log_p, label, gamma)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _ClassSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
-        ctx.save_for_backward(label)
-        if values.device.type != "cpu":  # no atomics: deterministic, and not slow for few classes
-            zero = values.new_zeros(())
-            return torch.stack(
-                [torch.where(label == c, values, zero).sum() for c in range(classes)]
-            )
-        rows = label.shape[0]  # slice by slice: a float32 running sum over a volume would drift
-        sums = values.new_zeros((rows, classes))
-        sums.scatter_add_(1, label.reshape(rows, -1), values.reshape(rows, -1))
-        return sums.sum(dim=0)
+    def forward(
+        ctx: Any, log_p: torch.Tensor, label: torch.Tensor, gamma: float
+    ) -> tuple[torch.Tensor, ...]:
+        log_py = log_p.gather(0, label[None])[0]
+        ctx.gamma = gamma
+        ctx.save_for_backward(log_p, label, log_py)
+        p_y = log_py.exp()
+        focal = _power((1 - p_y).clamp_(min=0), gamma).mul_(log_py)
+        mass = torch.stack([channel.exp().sum() for channel in log_p])
+        classes = len(log_p)
+        nll, focal = -_sum_by(label, log_py, classes), -_sum_by(label, focal, classes)
+        return nll, focal, _sum_by(label, p_y, classes), mass
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (label,) = ctx.saved_tensors
-        return grads[0][label], None, None
+        log_p, label, log_py = ctx.saved_tensors
+        g_nll, g_focal, g_overlap, g_mass = (g[label] if i < 3 else g for i, g in enumerate(grads))
+        p_y = log_py.exp()
+        rest = (1 - p_y).clamp_(min=torch.finfo(p_y.dtype).tiny)
+        slope = ctx.gamma * _power(rest, ctx.gamma - 1) * p_y * log_py - _power(rest, ctx.gamma)
+        at_label = g_focal.mul_(slope).add_(g_overlap.mul_(p_y)).sub_(g_nll)
+        grad = log_p.exp().mul_(g_mass.view(-1, 1, 1, 1))
+        return grad.scatter_add_(0, label[None], at_label[None]), None, None
 
 
-class _ProbabilitySum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, log_p: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(log_p)
-        return torch.stack([channel.exp().sum() for channel in log_p])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        (log_p,) = ctx.saved_tensors
-        scale: torch.Tensor = grads[0].view(-1, *[1] * (log_p.ndim - 1))
-        grad: torch.Tensor = log_p.exp().mul_(scale)
-        return grad
+def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:
+    if exponent == 2:
+        return base * base
+    return base.clone() if exponent == 1 else base.pow(exponent)
 
 
-def class_sum(values: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Sums `values` (Z, Y, X) per label -> (classes); differentiable, keeps only the label."""
-    out: torch.Tensor = _ClassSum.apply(values, label, classes)  # type: ignore[no-untyped-call]
-    return out
-
-
-def probability_sum(log_p: torch.Tensor) -> torch.Tensor:
-    """Sums exp(log_p) (K, Z, Y, X) over voxels -> (K); differentiable, keeps no probabilities."""
-    out: torch.Tensor = _ProbabilitySum.apply(log_p)  # type: ignore[no-untyped-call]
-    return out
+def _sum_by(label: torch.Tensor, values: torch.Tensor, classes: int) -> torch.Tensor:
+    """Sums `values` (Z, Y, X) by label -> (classes)."""
+    if values.device.type != "cpu":  # no atomics: deterministic, and not slow for few classes
+        zero = values.new_zeros(())
+        return torch.stack([torch.where(label == c, values, zero).sum() for c in range(classes)])
+    rows = label.reshape(-1, label.shape[-1])  # a float32 running sum over a volume drifts
+    sums = values.new_zeros((len(rows), classes))
+    return sums.scatter_add_(1, rows, values.reshape(rows.shape)).sum(dim=0)

@@ -102,7 +102,8 @@ def cut(
     """Cuts the slice of one organ out of a case; arguments as for `write_overlays`.
 
     Returns:
-        At most `MARGIN_MM` round the true organ and `LARGEST_MM` wide and high.
+        A square round the true organ with `MARGIN_MM` at the longer sides, at most `LARGEST_MM`
+        high and wide.
     """
     order, flips = _axes(entry.source)
     spacing = tuple(entry.source.spacing_mm[axis] for axis in order)
@@ -110,10 +111,13 @@ def cut(
     index = int(np.argmax(mask.sum(axis=(1, 2))))
     box = bounding_box(mask[index][None])
     assert box is not None
+    extent = (p.stop - p.start for p in box[1:])
+    edge_mm = max(n * mm for n, mm in zip(extent, spacing[1:], strict=True)) + 2 * MARGIN_MM
+    edge_mm = min(edge_mm, LARGEST_MM)
     window = (
         index,
-        _widened(box[1], spacing[1], mask.shape[1]),
-        _widened(box[2], spacing[2], mask.shape[2]),
+        _around(box[1], edge_mm / spacing[1], mask.shape[1]),
+        _around(box[2], edge_mm / spacing[2], mask.shape[2]),
     )
     label = _turned(labelmap, order, flips)[window]
     others = {name: _turned(array, order, flips)[window] for name, array in truth.items()}
@@ -162,15 +166,11 @@ def _turned(
     return np.transpose(array, order)[steps]
 
 
-def _widened(part: slice, spacing_mm: float, size: int) -> slice:
-    """The part plus a margin, at most `LARGEST_MM` round its centre, inside the array."""
-    margin = round(MARGIN_MM / spacing_mm)
-    low, high = part.start - margin, part.stop + margin
-    most = max(1, int(LARGEST_MM / spacing_mm))
-    if high - low > most:
-        low = (low + high - most) // 2
-        high = low + most
-    return slice(max(low, 0), min(high, size))
+def _around(part: slice, length: float, size: int) -> slice:
+    """So many voxels round the middle of the part, moved and cut to lie inside the array."""
+    count = min(max(1, int(length)), size)
+    low = min(max((part.start + part.stop - count) // 2, 0), size - count)
+    return slice(low, low + count)
 
 
 def _from_crop(
@@ -202,14 +202,15 @@ def _draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 2.78), dpi=110, facecolor=BACKGROUND)
+    figure = Figure(figsize=(4.8, 2.88), dpi=110, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     verdict = "missed, Dice 0" if missed else f"Dice {score:.2f}"
     figure.text(0.014, 0.925, organ, color="white", size=10, weight="bold")
     figure.text(0.986, 0.925, verdict, color="white", size=10, ha="right")
-    halves = (("truth", piece.truth), ("prediction", piece.prediction))
-    for column, (title, masks) in enumerate(halves):
-        axes = figure.add_axes((0.012 + 0.492 * column, 0.015, 0.484, 0.885))
+    figure.text(0.014, 0.845, "truth", color="#aab3bc", size=8)
+    figure.text(0.506, 0.845, "prediction", color="#aab3bc", size=8)
+    for column, masks in enumerate((piece.truth, piece.prediction)):
+        axes = figure.add_axes((0.012 + 0.492 * column, 0.012, 0.484, 0.816))
         axes.set_facecolor("black")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -224,5 +225,4 @@ def _draw(
             axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=line)
         axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(height - 0.5, -0.5)
-        axes.text(0.02, 0.97, title, color="white", size=8, va="top", transform=axes.transAxes)
     figure.savefig(path, facecolor=BACKGROUND, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""What trains, what travels and what stays, decided by the phase alone: the same code runs at both ends."""
+"""What trains, what travels and what stays: decided by the phase alone, alike at both ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Parts:
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from any description, stable over machines: f(seed, phase, round, site) (D6)."""
+    """A 63-bit seed from any description, the same on all machines: f(seed, phase, ...) (D6)."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -89,18 +89,18 @@ def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:
         parameter.requires_grad_(name not in stay)
 
 
-def start_state(
-    plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] | None
-) -> State:
+def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] | None) -> State:
     """The weights with which a phase begins.
 
     Args:
-        plan, phase: decide the network and its seed.
-        previous: weights of the phase (or file) that it starts from, with that phase's organs; None for scratch.
+        plan: decides the network and its seed.
+        phase: the phase that begins.
+        previous: weights of the phase (or file) that it starts from, with that phase's organs; None
+            for scratch.
 
     Returns:
-        State of the phase's network: everything but the head is copied; a head row is copied where the
-        organ existed before (and for the background), and new where the organ is new.
+        State of the phase's network: everything but the head is copied; a head row is copied where
+        the organ existed before (and for the background), and new where the organ is new.
     """
     model = network(plan, phase)
     state = {k: v.detach().clone() for k, v in unique_state(model).items()}
@@ -113,7 +113,8 @@ def start_state(
             continue
         if name not in old or old[name].shape != state[name].shape:
             raise UserError(
-                f"phases.{phase.name}.init", phase.init,
+                f"phases.{phase.name}.init",
+                phase.init,
                 "start from a checkpoint of the same network (model section of the plan)",
                 problem=f"parameter {name} is missing or has another shape",
             )
@@ -135,8 +136,11 @@ def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) 
     for name in sorted(state if names is None else names):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else
-                      tensor.reshape(1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -152,7 +156,7 @@ def size_bytes(state: Mapping[str, Tensor], names: Sequence[str]) -> int:
 
 @functools.cache
 def fingerprint() -> str:
-    """SHA-256 of the source of `core` (without the command line): a client with other code refuses."""
+    """SHA-256 of the source of `core`, without the command line: other code is refused."""
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,13 @@ def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
                     f"{key} {first[key]} and {other[key]}",
                     "average only models of the same organs (in one order) and preprocessing",
                 )
-    return Preprocess(**first["preprocess"])
+    try:
+        given = {field.name: first["preprocess"][field.name] for field in fields(Preprocess)}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            "--model", first["preprocess"], "use a complete checkpoint", problem=f"lacks {error}"
+        ) from error
+    return Preprocess(**given)
 
 
 def probabilities_of(models: Sequence[nn.Module], image: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """What travels between server and site, as dataclasses; knows nothing of Flower.
 
-Every message is a record of scalars (`to_config`: strings and numbers) and one of numbers (`to_metrics`), beside
-tensors. There is no free text and no list of layers: both ends derive the layers from the phase.
+Every message is a record of scalars (`to_config`: strings and numbers) and one of numbers
+(`to_metrics`), beside tensors. There is no free text and no list of layers: both ends derive the
+layers from the phase.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Order:
 
     Attributes:
         run, phase, round: what it belongs to; rounds count from 1.
-        task: ``train``, ``validate`` (score the shared weights on val) or ``test`` (the best on test).
+        task: ``train``, ``validate`` (the shared weights on val) or ``test`` (the best on test).
         base_hash: SHA-256 of the phase's base (D8); "" where there is none.
         base_round: round whose personal weights the site starts from (0: the start weights).
         best_round: round whose weights are asked for in ``test``.
         fingerprint: of the server's `core`.
-        voxels, totals: class frequencies over the federation, per organ of the phase: organ voxels and
-            crop voxels of the training cases that annotate it; empty where unknown (D9).
+        voxels, totals: class frequencies over the federation, per organ of the phase: organ voxels
+            and crop voxels of the training cases that annotate it; empty where unknown (D9).
     """
 
     run: str
@@ -243,14 +244,14 @@ WITHHELD = OrganSum(n=-1)
 
 
 def withhold(sums: Mapping[str, OrganSum], min_cell: int) -> dict[str, OrganSum]:
-    """What may leave a personal phase: a cell of fewer than `min_cell` cases is emptied at the site."""
+    """What may leave a personal phase: a cell of fewer than `min_cell` cases is emptied here."""
     return {o: s if s.n == 0 or s.n >= min_cell else WITHHELD for o, s in sums.items()}
 
 
 def published(
     sites: Mapping[str, Mapping[str, OrganSum]], organs: Sequence[str], min_cell: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What may be written down of the sites' control scores (D5): (cells by site and organ, pooled means)."""
+    """What may be written down of control scores (D5): (cells by site and organ, pooled means)."""
     cells = {
         site: pool_sites({site: _shown(sums)}, organs, min_cell)["organs"]
         for site, sums in sites.items()

@@ -9,14 +9,16 @@ from typing import Any
 
 def number(value: object) -> float | None:
     """The value as a float; None for anything but a number."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if usable else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
 
 
 def date(value: object) -> str:
     """A time stamp of the journal as people write it; what is none stays as it is."""
     try:
-        return datetime.fromisoformat(str(value)).strftime("%-d %B %Y, %H:%M %Z").strip()
+        time = datetime.fromisoformat(str(value))
+        return f"{time.day} {time:%B %Y, %H:%M %Z}".strip()
     except ValueError:
         return str(value or "")
 

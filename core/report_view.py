@@ -156,7 +156,7 @@ def _groups(block: Event, organs: Sequence[str], mean: Event) -> list[dict[str, 
     groups = [(site, cells) for site, cells in sites.items() if cells]
     pooled = _mapping(mean.get("organs"))
     if len(groups) > 1 and pooled:
-        groups.append(("all sites", pooled))
+        groups.insert(0, ("all sites", pooled))
     result = []
     for title, cells in groups:
         row = {organ: _mapping(cells.get(organ)) for organ in organs}

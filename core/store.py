@@ -13,7 +13,7 @@ from core.checkpoint import load, save
 
 
 class RoundStore:
-    """Checkpoints ``round-00007.safetensors`` with their JSON in one folder, never overwritten (D7)."""
+    """Checkpoints ``round-00007.safetensors`` with their JSON in one folder (D7)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

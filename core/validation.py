@@ -41,7 +41,9 @@ def _check_sections(plan: Plan) -> None:
     _one_of("train.amp", plan.train.amp, ("off", "bf16", "fp16"))
     _one_of("federation.strategy.name", plan.federation.strategy.name, ("fedavg", "fedprox"))
     if len(pre.spacing_mm) != 3 or min(pre.spacing_mm) <= 0:
-        raise UserError("preprocess.spacing_mm", pre.spacing_mm, "give three positive mm: [z, y, x]")
+        raise UserError(
+            "preprocess.spacing_mm", pre.spacing_mm, "give three positive mm: [z, y, x]"
+        )
     if len(pre.crop) != 3 or min(pre.crop) < 8:
         raise UserError("preprocess.crop", pre.crop, "give three sizes of at least 8: [z, y, x]")
     if len(pre.window_hu) != 2 or pre.window_hu[0] >= pre.window_hu[1]:
@@ -88,6 +90,10 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
     for field in ("rounds", "local_epochs", "patience"):
         if getattr(phase, field) < 1:
             raise UserError(f"{key}.{field}", getattr(phase, field), "give a whole number >= 1")
+    if phase.max_cases is not None and phase.max_cases < 1:
+        raise UserError(
+            f"{key}.max_cases", phase.max_cases, "give a whole number >= 1, or leave it out"
+        )
     if phase.lr is not None and phase.lr <= 0:
         raise UserError(f"{key}.lr", phase.lr, "give a number above 0, or leave it out")
     _one_of(f"{key}.share", phase.share, ("all", "trainable", "none"))
@@ -104,16 +110,26 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             "or the path of a .safetensors checkpoint",
         )
     before = next((p for p in plan.phases[:index] if p.name == phase.init), None)
-    if before is not None and before.share == "none" and set(phase.sites) - set(before.sites):
+    if before is None or before.share != "none":
+        return
+    if set(phase.sites) - set(before.sites):
         raise UserError(
             f"{key}.init", phase.init, f"that phase leaves weights only at {before.sites}"
+        )
+    if phase.share != "none":
+        raise UserError(
+            f"{key}.init",
+            phase.init,
+            "write share: none here too, or start from a phase that shares its weights",
+            problem="personal weights never leave their site",
         )
 
 
 def _check_simulation(plan: Plan, simulation: Simulation) -> None:
     _one_of("simulation.engine", simulation.engine, ("ray", "inline"))
     _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
-    missing = sorted(set(plan.site_names) - set(simulation.sites))
+    pooled = {"pooled"} if simulation.baseline == "pooled" else set()  # a run's own config.yaml
+    missing = sorted(set(plan.site_names) - set(simulation.sites) - pooled)
     if missing:
         raise UserError(
             "phases.sites",

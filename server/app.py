@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from core.checkpoint import load
 from core.config import Phase, Plan, Tracking, plan_from_json, plan_hash
 from core.errors import UserError
 from core.phases import fingerprint
+from core.protocol import Description
 from core.versions import versions
+from server.progress import State
 from server.record import Recorder, tell
 from server.roster import call_roster
-from server.rounds import PhaseRun, RunFailed, State
+from server.rounds import PhaseRun, RunFailed, quorum_of
 
 app = ServerApp()
 
@@ -41,29 +44,37 @@ def main(grid: Grid, context: Context) -> None:
         raise
     finally:
         recorder.write_metrics(status)
-        recorder.say({"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)})
+        recorder.say(
+            {"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)}
+        )
         recorder.tracker.finish()
 
 
 def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
     code = fingerprint()
-    recorder.say({
-        "event": "run-start", "run": recorder.run, "plan_hash": plan_hash(plan), "resumed": resume,
-        "versions": versions(), "fingerprint": code, "seed": plan.seed,
-    })
-    nodes, described = call_roster(
-        grid, plan.site_names, run=recorder.run, fingerprint=code, join_s=plan.federation.query_timeout_s,
-        prepare_s=plan.federation.prepare_timeout_s, say=recorder.say,
+    recorder.say(
+        {
+            "event": "run-start",
+            "run": recorder.run,
+            "plan_hash": plan_hash(plan),
+            "resumed": resume,
+            "versions": versions(),
+            "fingerprint": code,
+            "seed": plan.seed,
+        }
     )
-    cell = plan.federation.min_cell
-    for site, description in sorted(described.items()):
-        recorder.say({
-            "event": "site-described", "site": site,
-            "organs": dict(zip(plan.organ_names, (n if n >= cell or n == 0 else None for n in description.annotated), strict=False)),
-            "cases": dict(zip(("train", "val", "test"), (n if n >= cell or n == 0 else None for n in description.cases), strict=True)),
-            "left_out": {k: n if n >= cell else None for k, n in description.left_out.items()},
-        })
-        tell(f"{site} is ready: {', '.join(f'{n} {s}' if n >= cell else f'few {s}' for s, n in zip(('train', 'val', 'test'), description.cases, strict=True))} cases")
+    nodes, described = call_roster(
+        grid,
+        plan.site_names,
+        organs=len(plan.organ_names),
+        run=recorder.run,
+        fingerprint=code,
+        join_s=plan.federation.query_timeout_s,
+        prepare_s=plan.federation.prepare_timeout_s,
+        say=recorder.say,
+    )
+    for description in (described[s] for s in sorted(described)):
+        _introduce(description, plan, recorder)
     weights: dict[str, tuple[State, list[str]]] = {}
     for phase in plan.phases:
         block = recorder.finished(phase.name) if resume else None
@@ -75,26 +86,54 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
                 weights[phase.name] = (best[0], list(phase.organs))
             continue
         missing = [s for s in phase.sites if s not in nodes]
-        if len(phase.sites) - len(missing) < max(1, plan.federation.min_sites):
+        if len(phase.sites) - len(missing) < quorum_of(plan, phase):
             raise RunFailed(
-                f"phase {phase.name}: site{'s' if len(missing) > 1 else ''} {', '.join(missing)} did not come "
-                "or could not take part; see the journal for the reason codes and the site's client.log"
+                f"phase {phase.name}: site{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
+                "did not come or could not take part; see the journal for the reason codes and "
+                "the site's client.log"
             )
-        _check_split(plan, phase, recorder, described)
+        _check_split(phase, recorder, described)
         run = PhaseRun(
-            grid, plan, phase, recorder, nodes, described, code,
-            _previous(plan, phase, recorder, weights), _starts_at_site(plan, phase),
+            grid,
+            plan,
+            phase,
+            recorder,
+            nodes,
+            described,
+            code,
+            _previous(plan, phase, recorder, weights),
+            _starts_at_site(plan, phase),
         )
         best_state, block = run.run(resume)
         if phase.share != "none":
             weights[phase.name] = (best_state, list(phase.organs))
             recorder.tracker.artifact(
-                recorder.out / "checkpoints" / phase.name / "best.safetensors", f"{recorder.run}-{phase.name}"
+                recorder.out / "checkpoints" / phase.name / "best.safetensors",
+                f"{recorder.run}-{phase.name}",
             )
         recorder.finish_phase(block)
         recorder.table(block)
         mean = block["mean"]["dice"]
-        tell(f"{phase.name} done: test Dice {'suppressed' if mean is None else f'{mean:.3f}'} (weights of round {block['best_round']})")
+        shown = "suppressed" if mean is None else f"{mean:.3f}"
+        tell(f"{phase.name} done: test Dice {shown} (weights of round {block['best_round']})")
+
+
+def _introduce(description: Description, plan: Plan, recorder: Recorder) -> None:
+    """Journals what a site has; a count below `min_cell` is not told."""
+    cell = plan.federation.min_cell
+    organs = dict(zip(plan.organ_names, description.annotated, strict=False))
+    cases = dict(zip(("train", "val", "test"), description.cases, strict=True))
+    recorder.say(
+        {
+            "event": "site-described",
+            "site": description.site,
+            "organs": {k: n if n >= cell or n == 0 else None for k, n in organs.items()},
+            "cases": {k: n if n >= cell or n == 0 else None for k, n in cases.items()},
+            "left_out": {k: n if n >= cell else None for k, n in description.left_out.items()},
+        }
+    )
+    counts = ", ".join(f"{n} {k}" if n >= cell else f"few {k}" for k, n in cases.items())
+    tell(f"{description.site} is ready: {counts} cases")
 
 
 def _previous(
@@ -114,7 +153,7 @@ def _starts_at_site(plan: Plan, phase: Phase) -> bool:
     return any(p.name == phase.init and p.share == "none" for p in plan.phases)
 
 
-def _check_split(plan: Plan, phase: Phase, recorder: Recorder, described: dict[str, Any]) -> None:
+def _check_split(phase: Phase, recorder: Recorder, described: Mapping[str, Description]) -> None:
     """A checkpoint of another split of the same site is refused (D17)."""
     if not phase.init.startswith("sha256:"):
         return
@@ -122,16 +161,15 @@ def _check_split(plan: Plan, phase: Phase, recorder: Recorder, described: dict[s
     for site, theirs in dict(meta.get("splits", {})).items():
         if site in described and described[site].split_hash != theirs:
             raise UserError(
-                f"phases.{phase.name}.init", phase.init[:20] + "...",
-                "train the checkpoint again with today's split, or restore the split it was trained with",
-                problem=f"the checkpoint was trained with another split of site {site}: its test cases may "
-                "have been training cases",
+                f"phases.{phase.name}.init",
+                phase.init[:20] + "...",
+                "train the checkpoint again with today's split, or restore the split that it had",
+                problem=f"the checkpoint was trained with another split of site {site}: "
+                "its test cases may have been training cases",
             )
 
 
 def _tracking(text: str) -> Tracking:
-    values = json.loads(text) if text else {"mode": "disabled"}
+    values: dict[str, Any] = json.loads(text) if text else {"mode": "disabled"}
     known = {f.name for f in fields(Tracking)}
     return Tracking(**{k: v for k, v in values.items() if k in known})
-
-

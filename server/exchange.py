@@ -1,4 +1,4 @@
-"""One exchange with the sites: push, wait until the deadline, hand the base to a site that lacks it (D8)."""
+"""One exchange with the sites: push, wait, hand the base to a site that lacks it (D8)."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def exchange(
     timeout_s: float,
     base: Callable[[], ArrayRecord] | None = None,
 ) -> Exchange:
-    """Sends each site its content and collects the replies until all are in or the deadline is over.
+    """Sends each site its content; collects the replies until all are in or the deadline is over.
 
-    A reply ``NEED_BASE`` never reaches the caller: the base is pushed to that node at once, within the same
+    A reply ``NEED_BASE`` is answered here: the base is pushed to that node at once, within the same
     deadline and once at most.
 
     Args:
@@ -97,8 +97,10 @@ def size_of(content: RecordDict) -> int:
             total += sum(len(a.data) for a in record.values())
         elif isinstance(record, MetricRecord | ConfigRecord):
             for value in record.values():
-                total += len(value) if isinstance(value, str | bytes) else (
-                    8 * len(value) if isinstance(value, list) else 8
+                total += (
+                    len(value)
+                    if isinstance(value, str | bytes)
+                    else (8 * len(value) if isinstance(value, list) else 8)
                 )
     return total
 

@@ -1,16 +1,17 @@
-"""What the server accepts: everything else is rejected by name, with a reason code, and the round goes on."""
+"""What the server accepts: all else is rejected by name, with a reason code; the round goes on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.config import Guards, Phase
+from core.metrics import OrganSum
 from core.protocol import CODES, OK, Header, Result
 from server.strategy import ARRAYS, HEADER, METRICS
 
@@ -36,7 +37,7 @@ class Rejected:
 
 
 def inspect(
-    reply: Message,
+    reply: Message | None,
     *,
     site: str,
     run: str,
@@ -48,35 +49,58 @@ def inspect(
     """Checks one reply against what was asked.
 
     Args:
-        reply: as Flower brought it.
-        site, run, phase, round_: what the order said.
-        expected: tensors of the names, shapes and dtypes that must come back ({} where none travel).
+        reply: as Flower brought it; None where none came.
+        site: that was asked.
+        run: of the order.
+        phase: of the order.
+        round_: of the order.
+        expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
     """
+    if reply is None:
+        return Rejected("E_LOST", "no reply before the deadline")
     if reply.has_error():
         return Rejected("E_ERROR", f"Flower error {int(reply.error.code)}")
     try:
         header = Header.from_config(_one(reply, HEADER, ConfigRecord))
         if header.code != OK:
-            code = header.code if header.code in CODES else "E_INTERNAL"
+            code = known_code(header.code)
             return Rejected(code, CODES[code])
         result = Result.from_metrics(_one(reply, METRICS, MetricRecord), phase.organs)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         return Rejected("E_SCHEMA", f"header or metrics ({type(error).__name__})")
     if (header.site, header.run, header.phase, header.round) != (site, run, phase.name, round_):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
+    return _numbers(result, guards) or _with_state(reply, header, result, expected)
+
+
+def known_code(code: object) -> str:
+    """The reason code if it is one of ours: a site's own words go nowhere."""
+    return code if isinstance(code, str) and code in CODES else "E_INTERNAL"
+
+
+def _numbers(result: Result, guards: Guards) -> Rejected | None:
     counts = (result.cases, result.steps, result.skipped, *result.annotated)
-    if any(c < 0 or c > guards.max_cases * 1000 for c in counts) or result.cases > guards.max_cases:
+    if min(counts) < 0 or max(counts) > guards.max_cases * 1000 or result.cases > guards.max_cases:
         return Rejected("E_COUNT", f"counts outside 0..{guards.max_cases}")
     if result.annotated and max(result.annotated) > result.cases:
         return Rejected("E_COUNT", "more annotated cases than cases")
-    for sums in result.scores.values():
-        for s in sums.values():
-            if s.n >= 0 and not (0 <= s.detected <= s.n <= guards.max_cases and 0 <= s.dice <= s.n + 1e-6):
-                return Rejected("E_COUNT", "scores outside their range")
-    if not all(torch.isfinite(torch.tensor(v)) for v in (result.seconds, *result.loss)):
+    if not all(_possible(s, guards) for sums in result.scores.values() for s in sums.values()):
+        return Rejected("E_COUNT", "scores outside their range")
+    if not all(math.isfinite(v) for v in (result.seconds, *result.loss)):
         return Rejected("E_NONFINITE", "loss or seconds")
-    return _with_state(reply, header, result, expected)
+    return None
+
+
+def _possible(s: OrganSum, guards: Guards) -> bool:
+    """Sums that n cases can have; -1 cases stand for a cell that the site withholds."""
+    if s.n < 0:
+        return s.n == -1
+    return (
+        s.detected <= s.n <= guards.max_cases
+        and 0 <= s.dice <= s.n + 1e-6
+        and min(s.detected, s.hd95_mm, s.penalised_mm) >= 0
+    )
 
 
 def _with_state(
@@ -95,12 +119,14 @@ def _with_state(
             if tuple(arrays[name].shape) != tuple(tensor.shape):
                 return Rejected("E_SCHEMA", f"shape of {name}")
         state = dict(arrays.to_torch_state_dict())
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # bytes from elsewhere: numpy's reader may raise anything
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
     for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:  # of the bytes, whatever their label says
+            return Rejected("E_SCHEMA", f"shape of {name}")
         if state[name].dtype != tensor.dtype:
             return Rejected("E_SCHEMA", f"dtype of {name}")
-        if not bool(torch.isfinite(state[name]).all()):
+        if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
     if result.cases < 1:
         return Rejected("E_COUNT", "an update from no case")

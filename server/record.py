@@ -1,4 +1,4 @@
-"""The run folder at the server: journal, metrics, checkpoints, tracking. Published figures only (D5)."""
+"""The run folder at the server: journal, metrics, checkpoints, tracking; published figures (D5)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from core.tracking import Tracker, open_tracker
 class Recorder:
     """Writes what the run does. `out` is the run folder.
 
-    The private part (``state/``, mode 0700) holds the rounds' weights with the control scores; it is what
-    ``--resume`` continues from.
+    The private part (``state/``, mode 0700) holds the rounds' weights with the control scores; it
+    is what ``--resume`` continues from.
     """
 
     def __init__(self, out: Path, run: str, plan: Plan, tracking: Tracking) -> None:
@@ -31,7 +31,9 @@ class Recorder:
         self.phases: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(mode=0o700, exist_ok=True)
-        self.tracker: Tracker = open_tracker(tracking, run_id=run, folder=out, config=plan, on_note=self.note)
+        self.tracker: Tracker = open_tracker(
+            tracking, run_id=run, folder=out, config=plan, on_note=self.note
+        )
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Appends one event to the journal."""
@@ -46,12 +48,14 @@ class Recorder:
         """The private rounds of a phase."""
         return RoundStore(self.out / "state" / phase)
 
-    def export(self, phase: str, stem: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def export(
+        self, phase: str, stem: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
         """Writes ``checkpoints/PHASE/STEM.safetensors`` and its JSON."""
         save(self.out / "checkpoints" / phase, stem, dict(state), dict(meta))
 
     def export_scores(self, phase: str, meta: Mapping[str, Any]) -> None:
-        """Writes ``checkpoints/PHASE/best.json`` alone: a personal phase leaves no weights here (D7)."""
+        """Writes ``checkpoints/PHASE/best.json`` alone: a personal phase leaves no weights (D7)."""
         folder = self.out / "checkpoints" / phase
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "best.json", {"schema": 1, **meta})
@@ -101,7 +105,9 @@ class Recorder:
         rows: list[list[Any]] = []
         for site, splits in block["sites"].items():
             for organ, cell in splits.get("test", {}).items():
-                rows.append([site, organ, *(cell.get(k) for k in ("n", "missed", "dice", "hd95_mm"))])
+                rows.append(
+                    [site, organ, *(cell.get(k) for k in ("n", "missed", "dice", "hd95_mm"))]
+                )
         self.tracker.table(
             f"{block['name']}/test", ["site", "organ", "n", "missed", "dice", "hd95_mm"], rows
         )

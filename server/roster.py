@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from core.config import Phase, Plan
 from core.protocol import OK, Description
 from server.exchange import exchange
+from server.guards import known_code
 from server.strategy import HEADER, METRICS, ORDER
 
 Say = Callable[[Mapping[str, object]], None]
@@ -19,6 +22,7 @@ def call_roster(
     grid: Grid,
     sites: Sequence[str],
     *,
+    organs: int,
     run: str,
     fingerprint: str,
     join_s: float,
@@ -30,19 +34,22 @@ def call_roster(
     Args:
         grid: Flower's grid.
         sites: the names that the plan wants.
-        run, fingerprint: of this run and of the server's `core`.
-        join_s: how long to wait for a site to appear.
+        organs: how many organs the plan has.
+        run: of this run.
+        fingerprint: of the server's `core`.
+        join_s: how long to wait for a site to appear; not for one that came and cannot take part.
         prepare_s: how long a site may take to answer.
         say: journal.
 
     Returns:
-        Node id and description by site. Sites that did not come are missing here, and in the journal.
+        Node id and description by site. Sites that did not come are missing here, and journalled.
     """
     nodes: dict[str, int] = {}
     described: dict[str, Description] = {}
+    refused: set[str] = set()
     asked: set[int] = set()
     deadline = time.monotonic() + join_s
-    while set(sites) - set(nodes) and time.monotonic() < deadline:
+    while set(sites) - set(nodes) - refused and time.monotonic() < deadline:
         fresh = sorted(set(grid.get_node_ids()) - asked)
         if not fresh:
             time.sleep(0.2)
@@ -59,50 +66,87 @@ def call_roster(
             timeout_s=prepare_s,
         )
         for name, node in names.items():
-            _admit(done.replies.get(name), node, sites, nodes, described, fingerprint, say)
-    for site in sorted(set(sites) - set(nodes)):
-        say({"event": "rejected", "phase": "", "round": 0, "site": site, "code": "E_LOST",
-             "detail": "the site did not come before the deadline"})
+            verdict = _admit(done.replies.get(name), sites, nodes, organs, fingerprint)
+            if isinstance(verdict, Description):
+                nodes[verdict.site], described[verdict.site] = node, verdict
+                continue
+            refused |= {verdict[0]}
+            say(_refusal(*verdict))
+    for site in sorted(set(sites) - set(nodes) - refused):
+        say(_refusal(site, "E_LOST", "the site did not come before the deadline"))
     return nodes, described
 
 
+def declared(description: Description, plan: Plan, phase: Phase) -> list[float]:
+    """1 for each organ of the phase that the site says it annotates (all, if it says nothing)."""
+    told = description.annotated
+    return [float(told[i] > 0) if told else 1.0 for i in _index(plan, phase)]
+
+
+def frequencies(
+    described: Iterable[Description], plan: Plan, phase: Phase
+) -> tuple[list[float], list[float]]:
+    """Organ and crop voxels over all sites, per organ of the phase; empty if one is silent."""
+    rows = list(described)
+    if not all(d.voxels and d.totals for d in rows):
+        return [], []
+    return (
+        [sum(d.voxels[i] for d in rows) for i in _index(plan, phase)],
+        [sum(d.totals[i] for d in rows) for i in _index(plan, phase)],
+    )
+
+
+def _index(plan: Plan, phase: Phase) -> list[int]:
+    return [plan.organ_names.index(o) for o in phase.organs]
+
+
+def _refusal(site: str, code: str, detail: str) -> dict[str, object]:
+    return {
+        "event": "rejected",
+        "phase": "",
+        "round": 0,
+        "site": site,
+        "code": code,
+        "detail": detail,
+    }
+
+
 def _admit(
-    reply: object,
-    node: int,
+    reply: Message | None,
     sites: Sequence[str],
-    nodes: dict[str, int],
-    described: dict[str, Description],
+    nodes: Mapping[str, int],
+    organs: int,
     fingerprint: str,
-    say: Say,
-) -> None:
-    def refuse(site: str, code: str, detail: str) -> None:
-        say({"event": "rejected", "phase": "", "round": 0, "site": site, "code": code, "detail": detail})
-
-    from flwr.app import Message
-
-    if not isinstance(reply, Message) or reply.has_error():
-        refuse("", "E_LOST" if reply is None else "E_ERROR", "a node did not describe itself")
-        return
+) -> Description | tuple[str, str, str]:
+    """What the site says of itself, or (site, code, detail) of why it cannot take part."""
+    if reply is None or reply.has_error():
+        code = "E_LOST" if reply is None else "E_ERROR"
+        return "", code, "a node did not describe itself"
     header = reply.content.get(HEADER)
     metrics = reply.content.get(METRICS)
     if not isinstance(header, ConfigRecord) or not isinstance(metrics, MetricRecord):
-        refuse("", "E_SCHEMA", "a node's description has another form")
-        return
+        return "", "E_SCHEMA", "a node's description has another form"
     site = str(header.get("site", ""))
+    known = site if site in sites else ""
     if header.get("code") != OK:
-        refuse(site if site in sites else "", str(header.get("code")), "the site cannot take part")
-        return
+        return known, known_code(header.get("code")), "the site cannot take part"
     try:
         description = Description.from_records(header, metrics)
-    except (KeyError, TypeError, ValueError, IndexError):
-        refuse(site if site in sites else "", "E_SCHEMA", "the description has another form")
-        return
-    if site not in sites:
-        refuse("", "E_SITE", "a node calls itself by a name that the plan does not know")
-    elif site in nodes:
-        refuse(site, "E_SITE", "a second node with this name; the first one is kept")
-    elif description.fingerprint != fingerprint:
-        refuse(site, "E_CODE", "the site runs other code than the server")
-    else:
-        nodes[site] = node
-        described[site] = description
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return known, "E_SCHEMA", "the description has another form"
+    if not known:
+        return "", "E_SITE", "a node calls itself by a name that the plan does not know"
+    if site in nodes:
+        return site, "E_SITE", "a second node with this name; the first one is kept"
+    if description.fingerprint != fingerprint:
+        return site, "E_CODE", "the site runs other code than the server"
+    if not _sensible(description, organs):
+        return site, "E_COUNT", "the description's counts are impossible"
+    return description
+
+
+def _sensible(description: Description, organs: int) -> bool:
+    rows = (description.annotated, description.voxels, description.totals)
+    numbers = [*description.cases, *description.left_out.values(), *(v for r in rows for v in r)]
+    lengths = all(len(r) in (0, organs) for r in rows)
+    return lengths and all(math.isfinite(v) and v >= 0 for v in numbers)

@@ -13,15 +13,23 @@ def with_baseline(config: Config) -> Config:
     """Rewrites the phases for ``simulation.baseline``; epochs and everything else stay as they are.
 
     ``local-only``: every phase once for each of its sites, alone, named PHASE-SITE.
-    ``pooled``: one site that holds the cases of all sites of the phases (the paper's "mixed" model).
+    ``pooled``: one site that holds the cases of all sites of the phases (the "mixed" model).
+    The quorum falls away: every phase has one site.
     """
-    match config.simulation.baseline:
-        case "local-only":
-            return replace(config, phases=[p for phase in config.phases for p in _alone(config, phase)])
-        case "pooled":
-            return replace(config, phases=[replace(p, sites=[POOLED]) for p in config.phases])
-        case _:
-            return config
+    kind = config.simulation.baseline
+    if not kind:
+        return config
+    sites = {n: s for n, s in config.simulation.sites.items() if n in config.site_names}
+    if kind == "pooled":
+        phases = [replace(p, sites=[POOLED]) for p in config.phases]
+    else:
+        phases = [p for phase in config.phases for p in _alone(config, phase)]
+    return replace(
+        config,
+        phases=phases,
+        federation=replace(config.federation, min_sites=0),
+        simulation=replace(config.simulation, sites=sites),
+    )
 
 
 def _alone(config: Config, phase: Phase) -> list[Phase]:

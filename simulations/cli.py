@@ -1,4 +1,4 @@
-"""The command `hnfed`: the only place that sees all rooms; imports what a subcommand needs when it runs."""
+"""The command `hnfed`: the only place that sees all; imports what a subcommand needs as it runs."""
 
 from __future__ import annotations
 
@@ -66,16 +66,26 @@ def _parser() -> argparse.ArgumentParser:
         "simulate",
         help="run a plan with all its sites on this machine",
         description="Runs the plan, all its phases, with Flower's simulation engine on Ray.",
-        epilog="examples:\n  hnfed simulate demo\n  hnfed simulate demo simulation.engine=inline --out runs/x\n"
+        epilog="examples:\n  hnfed simulate demo\n"
+        "  hnfed simulate demo simulation.engine=inline --out runs/x\n"
         "  hnfed simulate demo simulation.baseline=local-only",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG",
-                     help="a shipped plan or a YAML file (default: demo)")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the configuration")
+    sub.add_argument(
+        "config",
+        nargs="?",
+        default="demo",
+        metavar="CONFIG",
+        help="a shipped plan or a YAML file (default: demo)",
+    )
+    sub.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the configuration"
+    )
     sub.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     sub.add_argument("--resume", action="store_true", help="continue the run in --out")
-    sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    sub.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
     sub.set_defaults(handler=_simulate)
     core.cli.register(commands)
     return parser

@@ -1,20 +1,22 @@
-"""The inline engine: the same ServerApp and ClientApp in one process, one site after the other, without Ray.
+"""The inline engine: the same apps in one process, one site after the other, without Ray.
 
-For debugging, fast tests and small studies. The weights equal those of a Ray run (D6). Deadlines are not
-enforced: a site that works has the only process there is.
+For debugging, fast tests and small studies. The weights equal those of a Ray run (D6). Deadlines
+are not enforced: a site that works has the only process there is.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping
 
-from flwr.app import Context, Message, RecordDict
-from flwr.app import UserConfig
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity  # the one private import (D6); a test watches it
+from flwr.supercore.task_identity import (
+    TaskIdentity,  # the one private import (D6); a test watches it
+)
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -38,7 +40,12 @@ class InlineGrid(Grid):
         return Run.create_empty(RUN_ID)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Flower's older way to make a message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -78,15 +85,18 @@ def run_inline(
     server_app: ServerApp, client_app: ClientApp, run_config: Mapping[str, str], sites: int
 ) -> None:
     """Runs the apps to their end in this process; what the ServerApp raises comes out here."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.task_id = RUN_ID
     TaskIdentity.node_id = SERVER_NODE
     config: UserConfig = dict(run_config)
     contexts = {
         SERVER_NODE + 1 + i: Context(
-            run_id=RUN_ID, node_id=SERVER_NODE + 1 + i,
+            run_id=RUN_ID,
+            node_id=SERVER_NODE + 1 + i,
             node_config={"partition-id": i, "num-partitions": sites},
-            state=RecordDict(), run_config=config,
+            state=RecordDict(),
+            run_config=config,
         )
         for i in range(sites)
     }

@@ -1,7 +1,7 @@
 """Shapes of the phantom as signed distances, and a canvas that paints them.
 
-Coordinates are millimetres in the patient's frame (LPS: x to the left, y to the back, z up). A distance is negative
-inside. Distances of stretched shapes are approximate, exact at the surface.
+Coordinates are millimetres in the patient's frame (LPS: x to the left, y to the back, z up). A
+distance is negative inside. Distances of stretched shapes are approximate, right at the surface.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Canvas:
     Attributes:
         x, y, z: coordinates of each voxel in the patient's frame, mm, (Z, Y, X).
         image: HU, painted in place.
-        coarse: the three coordinates on every `step`-th voxel, to find bounding boxes.
-        step: voxels between coarse samples (z, y, x).
-        reach_mm: largest distance in mm between a voxel and its nearest coarse sample.
+        places: indices of coarse samples along each axis (z, y, x), first and last voxel included.
+        coarse: the three coordinates at the coarse samples, to find bounding boxes.
+        reach_mm: largest difference of a coordinate between a voxel and its nearest sample.
         blur_mm: width over which an edge goes from inside to outside (partial volume).
     """
 
@@ -49,8 +49,8 @@ class Canvas:
     y: Field
     z: Field
     image: Field
+    places: tuple[npt.NDArray[np.int64], ...]
     coarse: tuple[Field, Field, Field]
-    step: tuple[int, int, int]
     reach_mm: float
     blur_mm: float
 
@@ -59,31 +59,44 @@ def make_canvas(x: Field, y: Field, z: Field, spacing_mm: Sequence[float]) -> Ca
     """Makes a canvas of air (-1000 HU).
 
     Args:
-        x, y, z: patient coordinates of each voxel (Z, Y, X), mm.
+        x: patient coordinate of each voxel (Z, Y, X), mm; so for y and z.
+        y: see x.
+        z: see x.
         spacing_mm: voxel size (z, y, x).
     """
-    sz, sy, sx = (max(1, round(12.0 / s)) for s in spacing_mm)
-    coarse = tuple(np.ascontiguousarray(v[::sz, ::sy, ::sx]) for v in (x, y, z))
-    reach = float(max(n * s for n, s in zip((sz, sy, sx), spacing_mm, strict=True))) * 1.5
+    places, widest = [], 0.0
+    for count, spacing in zip(x.shape, spacing_mm, strict=True):
+        step = max(1, round(8.0 / spacing))
+        places.append(np.unique(np.append(np.arange(0, count, step), count - 1)))
+        widest = max(widest, step * spacing)
+    cx, cy, cz = (v[np.ix_(*places)] for v in (x, y, z))
     image = np.full(x.shape, -1000.0, np.float32)
-    return Canvas(x, y, z, image, (coarse[0], coarse[1], coarse[2]), (sz, sy, sx), reach, float(np.mean(spacing_mm)) * 0.8)
+    blur = float(np.mean(spacing_mm)) * 0.8
+    return Canvas(x, y, z, image, tuple(places), (cx, cy, cz), 0.75 * widest, blur)
 
 
 def box_of(canvas: Canvas, shape: Shape, pad_mm: float) -> Box | None:
-    """Returns the voxels that may lie within `pad_mm` of a shape; None where it is out of the scan."""
+    """Returns the voxels that may lie within `pad_mm` of a shape; None where there are none."""
     inside: npt.NDArray[np.bool_] | None = None
     for field, low, high in zip(canvas.coarse, shape.low, shape.high, strict=True):
         pad = pad_mm + canvas.reach_mm
         part = (field > low - pad) & (field < high + pad)
         inside = part if inside is None else inside & part
     assert inside is not None
+    return around(canvas, inside)
+
+
+def around(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> Box | None:
+    """Returns the box of all voxels that are nearest to the marked coarse samples."""
     slices: list[slice] = []
-    for axis, step in enumerate(canvas.step):
+    for axis, places in enumerate(canvas.places):
         hit = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
         if hit.size == 0:
             return None
-        stop = min(int(hit[-1] + 1) * step, canvas.x.shape[axis])
-        slices.append(slice(max(int(hit[0] - 1) * step, 0), stop))
+        first, last = int(hit[0]), int(hit[-1])
+        low = (places[max(first - 1, 0)] + places[first]) // 2
+        high = (places[last] + places[min(last + 1, places.size - 1)] + 1) // 2
+        slices.append(slice(int(low), int(high) + 1))
     return slices[0], slices[1], slices[2]
 
 
@@ -94,7 +107,7 @@ def measure(canvas: Canvas, shape: Shape, box: Box) -> Field:
 
 def paint(canvas: Canvas, shape: Shape, hu: float) -> tuple[Box, Field] | None:
     """Paints a shape with soft edges; returns where, and the distances, for a mask."""
-    box = box_of(canvas, shape, 4.0)
+    box = box_of(canvas, shape, 3.0)
     if box is None:
         return None
     distance = measure(canvas, shape, box)
@@ -112,7 +125,10 @@ def blend(canvas: Canvas, box: Box, distance: Field, hu: float) -> None:
 def ellipsoid(centre: Point, radii: Point, tilt_deg: float = 0.0) -> Shape:
     """An ellipsoid; `tilt_deg` turns it about the x axis (top to the back)."""
     c, s = float(np.cos(np.deg2rad(tilt_deg))), float(np.sin(np.deg2rad(tilt_deg)))
-    ry, rz = float(np.hypot(radii[1] * c, radii[2] * s)), float(np.hypot(radii[1] * s, radii[2] * c))
+    ry, rz = (
+        float(np.hypot(radii[1] * c, radii[2] * s)),
+        float(np.hypot(radii[1] * s, radii[2] * c)),
+    )
     half = (radii[0], ry, rz)
 
     def distance(x: Field, y: Field, z: Field) -> Field:
@@ -130,7 +146,9 @@ def ellipsoid(centre: Point, radii: Point, tilt_deg: float = 0.0) -> Shape:
     return Shape(low, high, distance)
 
 
-def tube(points: Sequence[Point], radii: Sequence[float], stretch: Point = (1.0, 1.0, 1.0)) -> Shape:
+def tube(
+    points: Sequence[Point], radii: Sequence[float], stretch: Point = (1.0, 1.0, 1.0)
+) -> Shape:
     """A chain of tapered capsules, its cross-section widened by `stretch` along x, y, z."""
     p = np.asarray(points, np.float64)
     s, r = np.asarray(stretch), np.asarray(radii, np.float64)
@@ -161,10 +179,12 @@ def tube(points: Sequence[Point], radii: Sequence[float], stretch: Point = (1.0,
 
 
 def lookup(table: npt.NDArray[np.float64]) -> Callable[[Field], tuple[Field, ...]]:
-    """Makes a fast linear interpolation of a table's columns 1.. over its first column, in steps of 0.5 mm."""
+    """Makes a fast interpolation of a table's columns 1.. over column 0, in steps of 0.5 mm."""
     zs = table[:, 0]
     grid = np.arange(zs[0], zs[-1] + 0.5, 0.5)
-    columns = [np.interp(grid, zs, table[:, i]).astype(np.float32) for i in range(1, table.shape[1])]
+    columns = [
+        np.interp(grid, zs, table[:, i]).astype(np.float32) for i in range(1, table.shape[1])
+    ]
 
     def at(z: Field) -> tuple[Field, ...]:
         place = np.rint((z - np.float32(zs[0])) * 2).astype(np.int32)
@@ -173,10 +193,8 @@ def lookup(table: npt.NDArray[np.float64]) -> Callable[[Field], tuple[Field, ...
     return at
 
 
-def column(
-    table: npt.NDArray[np.float64], power: float = 2.0, centre_x: float = 0.0
-) -> Shape:
-    """A solid of elliptical slices; rows of `table` are (z, y of the centre, half-width x, half-depth y).
+def column(table: npt.NDArray[np.float64], power: float = 2.0, centre_x: float = 0.0) -> Shape:
+    """A solid of elliptical slices; `table` is (z, y of the centre, half-width x, half-depth y).
 
     Rows go from bottom to top; the solid ends flat at the first and the last row.
     """
@@ -185,12 +203,11 @@ def column(
     def distance(x: Field, y: Field, z: Field) -> Field:
         yc, a, b = at(z)
         u, v = np.abs(x - centre_x) / a, np.abs(y - yc) / b
-        if power == 2.0:
-            rho = np.sqrt(u * u + v * v)
-        else:
-            rho = (u**power + v**power) ** (1.0 / power)
+        rho = np.hypot(u, v) if power == 2.0 else (u**power + v**power) ** (1.0 / power)
         side = (rho - 1.0) * np.minimum(a, b)
-        return np.asarray(np.maximum(side, np.maximum(z - float(zs[-1]), float(zs[0]) - z)), np.float32)
+        return np.asarray(
+            np.maximum(side, np.maximum(z - float(zs[-1]), float(zs[0]) - z)), np.float32
+        )
 
     a, b = float(table[:, 2].max()), table[:, 3]
     low = (centre_x - a, float((table[:, 1] - b).min()), float(zs[0]))
@@ -203,7 +220,7 @@ def sheet(table: npt.NDArray[np.float64], thickness: float, front: float) -> Sha
     Args:
         table: rows (z, y of the centre, half-width x, half-depth y), bottom to top.
         thickness: mm.
-        front: how far forward the sheet comes, as a share of the half-depth (0 = to the widest place).
+        front: how far forward the sheet comes, as a share of the half-depth (0: widest place).
     """
     zs, at = table[:, 0], lookup(table)
 

@@ -1,4 +1,4 @@
-"""`hnfed simulate`: sites as folders on this machine, the plan's phases through Flower, a report at the end."""
+"""`hnfed simulate`: sites as folders here, the phases through Flower, a report at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from core.checkpoint import load
-from core.config import Config, Phase, SimulatedSite, load as load_config, plan_hash, plan_json, to_yaml
+from core.config import Config, Phase, SimulatedSite, plan_hash, plan_json, to_yaml
+from core.config import load as load_config
 from core.data.archive import open_archive
 from core.errors import UserError
 from simulations.baselines import POOLED, with_baseline
@@ -24,7 +25,9 @@ from simulations.baselines import POOLED, with_baseline
 LINE = "hnfed| "
 
 
-def simulate(config: str, overrides: Sequence[str], out: Path | None, *, resume: bool = False) -> int:
+def simulate(
+    config: str, overrides: Sequence[str], out: Path | None, *, resume: bool = False
+) -> int:
     """Runs all phases of a plan on this machine.
 
     Args:
@@ -59,9 +62,11 @@ def simulate(config: str, overrides: Sequence[str], out: Path | None, *, resume:
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
-            f"hnfed: error: the run did not complete after {minutes:.1f} min; what it did is kept.\n"
-            f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, mend the cause, "
-            f"then: hnfed simulate {config} {' '.join(overrides)} --out {folder} --resume",
+            f"hnfed: error: the run did not complete after {minutes:.1f} min; "
+            "what it did is kept.\n"
+            f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, "
+            "mend the cause, then:\n"
+            f"  hnfed simulate {' '.join([config, *overrides])} --out {folder} --resume",
             file=sys.stderr,
         )
     else:
@@ -128,8 +133,12 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
         return folder.resolve()
     if out is not None:
         if out.exists() and any(out.iterdir()):
-            raise UserError("--out", out, "choose a new folder, or add --resume to continue that run",
-                            problem="the folder is not empty")
+            raise UserError(
+                "--out",
+                out,
+                "choose a new folder, or add --resume to continue that run",
+                problem="the folder is not empty",
+            )
         folder = out
     else:
         candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
@@ -139,12 +148,14 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
 
 
 def _pinned(phase: Phase, folder: Path) -> Phase:
-    """A checkpoint file that a phase starts from is copied into the run and named by its SHA-256 (D1)."""
+    """A checkpoint that a phase starts from is copied into the run, named by its SHA-256 (D1)."""
     if not phase.init.endswith(".safetensors"):
         return phase
     source = Path(phase.init)
     if not source.is_file():
-        raise UserError(f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint")
+        raise UserError(
+            f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint"
+        )
     load(source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     target = folder / "init"
@@ -160,8 +171,9 @@ def _same_plan(config: Config, folder: Path, resume: bool) -> None:
     before, _ = load_config(str(folder / "config.yaml"))
     if plan_hash(before.plan) != plan_hash(config.plan):
         raise UserError(
-            "--resume", folder,
-            "give the same configuration and overrides as the run (its config.yaml), or start a new run",
+            "--resume",
+            folder,
+            "give the configuration and overrides of the run (its config.yaml), or start a new run",
             problem="the run was started with another plan",
         )
 
@@ -179,8 +191,11 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
     else:
         sites = {n: {"sources": [s]} for n, s in sources.items()}
     return {
-        "sites": sites, "out": str(folder), "cache": str(cache / "prepared"),
-        "device": simulation.device, "overlays": simulation.overlays,
+        "sites": sites,
+        "out": str(folder),
+        "cache": str(cache / "prepared"),
+        "device": simulation.device,
+        "overlays": simulation.overlays,
     }
 
 
@@ -188,7 +203,9 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
     root = site.root.replace("{data}", config.simulation.data)
     if "{data}" in site.root and not config.simulation.data:
         raise UserError(
-            "simulation.data", "(empty)", "add simulation.data=DIR, the folder of the data set (see the README)"
+            "simulation.data",
+            "(empty)",
+            "add simulation.data=DIR, the folder of the data set (see the README)",
         )
     if site.phantom:
         root = str(_phantom(name, site, config, cache))
@@ -197,8 +214,13 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
     else:
         open_archive(root, format=site.format)
     return {
-        "root": str(Path(root).resolve()), "format": site.format, "aliases": site.aliases,
-        "split": dict(site.split), "splits": site.splits, "exclude": site.exclude, "label": name,
+        "root": str(Path(root).resolve()),
+        "format": site.format,
+        "aliases": site.aliases,
+        "split": dict(site.split),
+        "splits": site.splits,
+        "exclude": site.exclude,
+        "label": name,
     }
 
 
@@ -206,15 +228,23 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
     from simulations.phantom import SIGNATURES, write_site
 
     if site.phantom not in SIGNATURES:
-        raise UserError(f"simulation.sites.{name}.phantom", site.phantom, f"use one of {sorted(SIGNATURES)}")
+        raise UserError(
+            f"simulation.sites.{name}.phantom", site.phantom, f"use one of {sorted(SIGNATURES)}"
+        )
     if site.cases < 3:
         raise UserError(f"simulation.sites.{name}.cases", site.cases, "give at least 3 cases")
     spacing = config.simulation.phantom_spacing_mm
-    stamp = hashlib.sha256(json.dumps([site.phantom, site.cases, config.seed, spacing]).encode()).hexdigest()
+    stamp = hashlib.sha256(
+        json.dumps([site.phantom, site.cases, config.seed, spacing]).encode()
+    ).hexdigest()
     root = cache / "phantom" / f"{name}-{stamp[:12]}"
     print(f"phantom archive of {name}: {site.cases} cases", flush=True)
     write_site(
-        root, SIGNATURES[site.phantom], site.cases, config.seed,
-        spacing_mm=(spacing[0], spacing[1], spacing[2]), workers=os.cpu_count() or 1,
+        root,
+        SIGNATURES[site.phantom],
+        site.cases,
+        config.seed,
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        workers=os.cpu_count() or 1,
     )
     return root

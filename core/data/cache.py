@@ -166,6 +166,7 @@ def _ensure_entry(
         if complete(folder):
             return key, False
         # Only the holder of the lock writes under this key: leftovers are of a killed process.
+        shutil.rmtree(folder, ignore_errors=True)
         for stale in (root / "entries").glob(f".{key}.*"):
             shutil.rmtree(stale, ignore_errors=True)
         volume, findings = read_case(archive, ref, organs)

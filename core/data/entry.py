@@ -6,8 +6,7 @@ import dataclasses
 import json
 import math
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from core.config import Preprocess
 from core.data.grid import bounding_box, inside_fraction
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
-from core.errors import Finding
+from core.errors import Finding, UserError
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
 FORMAT = 1
 INSIDE_WARNING = 0.99
-FILES = ("entry.json", "image.npy", "bits.npy", "truth.npy")
+ARRAYS = ("image", "bits", "truth")
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,17 @@ class Entry:
         """Returns the masks in the crop (Z, Y, X), bit i = `organs[i]`, mapped and read-only."""
         return _load(self.folder / "bits.npy", np.uint32)
 
-    def truth(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Returns organ -> original mask (Z, Y, X) on the CT's own grid."""
+    def truth(self, organs: Collection[str] | None = None) -> dict[str, npt.NDArray[np.bool_]]:
+        """Returns organ -> original mask (Z, Y, X) on the CT's own grid.
+
+        Args:
+            organs: the organs wanted; all annotated ones by default.
+        """
         packed = _load(self.folder / "truth.npy", np.uint8)
         masks = {}
         for organ, item in read_json(self.folder / "entry.json")["truth"].items():
+            if organs is not None and organ not in organs:
+                continue
             box = tuple(slice(a, b) for a, b in item["box"])
             shape = tuple(b.stop - b.start for b in box)
             first, size = item["first"], math.prod(shape)
@@ -93,7 +98,8 @@ def write_entry(
     truth, packed = _pack(masks)
     notes = [*findings, *_crop_findings(masks, voxels, volume.geometry, crop)]
     folder.mkdir()
-    for name, array in (("image", crop_image), ("bits", bits), ("truth", packed)):
+    arrays: tuple[npt.NDArray[Any], ...] = (crop_image, bits, packed)
+    for name, array in zip(ARRAYS, arrays, strict=True):
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, array, allow_pickle=False)
             file.flush()
@@ -108,6 +114,7 @@ def write_entry(
         "crop_voxels": int(bits.size),
         "overlap_voxels": int(np.count_nonzero(np.bitwise_count(bits) > 1)),
         "truth": truth,
+        "bytes": {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS},
         "findings": [_scrubbed(note, archive_root) for note in notes],
     }
     write_json(folder / "entry.json", meta)
@@ -184,17 +191,20 @@ def stored_findings(root: Path, line: Mapping[str, str]) -> list[Finding]:
 
 
 def complete(folder: Path) -> bool:
-    """An entry folder exists only once it is whole; files deleted since then are built again."""
-    if not folder.is_dir():
+    """Says whether an entry's files are all there, in the sizes written."""
+    try:
+        sizes = read_json(folder / "entry.json")["bytes"]
+        return all((folder / f"{name}.npy").stat().st_size == sizes[name] for name in ARRAYS)
+    except (OSError, ValueError, KeyError):
         return False
-    if all((folder / name).is_file() for name in FILES):
-        return True
-    shutil.rmtree(folder, ignore_errors=True)
-    return False
 
 
 def _load(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        remedy = f"delete the folder {path.parent.name} and prepare the archive again"
+        raise UserError("cache", path, remedy, problem=f"damaged ({error})") from error
     assert array.dtype == dtype, (path.name, array.dtype)
     return array
 

@@ -57,10 +57,11 @@ def index_transform(source: Geometry, target: Geometry) -> tuple[Floats, Floats]
 
 
 def snap(position_mm: Floats, geometry: Geometry) -> Floats:
-    """Returns the voxel centre of the grid, continued beyond its ends, that is nearest."""
+    """Returns the corner of a voxel, on the grid continued beyond its ends, that is nearest."""
     matrix, origin = affine(geometry)
-    index = np.rint(np.linalg.solve(matrix, position_mm - origin))
-    return np.asarray(matrix @ index + origin)
+    # The shift decides ties in the patient's frame, so that the storage order does not.
+    index = np.linalg.solve(matrix, position_mm + 1e-4 - origin)
+    return np.asarray(matrix @ (np.rint(index + 0.5) - 0.5) + origin)
 
 
 def outer_corners(geometry: Geometry) -> Floats:

@@ -1,8 +1,8 @@
 """From a CT's own grid to the network's crop in one linear resampling, and back.
 
 The crop is aligned with the patient (LPS: x to the left, y to posterior, z to superior), whatever
-the CT's own orientation. Its corner lies on a voxel centre of the CT, so at equal spacing nothing
-is interpolated at all.
+the CT's own orientation. Its outer corner is a corner of a voxel of the CT: at equal spacing
+nothing is interpolated, and at twice the spacing each voxel is the mean of eight.
 """
 
 from __future__ import annotations
@@ -61,20 +61,15 @@ def place_crop(image: npt.NDArray[Any], geometry: Geometry, settings: Preprocess
     """Returns the grid of the crop, found from the image alone (see `core.data.roi`)."""
     coarse, origin_xyz = _coarse_lps(image, geometry)
     roi = find_roi(coarse, (COARSE_MM,) * 3)
-    spacing = np.asarray(settings.spacing_mm, dtype=float)
-    extent = (np.asarray(settings.crop) - 1) * spacing
-    offset = np.array(
-        [
-            roi.centre_x_mm - extent[2] / 2,
-            roi.centre_y_mm - extent[1] / 2,
-            roi.top_mm - extent[0],
-        ]
-    )
-    corner = snap(origin_xyz + offset, geometry)
+    spacing = np.asarray(settings.spacing_mm, dtype=float)[::-1]
+    extent = np.asarray(settings.crop)[::-1] * spacing
+    anchor = np.array([roi.centre_x_mm, roi.centre_y_mm, roi.top_mm + spacing[2] / 2])
+    corner = snap(origin_xyz + anchor - extent * [0.5, 0.5, 1.0], geometry)
+    first = corner + spacing / 2
     return Geometry(
         size=(int(settings.crop[0]), int(settings.crop[1]), int(settings.crop[2])),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=(float(corner[0]), float(corner[1]), float(corner[2])),
+        spacing_mm=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
+        origin_mm=(float(first[0]), float(first[1]), float(first[2])),
         direction=IDENTITY,
     )
 

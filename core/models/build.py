@@ -193,9 +193,9 @@ def _check_output(model: nn.Module, settings: Model, classes: int, crop: Sequenc
             output = ghost(torch.zeros((1, 1, *crop), device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            "preprocess.crop",
-            list(crop),
-            f"choose a crop that {settings.name} can take, or other model.args",
+            "model.args, preprocess.crop",
+            f"{settings.args}, {list(crop)}",
+            f"choose arguments that fit each other, and a crop that {settings.name} can take",
             problem=str(error).splitlines()[0],
         ) from error
     if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:

@@ -39,6 +39,7 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     """Builds UNETR for `crop` (z, y, x) voxels.
 
     Its sizes come from `model.args`: `feature_size`, `hidden_size`, `mlp_dim`, `num_heads`, ...
+    Parameters named `norm_cross_attn` are MONAI's and unused: they never have a gradient.
 
     Raises:
         UserError: a crop that is no multiple of the 16-voxel patch, or arguments that do not fit.

@@ -35,7 +35,9 @@ def test_round_trip_keeps_every_bit_and_the_description(tmp_path: Path) -> None:
     path = _save(tmp_path / "deep" / "er")
     state, meta = checkpoint.load(path)
     assert _equal(state, _state(0))
-    assert meta["round"] == 3 and meta["schema"] == 1 and len(meta["sha256"]) == 64
+    assert meta["round"] == 3
+    assert meta["schema"] == 1
+    assert len(meta["sha256"]) == 64
     assert sorted(p.name for p in path.parent.iterdir()) == ["best.json", "best.safetensors"]
 
 
@@ -130,7 +132,8 @@ def test_a_crash_at_any_point_of_replacement_leaves_one_whole_pair(
             _save(tmp_path, seed=2, round=4)
     state, meta = checkpoint.load(path)
     expected = (1, 3) if replaced == 0 else (2, 4)
-    assert _equal(state, _state(expected[0])) and meta["round"] == expected[1]
+    assert _equal(state, _state(expected[0]))
+    assert meta["round"] == expected[1]
 
     with monkeypatch.context() as patch:  # a second crash, before anything new is in place
         patch.setattr(checkpoint, "_write_flushed", lambda *_: (_ for _ in ()).throw(OSError(28)))

@@ -289,15 +289,13 @@ def online(folder: Path, **variables: str) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.parametrize("case", ["no key", "no server", "deaf server", "half dead server"])
+@pytest.mark.parametrize("case", ["no key", "deaf server", "half dead server"])
 def test_online_without_an_answer_falls_back_to_offline(
     tmp_path: Path, case: str, half_dead_server: str
 ) -> None:
     variables = {} if case == "no key" else {"WANDB_API_KEY": "a" * 40}
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         port = deaf.getsockname()[1]
-        if case == "no server":
-            deaf.close()
         url = half_dead_server if case == "half dead server" else f"http://127.0.0.1:{port}"
         said = online(tmp_path / "run", WANDB_BASE_URL=url, **variables)
     assert said["mode"] == "offline"

@@ -1,0 +1,87 @@
+"""A round in published figures (D5): the journal's event, and the line for whoever follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.config import Phase
+from core.protocol import LOSS_TERMS, published
+from server.exchange import Exchange
+from server.guards import Accepted
+from server.progress import Progress
+from server.record import mean_of
+
+
+def round_event(
+    phase: Phase,
+    done: Exchange,
+    good: Mapping[str, Accepted],
+    rejected: Mapping[str, str],
+    progress: Progress,
+    *,
+    scored: int,
+    seconds: float,
+    min_cell: int,
+) -> dict[str, Any]:
+    """The journal's ``round`` event.
+
+    Args:
+        phase: of the round.
+        done: the exchange: bytes and seconds.
+        good: accepted replies by site.
+        rejected: reason codes by site.
+        progress: after the round.
+        scored: round of the weights that the val scores belong to (D4).
+        seconds: of the whole round.
+        min_cell: smallest number of cases that is published.
+    """
+    sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
+    losses = [r.result.loss for r in good.values() if r.result.loss]
+    compute = max((r.result.seconds for r in good.values()), default=0.0)
+    slowest = max((done.seconds[s] for s in good), default=0.0)
+    cells, mean = published(sums, phase.organs, min_cell)
+    terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSS_TERMS)}
+    return {
+        "event": "round",
+        "phase": phase.name,
+        "round": progress.round,
+        "scored_round": scored,
+        "loss": terms if losses else {},
+        "sites": {s: {"val": c} for s, c in cells.items()},
+        "mean": {"dice": mean["dice"], "hd95_mm": mean["hd95_mm"]},
+        "best_round": best_round(phase, progress),
+        "seconds": round(seconds, 3),
+        "seconds_compute": round(compute, 3),
+        "seconds_waiting": round(max(slowest - compute, 0.0), 3),
+        "seconds_transport": round(max(seconds - slowest, 0.0), 3),
+        "bytes_to_sites": sum(done.sent.values()),
+        "bytes_from_sites": sum(done.received.values()),
+        "accepted": sorted(good),
+        "rejected": dict(rejected),
+    }
+
+
+def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) -> str:
+    """The same for people, with an estimate of what is left."""
+    number = event["round"]
+    dice, loss = event["mean"]["dice"], event["loss"].get("total")
+    left = seconds_so_far / number * (phase.rounds - number)
+    parts = [
+        f"{phase.name} {number}/{phase.rounds}",
+        f"loss {'-' if loss is None else f'{loss:.3f}'}",
+        f"val Dice {'suppressed' if dice is None else f'{dice:.3f}'} "
+        f"(weights of round {event['scored_round']})",
+        f"best {event['best_round']}",
+        ", ".join(event["accepted"]),
+        f"rejected {', '.join(event['rejected'])}" if event["rejected"] else "",
+        f"{event['seconds']:.1f} s, about {left / 60:.1f} min left",
+    ]
+    return "  ".join(p for p in parts if p)
+
+
+def best_round(phase: Phase, progress: Progress) -> int:
+    """The round of the best weights; of a personal phase the latest of the sites' own."""
+    if phase.share == "none":
+        return max(progress.best_of.values(), default=0)
+    return max(progress.best_round, 0)

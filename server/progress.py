@@ -1,0 +1,95 @@
+"""Where a phase stands, and which of its rounds is the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from core.metrics import OrganSum
+
+State = dict[str, Tensor]
+Sums = dict[str, dict[str, OrganSum]]
+
+
+@dataclass
+class Progress:
+    """Where a phase stands; kept in the private store with the weights of the round.
+
+    Attributes:
+        round: last committed round.
+        scored: last round whose weights have val scores.
+        best_round: round of the best weights so far (-1: none scored yet).
+        best: the sums of that round; {} where no site tells any.
+        acknowledged: personal phases: last round whose weights a site keeps.
+        best_of: personal phases: the site's own best round.
+        stopped: personal phases: whether the site is through.
+        sent: bytes to the sites so far.
+        received: bytes from the sites so far.
+        seconds: of all rounds so far.
+    """
+
+    round: int = 0
+    scored: int = -1
+    best_round: int = -1
+    best: Sums = field(default_factory=dict)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    best_of: dict[str, int] = field(default_factory=dict)
+    stopped: dict[str, bool] = field(default_factory=dict)
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Readable JSON."""
+        plain = dict(self.__dict__)
+        plain["best"] = {s: {o: vars(c) for o, c in m.items()} for s, m in self.best.items()}
+        return plain
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Progress:
+        """Inverse of `to_json`."""
+        plain = dict(values)
+        plain["best"] = {
+            s: {o: OrganSum(**c) for o, c in m.items()} for s, m in values["best"].items()
+        }
+        return cls(**plain)
+
+
+def judge(progress: Progress, sums: Sums, round_: int) -> bool:
+    """Is w(round_) the best so far? Compared over the same (site, organ) pairs only (D4).
+
+    Args:
+        progress: changed in place.
+        sums: val sums by site; a site that tells none, or has no val case, counts as absent.
+        round_: whose weights were scored.
+
+    Returns:
+        False where no site tells a score: then the latest weights stand for the best (D5).
+    """
+    progress.scored = round_
+    told = {s: m for s, m in sums.items() if any(c.n > 0 for c in m.values())}
+    if not told:
+        if not progress.best:
+            progress.best_round = round_
+        return False
+    common = _pairs(told) & _pairs(progress.best)
+    better = bool(common) and score(told, common) > score(progress.best, common)
+    if better or not progress.best:
+        progress.best_round, progress.best = round_, told
+    return True
+
+
+def score(sums: Sums, pairs: set[tuple[str, str]]) -> float:
+    """Unweighted mean over the organs of the Dice over all cases of these (site, organ) pairs."""
+    means = []
+    for organ in sorted({o for _, o in pairs}):
+        cells = [sums[s][o] for s, o in sorted(pairs) if o == organ]
+        means.append(sum(c.dice for c in cells) / sum(c.n for c in cells))
+    return sum(means) / len(means)
+
+
+def _pairs(sums: Sums) -> set[tuple[str, str]]:
+    return {(s, o) for s, organs in sums.items() for o, cell in organs.items() if cell.n > 0}

@@ -1,0 +1,190 @@
+"""Networks by name: shapes, norms, refusals, and what one costs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from monai.networks.nets import UNETR
+from torch import nn
+
+from core.config import Model
+from core.errors import UserError
+from core.models.build import build, cost
+
+CROP = (16, 16, 32)
+SMALL = Model(channels=[4, 8, 16])
+TINY_UNETR = Model(
+    name="unetr", args={"feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2}
+)
+DYNUNET = Model(
+    name="DynUNet",
+    args={
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, 2],
+        "upsample_kernel_size": [2, 2],
+        "filters": [8, 16, 32],
+    },
+)
+SEGRESNET = Model(
+    name="SegResNet", args={"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+)
+UNET = Model(name="UNet", args={"channels": [8, 16], "strides": [2], "num_res_units": 1})
+EVERY = [SMALL, TINY_UNETR, DYNUNET, SEGRESNET, UNET]
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.name)
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_every_network_gives_class_logits_and_learns(settings, norm):
+    torch.manual_seed(0)
+    model = build(replace(settings, norm=norm), 3, CROP)
+    logits = model(torch.randn(2, 1, *CROP))
+    assert logits.shape == (2, 4, *CROP)
+    logits.square().mean().backward()
+    for name, p in model.named_parameters():
+        if "norm_cross_attn" not in name:  # MONAI's ViT lists these and never uses them
+            assert p.grad is not None, name
+            assert p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.name)
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_norms_are_learned_and_keep_no_running_statistics(settings, norm):
+    model = build(replace(settings, norm=norm), 3, CROP)
+    norms = [m for m in model.modules() if isinstance(m, nn.InstanceNorm3d | nn.GroupNorm)]
+    assert norms
+    assert all(m.weight is not None and m.bias is not None for m in norms)
+    assert not list(model.buffers())
+    if settings is SMALL:
+        assert {type(m) for m in norms} == {
+            nn.InstanceNorm3d if norm == "instance" else nn.GroupNorm
+        }
+
+
+def test_group_norm_takes_groups_of_eight_channels():
+    model = build(Model(channels=[12, 16, 64]), 1, CROP)
+    norms = {m.num_channels: m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
+    assert norms == {12: 3, 16: 2, 64: 8}
+
+
+def test_group_norm_that_a_width_forbids_becomes_instance_norm_and_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        build(UNET, 2, CROP)  # MONAI normalises its three output channels too
+    assert "UNet" in caplog.text
+    assert "instance norm" in caplog.text
+
+
+def test_default_is_the_paper_size_network():
+    got = cost(build(Model(), 9, (96, 128, 224)), (96, 128, 224))
+    assert got["parameters"] == 1_423_530
+    assert got["gflop"] == pytest.approx(301.6, rel=0.01)
+
+
+def test_unetr_is_monais():
+    torch.manual_seed(1)
+    ours = build(replace(TINY_UNETR, norm="instance"), 2, CROP)
+    theirs = UNETR(
+        1, 3, CROP, norm_name=("instance", {"affine": True}), **TINY_UNETR.args
+    )  # same class, learned norms
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(1, 1, *CROP)
+    torch.testing.assert_close(ours(image), theirs(image))
+
+
+@pytest.mark.parametrize(
+    ("strides", "crop"),
+    [([[1, 2, 2], [2, 2, 2]], (6, 8, 16)), ([[2, 2, 2], [1, 1, 3]], (8, 4, 12))],
+)
+def test_anisotropic_strides(strides, crop):
+    model = build(replace(SMALL, strides=strides), 2, crop)
+    assert model(torch.randn(1, 1, *crop)).shape == (1, 3, *crop)
+
+
+def test_checkpointing_changes_memory_not_numbers():
+    torch.manual_seed(0)
+    plain = build(SMALL, 2, CROP)
+    again = build(replace(SMALL, checkpointing=True), 2, CROP)
+    again.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 1, *CROP)
+    for model in (plain, again):
+        model(image).square().sum().backward()
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert cost(again, CROP)["activation_bytes"] < 0.5 * cost(plain, CROP)["activation_bytes"]
+
+
+def test_channels_last_gives_the_same_logits():
+    torch.manual_seed(0)
+    model = build(SMALL, 2, CROP)
+    image = torch.randn(1, 1, *CROP)
+    want = model(image)
+    got = model.to(memory_format=torch.channels_last_3d)(image)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_cost_counts_a_convolution_by_hand():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(1, 5, 3, padding=1, bias=False)
+
+        def forward(self, x):
+            return self.conv(x).square()
+
+    got = cost(One(), (4, 5, 6))
+    voxels = 4 * 5 * 6
+    assert got["parameters"] == 5 * 27
+    assert got["gflop"] == pytest.approx(2 * 27 * 5 * voxels / 1e9)
+    assert got["activation_bytes"] == 4 * voxels * (1 + 5)  # the image and the convolution's output
+
+
+def test_cost_leaves_the_model_alone():
+    model = build(SMALL, 2, CROP).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    cost(model, CROP)
+    assert not model.training
+    assert all(p.device.type == "cpu" and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# --- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop", "says"),
+    [
+        (Model(norm="batch"), CROP, "model.norm: instance or group"),
+        (Model(name="VNet"), CROP, "model.args: {norm: [instance, {affine: true}]}"),
+        (
+            Model(name="UNet", args={"channels": [8, 16], "strides": [2], "norm": "batch"}),
+            CROP,
+            "model.args: {norm:",
+        ),
+        (Model(name="res3dnet"), CROP, "did you mean res3dunet"),
+        (Model(name="SegResNett"), CROP, "SegResNet"),
+        (Model(name="Regressor"), CROP, "segmentation network"),
+        (Model(name="SegResNet", args={"filters": 3}), CROP, "filters"),
+        (Model(name="BasicUNetPlusPlus", args={"features": [8] * 6}), CROP, "logits only"),
+        (replace(DYNUNET, args=DYNUNET.args | {"deep_supervision": True}), CROP, "logits only"),
+        (Model(name="UNet", args={"channels": [8, 16], "strides": [2]}), CROP, "num_res_units: 1"),
+        (replace(SEGRESNET, checkpointing=True), CROP, "model.checkpointing"),
+        (replace(TINY_UNETR, checkpointing=True), CROP, "model.checkpointing"),
+        (TINY_UNETR, (16, 16, 24), "multiple of 16"),
+        (replace(TINY_UNETR, args={"hidden_size": 25}), CROP, "hidden_size"),
+        (replace(TINY_UNETR, args={"size": 3}), CROP, "model.args"),
+        (Model(channels=[16]), CROP, "model.channels"),
+        (Model(strides=[[2, 2, 2]]), CROP, "give 3 steps"),
+        (Model(strides=[[2, 2]] * 3), CROP, "model.strides"),
+        (Model(args={"feature_size": 3}), CROP, "takes no args"),
+        (Model(), (16, 20, 32), "axis y a multiple of 8"),
+        (Model(), (8, 16, 32), "axis z a multiple of 8, at least 16"),
+        (DYNUNET, (16, 16, 30), "preprocess.crop"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_remedy(settings, crop, says):
+    with pytest.raises(UserError) as caught:
+        build(settings, 2, crop)
+    assert "remedy" in str(caught.value)
+    assert says in str(caught.value)

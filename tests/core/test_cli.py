@@ -1,0 +1,397 @@
+"""The subcommands predict, evaluate, report, config show: from the command line to files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+
+from core import checkpoint
+from core.config import Model, Preprocess
+from core.data.archive import open_archive
+from core.data.volume import Geometry, read_image, write_image
+from core.models.build import build
+from core.models.stages import unique_state
+from simulations.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+ORGANS = ["Brainstem", "Parotid_L"]
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: a shared phase, and a personal phase of two sites. The weights are random."""
+    root = tmp_path_factory.mktemp("run")
+    folders = {0: "checkpoints/pretrain", 1: "sites/north/own", 2: "sites/south/own"}
+    for seed, folder in folders.items():
+        settings = Model(channels=[8, 16])
+        torch.manual_seed(seed)
+        model = build(settings, 2, [24, 24, 24])
+        meta = {
+            "organs": ORGANS,
+            "preprocess": dataclasses.asdict(
+                Preprocess([5.0, 5.0, 5.0], [24, 24, 24], [-200.0, 300.0])
+            ),
+            "model": dataclasses.asdict(settings),
+            "phase": folder.rsplit("/", 1)[-1],
+            "round": seed + 1,
+        }
+        checkpoint.save(root / folder, "best", unique_state(model), meta)
+    checkpoint.save(root / "checkpoints" / "own", "best", {}, {"scores": {}})
+    return root
+
+
+def _run(*arguments: str | Path) -> int:
+    return main([str(a) for a in arguments])
+
+
+# --------------------------------------------------------------------------------------------------
+# predict
+
+
+def test_one_ct_in_both_formats(ball_archive: Path, run: Path, tmp_path: Path) -> None:
+    ct = tmp_path / "patient.nrrd"
+    shutil.copy(ball_archive / "c4" / "img.nrrd", ct)
+    out = tmp_path / "out"
+    code = _run(
+        "predict", "-i", ct, "-o", out, "--model", run, "--phase", "pretrain",
+        "--format", "nrrd,nifti",
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == [
+        "labels.json",
+        "patient",
+        "patient.nii.gz",
+        "patient/Brainstem.nrrd",
+        "patient/Parotid_L.nrrd",
+    ]
+    assert json.loads((out / "labels.json").read_text()) == {"Brainstem": 1, "Parotid_L": 2}
+    reference = sitk.ReadImage(str(ct))
+    labels = read_image(out / "patient.nii.gz")[0]
+    for value, organ in enumerate(ORGANS, start=1):
+        mask = sitk.ReadImage(str(out / "patient" / f"{organ}.nrrd"))
+        assert mask.GetSize() == reference.GetSize()
+        assert mask.GetOrigin() == pytest.approx(reference.GetOrigin())
+        assert mask.GetSpacing() == reference.GetSpacing()
+        array = sitk.GetArrayFromImage(mask)
+        assert np.array_equal(array, labels == value)
+    assert labels.any()
+
+
+def test_ct_in_another_orientation_gives_the_same_contours(
+    ball_archive: Path, run: Path, tmp_path: Path
+) -> None:
+    ct = sitk.ReadImage(str(ball_archive / "c4" / "img.nrrd"))
+    sitk.WriteImage(ct, str(tmp_path / "a.nii.gz"))
+    sitk.WriteImage(sitk.DICOMOrient(ct, "RAS"), str(tmp_path / "b.nii.gz"))
+    assert _run("predict", "-i", tmp_path, "-o", tmp_path / "out", "--model", run,
+                "--site", "north") == 0  # fmt: skip
+    for organ in ORGANS:
+        a, b = (sitk.ReadImage(str(tmp_path / "out" / c / f"{organ}.nrrd")) for c in "ab")
+        assert a.GetDirection() != b.GetDirection()
+        back = sitk.GetArrayFromImage(sitk.DICOMOrient(b, "LPS"))
+        here = sitk.GetArrayFromImage(a)
+        assert here.any()
+        assert (here != back).mean() < 1e-3
+
+
+def test_archive_with_a_broken_ct_goes_on_and_fails(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in ("c4", "c5"):
+        shutil.copytree(ball_archive / case, tmp_path / "in" / case)
+    (tmp_path / "in" / "c4" / "img.nrrd").write_bytes(b"NRRD0004\n")
+    out = tmp_path / "out"
+    assert _run("predict", "-i", tmp_path / "in", "-o", out, "--model", run, "--site", "south",
+                "--organs", "Parotid_L") == 1  # fmt: skip
+    assert [p.relative_to(out).as_posix() for p in out.rglob("*.nrrd")] == ["c5/Parotid_L.nrrd"]
+    captured = capsys.readouterr()
+    assert "1 of 2" in captured.out
+    assert "c4" in captured.err
+    assert "round 3" in captured.err  # the model of site south
+
+
+def test_case_folder_names_the_ct(ball_archive: Path, run: Path, tmp_path: Path) -> None:
+    assert _run("predict", "-i", ball_archive / "c5" / "img.nrrd", "-o", tmp_path, "--model",
+                run / "checkpoints" / "pretrain" / "best.safetensors") == 0  # fmt: skip
+    assert (tmp_path / "c5" / "Brainstem.nrrd").is_file()
+
+
+def test_round_trip_of_predict_and_evaluate(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same model scored directly, from its masks and from its label maps: the same numbers."""
+    model = ["--model", str(run), "--site", "north"]
+    assert _run("predict", "-i", ball_archive, "-o", tmp_path / "masks", *model) == 0
+    assert _run("predict", "-i", ball_archive, "-o", tmp_path / "maps", *model,
+                "--format", "nifti") == 0  # fmt: skip
+    scores = []
+    for i, source in enumerate(
+        (model[:2] + model[2:], ["--pred", tmp_path / "masks"], ["--pred", tmp_path / "maps"])
+    ):
+        file = tmp_path / "deep" / f"{i}.json"
+        options = [] if i == 0 else ["--site", "north"]
+        assert _run("evaluate", *source, *options, "--data", ball_archive, "--json", file,
+                    "--per-case") == 0  # fmt: skip
+        scores.append(json.loads(file.read_text()))
+    assert [(c["case"], c["organ"]) for c in scores[0]["cases"]] == [
+        ("c5", "Brainstem"),
+        ("c5", "Parotid_L"),
+    ]
+    for other in scores[1:]:
+        assert other["organs"]["Brainstem"]["n"] == 1
+        for a, b in zip(scores[0]["cases"], other["cases"], strict=True):
+            assert (a["dice"], a["hd95_mm"]) == (b["dice"], b["hd95_mm"])
+    assert "HD95" in capsys.readouterr().out
+
+
+def test_averaging_two_models_is_neither(ball_archive: Path, run: Path, tmp_path: Path) -> None:
+    north, south = (run / "sites" / s / "own" / "best.safetensors" for s in ("north", "south"))
+    found = []
+    for i, models in enumerate(([north], [south], [north, south])):
+        options = [o for m in models for o in ("--model", m)]
+        ct = ball_archive / "c0" / "img.nrrd"
+        assert _run("predict", "-i", ct, "-o", tmp_path / str(i), *options) == 0
+        found.append(read_image(tmp_path / str(i) / "c0" / "Parotid_L.nrrd")[0])
+    assert not np.array_equal(found[2], found[0])
+    assert not np.array_equal(found[2], found[1])
+
+
+def test_label_maps_of_other_organs_are_not_mixed(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.json").write_text('{"Larynx": 1}')
+    ct = ball_archive / "c0" / "img.nrrd"
+    assert _run("predict", "-i", ct, "-o", tmp_path, "--model", run, "--site", "north",
+                "--format", "nifti") == 1  # fmt: skip
+    assert "labels.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "{run}"], "--site"),
+        (["--model", "{run}", "--phase", "nope"], "own, pretrain"),
+        (["--model", "{tmp}/none"], "does not exist"),
+        (["--model", "{run}", "--site", "north", "--organs", "Brainstm"], "did you mean Brainstem"),
+        (["--model", "{run}", "--site", "north", "--device", "tpu"], "device"),
+        (["--model", "{run}", "--site", "north", "-i", "{tmp}/none"], "no such file"),
+        (["--model", "{run}", "--site", "north", "-i", "{tmp}"], "NRRD"),
+        (["--model", "{run}", "--site", "north", "-o", "{tmp}/file/x"], "--output"),
+    ],
+)
+def test_errors_are_one_screen(
+    ball_archive: Path,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    given = [a.format(run=run, tmp=tmp_path) for a in arguments]
+    ct = str(ball_archive / "c0" / "img.nrrd")
+    assert _run("predict", "-i", ct, "-o", tmp_path / "out", *given) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "remedy" in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 12
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluate
+
+
+def test_notes_tell_what_was_left_out(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Brainstem", "GTV"):
+        target = tmp_path / "c4" / f"{name}.nrrd"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(ball_archive / "c4" / "structures" / "Brainstem.nrrd", target)
+    common = ["evaluate", "--pred", tmp_path, "--data", ball_archive]
+    assert _run(*common, "--json", tmp_path / "s.json") == 0
+    text = capsys.readouterr().out
+    assert "no prediction for 1 of 2 cases (c5)" in text
+    assert "unknown name, left out: GTV" in text
+    assert "nowhere predicted, left out: Parotid_L" in text
+    content = json.loads((tmp_path / "s.json").read_text())
+    cell = content["organs"]["Brainstem"]
+    assert (cell["n"], cell["missed"], cell["dice"], cell["hd95_mm"]) == (2, 1, 0.5, 0.0)
+    assert cell["hd95_mm_penalised"] == pytest.approx(np.hypot(160, 192 * np.sqrt(2)) / 2)
+    assert len(content["notes"]) == 3
+
+    assert _run(*common, "--organs", "Brainstem,Parotid_L", "--json", tmp_path / "s.json") == 0
+    cell = json.loads((tmp_path / "s.json").read_text())["organs"]["Parotid_L"]
+    assert (cell["n"], cell["missed"], cell["dice"], cell["hd95_mm"]) == (2, 2, 0.0, None)
+
+
+@pytest.mark.parametrize(("split", "noted"), [("test", False), ("val", True), ("all", True)])
+def test_scores_on_seen_cases_are_marked(
+    ball_archive: Path,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    split: str,
+    noted: bool,
+) -> None:
+    assert _run("evaluate", "--model", run, "--phase", "pretrain", "--data", ball_archive,
+                "--split", split, "--organs", "Brainstem") == 0  # fmt: skip
+    assert ("no estimate for new patients" in capsys.readouterr().out) == noted
+
+
+def test_without_splits_the_remedy_is_said(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ball_archive / "c0", tmp_path / "c0")
+    assert _run("evaluate", "--pred", tmp_path, "--data", tmp_path) == 1
+    assert "--split all" in capsys.readouterr().err
+    assert _run("evaluate", "--pred", tmp_path, "--data", tmp_path, "--split", "all") == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# report, config show, usage
+
+
+def test_config_show_says_where_values_come_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "preprocess: {crop: [32, 32, 32]}\n"
+        "phases: [{name: one, sites: [a], organs: [Brainstem]}]\n"
+        "simulation: {sites: {a: {phantom: nyu, cases: 4}}}\n"
+        "train: {lr: 0.5}\n"
+    )
+    assert _run("config", "show", file, "train.lr=0.25", "phases.one.rounds=3") == 0
+    shown = {
+        line.split(" = ")[0]: line.split(" = ")[1].split()
+        for line in capsys.readouterr().out.splitlines()
+    }
+    assert shown["train.lr"] == ["0.25", "#", "override"]
+    assert shown["phases.0.rounds"] == ["3", "#", "override"]
+    assert shown["phases.0.organs"] == ['["Brainstem"]', "#", "mine.yaml"]
+    assert shown["preprocess.crop"] == ["[32,", "32,", "32]", "#", "mine.yaml"]
+    assert shown["train.batch"][1:] == ["#", "default"]
+
+
+def test_config_show_suggests_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("config", "show", "demo", "trian.lr=1") == 1
+    assert "trian" in capsys.readouterr().err
+
+
+def test_report_wants_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("report", tmp_path / "none") == 1
+    assert "run folder" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run folder"):
+        _run("report", tmp_path / "none", "--debug")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict"],
+        ["predict", "-i", "a", "-o", "b", "--model", "c", "--format", "rtstruct"],
+        ["evaluate", "--data", "a"],
+        ["evaluate", "--data", "a", "--model", "b", "--pred", "c"],
+        ["evaluate", "--data", "a", "--pred", "b", "--split", "tests"],
+        ["report"],
+        ["config"],
+        ["config", "show"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _run(*arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report", "config show"])
+def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    import core.cli
+
+    with pytest.raises(SystemExit) as caught:
+        _run(*command.split(), "--help")
+    assert caught.value.code == 0
+    example = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert example[:1] == ["hnfed"]
+    parser = argparse.ArgumentParser()
+    core.cli.register(parser.add_subparsers())
+    assert callable(parser.parse_args(example[1:]).handler)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, core.cli, argparse\n"
+        "p = argparse.ArgumentParser(); core.cli.register(p.add_subparsers())\n"
+        "try: p.parse_args(['predict', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'monai', 'omegaconf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_documentation_names_every_option() -> None:
+    import argparse
+
+    import core.cli
+
+    text = (ROOT / "docs" / "predict-evaluate.md").read_text()
+    commands = argparse.ArgumentParser().add_subparsers()
+    core.cli.register(commands)
+    for command in ("predict", "evaluate"):
+        for action in commands.choices[command]._actions:
+            for option in action.option_strings:
+                if option.startswith("--") and option not in ("--help", "--debug"):
+                    assert option in text, f"{command} {option} is not documented"
+
+
+def test_openkbp_cases_can_be_contoured(run: Path, tmp_path: Path) -> None:
+    """A CT in OpenKBP's sparse CSV form: the grid is 128^3, contours come out on it."""
+    case = tmp_path / "data" / "test-pats" / "pt_1"
+    case.mkdir(parents=True)
+    grid = np.zeros((128, 128, 128), dtype=np.int64)
+    grid[40:90, 40:90, 20:110] = 1050
+    index = np.flatnonzero(grid)
+    lines = "\n".join(f"{i},{v}" for i, v in zip(index, grid.reshape(-1)[index], strict=True))
+    (case / "ct.csv").write_text(f",data\n{lines}\n")
+    (case / "voxel_dimensions.csv").write_text("4.0\n4.0\n2.5\n")
+    assert open_archive(tmp_path / "data").format == "openkbp"
+    out = tmp_path / "out"
+    assert _run("predict", "-i", tmp_path / "data", "-o", out, "--model", run, "--site", "north",
+                "--organs", "Brainstem") == 0  # fmt: skip
+    array, geometry = read_image(out / "pt_1" / "Brainstem.nrrd")
+    assert array.shape == (128, 128, 128)
+    assert geometry.spacing_mm == (2.5, 4.0, 4.0)
+
+
+def test_two_cts_of_one_name_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.full((8, 8, 8), -1000, np.int16)
+    for suffix in (".nrrd", ".nii.gz"):
+        write_image(tmp_path / f"a{suffix}", image, Geometry((8, 8, 8), (1.0, 1.0, 1.0)))
+    assert _run("predict", "-i", tmp_path, "-o", tmp_path / "o", "--model", run) == 1
+    assert "two CTs are called a" in capsys.readouterr().err

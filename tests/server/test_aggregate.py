@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.aggregate import aggregate_head
+
+
+def head(value: float) -> dict[str, Tensor]:
+    return {
+        "body": torch.full((2, 3), value),
+        "head.weight": torch.full((3, 2, 1), value),
+        "head.bias": torch.full((3,), value),
+    }
+
+
+HEADS = ["head.weight", "head.bias"]
+
+
+def test_each_row_is_weighted_by_the_cases_that_annotate_its_organ() -> None:
+    state, kept = aggregate_head(
+        head(0.0), head(9.0), [head(1.0), head(4.0)], [[3.0, 0.0], [1.0, 2.0]], HEADS
+    )
+    assert kept == []
+    for name in HEADS:
+        assert torch.allclose(state[name][1], torch.tensor((3 * 1.0 + 1 * 4.0) / 4))
+        assert torch.allclose(state[name][2], torch.tensor(4.0))
+
+
+def test_body_and_background_row_stay_as_the_strategy_left_them() -> None:
+    state, _ = aggregate_head(
+        head(0.0), head(9.0), [head(1.0), head(4.0)], [[3.0, 1.0], [1.0, 1.0]], HEADS
+    )
+    assert torch.equal(state["body"], head(9.0)["body"])
+    for name in HEADS:
+        assert torch.equal(state[name][0], head(9.0)[name][0])
+
+
+def test_a_row_that_nobody_annotates_is_the_previous_one() -> None:
+    state, kept = aggregate_head(
+        head(-5.0), head(9.0), [head(1.0), head(4.0)], [[1.0, 0.0], [1.0, 0.0]], HEADS
+    )
+    assert kept == [1]
+    for name in HEADS:
+        assert torch.equal(state[name][2], head(-5.0)[name][2])
+        assert not torch.equal(state[name][1], head(-5.0)[name][1])
+
+
+def test_inputs_are_not_changed() -> None:
+    averaged, update = head(9.0), head(1.0)
+    aggregate_head(head(0.0), averaged, [update], [[1.0, 1.0]], HEADS)
+    assert torch.equal(averaged["head.bias"], head(9.0)["head.bias"])
+    assert torch.equal(update["head.bias"], head(1.0)["head.bias"])
+
+
+def test_sums_run_in_double_precision() -> None:
+    sites = 7
+    states = [{"head.bias": torch.tensor([0.0, 1.0e8 + i])} for i in range(sites)]
+    state, _ = aggregate_head(
+        {"head.bias": torch.zeros(2)},
+        {"head.bias": torch.zeros(2)},
+        states,
+        [[1.0]] * sites,
+        ["head.bias"],
+    )
+    exact = sum(float(s["head.bias"][1].double()) for s in states) / sites
+    assert float(state["head.bias"][1]) == float(torch.tensor(exact))
+
+
+def test_every_update_has_a_row_of_weights() -> None:
+    with pytest.raises(ValueError):
+        aggregate_head(head(0.0), head(0.0), [head(1.0), head(2.0)], [[1.0, 1.0]], HEADS)

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from core.config import Guards, Phase
+from core.metrics import OrganSum
+from core.protocol import CODES, NEED_BASE, Header, Result
+from server.guards import Accepted, Rejected, inspect
+
+PHASE = Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])
+EXPECTED = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
+GOOD = {"w": torch.ones(2, 3), "b": torch.ones(3)}
+SUMS = {o: OrganSum(2, 1, 0.5, 3.0, 9.0) for o in PHASE.organs}
+
+pytestmark = pytest.mark.usefixtures("task_identity")
+
+
+def reply(
+    header: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    arrays: ArrayRecord | dict[str, Tensor] | None = None,
+    **records: Any,
+) -> Message:
+    asked = Message(RecordDict(), 2, "train")
+    asked.metadata.__dict__["_message_id"] = "1"
+    result = Result(cases=3, annotated=(3, 1), loss=(1.0,) * 5, steps=3, scores={"val": SUMS})
+    content: dict[str, Any] = {
+        "header": ConfigRecord(Header("a", "r", "p", 4).to_config() | (header or {})),
+        "metrics": MetricRecord(result.to_metrics(PHASE.organs) | (metrics or {})),
+    }
+    if arrays is not None:
+        content["arrays"] = arrays if isinstance(arrays, ArrayRecord) else ArrayRecord(arrays)
+    content |= records
+    return Message(RecordDict(content), reply_to=asked)
+
+
+def verdict(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> Accepted | Rejected:
+    return inspect(
+        message,
+        site="a",
+        run="r",
+        phase=PHASE,
+        round_=4,
+        expected=expected,
+        guards=Guards(max_cases=1000),
+    )
+
+
+def code_of(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> str:
+    found = verdict(message, expected)
+    assert isinstance(found, Rejected)
+    assert found.code in CODES
+    return found.code
+
+
+def test_a_right_reply_is_accepted_whole() -> None:
+    found = verdict(reply(arrays=GOOD))
+    assert isinstance(found, Accepted)
+    assert set(found.state) == set(GOOD)
+    assert all(torch.equal(found.state[k], GOOD[k]) for k in GOOD)
+    assert found.result.cases == 3
+    assert found.result.annotated == (3, 1)
+    assert found.result.scores["val"] == SUMS
+
+
+def test_a_reply_without_weights_is_accepted_where_none_may_travel() -> None:
+    found = verdict(reply(), {})
+    assert isinstance(found, Accepted)
+    assert found.state == {}
+
+
+def test_weights_where_none_may_travel() -> None:
+    assert code_of(reply(arrays=GOOD), {}) == "E_SCHEMA"
+    assert code_of(reply(other=ArrayRecord(GOOD)), {}) == "E_SCHEMA"
+
+
+def test_silence_and_errors_of_flower() -> None:
+    assert code_of(None) == "E_LOST"
+    asked = reply()
+    error = Message(Error(2, "Jane Doe's scan"), reply_to=asked)
+    found = verdict(error)
+    assert isinstance(found, Rejected)
+    assert found.code == "E_ERROR"
+    assert "Jane" not in found.detail
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": 3},
+        {"round": 5},
+        {"run": "other"},
+        {"phase": "q"},
+        {"site": "b"},
+    ],
+)
+def test_another_round_run_phase_or_site(change: dict[str, Any]) -> None:
+    assert code_of(reply(header=change, arrays=GOOD)) == "E_STALE"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "4"},
+        {"round": True},
+        {"site": 3},
+        {"stopped": 1},
+    ],
+)
+def test_headers_of_another_form(change: dict[str, Any]) -> None:
+    assert code_of(reply(header=change, arrays=GOOD)) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize("record", ["header", "metrics", "arrays"])
+def test_a_missing_record(record: str) -> None:
+    message = reply(arrays=GOOD)
+    del message.content[record]
+    assert code_of(message) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize("code", [c for c in CODES if c.startswith("E_")] + [NEED_BASE])
+def test_a_site_gives_its_own_reason(code: str) -> None:
+    found = verdict(reply(header={"code": code}))
+    assert found == Rejected(code, CODES[code])
+
+
+def test_words_of_a_site_go_nowhere() -> None:
+    found = verdict(reply(header={"code": "patient Jane Doe"}))
+    assert isinstance(found, Rejected)
+    assert found.code == "E_INTERNAL"
+    assert "Jane" not in found.detail
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"w": GOOD["w"]},
+        GOOD | {"more": torch.ones(1)},
+        {"w": GOOD["w"], "c": GOOD["b"]},
+    ],
+    ids=["fewer", "more", "others"],
+)
+def test_names_of_the_weights(state: dict[str, Tensor]) -> None:
+    assert code_of(reply(arrays=state)) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.ones(3, 2), torch.ones(2, 3, 1), torch.ones(2, 3).double(), torch.ones(2, 3).half()],
+    ids=["shape", "rank", "double", "half"],
+)
+def test_shape_and_dtype_of_the_weights(wrong: Tensor) -> None:
+    assert code_of(reply(arrays=GOOD | {"w": wrong})) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers(bad: float) -> None:
+    spoilt = GOOD["w"].clone()
+    spoilt[1, 2] = bad
+    assert code_of(reply(arrays=GOOD | {"w": spoilt})) == "E_NONFINITE"
+
+
+def labelled(data: bytes, shape: tuple[int, ...] = (2, 3), dtype: str = "float32") -> ArrayRecord:
+    record = ArrayRecord(dict(GOOD))
+    record["w"] = Array(dtype, shape, "numpy.ndarray", data)
+    return record
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"rubbish",
+        npy(np.ones((2, 3), np.float32))[:-3],
+        npy(np.ones((200, 300), np.float32)),
+        npy(np.ones((2, 3), np.float64)),
+        npy(np.array([["a", "b", "c"]] * 2)),
+        b"PK\x03\x04" + b"\0" * 40,
+    ],
+    ids=["empty", "rubbish", "cut", "larger", "double", "text", "zip"],
+)
+def test_bytes_that_are_not_what_their_label_says(data: bytes) -> None:
+    assert code_of(reply(arrays=labelled(data))) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": -1},
+        {"cases": 1001},
+        {"cases": 2},  # fewer than the 3 that annotate the brainstem
+        {"steps": -1},
+        {"skipped": 10**12},
+        {"annotated": [-1, 1]},
+        {"annotated": [4, 1]},
+        {"val.n": [1e9, 2.0]},
+        {"val.dice": [2.5, 0.5]},
+        {"val.dice": [-0.5, 0.5]},
+        {"val.detected": [3.0, 1.0]},
+        {"val.detected": [-1.0, 1.0]},
+        {"val.hd95_mm": [-1.0, 1.0]},
+        {"val.penalised_mm": [-1.0, 1.0]},
+        {"val.n": [-7.0, 2.0]},
+    ],
+    ids=str,
+)
+def test_counts_and_scores_outside_their_range(change: dict[str, Any]) -> None:
+    assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
+
+
+def test_an_update_from_no_case() -> None:
+    change = {"cases": 0, "annotated": [0, 0]}
+    assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": float("inf")},
+        {"cases": float("nan")},
+        {"cases": [1, 2]},
+        {"annotated": [1]},
+        {"annotated": [float("inf"), 1.0]},
+        {"loss": [1.0, 2.0]},
+        {"val.n": [1.0]},
+        {"val.dice": [float("nan"), 0.5]},
+        {"val.hd95_mm": [float("inf"), 0.5]},
+    ],
+    ids=str,
+)
+def test_metrics_of_another_form(change: dict[str, Any]) -> None:
+    assert code_of(reply(metrics=change, arrays=GOOD)) == "E_SCHEMA"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": [float("nan"), 1.0, 1.0, 1.0, 1.0]}, {"seconds": float("inf")}],
+    ids=str,
+)
+def test_numbers_that_are_none(change: dict[str, Any]) -> None:
+    assert code_of(reply(metrics=change, arrays=GOOD)) == "E_NONFINITE"
+
+
+def test_a_withheld_cell_is_accepted() -> None:
+    withheld = {"val.n": [-1.0, 2.0], "val.detected": [0.0, 1.0]}
+    found = verdict(reply(metrics=withheld), {})
+    assert isinstance(found, Accepted)
+    assert found.result.scores["val"]["Brainstem"].n == -1
+
+
+NUMBER = st.one_of(st.integers(-(2**62), 2**62), st.floats(allow_nan=True, allow_infinity=True))
+VALUE = st.one_of(
+    NUMBER, st.lists(st.floats(), max_size=3), st.lists(st.integers(-9, 9), max_size=3)
+)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    change=st.dictionaries(
+        st.sampled_from(
+            sorted(
+                Result(cases=1, annotated=(1, 1), loss=(1.0,) * 5, scores={"val": SUMS}).to_metrics(
+                    PHASE.organs
+                )
+            )
+        ),
+        VALUE,
+        max_size=4,
+    )
+)
+def test_whatever_numbers_come_the_server_only_accepts_or_rejects(change: dict[str, Any]) -> None:
+    found = verdict(reply(metrics=change, arrays=GOOD))
+    if isinstance(found, Accepted):
+        assert 1 <= found.result.cases <= 1000
+        assert all(0 <= c <= found.result.cases for c in found.result.annotated)
+    else:
+        assert found.code in CODES

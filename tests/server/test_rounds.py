@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
+
+from core.config import Federation, Guards, Loss, Phase, Plan
+from core.metrics import OrganSum
+from core.models.stages import head_rows
+from core.phases import network, parts_of, start_state
+from server.progress import Progress, judge, score
+from server.record import Recorder
+from server.rounds import RunFailed, quorum_of
+
+ORGANS = ["Brainstem", "Parotid_L"]
+Make = Callable[..., Any]
+
+
+def phase(name: str = "p", **changes: Any) -> Phase:
+    return Phase(**({"name": name, "sites": ["a", "b"], "organs": ORGANS, "rounds": 2} | changes))
+
+
+def personal(**changes: Any) -> Phase:
+    return phase(**({"freeze": "encoder", "share": "none"} | changes))
+
+
+def start(plan: Plan, index: int = 0) -> dict[str, Tensor]:
+    return start_state(plan, plan.phases[index], None)
+
+
+# --------------------------------------------------------------------------------- what comes out
+
+
+def test_weights_are_averaged_by_cases_and_head_rows_by_annotating_cases(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = make_plan(phase(rounds=1))
+    run = federate(plan, cases={"a": 3, "b": 1}, annotated={"a": [3, 0], "b": [1, 1]})
+    run.run()
+    before, after = start(plan), run.weights("last")
+    heads = set(head_rows(network(plan, plan.phases[0])))
+    assert heads
+    assert set(after) == set(before)
+    for name, tensor in before.items():
+        change = after[name] - tensor
+        if name not in heads:
+            assert torch.allclose(change, torch.tensor((3 * 1.0 + 1 * 4.0) / 4), atol=1e-5), name
+            continue
+        rows = change.reshape(3, -1)
+        assert torch.allclose(rows[0], torch.tensor(1.75), atol=1e-5)  # background: all cases
+        assert torch.allclose(rows[1], torch.tensor(1.75), atol=1e-5)
+        assert torch.allclose(rows[2], torch.tensor(4.0), atol=1e-5)  # b alone annotates it
+
+
+def test_a_head_row_that_nobody_annotates_is_kept_and_journalled(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = make_plan(phase(rounds=1))
+    run = federate(plan, annotated={"a": [3, 0], "b": [1, 0]})
+    run.run()
+    for name in head_rows(network(plan, plan.phases[0])):
+        assert torch.equal(run.weights("last")[name][2], start(plan)[name][2])
+        assert not torch.equal(run.weights("last")[name][1], start(plan)[name][1])
+    assert "nobody annotates Parotid_L" in run.notes()
+
+
+def test_without_counts_from_every_site_all_weigh_equally(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=1))
+
+    def silent(message: Message, reply: Message) -> Message:
+        del reply.content["metrics"]["annotated"]
+        return reply
+
+    run = federate(plan, acts={("b", "train", 1): [silent]})
+    run.run()
+    for name, tensor in start(plan).items():
+        change = run.weights("last")[name] - tensor
+        assert torch.allclose(change, torch.tensor(2.5), atol=1e-5)
+    assert "all sites weigh equally" in run.notes()
+
+
+def test_the_run_folder(federate: Make) -> None:
+    run = federate()
+    run.run()
+    metrics = json.loads((run.out / "metrics.json").read_text())
+    assert (metrics["schema"], metrics["run"], metrics["status"]) == (1, "r", "completed")
+    (block,) = metrics["phases"]
+    assert (block["name"], block["rounds"], block["best_round"]) == ("p", 2, 2)
+    cell = block["sites"]["a"]["test"]["Brainstem"]
+    assert cell == {
+        "n": 2,
+        "missed": 0,
+        "dice": pytest.approx(0.2),
+        "hd95_mm": 2.0,
+        "hd95_mm_penalised": 2.0,
+    }
+    assert block["mean"]["dice"] == pytest.approx(0.2)
+    assert block["mean"]["organs"]["Brainstem"]["n"] == 4
+    assert block["bytes_to_sites"] > block["bytes_from_sites"] > 0
+    for stem in ("best", "last"):
+        meta = json.loads((run.out / "checkpoints" / "p" / f"{stem}.json").read_text())
+        assert meta["organs"] == ORGANS
+        assert meta["round"] == 2
+        assert meta["splits"] == {"a": "s", "b": "s"}
+    (started,) = run.events("run-start")
+    assert started["resumed"] is False
+    (begun,) = run.events("phase-start")
+    assert begun["parameters"] == sum(v.numel() for v in start(run.fakes.plan).values())
+    assert begun["frozen"] == 0
+    assert [e["round"] for e in run.events("round")] == [1, 2]
+    assert [e["scored_round"] for e in run.events("round")] == [0, 1]
+    assert run.events("phase-end")[0]["reason"] == "all rounds done"
+    assert run.events("run-end")[0]["status"] == "completed"
+
+
+def test_the_private_part_is_private(federate: Make) -> None:
+    run = federate()
+    run.run()
+    assert (run.out / "state").stat().st_mode & 0o077 == 0
+
+
+def test_the_chosen_best_is_scored_on_test_and_exported(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=3))
+    dice = {(s, r): v for s in "ab" for r, v in enumerate([0.1, 0.6, 0.3, 0.2])}
+    run = federate(plan, dice=dice)
+    run.run()
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert block["best_round"] == 1
+    assert block["mean"]["dice"] == pytest.approx(0.6)
+    assert block["mean_val"]["dice"] == pytest.approx(0.6)
+    for name, tensor in start(plan).items():
+        if name not in head_rows(network(plan, plan.phases[0])):
+            assert torch.allclose(run.weights("best")[name] - tensor, torch.tensor(1.75), atol=1e-4)
+            assert torch.allclose(run.weights("last")[name] - tensor, torch.tensor(5.25), atol=1e-4)
+
+
+def test_patience_counts_epochs_without_gain(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=20, local_epochs=2, patience=4))
+    dice = {(s, r): 0.5 if r == 1 else 0.2 for s in "ab" for r in range(30)}
+    run = federate(plan, dice=dice)
+    run.run()
+    assert [e["round"] for e in run.events("round")] == [1, 2, 3, 4]  # w3 was scored in round 4
+    assert "patience" in run.events("phase-end")[0]["reason"]
+    assert run.events("phase-end")[0]["best_round"] == 1
+
+
+def test_suppressed_cells_are_published_nowhere(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(), min_cell=5)
+    run = federate(plan, cases={"a": 7, "b": 2}, dice={("a", 0): 0.123456, ("a", 2): 0.123456})
+    run.run()
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    cell = block["sites"]["a"]["test"]["Brainstem"]
+    assert cell["suppressed"] is True
+    assert cell["n"] is None
+    assert block["mean"]["dice"] is None
+    public = [p for p in run.out.rglob("*") if p.is_file() and "state" not in p.parts]
+    text = b"".join(p.read_bytes() for p in public if p.suffix in (".json", ".jsonl", ".csv"))
+    assert b"0.123456" not in text
+    assert b"0.246912" not in text
+    described = {e["site"]: e for e in run.events("site-described")}
+    assert described["a"]["cases"] == {"train": 7, "val": None, "test": None}
+    assert described["b"]["organs"] == {"Brainstem": None, "Parotid_L": None}
+
+
+# ------------------------------------------------------------------------------ wrong replies
+
+
+def spoil(name_part: str = "") -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    def change(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        name = sorted(state)[0]
+        return state | {name: torch.full_like(state[name], float("nan"))}
+
+    return change
+
+
+WRONG: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "error": ("E_ERROR", lambda a: a["error"]()),
+    "names": ("E_SCHEMA", lambda a: a["arrays"](lambda s: dict(sorted(s.items())[1:]))),
+    "shapes": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v[None] for k, v in s.items()})),
+    "dtype": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v.double() for k, v in s.items()})),
+    "nan": ("E_NONFINITE", lambda a: a["arrays"](spoil())),
+    "counts": ("E_COUNT", lambda a: a["metrics"](cases=10**6)),
+    "stale": ("E_STALE", lambda a: a["header"](round=7)),
+    "own code": ("E_MEMORY", lambda a: a["header"](code="E_MEMORY")),
+    "no weights": ("E_SCHEMA", lambda a: a["drop"]("arrays")),
+    "no header": ("E_SCHEMA", lambda a: a["drop"]("header")),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_reply_is_rejected_and_the_round_goes_on_with_the_other_site(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], kind: str
+) -> None:
+    code, wrong = WRONG[kind]
+    plan = make_plan(phase(rounds=1), guards=Guards(max_cases=1000))
+    run = federate(plan, acts={("b", "train", 1): [wrong(act)]})
+    run.run()
+    (event,) = run.events("round")
+    assert event["accepted"] == ["a"]
+    assert event["rejected"] == {"b": code}
+    (rejected,) = run.events("rejected", round=1)
+    assert (rejected["site"], rejected["code"]) == ("b", code)
+    for name, tensor in start(plan).items():
+        assert torch.allclose(run.weights("last")[name] - tensor, torch.tensor(1.0), atol=1e-5)
+    assert "Jane" not in (run.out / "journal.jsonl").read_text()
+
+
+def test_weights_where_none_may_travel_are_rejected(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(personal(rounds=1))
+
+    def leaks(message: Message, reply: Message) -> Message:
+        reply.content["arrays"] = ArrayRecord({"w": torch.ones(1)})
+        return reply
+
+    run = federate(plan, acts={("b", "train", 1): [leaks]})
+    run.run()
+    assert run.events("round")[0]["rejected"] == {"b": "E_SCHEMA"}
+    assert run.events("rejected")[0]["detail"] == "weights where none may travel"
+
+
+def test_too_few_sites_are_asked_again(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=1), min_sites=2, round_retries=2)
+    wrong = [act["error"](), act["error"]()]
+    run = federate(plan, acts={("b", "train", 1): wrong})
+    run.run()
+    assert run.fakes.seen.count(("a", "train", 1)) == 3
+    assert run.events("round")[0]["accepted"] == ["a", "b"]
+    assert run.notes().count("asked again") == 2
+    sent = sum(e["bytes"] for e in run.events("sent"))
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert block["bytes_to_sites"] > sent  # also those of the attempts that failed
+
+
+def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=3), min_sites=2, round_retries=1)
+    whole = federate(plan, "whole")
+    whole.run()
+    run = federate(plan, acts={("b", "train", 2): [act["error"](), act["error"]()]})
+    with pytest.raises(RunFailed, match=r"(?s)b: E_ERROR.*--resume"):
+        run.run()
+    assert json.loads((run.out / "metrics.json").read_text())["status"] == "failed"
+    assert run.events("run-end")[0]["status"] == "failed"
+    assert [e["round"] for e in run.events("round")] == [1]
+    run.fakes.seen.clear()
+    run.run(resume=True)
+    assert ("a", "train", 1) not in run.fakes.seen
+    assert run.events("run-start")[1]["resumed"] is True
+    assert json.loads((run.out / "metrics.json").read_text())["status"] == "completed"
+    for stem in ("best", "last"):
+        for name, tensor in whole.weights(stem).items():
+            assert torch.equal(run.weights(stem)[name], tensor)
+
+
+def test_sites_that_never_came_fail_the_phase(federate: Make, make_plan: Make) -> None:
+    run = federate(make_plan(phase(), min_sites=2), code="other code")
+    with pytest.raises(RunFailed, match="did not come"):
+        run.run()
+    assert {(e["site"], e["code"]) for e in run.events("rejected")} == {
+        ("a", "E_CODE"),
+        ("b", "E_CODE"),
+    }
+
+
+def test_a_crash_after_a_commit_loses_nothing(
+    federate: Make, make_plan: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(phase(rounds=4))
+    dice = {(s, r): [0.1, 0.5, 0.3, 0.2, 0.4][r] for s in "ab" for r in range(5)}
+    whole = federate(plan, "whole", dice=dice)
+    whole.run()
+    run = federate(plan, dice=dice)
+    say = Recorder.say
+
+    def crash(self: Recorder, event: Mapping[str, Any]) -> None:
+        if event["event"] == "sent" and event["round"] == 3:
+            raise OSError("no space left on device")
+        say(self, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "say", crash)
+        with pytest.raises(OSError):
+            run.run()
+    run.run(resume=True)
+    assert [e["round"] for e in run.events("round")] == [1, 2, 3, 4]
+    for stem in ("best", "last"):
+        for name, tensor in whole.weights(stem).items():
+            assert torch.equal(run.weights(stem)[name], tensor)
+    blocks = [json.loads((f.out / "metrics.json").read_text())["phases"] for f in (whole, run)]
+    for block in (blocks[0][0], blocks[1][0]):
+        del block["seconds"]
+    assert blocks[0] == blocks[1]
+    assert blocks[1][0]["best_round"] == 1
+
+
+def test_a_finished_phase_is_taken_over(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=1), phase("q", rounds=1, init="p", freeze="encoder"))
+    run = federate(plan)
+    run.run()
+    (run.out / "state" / "q.done.json").unlink()
+    before = json.loads((run.out / "metrics.json").read_text())
+    run.fakes.seen.clear()
+    run.run(resume=True)
+    after = json.loads((run.out / "metrics.json").read_text())
+    assert after["phases"][0] == before["phases"][0]
+    assert [b["name"] for b in after["phases"]] == ["p", "q"]
+    assert all(task == "test" for _, task, _ in run.fakes.seen)
+
+
+# ---------------------------------------------------------------------- what travels, and when
+
+
+def test_the_base_travels_once_and_frozen_weights_do_not_change(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = make_plan(phase(rounds=3, freeze="encoder"))
+    run = federate(plan)
+    run.run()
+    assert sorted(s for s, _ in run.fakes.pushed) == ["a", "b"]
+    frozen = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0]).frozen
+    assert frozen
+    for name, tensor in start(plan).items():
+        same = torch.equal(run.weights("last")[name], tensor)
+        assert same == (name in frozen)
+    sent = {e["bytes"] for e in run.events("sent")}
+    whole = sum(v.numel() * 4 for v in start(plan).values())
+    assert len(sent) == 1
+    assert sent.pop() < whole
+    assert run.events("rejected") == []
+
+
+def test_a_site_that_lost_its_base_gets_it_again(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=2, freeze="encoder"))
+    run = federate(plan)
+
+    def forget(message: Message, reply: Message) -> Message:
+        run.fakes.bases["b"].clear()
+        return reply
+
+    run.fakes.acts[("b", "train", 1)] = [forget]
+    run.run()
+    assert sorted(s for s, _ in run.fakes.pushed) == ["a", "b", "b"]
+    assert run.events("rejected") == []
+
+
+def test_a_personal_phase_leaves_scores_only(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=1), personal(name="q", sites=["b"], init="p", rounds=3))
+    run = federate(plan, dice={("b", 3): 0.7}, stop_after={"b": 2})
+    run.run()
+    assert sorted(p.name for p in (run.out / "checkpoints" / "q").iterdir()) == ["best.json"]
+    block = json.loads((run.out / "metrics.json").read_text())["phases"][1]
+    assert block["best_rounds"] == {"b": 2}
+    assert block["rounds"] == 2  # the site itself stopped
+    assert "patience" in run.events("phase-end", phase="q")[0]["reason"]
+    assert {e["bytes"] for e in run.events("sent", phase="q")} == {0}
+    assert run.fakes.pushed.count(("b", run.fakes.pushed[-1][1])) == 1
+    meta = json.loads((run.out / "checkpoints" / "q" / "best.json").read_text())
+    assert meta["round"] == 2
+    assert set(meta["score"]) == {"b"}
+
+
+def test_a_quorum_never_asks_for_more_sites_than_a_phase_has(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = make_plan(
+        phase(rounds=1), personal(name="q", sites=["b"], init="p", rounds=1), min_sites=2
+    )
+    assert quorum_of(plan, plan.phases[0]) == 2
+    assert quorum_of(plan, plan.phases[1]) == 1
+    assert quorum_of(Plan(federation=Federation(min_sites=0)), phase()) == 1
+    federate(plan).run()
+
+
+def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_plan: Make) -> None:
+    from dataclasses import replace
+
+    seen: list[tuple[str, Any]] = []
+
+    def watch(message: Message, reply: Message) -> Message:
+        order = dict(message.content["order"])
+        seen.append((order["phase"], (order.get("voxels"), order.get("totals"))))
+        return reply
+
+    plan = make_plan(phase(rounds=1), personal(name="q", sites=["b"], init="p", rounds=1))
+    plan = replace(plan, loss=Loss(class_weight="paper"))
+    federate(plan, acts={("b", "train", 1): [watch, watch]}).run()
+    assert seen == [("p", ([40.0, 40.0], [400.0, 400.0])), ("q", (None, None))]
+    seen.clear()
+    federate(make_plan(phase(rounds=1)), "none", acts={("b", "train", 1): [watch]}).run()
+    assert seen == [("p", (None, None))]
+
+
+# ------------------------------------------------------------------------------------ selection
+
+
+def sums(**dice: float) -> dict[str, dict[str, OrganSum]]:
+    return {s: {"Brainstem": OrganSum(2, 2, 2 * d, 0.0, 0.0)} for s, d in dice.items()}
+
+
+def test_the_best_round_is_judged_over_the_same_sites_only() -> None:
+    progress = Progress()
+    assert judge(progress, sums(a=0.2, b=0.8), 0)
+    assert judge(progress, sums(a=0.3), 1)  # b is away: a alone got better
+    assert progress.best_round == 1
+    judge(progress, sums(a=0.25, b=0.9), 2)  # on a, which both know, it is worse
+    assert (progress.best_round, progress.scored) == (1, 2)
+    judge(progress, sums(b=0.95), 3)  # nothing in common
+    assert progress.best_round == 1
+
+
+def test_a_tie_keeps_the_earlier_round() -> None:
+    progress = Progress()
+    judge(progress, sums(a=0.2), 0)
+    judge(progress, sums(a=0.2), 1)
+    assert progress.best_round == 0
+
+
+def test_the_score_pools_cases_and_then_averages_organs() -> None:
+    cells = {
+        "a": {"X": OrganSum(3, 3, 3 * 0.5, 0.0, 0.0), "Y": OrganSum(1, 1, 0.9, 0.0, 0.0)},
+        "b": {"X": OrganSum(1, 1, 0.1, 0.0, 0.0), "Y": OrganSum()},
+    }
+    pairs = {("a", "X"), ("b", "X"), ("a", "Y")}
+    assert score(cells, pairs) == pytest.approx(((1.5 + 0.1) / 4 + 0.9) / 2)
+
+
+def test_without_scores_the_latest_weights_are_the_best() -> None:
+    progress = Progress()
+    assert not judge(progress, {}, 0)
+    assert not judge(progress, {"a": {"X": OrganSum()}, "b": {}}, 1)  # no val case there
+    assert (progress.best_round, progress.best) == (1, {})
+    judge(progress, sums(a=0.1), 2)
+    assert progress.best_round == 2
+    judge(progress, {}, 3)  # nobody answered the last time: the best stays what it was
+    assert progress.best_round == 2
+
+
+def test_sites_that_tell_no_scores_run_all_rounds(federate: Make, make_plan: Make) -> None:
+    run = federate(make_plan(phase(rounds=3, patience=1)), tells_scores=False)
+    run.run()
+    assert [e["round"] for e in run.events("round")] == [1, 2, 3]
+    assert run.events("phase-end")[0]["best_round"] == 3
+    assert run.notes().count("no site tells val scores") == 1
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert block["mean"]["dice"] is None
+    assert block["sites"] == {"a": {"test": {}, "val": {}}, "b": {"test": {}, "val": {}}}
+
+
+def test_sites_without_val_cases_run_all_rounds(federate: Make, make_plan: Make) -> None:
+    run = federate(make_plan(phase(rounds=2, patience=1)), val_cases=0)
+    run.run()
+    assert run.events("phase-end")[0]["best_round"] == 2
+
+
+def test_progress_survives_json() -> None:
+    progress = Progress(round=3, scored=2, best_round=1, best=sums(a=0.4), stopped={"a": True})
+    again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+    assert again == progress
+
+
+def test_an_unfinished_temporary_file_is_no_round(federate: Make, tmp_path: Path) -> None:
+    run = federate()
+    run.run()
+    folder = run.out / "state" / "p"
+    (folder / "round-00009.safetensors").write_bytes(b"cut off")
+    (run.out / "state" / "p.done.json").unlink()
+    run.run(resume=True)
+    assert json.loads((run.out / "metrics.json").read_text())["status"] == "completed"

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from simulations import launch, supervise
+
+PYPROJECT = """
+[project]
+name = "tiny"
+version = "0.1.0"
+description = "An app that only writes a file"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "test"
+fab-include = ["server/**/*.py", "client/**/*.py"]
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+[tool.flwr.app.config]
+out = ""
+plan = ""
+"""
+SERVER = """
+import os, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    while len(ids := list(grid.get_node_ids())) < 2:
+        time.sleep(0.05)
+    messages = [Message(RecordDict({"c": ConfigRecord({"x": 1})}), i, "train") for i in ids]
+    replies = list(grid.send_and_receive(messages, timeout=120))
+    folders = sorted(reply.content["m"]["cwd"] for reply in replies)
+    Path(context.run_config["out"]).write_text("\\n".join([*folders, context.run_config["plan"]]))
+    print(f"asked to {context.run_config['plan']}", flush=True)
+    if context.run_config["plan"] == "fail":
+        raise RuntimeError("as asked")
+    if context.run_config["plan"] == "hang":
+        time.sleep(600)
+"""
+CLIENT = """
+import os
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    return Message(RecordDict({"m": ConfigRecord({"cwd": os.getcwd()})}), reply_to=message)
+"""
+CALLER = """
+import sys
+from pathlib import Path
+from simulations.launch import run_flower
+source, work = Path(sys.argv[1]), Path(sys.argv[2])
+config = {"out": str(work / "out.txt"), "plan": sys.argv[3]}
+run_flower(source, config, sites=2, work_dir=work, on_line=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.fixture
+def tiny_app(tmp_path: Path) -> Path:
+    root = tmp_path / "tiny"
+    for name, text in {
+        "pyproject.toml": PYPROJECT,
+        "server/app.py": SERVER,
+        "client/app.py": CLIENT,
+        "server/__init__.py": "",
+        "client/__init__.py": "",
+        "notes.md": "must not travel",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The private folders of launches made by this process."""
+    made: list[str] = []
+    make = launch.tempfile.mkdtemp
+
+    def remember(**kwargs: str) -> str:
+        made.append(make(**kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(launch.tempfile, "mkdtemp", remember)
+    return made
+
+
+def assert_nothing_left(homes: list[str]) -> None:
+    assert homes
+    for home in homes:
+        assert not Path(home).exists()
+        assert supervise.owned(f"FLWR_HOME={home}") == set()
+
+
+def test_success_and_failure_have_their_exit_codes(
+    tiny_app: Path, tmp_path: Path, marks: list[str]
+) -> None:
+    before = {path: path.read_bytes() for path in sorted(tiny_app.rglob("*")) if path.is_file()}
+    for plan, expected in (('{"é": "\\\\ \x7f"}', 0), ("fail", 1)):
+        lines: list[str] = []
+        out = tmp_path / f"{expected}.txt"
+        code = launch.run_flower(
+            tiny_app,
+            {"out": str(out), "plan": plan},
+            sites=2,
+            work_dir=tmp_path / "work",
+            on_line=lines.append,
+        )
+        assert code == expected, "\n".join(lines)
+        home = marks[-1]
+        assert out.read_text() == f"{home}\n{home}\n{plan}"  # actors run in the neutral folder
+        assert any("asked to" in line for line in lines)
+        assert ("as asked" in lines[-1]) == (expected == 1)
+        assert not any("\x1b" in line for line in lines)
+        assert_nothing_left(marks)
+    assert "asked to fail" in (tmp_path / "work" / "flower.log").read_text()
+    assert before == {p: p.read_bytes() for p in sorted(tiny_app.rglob("*")) if p.is_file()}
+
+
+def test_termination_ends_everything(tiny_app: Path, tmp_path: Path) -> None:
+    script = tmp_path / "caller.py"
+    script.write_text(CALLER)
+    environment = {**os.environ, "PYTHONPATH": str(launch.app_dir()), "TMPDIR": "/tmp"}
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tiny_app), str(tmp_path), "hang"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as caller:
+        assert caller.stdout is not None
+        seen = []
+        for line in caller.stdout:
+            seen.append(line)
+            if "asked to hang" in line:
+                break
+        home = (tmp_path / "out.txt").read_text().splitlines()[0]
+        assert len(supervise.owned(f"FLWR_HOME={home}")) > 5, seen
+        caller.send_signal(signal.SIGTERM)
+        caller.stdout.read()
+        assert caller.wait(60) == 128 + signal.SIGTERM
+    assert_nothing_left([home])
+
+
+def test_a_launch_that_cannot_be_submitted_fails(
+    tiny_app: Path, tmp_path: Path, marks: list[str]
+) -> None:
+    lines: list[str] = []
+    code = launch.run_flower(
+        tiny_app, {"unknown": "1"}, sites=1, work_dir=tmp_path, on_line=lines.append
+    )
+    assert code == 1
+    assert any("unknown" in line for line in lines), lines
+    assert_nothing_left(marks)
+
+
+def test_only_listed_files_are_staged(tiny_app: Path, tmp_path: Path) -> None:
+    launch.stage_app(tiny_app, tmp_path / "copy")
+    found = {str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*.*")}
+    assert found == {
+        "pyproject.toml",
+        "server/__init__.py",
+        "server/app.py",
+        "client/__init__.py",
+        "client/app.py",
+    }
+    (tiny_app / "pyproject.toml").write_text(PYPROJECT.replace("client/**", "nowhere/**"))
+    with pytest.raises(UserError, match="nowhere"):
+        launch.stage_app(tiny_app, tmp_path / "other")
+    (tiny_app / "pyproject.toml").write_text(PYPROJECT.replace("fab-include", "fab-other"))
+    with pytest.raises(UserError, match="fab-include"):
+        launch.stage_app(tiny_app, tmp_path / "third")
+
+
+def test_app_dir_holds_the_apps() -> None:
+    settings = tomllib.loads((launch.app_dir() / "pyproject.toml").read_text())
+    assert settings["tool"]["flwr"]["app"]["components"]["serverapp"] == "server.app:app"
+
+
+def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("FLWR_HOME", "/elsewhere")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    made = launch._environment(tmp_path, {"WANDB_MODE": "offline"}, keep_heap=True)
+    assert "RAY_ADDRESS" not in made
+    assert made["FLWR_HOME"] == made["RAY_TMPDIR"] == str(tmp_path)
+    assert made["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert made["WANDB_MODE"] == "offline"
+    assert made["MALLOC_MMAP_MAX_"] == "0"
+    assert made["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    assert made["PATH"].startswith(str(Path(sys.executable).parent))
+    assert "MALLOC_MMAP_MAX_" not in launch._environment(tmp_path, {}, keep_heap=False)
+
+
+def test_bad_sizes_are_refused(tiny_app: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        launch.run_flower(tiny_app, {}, sites=0, work_dir=tmp_path, on_line=print)
+
+
+def test_owned_finds_children_by_their_mark_only(tmp_path: Path) -> None:
+    mark = f"HNFED_TEST={tmp_path}"
+    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], env={})"
+    inner = textwrap.dedent("import time; print('up', flush=True); time.sleep(60)")
+    name, value = mark.split("=", 1)
+    with subprocess.Popen(
+        [sys.executable, "-c", sleeper, inner],
+        env={**os.environ, name: value},
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        found = supervise.owned(mark)
+        assert process.pid in found
+        assert len(found) == 2  # the child that lost the mark is found as a descendant
+        assert supervise.owned(mark + "-other") == set()
+        supervise.stop(mark, 0.0)
+        assert process.wait(10) == -signal.SIGKILL
+    assert supervise.owned(mark) == set()
