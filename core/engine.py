@@ -26,6 +26,7 @@ from core.errors import UserError
 from core.losses import LossTerms, segmentation_loss
 from core.metrics import CaseScore, score_case
 from core.optimisation import (
+    DeviceMemoryError,
     NonFiniteError,
     Proximal,
     autocast,
@@ -42,7 +43,15 @@ from core.optimisation import (
 )
 from core.prediction import predict_volume, probabilities_of
 
-__all__ = ["TrainResult", "predict_volume", "resolve_device", "train", "validate"]
+__all__ = [
+    "DeviceMemoryError",
+    "NonFiniteError",
+    "TrainResult",
+    "predict_volume",
+    "resolve_device",
+    "train",
+    "validate",
+]
 
 TERMS = ("total", "ce", "focal", "dice", "gdice")
 

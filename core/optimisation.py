@@ -171,7 +171,8 @@ class Proximal:
         proximal: tuple[float, Mapping[str, Tensor]] | None,
     ) -> None:
         self.mu, start = proximal if proximal is not None else (0.0, {})
-        pairs = [(p, start[name].to(p)) for name, p in named.items() if name in start]
+        # Copies: w0 must stay where it is even if it shares memory with the network.
+        pairs = [(p, start[name].to(p, copy=True)) for name, p in named.items() if name in start]
         self.active = proximal is not None and bool(pairs)
         self.parameters = [p for p, _ in pairs]
         self.start = [w0 for _, w0 in pairs]

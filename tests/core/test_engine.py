@@ -205,6 +205,13 @@ def test_equals_a_plain_loop(entries: list[Entry], optimizer: str, mu: float | N
         assert result.loss["proximal"] == pytest.approx(sum(n * v for n, v in pulls) / 6, rel=1e-4)
 
 
+def test_the_weights_pulled_towards_may_be_the_networks_own(entries: list[Entry]) -> None:
+    plan = _plan()
+    model = _model(plan)
+    result, _ = _train(model, entries[:2], plan, proximal=(1.0, unique_state(model)))
+    assert result.loss["proximal"] > 0
+
+
 def test_same_seed_same_bits_and_nothing_outside_is_touched(entries: list[Entry]) -> None:
     plan = _plan(augment=True)
     results = []
