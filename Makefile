@@ -33,7 +33,7 @@ demo: $(STAMP)
 	@echo "report: $(CURDIR)/runs/demo/report.html"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not real_data'
+	$(BIN)/python -m pytest -m 'not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(PACKAGES)

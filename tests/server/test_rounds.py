@@ -11,10 +11,8 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from core.config import Federation, Guards, Loss, Phase, Plan
-from core.metrics import OrganSum
 from core.models.stages import head_rows
 from core.phases import network, parts_of, start_state
-from server.progress import Progress, judge, score
 from server.record import Recorder
 from server.rounds import RunFailed, quorum_of
 
@@ -401,51 +399,6 @@ def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_
     assert seen == [("p", (None, None))]
 
 
-# ------------------------------------------------------------------------------------ selection
-
-
-def sums(**dice: float) -> dict[str, dict[str, OrganSum]]:
-    return {s: {"Brainstem": OrganSum(2, 2, 2 * d, 0.0, 0.0)} for s, d in dice.items()}
-
-
-def test_the_best_round_is_judged_over_the_same_sites_only() -> None:
-    progress = Progress()
-    assert judge(progress, sums(a=0.2, b=0.8), 0)
-    assert judge(progress, sums(a=0.3), 1)  # b is away: a alone got better
-    assert progress.best_round == 1
-    judge(progress, sums(a=0.25, b=0.9), 2)  # on a, which both know, it is worse
-    assert (progress.best_round, progress.scored) == (1, 2)
-    judge(progress, sums(b=0.95), 3)  # nothing in common
-    assert progress.best_round == 1
-
-
-def test_a_tie_keeps_the_earlier_round() -> None:
-    progress = Progress()
-    judge(progress, sums(a=0.2), 0)
-    judge(progress, sums(a=0.2), 1)
-    assert progress.best_round == 0
-
-
-def test_the_score_pools_cases_and_then_averages_organs() -> None:
-    cells = {
-        "a": {"X": OrganSum(3, 3, 3 * 0.5, 0.0, 0.0), "Y": OrganSum(1, 1, 0.9, 0.0, 0.0)},
-        "b": {"X": OrganSum(1, 1, 0.1, 0.0, 0.0), "Y": OrganSum()},
-    }
-    pairs = {("a", "X"), ("b", "X"), ("a", "Y")}
-    assert score(cells, pairs) == pytest.approx(((1.5 + 0.1) / 4 + 0.9) / 2)
-
-
-def test_without_scores_the_latest_weights_are_the_best() -> None:
-    progress = Progress()
-    assert not judge(progress, {}, 0)
-    assert not judge(progress, {"a": {"X": OrganSum()}, "b": {}}, 1)  # no val case there
-    assert (progress.best_round, progress.best) == (1, {})
-    judge(progress, sums(a=0.1), 2)
-    assert progress.best_round == 2
-    judge(progress, {}, 3)  # nobody answered the last time: the best stays what it was
-    assert progress.best_round == 2
-
-
 def test_sites_that_tell_no_scores_run_all_rounds(federate: Make, make_plan: Make) -> None:
     run = federate(make_plan(phase(rounds=3, patience=1)), tells_scores=False)
     run.run()
@@ -461,12 +414,6 @@ def test_sites_without_val_cases_run_all_rounds(federate: Make, make_plan: Make)
     run = federate(make_plan(phase(rounds=2, patience=1)), val_cases=0)
     run.run()
     assert run.events("phase-end")[0]["best_round"] == 2
-
-
-def test_progress_survives_json() -> None:
-    progress = Progress(round=3, scored=2, best_round=1, best=sums(a=0.4), stopped={"a": True})
-    again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
-    assert again == progress
 
 
 def test_an_unfinished_temporary_file_is_no_round(federate: Make, tmp_path: Path) -> None:

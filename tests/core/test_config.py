@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config import (
+    CONFIGS,
+    Config,
+    Plan,
+    Simulation,
+    Tracking,
+    find_config,
+    load,
+    plan_from_json,
+    plan_hash,
+    plan_json,
+    to_yaml,
+)
+from core.errors import UserError
+
+SHIPPED = sorted(str(p.relative_to(CONFIGS))[:-5] for p in CONFIGS.rglob("*.yaml"))
+
+
+def fails(*overrides: str) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load("smoke", overrides)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_plan_loads_and_survives_its_own_yaml(name: str, tmp_path: Path) -> None:
+    config, sources = load(name)
+    assert config.phases
+    assert config.organ_names
+    assert set(sources.values()) <= {"default", f"{Path(name).name}.yaml"}
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again, _ = load(str(path))
+    assert again == config
+
+
+def test_every_shipped_plan_survives_its_journey_to_the_sites() -> None:
+    for name in SHIPPED:
+        config, _ = load(name)
+        text = plan_json(config)
+        assert text.isascii()
+        assert plan_from_json(text) == config.plan
+        assert type(plan_from_json(text)) is Plan
+        assert plan_json(plan_from_json(text)) == text
+        assert not {"tracking", "simulation"} & set(json.loads(text))
+
+
+def test_the_hash_is_of_what_decides_the_weights_only() -> None:
+    config, _ = load("smoke")
+    elsewhere = dataclasses.replace(
+        config, tracking=Tracking(project="x"), simulation=Simulation(engine="inline")
+    )
+    assert plan_hash(config) == plan_hash(elsewhere) == plan_hash(config.plan)
+    assert len(plan_hash(config)) == 64
+    for change in ("seed=1", "train.lr=0.003", "phases.0.rounds=9", "model.norm=instance"):
+        assert plan_hash(load("smoke", [change])[0]) != plan_hash(config), change
+    for change in ("tracking.mode=online", "simulation.overlays=0", "simulation.engine=inline"):
+        assert plan_hash(load("smoke", [change])[0]) == plan_hash(config), change
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "suggestion"),
+    [
+        ("train.lrr=1", "lrr", "lr"),
+        ("trian.lr=1", "trian", "train"),
+        ("phases.pretrain.rouds=3", "rouds", "rounds"),
+        ("federation.guards.max_case=3", "max_case", "max_cases"),
+        ("federation.strategy.nam=fedavg", "nam", "name"),
+    ],
+)
+def test_an_unknown_key_fails_with_a_suggestion(override: str, key: str, suggestion: str) -> None:
+    text = str(fails(override))
+    assert f"'{key}'" in text
+    assert f"'{suggestion}'" in text
+    assert "remedy: correct the key" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "remedy"),
+    [
+        ("train.lr=fast", "train.lr", "right type"),
+        ("train.batch=1.5", "train.batch", "right type"),
+        ("train.deterministic=perhaps", "train.deterministic", "right type"),
+        ("train.lr=null", "train.lr", "right type"),
+        ("seed={x: 1}", "seed", "right type"),
+        ("preprocess.crop=7", "preprocess.crop", "crop=[...]"),
+        ("phases.pretrain.sites=nyu", "sites", "sites=[...]"),
+    ],
+)
+def test_a_value_of_another_type_is_named(override: str, key: str, remedy: str) -> None:
+    error = fails(override)
+    assert key in error.field
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("key", ["train.lr", "weighting.organs.Brainstem", "augment.noise"])
+def test_no_number_is_not_a_number(key: str, number: str) -> None:
+    error = fails(f"{key}={number}")
+    assert error.field == key
+    assert "finite" in error.remedy
+
+
+def test_overrides_by_dotted_key_phase_name_index_and_list() -> None:
+    config, sources = load(
+        "smoke",
+        [
+            "train.lr=0.5",
+            "preprocess.crop=[16, 24, 32]",
+            "phases.personalise.rounds=7",
+            "phases.0.local_epochs=3",
+            "phases.pretrain.organs=[Brainstem]",
+            "weighting.organs.Brainstem=2",
+            "model.args.feature_size=8",
+            "tracking.tags=[a, b]",
+        ],
+    )
+    assert config.train.lr == 0.5
+    assert config.preprocess.crop == [16, 24, 32]
+    assert config.phase("personalise").rounds == 7
+    assert config.phase("pretrain").local_epochs == 3
+    assert config.phase("pretrain").organs == ["Brainstem"]
+    assert config.weighting.organs == {"Brainstem": 2.0}
+    assert config.model.args == {"feature_size": 8}
+    assert config.tracking.tags == ["a", "b"]
+    assert sources["train.lr"] == "override"
+    assert sources["phases.1.rounds"] == "override"
+    assert sources["phases.1.freeze"] == "smoke.yaml"
+    assert sources["train.weight_decay"] == "default"
+    assert sources["preprocess.crop"] == "override"
+
+
+def test_the_last_override_wins_and_a_whole_section_replaces_its_keys() -> None:
+    config, sources = load("smoke", ["train.lr=1", "train.lr=2", "model={channels: [4, 8]}"])
+    assert config.train.lr == 2.0
+    assert config.model.channels == [4, 8]
+    assert sources["model.channels"] == "override"
+    assert sources["model.norm"] == "default"
+
+
+@pytest.mark.parametrize("item", ["train.lr", "=3", "train.lr 3", ""])
+def test_an_override_without_key_or_value(item: str) -> None:
+    assert "KEY=VALUE" in fails(item).remedy
+
+
+@pytest.mark.parametrize("item", ["train.lr=[1", "train.lr={a", "train.lr=${seed}"])
+def test_an_override_that_is_no_plain_yaml(item: str) -> None:
+    assert fails(item).field == "train.lr"
+
+
+def test_an_override_below_a_value() -> None:
+    assert fails("seed.x=1").field == "seed"
+    assert "no keys below" in fails("train.lr.x=1").remedy
+
+
+@pytest.mark.parametrize("part", ["nobody", "2", "-1"])
+def test_a_phase_that_is_not_there(part: str) -> None:
+    error = fails(f"phases.{part}.rounds=3")
+    assert "'pretrain'" in error.remedy
+
+
+def test_a_name_that_is_no_plan_gets_a_suggestion() -> None:
+    with pytest.raises(UserError) as caught:
+        find_config("smok")
+    assert "did you mean 'smoke'" in caught.value.remedy
+    assert find_config("demo") == CONFIGS / "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("phases: [", "mend the YAML"),
+        ("- a\n- b\n", "top level"),
+        ("seed: ${oc.env:HOME}\n", "interpolation"),
+        ("seed: 1\nseed: 2\n", "mend the YAML"),
+        ("!!python/object/apply:os.getcwd []\n", "mend the YAML"),
+        ("", "at least one phase"),
+    ],
+)
+def test_a_file_that_is_no_plan(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=word):
+        load(str(path))
+
+
+def test_a_plan_of_other_code_fails_by_the_name_of_its_key() -> None:
+    values = json.loads(plan_json(load("smoke")[0])) | {"privacy": {"epsilon": 1}}
+    with pytest.raises(UserError, match="privacy"):
+        plan_from_json(json.dumps(values))
+
+
+def test_names_in_order_of_first_appearance() -> None:
+    config, _ = load("demo")
+    assert config.organ_names[:2] == ("Brainstem", "Bone_Mandible")
+    assert config.organ_names[-3:] == ("Musc_Constrict_S", "Musc_Constrict_M", "Musc_Constrict_I")
+    assert config.site_names == ("miccai", "nyu")
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_whatever_is_typed_is_a_config_or_a_user_error(key: str, value: str) -> None:
+    try:
+        config, _ = load("smoke", [f"{key}={value}"])
+    except UserError as error:
+        assert str(error).count("remedy:") >= 1
+    else:
+        assert isinstance(config, Config)
