@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from core.anatomy import vocabulary
 from core.config import Phase, Plan
@@ -158,7 +157,7 @@ def site_from_file(path: Path, run: str) -> Site:
     known = {"name", "format", "root", "aliases", "split", "device", "cache", "state"}
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:
         raise UserError(
             "site file", path, "give a readable YAML file", problem=str(error)[:200]
         ) from None

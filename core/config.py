@@ -58,7 +58,7 @@ class Model:
     name: str = "res3dunet"
     channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
     strides: list[list[int]] | None = None
-    norm: str = "group"
+    norm: str = "instance"
     checkpointing: bool = False
     channels_last: bool = True
     args: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Loss:
     form: str = "categorical"
     ce: float = 1.0
     focal: float = 1.0
-    dice: float = 0.0
+    dice: float = 1.0
     gdice: float = 1.0
     gamma: float = 2.0
     class_weight: str = "none"

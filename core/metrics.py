@@ -266,12 +266,17 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _foreground(volume: npt.NDArray[Any]) -> Indices:
     """Returns the sorted flat indices of the non-zero voxels of a bool or uint8 volume."""
-    slices = np.ascontiguousarray(volume).view(np.uint8).reshape(len(volume), -1)
-    used = np.flatnonzero(slices.max(axis=1))  # most of a CT is empty slices
+    bytes_ = np.ascontiguousarray(volume).view(np.uint8)
+    used = np.flatnonzero(bytes_.reshape(len(bytes_), -1).max(axis=1))
     if not used.size:
         return np.empty(0, dtype=np.intp)
-    first, last = int(used[0]), int(used[-1]) + 1
-    return np.flatnonzero(slices[first:last] != 0) + first * slices.shape[1]
+    # Most of a CT is empty: look for voxels only in rows along x that hold one.
+    first, last, width = int(used[0]), int(used[-1]) + 1, bytes_.shape[-1]
+    lines = bytes_[first:last].reshape(-1, width)
+    rows = np.flatnonzero(lines.max(axis=1))
+    row, column = np.nonzero(lines[rows] != 0)
+    found: Indices = (rows[row] + first * bytes_.shape[1]) * width + column
+    return found
 
 
 def _border(volume: npt.NDArray[Any], voxels: Indices) -> Indices:
@@ -294,10 +299,14 @@ def _hausdorff_mm(
 ) -> float:
     """Larger of the two directed 95th percentiles between borders given as sorted flat indices."""
     a, b = _points_mm(here, shape, spacing_mm), _points_mm(there, shape, spacing_mm)
-    return max(
-        _directed_mm(a, b, np.isin(here, there, assume_unique=True)),
-        _directed_mm(b, a, np.isin(there, here, assume_unique=True)),
-    )
+    return max(_directed_mm(a, b, _among(here, there)), _directed_mm(b, a, _among(there, here)))
+
+
+def _among(values: Indices, others: Indices) -> Mask:
+    """Tells which of the sorted `values` are among the sorted `others` (not empty)."""
+    place = np.searchsorted(others, values).clip(max=len(others) - 1)
+    shared: Mask = others[place] == values
+    return shared
 
 
 def _directed_mm(

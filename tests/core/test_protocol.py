@@ -147,6 +147,7 @@ def test_published_figures_hide_small_cells_of_every_site() -> None:
         "missed": None,
         "dice": None,
         "hd95_mm": None,
+        "hd95_mm_penalised": None,
         "suppressed": True,
     }
     assert mean["organs"]["X"]["n"] == 6

@@ -110,6 +110,7 @@ def assert_nothing_left(homes: list[str]) -> None:
         assert supervise.owned(f"FLWR_HOME={home}") == set()
 
 
+@pytest.mark.timeout(900)  # two starts of Ray on a machine that may be busy
 def test_success_and_failure_have_their_exit_codes(
     tiny_app: Path, tmp_path: Path, marks: list[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_success_and_failure_have_their_exit_codes(
     assert before == {p: p.read_bytes() for p in sorted(tiny_app.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.timeout(600)
 def test_termination_ends_everything(tiny_app: Path, tmp_path: Path) -> None:
     script = tmp_path / "caller.py"
     script.write_text(CALLER)

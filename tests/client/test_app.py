@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client import work
+from client.app import app, site_of
+from client.personal import Personal
+from client.site import Site
+from core.config import Phase, Plan, plan_json
+from core.errors import UserError
+from core.optimisation import NonFiniteError
+from core.phases import fingerprint, network, parts_of, start_state, state_hash
+from core.protocol import NEED_BASE, OK, Description, Order
+
+MakePlan = Callable[..., Plan]
+MakePhase = Callable[..., Phase]
+PATIENT = "DOE_Jane_1950"
+
+
+class Node:
+    """A site's side of the wire: orders in, replies out."""
+
+    def __init__(self, site: Site, plan: Plan) -> None:
+        self.site = site
+        self.plan = plan
+        self.config: dict[str, Any] = {"plan": plan_json(plan), "run_id": "run", "local": "{}"}
+        self.node_config: dict[str, Any] = {"partition-id": 0}
+
+    @property
+    def context(self) -> Context:
+        return Context(
+            run_id=1,
+            node_id=2,
+            node_config=self.node_config,
+            state=RecordDict(),
+            run_config=self.config,
+        )
+
+    def ask(
+        self, kind: str, order: Order | None = None, **arrays: dict[str, torch.Tensor]
+    ) -> Message:
+        content: dict[str, Any] = {k: ArrayRecord(dict(v)) for k, v in arrays.items()}
+        content["order"] = ConfigRecord((order or self.order()).to_config())
+        message = Message(RecordDict(content), 2, kind)
+        message.metadata.__dict__["_message_id"] = "1"
+        return app(message, self.context)
+
+    def order(self, phase: str = "p", round_: int = 1, task: str = "train", **more: Any) -> Order:
+        return Order("run", phase, round_, task, **({"fingerprint": fingerprint()} | more))
+
+    def start(self, index: int = 0) -> dict[str, torch.Tensor]:
+        return start_state(self.plan, self.plan.phases[index], None)
+
+    def base(self, index: int = 0) -> tuple[dict[str, torch.Tensor], str]:
+        phase = self.plan.phases[index]
+        names = parts_of(network(self.plan, phase), self.plan, phase).base
+        base = {n: self.start(index)[n] for n in names}
+        return base, state_hash(base)
+
+
+@pytest.fixture
+def node(
+    prepared: Site, make_plan: MakePlan, task_identity: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Node]]:
+    """Makes nodes that find the site of the test."""
+
+    def make(*phases: Phase) -> Node:
+        made = Node(prepared, make_plan(*phases))
+        monkeypatch.setattr("client.app.simulated_site", lambda *a: made.site)
+        return made
+
+    yield make
+
+
+MakeNode = Callable[..., Node]
+
+
+def code(reply: Message) -> str:
+    return str(reply.content["header"]["code"])
+
+
+def everything(reply: Message) -> bytes:
+    """Every byte of a reply that is text, number or array."""
+    parts = [repr(reply.metadata).encode()]
+    for key, record in reply.content.items():
+        parts.append(key.encode())
+        if isinstance(record, ArrayRecord):
+            parts += [k.encode() + v.data for k, v in record.items()]
+        else:
+            parts.append(repr(dict(record)).encode())
+    return b"\n".join(parts)
+
+
+# ------------------------------------------------------------------------------ the right way
+
+
+def test_query_describes_the_site(node: MakeNode) -> None:
+    reply = node().ask("query")
+    told = Description.from_records(reply.content["header"], reply.content["metrics"])
+    assert (told.site, told.fingerprint, told.cases) == ("north", fingerprint(), (3, 1, 1))
+    assert not reply.content.array_records
+    assert PATIENT.encode() not in everything(reply)
+
+
+def test_train_returns_what_is_shared_and_nothing_else(
+    node: MakeNode, make_phase: MakePhase
+) -> None:
+    n = node(make_phase(freeze="encoder"))
+    base, digest = n.base()
+    shared = {k: v for k, v in n.start().items() if k not in base}
+    reply = n.ask("train", n.order(base_hash=digest), base=base, arrays=shared)
+    assert code(reply) == OK
+    back = reply.content["arrays"].to_torch_state_dict()
+    assert set(back) == set(shared)
+    assert set(back).isdisjoint(base)
+    assert any(not torch.equal(back[k], shared[k]) for k in back)
+    assert PATIENT.encode() not in everything(reply)
+
+
+def test_evaluate_returns_no_weights(node: MakeNode) -> None:
+    n = node()
+    for task, split in (("validate", "val"), ("test", "test")):
+        reply = n.ask("evaluate", n.order(task=task), arrays=n.start())
+        assert code(reply) == OK
+        assert not reply.content.array_records
+        assert f"{split}.dice" in reply.content["metrics"]
+
+
+# ------------------------------------------------------------------------------------ the base
+
+
+def test_the_base_is_asked_for_and_then_kept(node: MakeNode, make_phase: MakePhase) -> None:
+    n = node(make_phase(freeze="encoder"))
+    base, digest = n.base()
+    shared = {k: v for k, v in n.start().items() if k not in base}
+    order = n.order(base_hash=digest)
+    first = n.ask("train", order, arrays=shared)
+    assert code(first) == NEED_BASE
+    assert not first.content.array_records
+    assert code(n.ask("train", order, arrays=shared, base=base)) == OK
+    assert code(n.ask("train", order, arrays=shared)) == OK
+    assert code(n.ask("evaluate", replace(order, task="validate"), arrays=shared)) == OK
+
+
+def test_a_base_damaged_on_disk_is_asked_for_again(node: MakeNode, make_phase: MakePhase) -> None:
+    n = node(make_phase(freeze="encoder"))
+    base, digest = n.base()
+    shared = {k: v for k, v in n.start().items() if k not in base}
+    order = n.order(base_hash=digest)
+    n.ask("train", order, arrays=shared, base=base)
+    path = n.site.base_folder / f"{digest}.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    assert code(n.ask("train", order, arrays=shared)) == NEED_BASE
+    assert code(n.ask("train", order, arrays=shared, base=base)) == OK
+
+
+def test_a_base_under_a_wrong_hash_is_refused(node: MakeNode, make_phase: MakePhase) -> None:
+    n = node(make_phase(freeze="encoder"))
+    base, _ = n.base()
+    shared = {k: v for k, v in n.start().items() if k not in base}
+    assert code(n.ask("train", n.order(base_hash="0" * 64), arrays=shared, base=base)) == "E_SITE"
+
+
+# ----------------------------------------------------------------------------- personal phases
+
+
+def personal_node(node: MakeNode, make_phase: MakePhase, *more: Phase) -> Node:
+    return node(make_phase(freeze="encoder", share="none"), *more)
+
+
+def test_a_personal_phase_sends_no_arrays(node: MakeNode, make_phase: MakePhase) -> None:
+    n = personal_node(node, make_phase)
+    base, digest = n.base()
+    assert set(base) == set(n.start())
+    for round_ in (1, 2):
+        order = n.order(round_=round_, base_hash=digest, base_round=round_ - 1)
+        reply = n.ask("train", order, **({"base": base} if round_ == 1 else {}))
+        assert code(reply) == OK
+        assert not reply.content.array_records
+        assert reply.content["metrics"]["cases"] == 0
+        assert "annotated" not in reply.content["metrics"]
+    reply = n.ask("evaluate", n.order(task="test", round_=2, base_hash=digest))
+    assert code(reply) == OK
+    assert not reply.content.array_records
+    assert (n.site.run_folder / "p" / "best.safetensors").is_file()
+
+
+def test_a_round_that_the_site_does_not_have(node: MakeNode, make_phase: MakePhase) -> None:
+    n = personal_node(node, make_phase)
+    base, digest = n.base()
+    order = n.order(round_=6, base_hash=digest, base_round=5)
+    assert code(n.ask("train", order, base=base)) == "E_STATE"
+
+
+def test_a_personal_phase_may_start_from_another_ones_weights(
+    node: MakeNode, make_phase: MakePhase
+) -> None:
+    second = make_phase("q", organs=["Parotid_L"], init="p", freeze="encoder", share="none")
+    n = personal_node(node, make_phase, second)
+    base, digest = n.base()
+    n.ask("train", n.order(base_hash=digest), base=base)
+    reply = n.ask("train", n.order("q"))
+    assert code(reply) == OK
+    own = Personal(n.site.phase_folder("p")).best()
+    after = Personal(n.site.phase_folder("q")).best()
+    frozen = parts_of(network(n.plan, second), n.plan, second).frozen
+    assert all(torch.equal(after[k], own[k]) for k in frozen)
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+ERRORS = [
+    (RuntimeError(f"cannot read {PATIENT}"), "E_INTERNAL"),
+    (ValueError(f"{PATIENT}"), "E_INTERNAL"),
+    (UserError("cache", f"/data/{PATIENT}", "mend it"), "E_SITE"),
+    (UserError("entries", PATIENT, "add cases"), "E_DATA"),
+    (UserError("base_round", PATIENT, "resume"), "E_STATE"),
+    (MemoryError(PATIENT), "E_MEMORY"),
+    (torch.OutOfMemoryError(PATIENT), "E_MEMORY"),
+    (NonFiniteError("loss", PATIENT, "lower train.lr"), "E_NONFINITE"),
+    (KeyError(PATIENT), "E_INTERNAL"),
+]
+
+
+@pytest.mark.parametrize(("error", "expected"), ERRORS, ids=lambda e: type(e).__name__)
+def test_an_error_leaves_as_its_code_and_stays_whole_in_the_log(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    n = node()
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(work, "train_shared", fail)
+    reply = n.ask("train", n.order(round_=7), arrays=n.start())
+    assert code(reply) == expected
+    header = reply.content["header"]
+    assert (header["site"], header["run"], header["phase"], header["round"]) == (
+        "north",
+        "run",
+        "p",
+        7,
+    )
+    assert not reply.has_error()
+    assert not reply.content.array_records
+    found = everything(reply)
+    assert b"DOE" not in found
+    assert b"Jane" not in found
+    log = (n.site.run_folder / "client.log").read_text()
+    assert PATIENT in log
+    assert "Traceback" in log
+
+
+def test_the_log_grows(node: MakeNode) -> None:
+    n = node()
+    for _ in range(2):
+        n.ask("train", n.order("nowhere"), arrays=n.start())
+    assert (n.site.run_folder / "client.log").read_text().count("Traceback") >= 2
+
+
+def test_an_error_in_query_evaluate_and_an_empty_message(node: MakeNode) -> None:
+    n = node()
+    n.site = replace(n.site, sources=(replace(n.site.sources[0], root=f"/nowhere/{PATIENT}"),))
+    for kind in ("query", "train", "evaluate"):
+        message = Message(RecordDict(), 2, kind)
+        message.metadata.__dict__["_message_id"] = "1"
+        reply = app(message, n.context)
+        assert code(reply) != OK
+        assert PATIENT.encode() not in everything(reply)
+    assert PATIENT in (n.site.run_folder / "client.log").read_text()
+
+
+def test_other_code_is_refused_before_anything_is_done(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = node()
+    monkeypatch.setattr(work, "train_shared", lambda *a: pytest.fail("trained"))
+    for given in ("0" * 64, ""):
+        reply = n.ask("train", n.order(fingerprint=given), arrays=n.start())
+        assert code(reply) == "E_CODE"
+
+
+def test_a_plan_that_cannot_be_read_is_an_error_of_the_site(node: MakeNode) -> None:
+    n = node()
+    n.config["plan"] = json.dumps({"phases": [{"nmae": "x"}]})
+    assert code(n.ask("train", n.order(), arrays=n.start())) == "E_SITE"
+
+
+# ---------------------------------------------------------------------------- who is this node
+
+
+def site_file(tmp_path: Path) -> str:
+    path = tmp_path / "site.yaml"
+    path.write_text(f"name: east\nroot: /data\ncache: {tmp_path}/c\nstate: {tmp_path}/s\n")
+    return str(path)
+
+
+def test_a_real_site_refuses_a_site_map_from_the_server(
+    node: MakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = node()
+    n.node_config = {"site": site_file(tmp_path)}
+    monkeypatch.setattr(work, "describe", lambda *a: pytest.fail("described"))
+    with pytest.raises(UserError, match="only a simulation"):
+        site_of(n.context)
+    reply = n.ask("query")
+    assert code(reply) == "E_SITE"
+    assert reply.content["header"]["site"] == ""
+
+
+def test_a_real_site_is_its_site_file(node: MakeNode, tmp_path: Path) -> None:
+    n = node()
+    n.node_config = {"site": site_file(tmp_path)}
+    n.config["local"] = ""
+    site = site_of(n.context)
+    assert (site.name, site.run_folder) == ("east", tmp_path / "s" / "run")
+
+
+def test_a_node_that_is_nobody(node: MakeNode) -> None:
+    n = node()
+    n.config["local"] = ""
+    with pytest.raises(UserError, match="node-config"):
+        site_of(n.context)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from client import work
+from client.personal import Personal
+from client.site import Site
+from core.checkpoint import load
+from core.config import Federation, Loss, Phase, Plan, Strategy
+from core.metrics import OrganSum
+from core.phases import network, parts_of, start_state, state_hash
+from core.protocol import WITHHELD, Order
+
+MakePlan = Callable[..., Plan]
+MakePhase = Callable[..., Phase]
+
+
+def order(round_: int = 1, task: str = "train", **changes: Any) -> Order:
+    return Order("run", "p", round_, task, **changes)
+
+
+def start(plan: Plan) -> dict[str, Tensor]:
+    return start_state(plan, plan.phases[0], None)
+
+
+# --------------------------------------------------------------------------------- description
+
+
+def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: MakePlan) -> None:
+    told = work.describe(site, make_plan(), "f")
+    assert (told.site, told.fingerprint) == ("north", "f")
+    assert told.cases == (3, 1, 1)
+    assert told.annotated == (3, 2)
+    assert told.totals == (3 * 16.0**3, 2 * 16.0**3)
+    assert all(0 < v < t for v, t in zip(told.voxels, told.totals, strict=True))
+    entries = site.entries(make_plan())
+    brainstem = sum(e.voxels["Brainstem"] for e in entries if e.split == "train")
+    assert told.voxels[0] == brainstem
+    assert "DOE" not in json.dumps(told.to_records())
+
+
+# ------------------------------------------------------------------------------- shared rounds
+
+
+def test_a_shared_round_scores_what_comes_in_and_then_trains(
+    prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, steps = make_plan(), []
+    train, score = work.train, work.score
+    monkeypatch.setattr(work, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
+    monkeypatch.setattr(work, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
+    state, result = work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    assert steps == ["val", "train"]
+    assert set(state) == set(start(plan))
+    assert state_hash(state) != state_hash(start(plan))
+    assert (result.cases, result.annotated, result.steps) == (3, (3, 2), 3)
+    assert len(result.loss) == 5
+    assert result.loss[0] > 0
+    assert {o: s.n for o, s in result.scores["val"].items()} == {"Brainstem": 1, "Parotid_L": 1}
+
+
+def test_rounds_repeat_and_differ_by_their_number(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    hashes = [
+        state_hash(work.train_shared(prepared, plan, plan.phases[0], order(r), start(plan))[0])
+        for r in (1, 1, 2)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "all-but-head"])
+def test_what_is_frozen_stays_to_the_bit(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, freeze: str
+) -> None:
+    plan = make_plan(make_phase(freeze=freeze))
+    phase = plan.phases[0]
+    parts = parts_of(network(plan, phase), plan, phase)
+    state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+    for name, tensor in start(plan).items():
+        if name in parts.frozen:
+            assert torch.equal(state[name], tensor), name
+    assert state_hash(state, parts.shared) != state_hash(start(plan), parts.shared)
+
+
+def test_fedprox_pulls_towards_what_came_in(prepared: Site, make_plan: MakePlan) -> None:
+    def moved(strategy: Strategy) -> float:
+        plan = make_plan(federation=Federation(strategy=strategy, min_cell=1))
+        phase = replace(plan.phases[0], local_epochs=2)
+        state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+        return sum(float((state[k] - v).pow(2).sum()) for k, v in start(plan).items())
+
+    free = moved(Strategy("fedavg"))
+    assert moved(Strategy("fedprox", 1000.0)) < 0.9 * free
+    assert moved(Strategy("fedprox", 0.0)) == pytest.approx(free, rel=1e-5)
+
+
+# ----------------------------------------------------------------------------- personal rounds
+
+
+def personal_plan(make_plan: MakePlan, make_phase: MakePhase, **changes: Any) -> Plan:
+    return make_plan(make_phase(**({"freeze": "encoder", "share": "none"} | changes)))
+
+
+def rounds(
+    site: Site, plan: Plan, dice: Mapping[int, float], monkeypatch: pytest.MonkeyPatch, last: int
+) -> list[Any]:
+    """Personal rounds 1..last with given val Dice; returns (header, result) of each."""
+    now = {"round": 0}
+    monkeypatch.setattr(work, "score", lambda *a, **k: [])
+    monkeypatch.setattr(
+        work,
+        "organ_sums",
+        lambda s, organs: {o: OrganSum(1, 1, dice[now["round"]], 0.0, 0.0) for o in organs},
+    )
+    done = []
+    for round_ in range(1, last + 1):
+        now["round"] = round_
+        asked = order(round_, base_round=round_ - 1)
+        done.append(work.train_personal(site, plan, plan.phases[0], asked, start(plan)))
+    return done
+
+
+def test_personal_weights_stay_and_the_best_is_a_whole_model(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    done = rounds(prepared, plan, {1: 0.3, 2: 0.5, 3: 0.4}, monkeypatch, 3)
+    assert [h.best_round for h, _ in done] == [1, 2, 2]
+    assert [(r.cases, r.annotated) for _, r in done] == [(0, ())] * 3
+    folder = prepared.phase_folder("p")
+    state, meta = load(folder / "best.safetensors")
+    assert set(state) == set(start(plan))
+    assert (meta["round"], meta["site"], meta["organs"]) == (2, "north", plan.phases[0].organs)
+    kept = Personal(folder)
+    assert kept.store.rounds() == [2, 3]
+    parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
+    assert set(kept.load(3).state) == set(parts.personal)
+    assert state_hash(kept.load(2).state) == state_hash(state, parts.personal)
+    assert state_hash(kept.load(3).state) != state_hash(kept.load(2).state)
+    for name in parts.frozen:
+        assert torch.equal(state[name], start(plan)[name])
+
+
+def test_a_personal_phase_goes_on_with_its_optimiser(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    given: list[Any] = []
+    train = work.train
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options["optimiser_state"])
+        return train(*args, **options)
+
+    monkeypatch.setattr(work, "train", watch)
+    rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
+    assert given[0] is None
+    saved = Personal(prepared.phase_folder("p")).load(1).optimiser
+    assert given[1].keys() == saved.keys()
+    assert given[1]
+
+
+def test_a_site_stops_itself_after_patience(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase, patience=4, local_epochs=2)
+    done = rounds(prepared, plan, {1: 0.5, 2: 0.4, 3: 0.5}, monkeypatch, 3)
+    assert [h.stopped for h, _ in done] == [False, False, True]
+    assert done[-1][0].best_round == 1
+
+
+def test_without_val_cases_the_latest_personal_weights_are_the_best(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase, patience=1)
+    monkeypatch.setattr(work, "mean_dice", lambda *a: -1.0)
+    done = rounds(prepared, plan, {1: 0.5, 2: 0.4}, monkeypatch, 2)
+    assert [(h.best_round, h.stopped) for h, _ in done] == [(1, False), (2, False)]
+
+
+def test_small_cells_are_emptied_before_they_leave(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, federation=Federation(min_cell=2))
+    _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+    assert result.scores["val"] == {"Brainstem": WITHHELD, "Parotid_L": WITHHELD}
+    result = work.evaluate(prepared, plan, plan.phases[0], order(1, "test"), {})
+    assert set(result.scores) == {"val", "test"}
+    assert all(s == WITHHELD for m in result.scores.values() for s in m.values())
+
+
+# ------------------------------------------------------------------------------------- scoring
+
+
+def test_validate_scores_val_and_writes_nothing(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    result = work.evaluate(prepared, plan, plan.phases[0], order(1, "validate"), start(plan))
+    assert set(result.scores) == {"val"}
+    assert not prepared.phase_folder("p").exists()
+
+
+def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    site = replace(prepared, overlays=1)
+    result = work.evaluate(site, plan, plan.phases[0], order(1, "test"), start(plan))
+    assert {o: s.n for o, s in result.scores["test"].items()} == {"Brainstem": 1, "Parotid_L": 1}
+    with (site.phase_folder("p") / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["organ"] for r in rows] == ["Brainstem", "Parotid_L"]
+    assert {r["case"][-1] for r in rows} == {"4"}
+    for row in rows:
+        cell = result.scores["test"][row["organ"]]
+        assert float(row["dice"]) == pytest.approx(cell.dice, abs=1e-6)
+        assert (row["hd95_mm"] == "") == (cell.detected == 0)
+    pictures = list((site.phase_folder("p") / "overlays").glob("*.png"))
+    assert pictures
+    assert not any("DOE" in p.name for p in pictures)
+
+
+def test_a_site_draws_nothing_unless_told(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    work.evaluate(prepared, plan, plan.phases[0], order(1, "test"), start(plan))
+    assert not (prepared.phase_folder("p") / "overlays").exists()
+
+
+# ------------------------------------------------------------------------------- frequencies
+
+
+def test_class_weights_come_from_the_federation(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan(loss=Loss(class_weight="paper"))
+    phase = plan.phases[0]
+    entries = prepared.of_phase(plan, phase, "train")
+    told = order(voxels=[100.0, 10.0], totals=[1000.0, 1000.0])
+    weights = work.frequencies(plan, phase, told, entries)
+    assert weights is not None
+    assert len(weights) == 3
+    assert weights[2] > weights[1] > weights[0]  # rarer weighs more
+    assert work.frequencies(plan, phase, order(), entries) is None
+    none = make_plan(loss=Loss(class_weight="none"))
+    assert work.frequencies(none, phase, told, entries) is None
+
+
+def test_a_personal_phase_takes_its_own_frequencies(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(share="none"), loss=Loss(class_weight="paper"))
+    phase = plan.phases[0]
+    entries = prepared.of_phase(plan, phase, "train")
+    own = work.frequencies(plan, phase, order(), entries)
+    told = order(voxels=[1.0, 1.0], totals=[2.0, 2.0])
+    assert own is not None
+    assert work.frequencies(plan, phase, told, entries) == own
