@@ -29,8 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/hnfed simulate demo --out runs/demo
-	@echo "report: $(CURDIR)/runs/demo/report.html"
+	$(BIN)/hnfed simulate demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from core.checkpoint import load
-from core.config import Config, Phase, SimulatedSite, plan_hash, plan_json, to_yaml
+from core.config import Config, Phase, SimulatedSite, plan_json, to_yaml
 from core.config import load as load_config
 from core.data.archive import open_archive
 from core.errors import UserError
@@ -42,10 +42,11 @@ def simulate(
     resolved, _ = load_config(config, overrides)
     resolved = with_baseline(resolved)
     folder = _run_folder(Path(config).stem, out, resume)
-    resolved = replace(resolved, phases=[_pinned(p, folder) for p in resolved.phases])
-    _same_plan(resolved, folder, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = replace(resolved, phases=[_pinned(p, folder) for p in resolved.phases])
+    _same_plan(resolved, folder, resume)
     (folder / "config.yaml").write_text(to_yaml(resolved), encoding="utf-8")
     run_config = {
         "plan": plan_json(resolved.plan),
@@ -143,7 +144,6 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
     else:
         candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
         folder = next(c for c in candidates if not c.exists())
-    folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
 
 
@@ -166,14 +166,17 @@ def _pinned(phase: Phase, folder: Path) -> Phase:
 
 
 def _same_plan(config: Config, folder: Path, resume: bool) -> None:
+    """Keeps the plan's canonical form beside the run; a resumed run must bring the same."""
+    text = plan_json(config.plan)
+    path = folder / "plan.json"
     if not resume:
-        return
-    before, _ = load_config(str(folder / "config.yaml"))
-    if plan_hash(before.plan) != plan_hash(config.plan):
+        path.write_text(text, encoding="ascii")
+    elif not path.is_file() or path.read_text(encoding="ascii") != text:
         raise UserError(
             "--resume",
             folder,
-            "give the configuration and overrides of the run (its config.yaml), or start a new run",
+            "give the same configuration and overrides as the run (its config.yaml), "
+            "or start a new run",
             problem="the run was started with another plan",
         )
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Node:
 @pytest.fixture
 def node(
     prepared: Site, make_plan: MakePlan, task_identity: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Node]]:
+) -> Callable[..., Node]:
     """Makes nodes that find the site of the test."""
 
     def make(*phases: Phase) -> Node:
@@ -77,7 +77,7 @@ def node(
         monkeypatch.setattr("client.app.simulated_site", lambda *a: made.site)
         return made
 
-    yield make
+    return make
 
 
 MakeNode = Callable[..., Node]

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.checkpoint import load as load_checkpoint
+from core.config import load
+from core.errors import UserError
+from core.journal import read_events
+from server.record import Recorder
+from simulations.run import simulate
+
+RunTiny = Callable[..., Path]
+WEIGHTS = (
+    "checkpoints/pretrain/best.safetensors",
+    "checkpoints/pretrain/last.safetensors",
+    "sites/nyu/personalise/best.safetensors",
+)
+
+
+class Stop(BaseException):
+    """The process dies; nothing catches this."""
+
+
+def die_at(patch: pytest.MonkeyPatch, run: Callable[[], object], **at: Any) -> None:
+    """Runs until the server has written the event described by `at`."""
+    say = Recorder.say
+
+    def dying(self: Recorder, event: Mapping[str, Any]) -> None:
+        if not run_is_over[0] and all(event.get(k) == v for k, v in at.items()):
+            run_is_over[0] = True
+            raise Stop
+        say(self, event)
+
+    run_is_over = [False]
+    with patch.context() as now:
+        now.setattr(Recorder, "say", dying)
+        with pytest.raises(Stop):
+            run()
+
+
+def test_a_run_that_died_twice_gives_the_weights_of_an_undisturbed_one(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_tiny("whole")
+    died = {"event": "sent", "phase": "pretrain", "round": 2, "kind": "train"}
+    die_at(monkeypatch, lambda: run_tiny("r"), **died)
+    out = tmp_path / "r"
+    assert json.loads((out / "metrics.json").read_text())["status"] == "failed"
+    died |= {"phase": "personalise"}
+    die_at(monkeypatch, lambda: run_tiny("r", resume=True), **died)
+    run_tiny("r", resume=True)
+    for path in WEIGHTS:
+        assert (out / path).read_bytes() == (whole / path).read_bytes(), path
+    events = read_events(out / "journal.jsonl")
+    rounds = [(e["phase"], e["round"]) for e in events if e["event"] == "round"]
+    assert rounds == [(p, r) for p in ("pretrain", "personalise") for r in (1, 2)]
+    assert [e["resumed"] for e in events if e["event"] == "run-start"] == [False, True, True]
+    blocks = [json.loads((f / "metrics.json").read_text())["phases"] for f in (whole, out)]
+    for run in blocks:
+        for block in run:
+            del block["seconds"], block["bytes_to_sites"], block["bytes_from_sites"]
+    assert blocks[0] == blocks[1]
+
+
+def test_a_site_that_lost_its_disk_takes_part_again(
+    run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = {"event": "sent", "phase": "personalise", "round": 1}
+    die_at(monkeypatch, lambda: run_tiny("r"), **at)
+    shutil.rmtree(tmp_path / "r" / "sites")
+    out = run_tiny("r", resume=True)
+    assert (out / WEIGHTS[2]).is_file()
+
+
+def test_encoder_and_base_stay_as_pretraining_left_them(run_tiny: RunTiny) -> None:
+    out = run_tiny("x", "phases.0.rounds=1")
+    before, _ = load_checkpoint(out / WEIGHTS[0])
+    after, meta = load_checkpoint(out / WEIGHTS[2])
+    (event,) = [
+        e
+        for e in read_events(out / "journal.jsonl")
+        if e["event"] == "phase-start" and e["phase"] == "personalise"
+    ]
+    same = sum(v.numel() for k, v in after.items() if v.equal(before.get(k, v.new_empty(0))))
+    assert event["frozen"] <= same < event["parameters"]
+    assert meta["organs"] == ["Musc_Constrict_S", "Musc_Constrict_M"]
+    assert not list((out / "checkpoints" / "personalise").glob("*.safetensors"))
+
+
+def test_a_plan_may_start_from_a_checkpoint_file(run_tiny: RunTiny, tmp_path: Path) -> None:
+    first = run_tiny("first", "phases.0.rounds=1", "phases.1.rounds=1")
+    source = tmp_path / "moved" / "weights.safetensors"
+    source.parent.mkdir()
+    for suffix in (".safetensors", ".json"):
+        shutil.copy((first / WEIGHTS[0]).with_suffix(suffix), source.with_suffix(suffix))
+    overrides = (f"phases.0.init={source}", "phases.0.rounds=1", "phases.1.rounds=1")
+    second = run_tiny("second", *overrides)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    config, _ = load(str(second / "config.yaml"))
+    assert config.phases[0].init == f"sha256:{digest}"
+    assert (second / "init" / f"{digest}.safetensors").read_bytes() == source.read_bytes()
+    assert str(tmp_path) not in json.dumps(
+        json.loads((second / "checkpoints" / "pretrain" / "best.json").read_text())
+    )
+    start, _ = load_checkpoint(second / "state" / "pretrain" / "round-00000.safetensors")
+    given, _ = load_checkpoint(source)
+    assert all(start[k].equal(v) for k, v in given.items())
+    run_tiny("second", *overrides, resume=True)
+
+
+def test_a_checkpoint_of_another_split_is_refused(
+    run_tiny: RunTiny, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_tiny("first", "phases.0.rounds=1", "phases.1.rounds=1")
+    source = first / WEIGHTS[0]
+    meta = json.loads(source.with_suffix(".json").read_text())
+    meta["splits"]["nyu"] = "0" * 64
+    source.with_suffix(".json").write_text(json.dumps(meta))
+    out = tmp_path / "second"
+    assert simulate("smoke", [*tiny, f"phases.0.init={source}"], out) == 1
+    assert "another split of site nyu" in capsys.readouterr().err
+
+
+def test_resume_wants_the_plan_of_the_run(run_tiny: RunTiny, tiny: list[str]) -> None:
+    out = run_tiny("x", "phases.0.rounds=1", "phases.1.rounds=1")
+    with pytest.raises(UserError, match="another plan"):
+        simulate("smoke", [*tiny, "phases.0.rounds=1", "phases.1.rounds=5"], out, resume=True)
+    elsewhere = ["phases.0.rounds=1", "phases.1.rounds=1", "tracking.project=other"]
+    assert simulate("smoke", [*tiny, *elsewhere], out, resume=True) == 0
+
+
+def test_a_folder_in_use_is_not_written_into(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="--resume"):
+        simulate("smoke", tiny, tmp_path)
+    with pytest.raises(UserError, match="earlier run"):
+        simulate("smoke", tiny, tmp_path / "none", resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("simulation.sites.nyu={root: /nowhere}", "simulation.sites.nyu.root"),
+        ("simulation.sites.nyu={root: '{data}/a'}", "simulation.data"),
+        ("simulation.sites.nyu={phantom: elsewhere, cases: 5}", "simulation.sites.nyu.phantom"),
+        ("simulation.sites.nyu={phantom: nyu, cases: 2}", "simulation.sites.nyu.cases"),
+        ("phases.0.init=/nowhere/x.safetensors", "phases.pretrain.init"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_runs(
+    tiny: list[str], tmp_path: Path, override: str, field: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        simulate("smoke", [*tiny, override], tmp_path / "x")
+    assert caught.value.field == field
+    assert not (tmp_path / "x" / "journal.jsonl").exists()
+
+
+def test_run_folders_without_a_name_get_numbers(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("simulations.run._launch", lambda *a: 0)
+    monkeypatch.setattr("core.report.write_report", lambda run: run / "report.html")
+    for _ in range(2):
+        assert simulate("smoke", tiny, None) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["smoke", "smoke-2"]
+
+
+def test_ray_gets_the_same_apps_and_plan(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulations import launch
+
+    given: dict[str, Any] = {}
+
+    def run_flower(app: Path, run_config: Mapping[str, str], **options: Any) -> int:
+        given.update(options, config=dict(run_config), app=app)
+        options["on_line"]("INFO : hnfed| hello")
+        return 3
+
+    monkeypatch.setattr(launch, "run_flower", run_flower)
+    monkeypatch.setattr("core.report.write_report", lambda run: run / "report.html")
+    out = tmp_path / "x"
+    assert simulate("smoke", [*tiny, "simulation.engine=ray"], out) == 3
+    assert given["sites"] == 2
+    assert set(given["config"]) == {"plan", "run_id", "out", "resume", "tracking", "local"}
+    plan = json.loads(given["config"]["plan"])
+    assert not {"simulation", "tracking"} & set(plan)
+    assert set(json.loads(given["config"]["local"])["sites"]) == {"nyu", "miccai"}
+    again, _ = load(str(out / "config.yaml"))
+    assert replace(again.simulation, engine="ray") == again.simulation
