@@ -18,7 +18,7 @@ from client.personal import Personal, cached_base, keep_base
 from client.site import Site, simulated_site, site_from_file
 from core.config import Plan, plan_from_json
 from core.errors import UserError
-from core.optimisation import NonFiniteError
+from core.optimisation import DeviceMemoryError, NonFiniteError
 from core.phases import fingerprint, network, parts_of, start_state
 from core.protocol import NEED_BASE, OK, Header, Order
 
@@ -107,7 +107,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Scores of the last weights on val, or of the chosen best on test."""
     site, plan, order = _unpack(message, context)
     phase = plan.phase(order.phase)
-    state = {} if phase.share == "none" else _incoming(message, site, plan, order)
+    state = _incoming(message, site, plan, order)
     if state is None:
         return _pack(message, Header(site.name, order.run, order.phase, order.round, NEED_BASE), {})
     result = work.evaluate(site, plan, phase, order, state)
@@ -176,8 +176,16 @@ def _code_of(error: Exception) -> str:
         return "E_NONFINITE"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "E_MEMORY"
+    if isinstance(error, DeviceMemoryError):
+        return "E_MEMORY"
     if isinstance(error, UserError):
-        return {"entries": "E_DATA", "base_round": "E_STATE"}.get(error.field, "E_SITE")
+        by_field = {
+            "entries": "E_DATA",
+            "root": "E_DATA",
+            "base_round": "E_STATE",
+            "model": "E_STATE",
+        }
+        return by_field.get(error.field, "E_SITE")
     return "E_INTERNAL"
 
 

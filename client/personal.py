@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from core.checkpoint import load, save
+from core.checkpoint import load, load_meta, save
 from core.errors import UserError
 from core.phases import state_hash
 from core.store import RoundStore
@@ -53,12 +53,18 @@ class Personal:
             best_score=float(meta["best_score"]),
         )
 
-    def keep(self, round_: int, kept: Kept) -> None:
-        """Commits a round and keeps {best, last two}."""
+    def keep(self, round_: int, kept: Kept, acknowledged: Iterable[int] = ()) -> None:
+        """Commits a round and keeps {best, last two}, and what the server still counts on.
+
+        Args:
+            round_: the round.
+            kept: its weights.
+            acknowledged: rounds that the server's order named; a reply that gets lost leaves it there.
+        """
         tensors = dict(kept.state) | {OPTIMISER + k: v for k, v in kept.optimiser.items()}
         meta = {"round": round_, "best_round": kept.best_round, "best_score": kept.best_score}
         self.store.put(round_, tensors, meta)
-        self.store.prune({round_, round_ - 1, kept.best_round})
+        self.store.prune({round_, round_ - 1, kept.best_round, *acknowledged})
 
     def export_best(self, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Writes ``PHASE/best.safetensors``: complete (encoder and personal), loadable as MODEL."""
@@ -67,6 +73,11 @@ class Personal:
     def best(self) -> dict[str, Tensor]:
         """The complete best weights of this phase."""
         return load(self.folder / "best.safetensors")[0]
+
+    def exported_round(self) -> int:
+        """The round whose weights ``best.safetensors`` holds; -1 where there are none."""
+        path = self.folder / "best.safetensors"
+        return int(load_meta(path).get("round", -1)) if path.is_file() else -1
 
 
 def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.phases import seed_of
 
+SPLIT = "split.hmac"
 SIMULATION_SECRET = b"simulation"
 
 
@@ -71,6 +73,7 @@ class Site:
         """
         vocab = vocabulary(plan.organs)
         findings: list[Finding] = []
+        split: dict[str, str] = {}
         for source in self.sources:
             archive = open_archive(
                 source.root, format=source.format, vocab=vocab, aliases=source.aliases
@@ -78,6 +81,7 @@ class Site:
             findings += archive.findings
             chosen, explicit, left = _chosen(source, archive)
             splits = assign_splits(chosen, source.split, explicit)
+            split |= {f"{source.label}/{case}": part for case, part in splits.items()}
             refs = [r for r in chosen.cases if r.case in splits]
             findings += (*left, *unassigned(chosen, splits))
             report = build_cache(
@@ -90,12 +94,16 @@ class Site:
                 site=self._index(source),
             )
             findings += report.findings
+        self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        digest = split_hash(split, self.secret)
+        (self.run_folder / SPLIT).write_text(digest, encoding="ascii")
         return self.entries(plan), tuple(findings)
 
     def entries(self, plan: Plan) -> list[Entry]:
         """The prepared cases; opens nothing but the cache."""
+        several = len(self.sources) > 1
         return [
-            e
+            replace(e, case=f"{s.label}/{e.case}") if several else e
             for s in self.sources
             for e in open_cache(self.cache, plan.organ_names, plan.preprocess, site=self._index(s))
         ]
@@ -112,21 +120,23 @@ class Site:
             return entries
         ranked = sorted(
             entries,
-            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, phase.name, e.case)),
+            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, "max_cases", e.case)),
         )
         chosen = {e.case for e in ranked[: phase.max_cases]}
         return [e for e in entries if e.case in chosen]
 
-    def split_hash(self, entries: Sequence[Entry]) -> str:
-        """HMAC of the split under the site's own secret (D17)."""
-        return split_hash({e.case: e.split for e in entries}, self.secret)
+    def split_hash(self) -> str:
+        """HMAC of the whole split under the site's own secret (D17), as `prepare` left it."""
+        return (self.run_folder / SPLIT).read_text(encoding="ascii")
 
     def phase_folder(self, phase: str) -> Path:
         """``SITE_RUN/PHASE``."""
         return self.run_folder / phase
 
     def _index(self, source: Source) -> str:
-        return source.label or self.name
+        """Name of the source's index in the cache: sites, splits and roots do not share one."""
+        told = json.dumps(asdict(source), sort_keys=True)
+        return f"{self.name} {hashlib.sha256(told.encode()).hexdigest()}"
 
 
 def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
@@ -181,6 +191,7 @@ def site_from_file(path: Path, run: str) -> Site:
         sources=(
             Source(
                 root=str(values["root"]),
+                label=str(values["name"]),
                 format=str(values.get("format", "auto")),
                 aliases=dict(values.get("aliases") or {}),
                 split={} if explicit else dict(split),
@@ -254,6 +265,16 @@ def _chosen(
     cases = tuple(
         r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
     )
+    sites = {r.site for r in cases if r.site}
+    if sites and not explicit:
+        if source.label not in sites:
+            raise UserError(
+                "root",
+                source.root,
+                f"name the site as in cases.csv ({', '.join(sorted(sites))}), or list its cases",
+                problem=f"its cases.csv has no case of site {source.label}",
+            )
+        cases = tuple(r for r in cases if r.site == source.label)
     return replace(archive, cases=cases), explicit or None, findings
 
 

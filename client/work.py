@@ -18,6 +18,7 @@ from core.anatomy import vocabulary
 from core.config import Phase, Plan, plan_hash
 from core.data.entry import Entry
 from core.engine import train, validate
+from core.errors import UserError
 from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
@@ -30,23 +31,30 @@ State = dict[str, Tensor]
 
 
 def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
-    """Builds the cache where it is missing, and counts."""
+    """Builds the cache where it is missing, and counts.
+
+    Counts of organs that the site trains in personal phases only do not leave it (D9).
+    """
     entries, findings = site.prepare(plan)
     trained = [e for e in entries if e.split == "train"]
-    organs = plan.organ_names
+    shared = {
+        o for p in plan.phases if p.share != "none" and site.name in p.sites for o in p.organs
+    }
+    weighted = plan.loss.class_weight != "none"
+    rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
     return Description(
         site=site.name,
         fingerprint=fingerprint,
-        split_hash=site.split_hash(entries),
+        split_hash=site.split_hash(),
         cases=tuple(sum(e.split == s for e in entries) for s in ("train", "val", "test")),  # type: ignore[arg-type]
-        annotated=tuple(sum(o in e.annotated for e in trained) for o in organs),
-        voxels=tuple(
-            float(sum(e.voxels.get(o, 0) for e in trained if o in e.annotated)) for o in organs
-        ),
-        totals=tuple(
-            float(sum(e.crop_voxels for e in trained if o in e.annotated)) for o in organs
-        ),
-        left_out=count_codes(findings),
+        annotated=tuple(len(rows[o]) for o in plan.organ_names),
+        voxels=tuple(float(sum(e.voxels.get(o, 0) for e in es)) for o, es in rows.items())
+        if weighted
+        else (),
+        totals=tuple(float(sum(e.crop_voxels for e in es)) for es in rows.values())
+        if weighted
+        else (),
+        left_out=count_codes(findings) | overlaps(trained),
         versions=versions(),
     )
 
@@ -98,6 +106,7 @@ def train_personal(
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
     entries = site.of_phase(plan, phase, "train")
+    require_annotated(entries, phase)
     result, optimiser = fit(site, plan, phase, order, model, entries, kept.optimiser or None, None)
     sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     value = mean_dice(sums, phase.organs)
@@ -105,7 +114,8 @@ def train_personal(
     better = value > kept.best_score or value < 0  # without val cases the latest is the best
     best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
     trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
-    personal.keep(order.round, Kept(trained, optimiser, best_round, best_score))
+    acknowledged = {order.base_round, order.best_round}
+    personal.keep(order.round, Kept(trained, optimiser, best_round, best_score), acknowledged)
     if better:
         personal.export_best(now, checkpoint_meta(site, plan, phase, order))
     waited = (order.round - best_round) * phase.local_epochs
@@ -118,10 +128,14 @@ def train_personal(
         stopped=waited >= phase.patience,
         best_round=best_round,
     )
+    told = result.cases >= plan.federation.min_cell
     return header, replace(
         result,
         annotated=(),
         cases=0,
+        steps=0,
+        skipped=0,
+        loss=result.loss if told else (),
         seconds=time.perf_counter() - started,
         scores={"val": published},
     )
@@ -132,7 +146,7 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
     started = time.perf_counter()
     personal = phase.share == "none"
     if personal:
-        state = Personal(site.phase_folder(phase.name)).best()
+        state = chosen_weights(site, plan, phase, order, state)
     model = loaded(plan, phase, state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if order.task == "validate" or personal:
@@ -145,6 +159,38 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
         cell = plan.federation.min_cell
         scores = {split: withhold(sums, cell) for split, sums in scores.items()}
     return Result(seconds=time.perf_counter() - started, scores=scores)
+
+
+def chosen_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> State:
+    """The weights of the round that the server knows as the site's best, which become ``best.*`` again."""
+    personal = Personal(site.phase_folder(phase.name))
+    whole = state | personal.load(order.best_round).state
+    if personal.exported_round() != order.best_round:
+        meta = checkpoint_meta(site, plan, phase, order) | {"round": order.best_round}
+        personal.export_best(whole, meta)
+    return whole
+
+
+def require_annotated(entries: Sequence[Entry], phase: Phase) -> None:
+    """An organ that no training case annotates cannot be learnt.
+
+    Raises:
+        UserError: names the organs.
+    """
+    absent = [o for o in phase.organs if not any(o in e.annotated for e in entries)]
+    if absent:
+        raise UserError(
+            "entries",
+            ", ".join(absent),
+            f"take them out of phases.{phase.name}.organs, or add cases that annotate them",
+            problem="no training case annotates them",
+        )
+
+
+def overlaps(entries: Sequence[Entry]) -> dict[str, int]:
+    """How many training cases have voxels that more than one organ claims (D16)."""
+    count = sum(e.overlap_voxels > 0 for e in entries)
+    return {"W_OVERLAP_RESOLVED": count} if count else {}
 
 
 def loaded(plan: Plan, phase: Phase, state: Mapping[str, Tensor]) -> nn.Module:
@@ -230,7 +276,7 @@ def score(
                 site.phase_folder(phase.name) / "overlays",
                 entry,
                 labelmap,
-                entry.truth(),
+                entry.truth(phase.organs),
                 phase.organs,
                 colours,
             )
@@ -266,7 +312,7 @@ def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[
         },
         "model": asdict(plan.model),
         "plan_hash": plan_hash(plan),
-        "splits": {site.name: site.split_hash(site.entries(plan))},
+        "splits": {site.name: site.split_hash()},
         "versions": versions(),
         "score": None,
     }

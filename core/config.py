@@ -75,7 +75,7 @@ class Loss:
     dice: float = 1.0
     gdice: float = 1.0
     gamma: float = 2.0
-    class_weight: str = "none"
+    class_weight: str = "sqrt"
     dice_background: bool = False
 
 

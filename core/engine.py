@@ -188,7 +188,7 @@ def validate(
         for entry in entries:
             image = scale_image(entry.image(), plan.preprocess.window_hu)
             labelmap = restore(probabilities_of([model], image, target), entry.crop, entry.source)
-            truth = {organ: mask for organ, mask in entry.truth().items() if organ in organs}
+            truth = entry.truth(organs)
             scores += score_case(
                 entry.case,
                 labelmap,

@@ -113,7 +113,7 @@ def make_scaler(settings: Train, device: torch.device) -> torch.amp.GradScaler:
         raise UserError("train.amp", settings.amp, "use off, bf16 or fp16")
     if settings.amp == "fp16" and device.type != "cuda":
         raise UserError("train.amp", "fp16", "use off or bf16", problem=f"the device is {device}")
-    return torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+    return torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=settings.amp == "fp16")
 
 
 def autocast(settings: Train, device: torch.device) -> torch.autocast:

@@ -12,6 +12,7 @@ from core.config import Config, Phase, Plan, Simulation, finite
 from core.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
 
 
@@ -55,7 +56,14 @@ def _check_sections(plan: Plan) -> None:
         (loss.ce, loss.focal, loss.dice, loss.gdice)
     ):
         raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
+    if plan.federation.round_retries < 0 or plan.federation.min_sites < 0:
+        raise UserError("federation", "round_retries, min_sites", "give numbers >= 0")
+    if len(plan.organ_names) > MAX_ORGANS:
+        raise UserError(
+            "phases.organs", len(plan.organ_names), f"use at most {MAX_ORGANS} organs in one plan"
+        )
     positive = {
+        "augment.elastic_spacing_mm": plan.augment.elastic_spacing_mm,
         "train.lr": plan.train.lr,
         "train.batch": plan.train.batch,
         "federation.round_timeout_s": plan.federation.round_timeout_s,

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from core.checkpoint import load
+from core.checkpoint import load, load_meta
 from core.config import Phase, Plan, Tracking, plan_from_json, plan_hash
 from core.errors import UserError
 from core.phases import fingerprint
@@ -21,7 +21,7 @@ from core.versions import versions
 from server.progress import State
 from server.record import Recorder, tell
 from server.roster import call_roster
-from server.rounds import PhaseRun, RunFailed, quorum_of
+from server.rounds import PhaseRun, RunFailed, quorum_of, require_same_split
 
 app = ServerApp()
 
@@ -33,6 +33,8 @@ def main(grid: Grid, context: Context) -> None:
     plan = plan_from_json(given["plan"])
     out = Path(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    if given["resume"]:
+        recorder.take_over(p.name for p in plan.phases)
     started = time.monotonic()
     status = "failed"
     try:
@@ -75,23 +77,30 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
     )
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)
+    _require_annotated(plan, described)
     weights: dict[str, tuple[State, list[str]]] = {}
     for phase in plan.phases:
         block = recorder.finished(phase.name) if resume else None
         if block is not None:
-            recorder.add_phase(block)
+            meta = load_meta(recorder.out / "checkpoints" / phase.name / "best.json")
+            require_same_split(meta, described, "--resume", recorder.run)
             tell(f"{phase.name}: done before, taken over")
             if phase.share != "none":
                 best = load(recorder.out / "checkpoints" / phase.name / "best.safetensors")
                 weights[phase.name] = (best[0], list(phase.organs))
             continue
         missing = [s for s in phase.sites if s not in nodes]
-        if len(phase.sites) - len(missing) < quorum_of(plan, phase):
+        if missing and (
+            plan.federation.min_sites == 0
+            or len(phase.sites) - len(missing) < quorum_of(plan, phase)
+        ):
             raise RunFailed(
                 f"phase {phase.name}: site{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
                 "did not come or could not take part; see the journal for the reason codes and "
                 "the site's client.log"
             )
+        if missing:
+            recorder.note(f"goes on without {', '.join(missing)}", phase.name)
         _check_split(phase, recorder, described)
         run = PhaseRun(
             grid,
@@ -118,10 +127,29 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         tell(f"{phase.name} done: test Dice {shown} (weights of round {block['best_round']})")
 
 
+def _require_annotated(plan: Plan, described: Mapping[str, Description]) -> None:
+    """An organ that no site annotates cannot be learnt; a personal phase is checked at the site."""
+    for phase in plan.phases:
+        sites = [described[s] for s in phase.sites if s in described]
+        if phase.share == "none" or not sites or not all(d.annotated for d in sites):
+            continue
+        index = {o: plan.organ_names.index(o) for o in phase.organs}
+        absent = [o for o, i in index.items() if not any(d.annotated[i] for d in sites)]
+        if absent:
+            raise UserError(
+                f"phases.{phase.name}.organs",
+                ", ".join(absent),
+                "take them out of the phase, or add a site or aliases that annotate them",
+                problem="no training case of any site annotates them",
+            )
+
+
 def _introduce(description: Description, plan: Plan, recorder: Recorder) -> None:
     """Journals what a site has; a count below `min_cell` is not told."""
     cell = plan.federation.min_cell
-    organs = dict(zip(plan.organ_names, description.annotated, strict=False))
+    shared = {o for p in plan.phases if p.share != "none" for o in p.organs}
+    told = zip(plan.organ_names, description.annotated, strict=False)
+    organs = {o: n for o, n in told if o in shared}
     cases = dict(zip(("train", "val", "test"), description.cases, strict=True))
     recorder.say(
         {
@@ -158,15 +186,7 @@ def _check_split(phase: Phase, recorder: Recorder, described: Mapping[str, Descr
     if not phase.init.startswith("sha256:"):
         return
     _, meta = load(recorder.out / "init" / f"{phase.init.removeprefix('sha256:')}.safetensors")
-    for site, theirs in dict(meta.get("splits", {})).items():
-        if site in described and described[site].split_hash != theirs:
-            raise UserError(
-                f"phases.{phase.name}.init",
-                phase.init[:20] + "...",
-                "train the checkpoint again with today's split, or restore the split that it had",
-                problem=f"the checkpoint was trained with another split of site {site}: "
-                "its test cases may have been training cases",
-            )
+    require_same_split(meta, described, f"phases.{phase.name}.init", phase.init[:20] + "...")
 
 
 def _tracking(text: str) -> Tracking:

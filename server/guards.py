@@ -128,7 +128,7 @@ def _with_state(
             return Rejected("E_SCHEMA", f"dtype of {name}")
         if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
-    if result.cases < 1:
+    if result.cases < 1 and result.annotated:
         return Rejected("E_COUNT", "an update from no case")
     return Accepted(header, result, state, reply)
 

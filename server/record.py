@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ class Recorder:
         """Commits a phase's metrics."""
         _write(self.out / "state" / f"{block['name']}.done.json", block)
         self.add_phase(block)
+
+    def take_over(self, phases: Iterable[str]) -> None:
+        """Takes the finished phases of an earlier start of this run into metrics.json."""
+        for phase in phases:
+            block = self.finished(phase)
+            if block is not None:
+                self.add_phase(block)
 
     def add_phase(self, block: dict[str, Any]) -> None:
         """Adds a phase to metrics.json."""

@@ -48,10 +48,13 @@ def call_roster(
     described: dict[str, Description] = {}
     refused: set[str] = set()
     asked: set[int] = set()
+    silent = 0
     deadline = time.monotonic() + join_s
-    while set(sites) - set(nodes) - refused and time.monotonic() < deadline:
+    while missing := set(sites) - set(nodes) - refused:
         fresh = sorted(set(grid.get_node_ids()) - asked)
         if not fresh:
+            if time.monotonic() > deadline or silent >= len(missing):
+                break
             time.sleep(0.2)
             continue
         asked |= set(fresh)
@@ -71,6 +74,7 @@ def call_roster(
                 nodes[verdict.site], described[verdict.site] = node, verdict
                 continue
             refused |= {verdict[0]}
+            silent += verdict[0] == ""
             say(_refusal(*verdict))
     for site in sorted(set(sites) - set(nodes) - refused):
         say(_refusal(site, "E_LOST", "the site did not come before the deadline"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core.config import Config, Phase
+from core.errors import UserError
 
 POOLED = "pooled"
 
@@ -38,6 +39,12 @@ def _alone(config: Config, phase: Phase) -> list[Phase]:
     for site in phase.sites:
         init = phase.init
         if init in earlier:
-            init = f"{init}-{site}" if site in earlier[init].sites else "scratch"
+            if site not in earlier[init].sites:
+                raise UserError(
+                    f"phases.{phase.name}.sites",
+                    site,
+                    f"add it to phases.{init}.sites: alone it must have trained that phase",
+                )
+            init = f"{init}-{site}"
         phases.append(replace(phase, name=f"{phase.name}-{site}", sites=[site], init=init))
     return phases

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from core.checkpoint import load
-from core.config import Config, Phase, SimulatedSite, plan_json, to_yaml
+from core.config import Config, Phase, SimulatedSite, Simulation, plan_json, to_yaml
 from core.config import load as load_config
 from core.data.archive import open_archive
 from core.errors import UserError
@@ -39,18 +40,18 @@ def simulate(
     Returns:
         Exit code: 0 when all phases completed.
     """
-    resolved, _ = load_config(config, overrides)
-    resolved = with_baseline(resolved)
+    asked, _ = load_config(config, overrides)
+    resolved = with_baseline(asked)
     folder = _run_folder(Path(config).stem, out, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = replace(resolved, phases=[_pinned(p, folder) for p in resolved.phases])
     _same_plan(resolved, folder, resume)
-    (folder / "config.yaml").write_text(to_yaml(resolved), encoding="utf-8")
+    (folder / "config.yaml").write_text(to_yaml(asked), encoding="utf-8")
     run_config = {
         "plan": plan_json(resolved.plan),
-        "run_id": folder.name,
+        "run_id": _run_id(folder, resume),
         "out": str(folder),
         "resume": "1" if resume else "",
         "tracking": json.dumps(asdict(resolved.tracking)),
@@ -100,7 +101,7 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
         work_dir=folder / "flower",
         on_line=_show,
         cpus_per_client=config.simulation.cpus_per_site,
-        gpus_per_client=config.simulation.gpus_per_site,
+        gpus_per_client=_gpus(config.simulation),
         side_by_side=max(1, (os.cpu_count() or 1) // config.simulation.cpus_per_site),
     )
 
@@ -117,6 +118,18 @@ class _Unmarked(io.TextIOBase):
 
     def flush(self) -> None:
         self._target.flush()
+
+
+def _gpus(simulation: Simulation) -> float:
+    """The share of a GPU for one site: as configured, or a whole one where `device` wants one."""
+    if simulation.gpus_per_site or simulation.device == "cpu":
+        return simulation.gpus_per_site
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    print("one site at a time on the GPU; simulation.gpus_per_site=0.5 lets two share it")
+    return 1.0
 
 
 def _show(line: str) -> None:
@@ -145,6 +158,14 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
         candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
         folder = next(c for c in candidates if not c.exists())
     return folder.resolve()
+
+
+def _run_id(folder: Path, resume: bool) -> str:
+    """Hnfed's own id of a run (D3): the folder's name with something that no other run has."""
+    path = folder / "run_id"
+    if not resume:
+        path.write_text(f"{folder.name}-{secrets.token_hex(3)}", encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _pinned(phase: Phase, folder: Path) -> Phase:

@@ -15,6 +15,7 @@ from core.data.augment import augment as augment_sample
 from core.data.entry import Entry
 from core.data.preprocess import label_map
 from core.errors import UserError
+from core.organ_volumes import VOLUME_ML
 
 
 def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> Tensor:
@@ -35,9 +36,16 @@ def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> 
 def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint8], int]:
     """Returns a case's label map (Z, Y, X), 0 = background, and the number of overlapping voxels.
 
-    Overlaps go to the organ with fewer voxels in this case.
+    Overlaps go to the smaller organ of the plan (D16): by the typical volumes of
+    `core.organ_volumes`, or for an organ that the table lacks by its volume in this case.
     """
-    order = sorted(organs, key=lambda organ: -entry.voxels.get(organ, 0))
+
+    def volume_ml(organ: str) -> float:
+        if organ in VOLUME_ML:
+            return VOLUME_ML[organ].typical
+        return entry.voxels.get(organ, 0) * entry.crop.voxel_ml()
+
+    order = sorted(organs, key=volume_ml, reverse=True)
     return label_map(entry.bits(), entry.organs, organs, order=order)
 
 

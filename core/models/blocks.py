@@ -16,8 +16,9 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
     """Returns a normalisation layer with learned scale and shift.
 
     Args:
-        kind: ``instance`` (a group norm of one channel a group: the same mathematics, 1.4 times faster on
-            CPUs with channels-last memory) or ``group`` (groups of 8 channels, smaller where 8 does not divide).
+        kind: ``instance`` (a group norm of one channel a group: the same mathematics, 1.4 times
+            faster on CPUs with channels-last memory) or ``group`` (groups of 8 channels, smaller
+            where 8 does not divide).
         channels: number of channels C of its input (B, C, Z, Y, X).
     """
     if kind == "instance":

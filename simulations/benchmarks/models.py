@@ -25,7 +25,7 @@ from simulations.benchmarks.measure import row, save, show
 ORGANS = 9
 PAPER = (96, 128, 224)
 CROPS = ((16, 32, 32), (32, 48, 64), (96, 48, 64))
-NETWORKS = (Model(), Model(norm="instance", channels_last=False), Model(name="unetr"))
+NETWORKS = (Model(), Model(norm="group"), Model(channels_last=False), Model(name="unetr"))
 
 
 def rows(crops: Sequence[Sequence[int]] = CROPS, *, full: bool = False) -> list[dict[str, Any]]:
@@ -33,6 +33,7 @@ def rows(crops: Sequence[Sequence[int]] = CROPS, *, full: bool = False) -> list[
     found = []
     for settings in NETWORKS:
         label = f"{settings.name} {settings.norm} norm"
+        label += "" if settings.channels_last else ", channels first,"
         for crop in [*crops, PAPER]:
             torch.manual_seed(0)
             name = f"{label} {'x'.join(map(str, crop))}"

@@ -1,4 +1,4 @@
-"""Time in rounds that is not spent computing at a site: the demo's plan, a few rounds, inline engine."""
+"""Time in rounds not spent computing at a site: the demo's plan, a few rounds, inline engine."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Smoke:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     """The plan `smoke`, as shipped, once; without Ray."""
     from flwr.supercore.task_identity import TaskIdentity
 
@@ -59,7 +59,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
         status = main(["simulate", "smoke", "simulation.engine=inline", "--out", str(out)])
     for name, value in before.items():
         setattr(TaskIdentity, f"_{name}", value)
-    yield Smoke(out, status, printed.getvalue())
+    return Smoke(out, status, printed.getvalue())
 
 
 # ------------------------------------------------------------------------------ the run folder

@@ -12,6 +12,7 @@ from torch import nn
 
 from core.config import Model
 from core.errors import UserError
+from core.models.blocks import norm_layer
 from core.models.build import build, cost
 
 CROP = (16, 16, 32)
@@ -58,20 +59,27 @@ def test_norms_are_learned_and_keep_no_running_statistics(settings, norm):
     assert all(m.weight is not None and m.bias is not None for m in norms)
     assert not list(model.buffers())
     if settings is SMALL:
-        assert {type(m) for m in norms} == {
-            nn.InstanceNorm3d if norm == "instance" else nn.GroupNorm
-        }
+        groups = {m.num_channels: m.num_groups for m in norms}
+        assert groups == ({4: 4, 8: 8, 16: 16} if norm == "instance" else {4: 1, 8: 1, 16: 2})
+
+
+def test_instance_norm_has_the_numbers_of_torchs_instance_norm():
+    ours, theirs = norm_layer("instance", 5), nn.InstanceNorm3d(5, affine=True)
+    x = torch.randn(2, 5, 3, 4, 6)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 def test_group_norm_takes_groups_of_eight_channels():
-    model = build(Model(channels=[12, 16, 64]), 1, CROP)
+    model = build(Model(channels=[12, 16, 64], norm="group"), 1, CROP)
     norms = {m.num_channels: m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
     assert norms == {12: 3, 16: 2, 64: 8}
 
 
 def test_group_norm_that_a_width_forbids_becomes_instance_norm_and_is_said(caplog):
     with caplog.at_level(logging.WARNING):
-        build(UNET, 2, CROP)  # MONAI normalises its three output channels too
+        build(
+            replace(UNET, norm="group"), 2, CROP
+        )  # MONAI normalises its three output channels too
     assert "UNet" in caplog.text
     assert "instance norm" in caplog.text
 
