@@ -59,7 +59,7 @@ class Personal:
         Args:
             round_: the round.
             kept: its weights.
-            acknowledged: rounds that the server's order named; a reply that gets lost leaves it there.
+            acknowledged: rounds that the order named: where the server stands if a reply is lost.
         """
         tensors = dict(kept.state) | {OPTIMISER + k: v for k, v in kept.optimiser.items()}
         meta = {"round": round_, "best_round": kept.best_round, "best_score": kept.best_score}

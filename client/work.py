@@ -162,7 +162,7 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
 
 
 def chosen_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> State:
-    """The weights of the round that the server knows as the site's best, which become ``best.*`` again."""
+    """The round that the server knows as the site's best; its weights become ``best.*`` again."""
     personal = Personal(site.phase_folder(phase.name))
     whole = state | personal.load(order.best_round).state
     if personal.exported_round() != order.best_round:

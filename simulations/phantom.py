@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from core.errors import UserError
 from simulations.phantom_scan import NINE, PCM, Case, SiteSignature, make_case

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from core.data.nifti import cut_short
 from core.errors import CaseError
