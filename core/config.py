@@ -70,7 +70,7 @@ class Loss:
     """Weights of the loss terms and the form of cross entropy and focal (D9)."""
 
     form: str = "categorical"
-    ce: float = 1.0
+    ce: float = 0.25
     focal: float = 1.0
     dice: float = 1.0
     gdice: float = 1.0

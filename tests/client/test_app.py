@@ -187,10 +187,12 @@ def test_a_personal_phase_sends_no_arrays(node: MakeNode, make_phase: MakePhase)
         assert not reply.content.array_records
         assert reply.content["metrics"]["cases"] == 0
         assert "annotated" not in reply.content["metrics"]
-    reply = n.ask("evaluate", n.order(task="test", round_=2, base_hash=digest))
+    reply = n.ask("evaluate", n.order(task="test", round_=2, base_hash=digest, best_round=1))
     assert code(reply) == OK
     assert not reply.content.array_records
-    assert (n.site.run_folder / "p" / "best.safetensors").is_file()
+    own = Personal(n.site.phase_folder("p"))
+    assert own.exported_round() == 1  # the round that the server names, whatever the site's own
+    assert state_hash(own.load(1).state) == state_hash(own.best(), sorted(own.load(1).state))
 
 
 def test_a_round_that_the_site_does_not_have(node: MakeNode, make_phase: MakePhase) -> None:

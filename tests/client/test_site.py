@@ -77,14 +77,19 @@ def test_fewer_cases_are_a_part_of_more_and_the_fullest_come_first(
     assert len(prepared.of_phase(plan, make_phase(max_cases=1), "val")) == 1
 
 
-def test_the_split_hash_tells_nothing_without_the_secret(
-    prepared: Site, make_plan: MakePlan
+def test_the_split_hash_is_of_the_whole_split_and_tells_nothing_without_the_secret(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase, archive: Path
 ) -> None:
-    entries = prepared.entries(make_plan())
-    digest = prepared.split_hash(entries)
-    assert digest == prepared.split_hash(list(reversed(entries)))
-    assert digest != replace(prepared, secret=b"other").split_hash(entries)
-    assert digest != prepared.split_hash(entries[1:])
+    def digest(site: Site, *phases: Phase) -> str:
+        site.prepare(make_plan(*phases))
+        return site.split_hash()
+
+    first = digest(site)
+    assert digest(site, make_phase(organs=["Parotid_L"])) == first  # whatever the plan uses
+    assert digest(replace(site, secret=b"other")) != first
+    fewer = replace(site.sources[0], exclude=["4"])
+    assert digest(replace(site, sources=(fewer,))) != first
+    assert "DOE" not in first
 
 
 def test_only_codes_of_what_was_left_out_are_counted() -> None:

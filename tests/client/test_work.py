@@ -15,6 +15,7 @@ from client.personal import Personal
 from client.site import Site
 from core.checkpoint import load
 from core.config import Federation, Loss, Phase, Plan, Strategy
+from core.errors import UserError
 from core.metrics import OrganSum
 from core.phases import network, parts_of, start_state, state_hash
 from core.protocol import WITHHELD, Order
@@ -35,16 +36,42 @@ def start(plan: Plan) -> dict[str, Tensor]:
 
 
 def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: MakePlan) -> None:
-    told = work.describe(site, make_plan(), "f")
+    plan = make_plan(loss=Loss(class_weight="paper"))
+    told = work.describe(site, plan, "f")
     assert (told.site, told.fingerprint) == ("north", "f")
     assert told.cases == (3, 1, 1)
     assert told.annotated == (3, 2)
     assert told.totals == (3 * 16.0**3, 2 * 16.0**3)
     assert all(0 < v < t for v, t in zip(told.voxels, told.totals, strict=True))
-    entries = site.entries(make_plan())
+    entries = site.entries(plan)
     brainstem = sum(e.voxels["Brainstem"] for e in entries if e.split == "train")
     assert told.voxels[0] == brainstem
     assert "DOE" not in json.dumps(told.to_records())
+
+
+def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:
+    told = work.describe(site, make_plan(loss=Loss(class_weight="none")), "f")
+    assert (told.voxels, told.totals) == ((), ())
+
+
+def test_counts_of_organs_of_personal_phases_do_not_leave(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    own = make_phase("q", organs=["Parotid_L"], share="none")
+    plan = make_plan(make_phase(organs=["Brainstem"]), own, loss=Loss(class_weight="paper"))
+    told = work.describe(site, plan, "f")
+    assert told.annotated == (3, 0)
+    assert told.voxels[1] == told.totals[1] == 0
+
+
+def test_an_organ_that_no_training_case_annotates_is_an_error_of_the_data(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(organs=["Brainstem", "Larynx"], share="none"))
+    prepared.prepare(plan)
+    with pytest.raises(UserError) as caught:
+        work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+    assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
 
 
 # ------------------------------------------------------------------------------- shared rounds
@@ -193,9 +220,20 @@ def test_small_cells_are_emptied_before_they_leave(
     plan = replace(plan, federation=Federation(min_cell=2))
     _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
     assert result.scores["val"] == {"Brainstem": WITHHELD, "Parotid_L": WITHHELD}
-    result = work.evaluate(prepared, plan, plan.phases[0], order(1, "test"), {})
+    asked = order(1, "test", best_round=1)
+    result = work.evaluate(prepared, plan, plan.phases[0], asked, start(plan))
     assert set(result.scores) == {"val", "test"}
     assert all(s == WITHHELD for m in result.scores.values() for s in m.values())
+
+
+def test_a_personal_loss_over_few_cases_stays_at_the_site(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    for cell, told in ((3, True), (4, False)):  # three training cases
+        plan = replace(personal_plan(make_plan, make_phase), federation=Federation(min_cell=cell))
+        _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+        assert bool(result.loss) == told
+        assert (result.cases, result.annotated, result.steps) == (0, (), 0)
 
 
 # ------------------------------------------------------------------------------------- scoring

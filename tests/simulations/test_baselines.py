@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.config import Config, load
+from core.errors import UserError
 from simulations.baselines import POOLED, with_baseline
 
 
@@ -31,9 +32,10 @@ def test_local_only_is_every_phase_once_for_each_of_its_sites() -> None:
         assert (phase.organs, phase.freeze) == (before.organs, before.freeze)
 
 
-def test_local_only_starts_afresh_where_the_site_was_not_there_before() -> None:
+def test_local_only_wants_a_site_that_was_there_before() -> None:
     changed = config("simulation.baseline=local-only", "phases.pretrain.sites=[miccai]")
-    assert with_baseline(changed).phases[-1].init == "scratch"
+    with pytest.raises(UserError, match=r"phases\.personalise\.sites = nyu"):
+        with_baseline(changed)
 
 
 def test_pooled_is_one_site_with_the_cases_of_the_sites_of_the_phases() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_it_completes_and_says_where_the_report_is(smoke: Smoke) -> None:
 def test_the_folder_holds_what_it_should_and_nothing_else(smoke: Smoke) -> None:
     assert {p.name for p in smoke.out.iterdir()} == {
         "config.yaml",
+        "run_id",
         "journal.jsonl",
         "metrics.json",
         "checkpoints",
@@ -87,7 +89,8 @@ def test_the_folder_holds_what_it_should_and_nothing_else(smoke: Smoke) -> None:
 
 def test_metrics_follow_the_schema(smoke: Smoke) -> None:
     metrics = smoke.metrics()
-    assert (metrics["schema"], metrics["run"], metrics["status"]) == (1, "run", "completed")
+    assert (metrics["schema"], metrics["status"]) == (1, "completed")
+    assert re.fullmatch(r"run-[0-9a-f]{6}", metrics["run"])
     assert [p["name"] for p in metrics["phases"]] == ["pretrain", "personalise"]
     for phase in metrics["phases"]:
         assert {

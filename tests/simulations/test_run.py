@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.checkpoint import load as load_checkpoint
-from core.config import load
+from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
 from server.record import Recorder
@@ -95,7 +95,9 @@ def test_encoder_and_base_stay_as_pretraining_left_them(run_tiny: RunTiny) -> No
     assert not list((out / "checkpoints" / "personalise").glob("*.safetensors"))
 
 
-def test_a_plan_may_start_from_a_checkpoint_file(run_tiny: RunTiny, tmp_path: Path) -> None:
+def test_a_plan_may_start_from_a_checkpoint_file(
+    run_tiny: RunTiny, tiny: list[str], tmp_path: Path
+) -> None:
     first = run_tiny("first", "phases.0.rounds=1", "phases.1.rounds=1")
     source = tmp_path / "moved" / "weights.safetensors"
     source.parent.mkdir()
@@ -104,8 +106,9 @@ def test_a_plan_may_start_from_a_checkpoint_file(run_tiny: RunTiny, tmp_path: Pa
     overrides = (f"phases.0.init={source}", "phases.0.rounds=1", "phases.1.rounds=1")
     second = run_tiny("second", *overrides)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    config, _ = load(str(second / "config.yaml"))
-    assert config.phases[0].init == f"sha256:{digest}"
+    (first_event,) = [e for e in read_events(second / "journal.jsonl") if e["event"] == "run-start"]
+    config, _ = load("smoke", [*tiny, *overrides[1:], f"phases.0.init=sha256:{digest}"])
+    assert first_event["plan_hash"] == plan_hash(config)  # by its hash, not by its path
     assert (second / "init" / f"{digest}.safetensors").read_bytes() == source.read_bytes()
     assert str(tmp_path) not in json.dumps(
         json.loads((second / "checkpoints" / "pretrain" / "best.json").read_text())

@@ -1,0 +1,71 @@
+"""Each command and each configuration key is documented, and the documentation names no other key."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.config import Config
+from simulations.cli import _parser
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "configuration.md"
+
+
+def keys_of(schema: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a configuration dataclass; list items have no index, map items are NAME."""
+    for name, kind in typing.get_type_hints(schema).items():
+        if name not in {f.name for f in dataclasses.fields(schema)}:
+            continue
+        items = [a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)]
+        if not items:
+            yield prefix + name
+        elif typing.get_origin(kind) is dict:
+            yield prefix + name
+            yield from keys_of(items[0], f"{prefix}{name}.NAME.")
+        else:
+            yield from keys_of(items[0], f"{prefix}{name}.")
+
+
+def documented() -> list[str]:
+    return re.findall(r"^\| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.M)
+
+
+def test_every_configuration_key_is_documented_once() -> None:
+    known = list(keys_of(Config))
+    assert len(known) > 50
+    assert sorted(documented()) == sorted(known)
+
+
+def test_every_command_is_in_the_readme_and_has_an_example() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert {"simulate", "predict", "evaluate", "report", "config"} <= set(commands.choices)
+    for name, parser in commands.choices.items():
+        assert f"hnfed {name}" in readme, name
+        text = parser.format_help()
+        nested = [
+            p.format_help()
+            for a in parser._actions
+            if isinstance(a, argparse._SubParsersAction)
+            for p in a.choices.values()
+        ]
+        assert f"hnfed {name} " in " ".join([text.split("options:")[-1], *nested]), name
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    assert len(pages) > 5
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_page_holds_a_mark_that_was_to_be_filled_in() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        assert "@@" not in page.read_text(encoding="utf-8"), page.name
