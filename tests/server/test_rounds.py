@@ -395,7 +395,8 @@ def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_
     federate(plan, acts={("b", "train", 1): [watch, watch]}).run()
     assert seen == [("p", ([40.0, 40.0], [400.0, 400.0])), ("q", (None, None))]
     seen.clear()
-    federate(make_plan(phase(rounds=1)), "none", acts={("b", "train", 1): [watch]}).run()
+    plan = replace(make_plan(phase(rounds=1)), loss=Loss(class_weight="none"))
+    federate(plan, "none", acts={("b", "train", 1): [watch]}).run()
     assert seen == [("p", (None, None))]
 
 
