@@ -1,4 +1,4 @@
-"""Each command and each configuration key is documented, and the documentation names no other key."""
+"""Each command and each configuration key is documented, and no page names another one."""
 
 from __future__ import annotations
 

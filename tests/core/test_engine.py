@@ -44,7 +44,7 @@ def _plan(augment: bool = False, model: Model | None = None, **train: Any) -> Pl
     return Plan(
         preprocess=PRE,
         augment=Augment(enabled=augment),
-        model=model or Model(channels=[8, 16], channels_last=True),
+        model=model or Model(channels=[8, 16], norm="group", channels_last=True),
         loss=Loss(dice=1.0, gdice=0.0),
         train=Train(**{"lr": 5e-3, "threads": 1, "deterministic": True, **train}),
         phases=[Phase(name="p", sites=["s"], organs=list(ORGANS))],

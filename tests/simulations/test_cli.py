@@ -78,6 +78,7 @@ def test_the_folder_holds_what_it_should_and_nothing_else(smoke: Smoke) -> None:
     assert {p.name for p in smoke.out.iterdir()} == {
         "config.yaml",
         "run_id",
+        "plan.json",
         "journal.jsonl",
         "metrics.json",
         "checkpoints",
