@@ -20,8 +20,8 @@ from core.protocol import Description
 from core.versions import versions
 from server.progress import State
 from server.record import Recorder, tell
-from server.roster import call_roster
-from server.rounds import PhaseRun, RunFailed, quorum_of, require_same_split
+from server.roster import call_roster, require_same_split
+from server.rounds import PhaseRun, RunFailed, quorum_of
 
 app = ServerApp()
 

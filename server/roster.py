@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.config import Phase, Plan
+from core.errors import UserError
 from core.protocol import OK, Description
 from server.exchange import exchange
 from server.guards import known_code
@@ -98,6 +100,25 @@ def frequencies(
         [sum(d.voxels[i] for d in rows) for i in _index(plan, phase)],
         [sum(d.totals[i] for d in rows) for i in _index(plan, phase)],
     )
+
+
+def require_same_split(
+    meta: Mapping[str, Any], described: Mapping[str, Description], field: str, value: str
+) -> None:
+    """Weights that were trained with another split of a site must not go on (D17).
+
+    Raises:
+        UserError: names `field` and the site.
+    """
+    for site, theirs in dict(meta.get("splits", {})).items():
+        if site in described and described[site].split_hash != theirs:
+            raise UserError(
+                field,
+                value,
+                "train the weights again with today's split, or restore the split that they had",
+                problem=f"they were trained with another split of site {site}: "
+                "its test cases may have been training cases",
+            )
 
 
 def _index(plan: Plan, phase: Phase) -> list[int]:

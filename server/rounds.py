@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.config import Phase, Plan, plan_hash
-from core.errors import UserError
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state, state_hash
 from core.protocol import Description, Order, published
@@ -22,7 +21,7 @@ from server.figures import best_round, round_event, round_line
 from server.guards import Accepted, inspect
 from server.progress import Progress, State, Sums, judge
 from server.record import Recorder, tell
-from server.roster import declared, frequencies
+from server.roster import declared, frequencies, require_same_split
 from server.strategy import ARRAYS, ORDER, build_strategy
 
 
@@ -33,25 +32,6 @@ class RunFailed(RuntimeError):  # noqa: N818
 def quorum_of(plan: Plan, phase: Phase) -> int:
     """How many sites must answer rightly; never more than the phase has."""
     return min(max(1, plan.federation.min_sites), len(phase.sites))
-
-
-def require_same_split(
-    meta: Mapping[str, Any], described: Mapping[str, Description], field: str, value: str
-) -> None:
-    """Weights that were trained with another split of a site must not go on (D17).
-
-    Raises:
-        UserError: names `field` and the site.
-    """
-    for site, theirs in dict(meta.get("splits", {})).items():
-        if site in described and described[site].split_hash != theirs:
-            raise UserError(
-                field,
-                value,
-                "train the weights again with today's split, or restore the split that they had",
-                problem=f"they were trained with another split of site {site}: "
-                "its test cases may have been training cases",
-            )
 
 
 class PhaseRun:
