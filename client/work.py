@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from client.personal import Kept, Personal, mean_dice
 from client.site import Site, count_codes
 from core.anatomy import vocabulary
-from core.config import Phase, Plan, plan_hash
+from core.config import Phase, Plan
 from core.data.entry import Entry
 from core.engine import train, validate
 from core.errors import UserError
@@ -23,7 +23,7 @@ from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
 from core.overlay import write_overlays
-from core.phases import apply_freeze, load_state, network, parts_of, seed_of
+from core.phases import apply_freeze, load_state, network, parts_of, seed_of, weights_meta
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
 
@@ -298,21 +298,6 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
 
 def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:
     """JSON beside a site's own best weights."""
-    pre = plan.preprocess
-    return {
-        "run": order.run,
-        "phase": phase.name,
-        "round": order.round,
-        "site": site.name,
-        "organs": list(phase.organs),
-        "preprocess": {
-            "spacing_mm": list(pre.spacing_mm),
-            "crop": list(pre.crop),
-            "window_hu": list(pre.window_hu),
-        },
-        "model": asdict(plan.model),
-        "plan_hash": plan_hash(plan),
-        "splits": {site.name: site.split_hash()},
-        "versions": versions(),
-        "score": None,
-    }
+    splits = {site.name: site.split_hash()}
+    meta = weights_meta(order.run, plan, phase, splits)
+    return meta | {"round": order.round, "site": site.name, "score": None}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.config import Phase, Plan
+from core.config import Phase, Plan, plan_hash
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import head_rows, load_unique, stage_of, unique_state
+from core.versions import versions
 
 State = dict[str, Tensor]
 
@@ -142,6 +144,25 @@ def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) 
             else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
+
+
+def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) -> dict[str, Any]:
+    """What the JSON beside a phase's weights says of them, at the server as at a site."""
+    pre = plan.preprocess
+    return {
+        "run": run,
+        "phase": phase.name,
+        "organs": list(phase.organs),
+        "preprocess": {
+            "spacing_mm": list(pre.spacing_mm),
+            "crop": list(pre.crop),
+            "window_hu": list(pre.window_hu),
+        },
+        "model": asdict(plan.model),
+        "plan_hash": plan_hash(plan),
+        "splits": dict(splits),
+        "versions": versions(),
+    }
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

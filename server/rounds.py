@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.config import Phase, Plan, plan_hash
+from core.config import Phase, Plan
 from core.models.stages import head_rows
-from core.phases import network, parts_of, size_bytes, start_state, state_hash
+from core.phases import (
+    network,
+    parts_of,
+    size_bytes,
+    start_state,
+    state_hash,
+    weights_meta,
+)
 from core.protocol import Description, Order, published
-from core.versions import versions
 from server.aggregate import aggregate_head, average
 from server.exchange import Exchange, exchange
 from server.figures import best_round, round_event, round_line
@@ -370,16 +375,8 @@ class PhaseRun:
         return told
 
     def _meta(self) -> dict[str, Any]:
-        return {
-            "run": self.recorder.run,
-            "phase": self.phase.name,
-            "organs": list(self.phase.organs),
-            "preprocess": asdict(self.plan.preprocess),
-            "model": asdict(self.plan.model),
-            "plan_hash": plan_hash(self.plan),
-            "splits": {s: d.split_hash for s, d in sorted(self.described.items())},
-            "versions": versions(),
-        }
+        splits = {s: d.split_hash for s, d in sorted(self.described.items())}
+        return weights_meta(self.recorder.run, self.plan, self.phase, splits)
 
     def _commit(self, state: State, progress: Progress) -> None:
         meta = self.meta | {"round": progress.round, "progress": progress.to_json()}
