@@ -26,6 +26,7 @@ from core.overlay import write_overlays
 from core.phases import apply_freeze, load_state, network, parts_of, seed_of, weights_meta
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
+from core.weighting import term_factors
 
 State = dict[str, Tensor]
 
@@ -229,6 +230,7 @@ def fit(
         lr=phase.lr,
         class_weights=frequencies(plan, phase, order, entries),
         organ_weights=[plan.weighting.organs.get(o, 1.0) for o in phase.organs],
+        term_weights=term_factors(plan.weighting, order.round, phase.rounds),
         optimiser_state=optimiser,
         proximal=pull,
     )

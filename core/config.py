@@ -81,8 +81,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Weighting:
-    """Static weight of an organ in the loss; organs not named weigh 1."""
+    """How loss terms are weighed over a phase, and the static weight of an organ (else 1)."""
 
+    terms: str = "static"
+    shift_end: float = 0.5
     organs: dict[str, float] = field(default_factory=dict)
 
 

@@ -74,10 +74,15 @@ def _check_sections(plan: Plan) -> None:
     for key, number in positive.items():
         if number <= 0:
             raise UserError(key, number, "give a number above 0")
+    _one_of("weighting.terms", plan.weighting.terms, ("static", "shift"))
+    if not 0 < plan.weighting.shift_end <= 1:
+        raise UserError(
+            "weighting.shift_end", plan.weighting.shift_end, "give a share of the phase in (0, 1]"
+        )
     for organ, weight in plan.weighting.organs.items():
         if organ not in plan.organ_names or weight < 0:
             raise UserError(
-                f"weighting.organs.{organ}", weight, f"a weight >= 0 of one of {plan.organ_names}"
+                f"weighting.organs.{organ}", weight, f"give a weight >= 0 of one of {plan.organ_names}"
             )
 
 

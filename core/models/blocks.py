@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 GROUP_CHANNELS = 8
@@ -16,15 +17,27 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
     """Returns a normalisation layer with learned scale and shift.
 
     Args:
-        kind: ``instance`` (a group norm of one channel a group: the same mathematics, 1.4 times
-            faster on CPUs with channels-last memory) or ``group`` (groups of 8 channels, smaller
-            where 8 does not divide).
+        kind: ``instance`` or ``group`` (groups of 8 channels, smaller where 8 does not divide).
         channels: number of channels C of its input (B, C, Z, Y, X).
     """
     if kind == "instance":
-        return nn.GroupNorm(channels, channels)
+        return InstanceNorm(channels, channels)
     assert kind == "group", kind
     return nn.GroupNorm(channels // math.gcd(channels, GROUP_CHANNELS), channels)
+
+
+class InstanceNorm(nn.GroupNorm):
+    """A group norm of one channel a group, in the fastest kernel that the batch allows.
+
+    A batch of one is its own batch statistics: batch norm's channels-last kernel then computes the
+    same, its backward pass 3 to 7 times faster than group norm's on CPUs (see docs/models.md).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, Z, Y, X) -> (B, C, Z, Y, X), each case and channel normalised over its voxels."""
+        if x.shape[0] > 1:
+            return super().forward(x)
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class ResidualBlock(nn.Module):

@@ -14,7 +14,7 @@ from client import work
 from client.personal import Personal
 from client.site import Site
 from core.checkpoint import load
-from core.config import Federation, Loss, Phase, Plan, Strategy
+from core.config import Federation, Loss, Phase, Plan, Strategy, Weighting
 from core.errors import UserError
 from core.metrics import OrganSum
 from core.phases import network, parts_of, start_state, state_hash
@@ -174,6 +174,24 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
     assert state_hash(kept.load(3).state) != state_hash(kept.load(2).state)
     for name in parts.frozen:
         assert torch.equal(state[name], start(plan)[name])
+
+
+def test_a_round_trains_with_the_term_weights_of_the_plan(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options["term_weights"])
+        return train(*args, **options)
+
+    train = work.train
+    monkeypatch.setattr(work, "train", watch)
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, weighting=Weighting(terms="shift", shift_end=1.0))
+    rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
+    share = 1 / plan.phases[0].rounds
+    assert given == [{"ce": 1.0, "focal": 0.0}, {"ce": 1 - share, "focal": share}]
 
 
 def test_a_personal_phase_goes_on_with_its_optimiser(

@@ -37,6 +37,8 @@ def fails(*overrides: str) -> UserError:
         ("augment.rotate_deg=[1.0]", "augment"),
         ("loss={ce: 0, focal: 0, dice: 0, gdice: 0}", "loss"),
         ("loss.ce=-1", "loss"),
+        ("weighting.terms=dynamic", "weighting.terms"),
+        ("weighting.shift_end=0", "weighting.shift_end"),
         ("train.lr=0", "train.lr"),
         ("train.batch=0", "train.batch"),
         ("federation.min_cell=0", "federation.min_cell"),

@@ -63,10 +63,24 @@ def test_norms_are_learned_and_keep_no_running_statistics(settings, norm):
         assert groups == ({4: 4, 8: 8, 16: 16} if norm == "instance" else {4: 1, 8: 1, 16: 2})
 
 
-def test_instance_norm_has_the_numbers_of_torchs_instance_norm():
-    ours, theirs = norm_layer("instance", 5), nn.InstanceNorm3d(5, affine=True)
-    x = torch.randn(2, 5, 3, 4, 6)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("cases", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_has_the_numbers_of_torchs_instance_norm(cases, training):
+    ours = norm_layer("instance", 5).train(training)
+    theirs = nn.InstanceNorm3d(5, affine=True).train(training)
+    found = []
+    for norm in (ours, theirs):
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(cases, 5, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+        x = (3 * x + 7).requires_grad_()
+        y = norm(x)
+        found.append((y, *torch.autograd.grad(y.pow(3).sum(), (x, norm.weight, norm.bias))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_instance_norm_of_one_case_keeps_channels_last_memory():
+    x = torch.randn(1, 8, 4, 4, 4).to(memory_format=torch.channels_last_3d)
+    assert norm_layer("instance", 8)(x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_group_norm_takes_groups_of_eight_channels():
