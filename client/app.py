@@ -16,10 +16,11 @@ from torch import Tensor
 from client import work
 from client.personal import Personal, cached_base, keep_base
 from client.site import Site, simulated_site, site_from_file
-from core.config import Plan, plan_from_json
+from core.config import plan_from_json
 from core.errors import UserError
 from core.optimisation import DeviceMemoryError, NonFiniteError
 from core.phases import fingerprint, network, parts_of, start_state
+from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order
 
 app = ClientApp()

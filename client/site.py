@@ -16,13 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from core.anatomy import vocabulary
-from core.config import Phase, Plan
 from core.data.archive import Archive, open_archive
 from core.data.cache import build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.phases import seed_of
+from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
 SIMULATION_SECRET = b"simulation"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from client.personal import Kept, Personal, mean_dice
 from client.site import Site, count_codes
 from core.anatomy import vocabulary
-from core.config import Phase, Plan
 from core.data.entry import Entry
 from core.engine import train, validate
 from core.errors import UserError
@@ -24,6 +23,7 @@ from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
 from core.overlay import write_overlays
 from core.phases import apply_freeze, load_state, network, parts_of, seed_of, weights_meta
+from core.plan import Phase, Plan
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
 from core.weighting import term_factors

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.config import Plan
 from core.data.dataset import CropDataset, scale_image
 from core.data.entry import Entry
 from core.data.preprocess import restore
@@ -41,6 +40,7 @@ from core.optimisation import (
     take_step,
     to_device,
 )
+from core.plan import Plan
 from core.prediction import predict_volume, probabilities_of
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from core.config import Loss
 from core.errors import UserError
+from core.plan import Loss
 
 SMOOTH = 1e-5  # of the Dice term, as in MONAI's DiceLoss
 TERMS = ("ce", "focal", "dice", "gdice")

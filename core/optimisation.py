@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from core.config import Train
 from core.errors import UserError
+from core.plan import Train
 
 _SLOT = "::"  # between a parameter's name and the name of its optimiser value
 

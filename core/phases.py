@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.config import Phase, Plan, plan_hash
+from core.config import plan_hash
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import head_rows, load_unique, stage_of, unique_state
+from core.plan import Phase, Plan
 from core.versions import versions
 
 State = dict[str, Tensor]

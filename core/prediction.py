@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoint import load, require_described
-from core.config import Model, Preprocess
 from core.data.dataset import scale_image
 from core.data.preprocess import prepare_image, restore
 from core.data.volume import Geometry
@@ -21,6 +20,7 @@ from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique
 from core.optimisation import memory_advice, resolve_device, to_device
+from core.plan import Model, Preprocess
 
 
 def load_models(

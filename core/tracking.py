@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.config import Plan, Tracking
 from core.errors import UserError
+from core.plan import Plan, Tracking
 
 REACH_TIMEOUT_S = 6.0
 INIT_TIMEOUT_S = 10.0

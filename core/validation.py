@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.anatomy import require_known, vocabulary
-from core.config import Config, Phase, Plan, Simulation, finite
+from core.config import finite
 from core.errors import UserError
+from core.plan import Config, Phase, Plan, Simulation
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
@@ -82,7 +83,9 @@ def _check_sections(plan: Plan) -> None:
     for organ, weight in plan.weighting.organs.items():
         if organ not in plan.organ_names or weight < 0:
             raise UserError(
-                f"weighting.organs.{organ}", weight, f"give a weight >= 0 of one of {plan.organ_names}"
+                f"weighting.organs.{organ}",
+                weight,
+                f"give a weight >= 0 of one of {plan.organ_names}",
             )
 
 

@@ -7,7 +7,7 @@ site and every reader of the plan knows the weights without being told.
 
 from __future__ import annotations
 
-from core.config import Weighting
+from core.plan import Weighting
 
 
 def term_factors(settings: Weighting, round_number: int, rounds: int) -> dict[str, float]:

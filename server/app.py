@@ -13,9 +13,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from core.checkpoint import load, load_meta
-from core.config import Phase, Plan, Tracking, plan_from_json, plan_hash
+from core.config import plan_from_json, plan_hash
 from core.errors import UserError
 from core.phases import fingerprint
+from core.plan import Phase, Plan, Tracking
 from core.protocol import Description
 from core.versions import versions
 from server.progress import State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.config import Phase
+from core.plan import Phase
 from core.protocol import LOSS_TERMS, published
 from server.exchange import Exchange
 from server.guards import Accepted

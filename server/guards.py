@@ -10,8 +10,8 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
-from core.config import Guards, Phase
 from core.metrics import OrganSum
+from core.plan import Guards, Phase
 from core.protocol import CODES, OK, Header, Result
 from server.strategy import ARRAYS, HEADER, METRICS
 

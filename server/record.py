@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint import save
-from core.config import Plan, Tracking
 from core.journal import JOURNAL, append_event
+from core.plan import Plan, Tracking
 from core.store import RoundStore
 from core.tracking import Tracker, open_tracker
 

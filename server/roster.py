@@ -10,8 +10,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.config import Phase, Plan
 from core.errors import UserError
+from core.plan import Phase, Plan
 from core.protocol import OK, Description
 from server.exchange import exchange
 from server.guards import known_code

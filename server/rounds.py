@@ -9,7 +9,6 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.config import Phase, Plan
 from core.models.stages import head_rows
 from core.phases import (
     network,
@@ -19,6 +18,7 @@ from core.phases import (
     state_hash,
     weights_meta,
 )
+from core.plan import Phase, Plan
 from core.protocol import Description, Order, published
 from server.aggregate import aggregate_head, average
 from server.exchange import Exchange, exchange

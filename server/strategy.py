@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAvg, FedProx
 
-from core.config import Strategy
+from core.plan import Strategy
 
 ARRAYS = "arrays"
 METRICS = "metrics"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core.config import Config, Phase
 from core.errors import UserError
+from core.plan import Config, Phase
 
 POOLED = "pooled"
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from core.checkpoint import load
-from core.config import Config, Phase, SimulatedSite, Simulation, plan_json, to_yaml
 from core.config import load as load_config
+from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
+from core.plan import Config, Phase, SimulatedSite, Simulation
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "

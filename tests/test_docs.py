@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.config import Config
+from core.plan import Config
 from simulations.cli import _parser
 
 ROOT = Path(__file__).resolve().parent.parent

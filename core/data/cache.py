@@ -23,7 +23,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from core.config import Preprocess
 from core.data.archive import Archive, CaseRef, content_hash, read_case
 from core.data.entry import (
     FORMAT,
@@ -36,6 +35,7 @@ from core.data.entry import (
     write_json,
 )
 from core.errors import CaseError, Finding, UserError
+from core.plan import Preprocess
 
 __all__ = ["CacheReport", "Entry", "build_cache", "open_cache"]
 

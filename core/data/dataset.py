@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.config import Augment
 from core.data.augment import augment as augment_sample
 from core.data.entry import Entry
 from core.data.preprocess import label_map
 from core.errors import UserError
 from core.organ_volumes import VOLUME_ML
+from core.plan import Augment
 
 
 def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> Tensor:

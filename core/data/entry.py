@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.config import Preprocess
 from core.data.grid import bounding_box, inside_fraction
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
 from core.errors import Finding, UserError
+from core.plan import Preprocess
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
 FORMAT = 1

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from core.config import Preprocess
 from core.data.grid import (
     Floats,
     affine,
@@ -31,6 +30,7 @@ from core.data.resample import anti_alias_sigma, resample, restore_aligned, rest
 from core.data.roi import COARSE_MM, find_roi
 from core.data.volume import Geometry
 from core.errors import UserError
+from core.plan import Preprocess
 
 AIR_HU = -1024.0
 MAX_ORGANS = 32

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.config import Model
 from core.errors import UserError
 from core.models.res3dunet import res3dunet
 from core.models.stages import head_rows
 from core.models.unetr import norm_argument, unetr
+from core.plan import Model
 
 LOG = logging.getLogger(__name__)
 SHIPPED: Final = ("res3dunet", "unetr")

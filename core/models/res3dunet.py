@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from core.config import Model
 from core.errors import UserError
 from core.models.blocks import ResidualBlock, UpBlock
+from core.plan import Model
 
 # What is frozen as the paper's "first half" is the downward path, lowest level included (D13).
 STAGES = {"encoder": ["down"], "decoder": ["up"], "head": ["head"]}

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from core.config import Model
 from core.errors import UserError
 from core.models import res3dunet, unetr
+from core.plan import Model
 
 
 def stage_table(settings: Model) -> Mapping[str, Sequence[str]]:

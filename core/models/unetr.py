@@ -9,9 +9,9 @@ from typing import Any
 from monai.networks.nets.unetr import UNETR
 from torch import nn
 
-from core.config import Model
 from core.errors import UserError
 from core.models.blocks import GROUP_CHANNELS
+from core.plan import Model
 
 # The convolutions that turn the transformer's hidden states into skips belong to the encoder (D13).
 STAGES = {

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from core.config import Augment
 from core.data.augment import augment
+from core.plan import Augment
 from simulations.benchmarks.measure import row, save, seconds, show
 
 CROP = (96, 128, 224)

@@ -18,8 +18,8 @@ from monai.losses.dice import GeneralizedDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from torch import nn
 
-from core.config import Loss
 from core.losses import segmentation_loss
+from core.plan import Loss
 from simulations.benchmarks.measure import row, save, seconds, show
 
 ORGANS = 9

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from core.config import Loss, Model
 from core.losses import segmentation_loss
 from core.models.build import build, cost
+from core.plan import Loss, Model
 from simulations.benchmarks.measure import row, save, show
 
 ORGANS = 9

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import Preprocess
 from core.data.archive import open_archive, read_case
 from core.data.grid import inside_fraction
 from core.data.preprocess import place_crop
+from core.plan import Preprocess
 
 ORGANS = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R", "Larynx", "Esophagus")
 CROPS = (Preprocess(), Preprocess([3.0, 4.5, 4.5], [96, 48, 56]))

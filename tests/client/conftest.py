@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from client.site import Site, Source
-from core.config import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.data.volume import Geometry, write_image, write_mask
+from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 
 BALLS = {"Brainstem": ((13, 12, 12), 3.0, 150.0), "Parotid_L": ((10, 11, 16), 2.5, 260.0)}
 SPLITS = ("train", "train", "train", "val", "test")

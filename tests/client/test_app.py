@@ -14,10 +14,11 @@ from client import work
 from client.app import app, site_of
 from client.personal import Personal
 from client.site import Site
-from core.config import Phase, Plan, plan_json
+from core.config import plan_json
 from core.errors import UserError
 from core.optimisation import NonFiniteError
 from core.phases import fingerprint, network, parts_of, start_state, state_hash
+from core.plan import Phase, Plan
 from core.protocol import NEED_BASE, OK, Description, Order
 
 MakePlan = Callable[..., Plan]

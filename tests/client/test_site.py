@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from client.site import Site, Source, count_codes, simulated_site, site_from_file
-from core.config import Phase, Plan
 from core.errors import Finding, UserError
+from core.plan import Phase, Plan
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]

@@ -14,10 +14,10 @@ from client import work
 from client.personal import Personal
 from client.site import Site
 from core.checkpoint import load
-from core.config import Federation, Loss, Phase, Plan, Strategy, Weighting
 from core.errors import UserError
 from core.metrics import OrganSum
 from core.phases import network, parts_of, start_state, state_hash
+from core.plan import Federation, Loss, Phase, Plan, Strategy, Weighting
 from core.protocol import WITHHELD, Order
 
 MakePlan = Callable[..., Plan]

@@ -17,11 +17,11 @@ import SimpleITK as sitk
 import torch
 
 from core import checkpoint
-from core.config import Model, Preprocess
 from core.data.archive import open_archive
 from core.data.volume import Geometry, read_image, write_image
 from core.models.build import build
 from core.models.stages import unique_state
+from core.plan import Model, Preprocess
 from simulations.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,20 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import (
-    CONFIGS,
-    Config,
-    Plan,
-    Simulation,
-    Tracking,
-    find_config,
-    load,
-    plan_from_json,
-    plan_hash,
-    plan_json,
-    to_yaml,
-)
+from core.config import CONFIGS, find_config, load, plan_from_json, plan_hash, plan_json, to_yaml
 from core.errors import UserError
+from core.plan import Config, Plan, Simulation, Tracking
 
 SHIPPED = sorted(str(p.relative_to(CONFIGS))[:-5] for p in CONFIGS.rglob("*.yaml"))
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from core import checkpoint, engine
-from core.config import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.data.archive import open_archive, read_image_of
 from core.data.cache import build_cache
 from core.data.dataset import CropDataset, scale_image
@@ -34,6 +33,7 @@ from core.optimisation import (
     make_optimiser,
     resolve_device,
 )
+from core.plan import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.prediction import select_labels
 
 ORGANS = ("Brainstem", "Parotid_L")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from monai.losses import DiceCELoss, DiceLoss, FocalLoss, GeneralizedDiceLoss
 from torch.nn import functional as F
 
-from core.config import Loss
 from core.errors import UserError
 from core.losses import TERMS, class_sums, class_weights, segmentation_loss
+from core.plan import Loss
 
 C = 3
 SHAPE = (4, 5, 6)

@@ -10,10 +10,10 @@ import pytest
 
 from core import overlay
 from core.anatomy import BUILT_IN
-from core.config import Preprocess
 from core.data.entry import Entry, open_entry, write_entry
 from core.data.volume import Geometry, Volume
 from core.overlay import cut, write_overlays
+from core.plan import Preprocess
 
 ORGANS = ("Brainstem", "Parotid_L", "Bone_Mandible")
 COLOURS = {organ: BUILT_IN[organ].colour for organ in ORGANS}

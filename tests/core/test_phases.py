@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from core import phases
-from core.config import Model, Phase, Plan, Preprocess
 from core.errors import UserError
 from core.models.stages import head_rows, stage_of, unique_state
 from core.phases import (
@@ -25,6 +24,7 @@ from core.phases import (
     start_state,
     state_hash,
 )
+from core.plan import Model, Phase, Plan, Preprocess
 
 ORGANS = ["Brainstem", "Parotid_L", "Parotid_R"]
 

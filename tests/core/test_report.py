@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from core.config import Config, Federation, Phase, to_yaml
+from core.config import to_yaml
 from core.errors import UserError
 from core.journal import append_event
+from core.plan import Config, Federation, Phase
 from core.report import write_report
 from core.report_format import amount, count, duration
 

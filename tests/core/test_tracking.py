@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from core import tracking
-from core.config import Tracking
 from core.errors import UserError
+from core.plan import Tracking
 from core.tracking import open_tracker
 
 wandb_pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -33,7 +33,7 @@ SCRIPT = """
 import json, os, socket, sys
 from pathlib import Path
 socket.gethostname = lambda: "canary-host"
-from core.config import Config, Model, Phase, Simulation, Tracking
+from core.plan import Config, Model, Phase, Simulation, Tracking
 from core.tracking import open_tracker
 folder = Path(sys.argv[1])
 before = dict(os.environ)
@@ -265,7 +265,7 @@ ONLINE = """
 import json, os, sys, time
 from pathlib import Path
 from core import tracking
-from core.config import Tracking
+from core.plan import Tracking
 tracking.REACH_TIMEOUT_S, tracking.INIT_TIMEOUT_S = 2.0, 3.0
 start = time.monotonic()
 folder = Path(sys.argv[1])

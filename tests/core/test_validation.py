@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from core.config import Config, Phase, Plan, load, plan_from_json, plan_json
+from core.config import load, plan_from_json, plan_json
 from core.errors import UserError
+from core.plan import Config, Phase, Plan
 from core.validation import check
 
 

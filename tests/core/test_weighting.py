@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import Weighting
+from core.plan import Weighting
 from core.weighting import term_factors
 
 
@@ -30,7 +32,7 @@ def test_the_shift_only_ever_goes_one_way(rounds, shift_end):
     settings = Weighting(terms="shift", shift_end=shift_end)
     course = [term_factors(settings, r, rounds) for r in range(1, rounds + 1)]
     assert course[0] == {"ce": 1.0, "focal": 0.0}
-    for before, after in zip(course, course[1:], strict=False):
+    for before, after in itertools.pairwise(course):
         assert after["ce"] <= before["ce"]
         assert after["focal"] >= before["focal"]
     for factors in course:

@@ -12,10 +12,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from core.config import Augment, Federation, Model, Phase, Plan, Preprocess, plan_json
+from core.config import plan_json
 from core.journal import read_events
 from core.metrics import OrganSum
 from core.phases import fingerprint, state_hash
+from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess
 from core.protocol import NEED_BASE, Description, Header, Order, Result
 
 ORGANS = ["Brainstem", "Parotid_L"]

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.config import Guards, Phase
 from core.metrics import OrganSum
+from core.plan import Guards, Phase
 from core.protocol import CODES, NEED_BASE, Header, Result
 from server.guards import Accepted, Rejected, inspect
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from core.config import Phase, Plan
+from core.plan import Phase, Plan
 from core.protocol import Description
 from server.roster import call_roster, declared, frequencies
 

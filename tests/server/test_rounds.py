@@ -10,9 +10,9 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from core.config import Federation, Guards, Loss, Phase, Plan
 from core.models.stages import head_rows
 from core.phases import network, parts_of, start_state
+from core.plan import Federation, Guards, Loss, Phase, Plan
 from server.record import Recorder
 from server.rounds import RunFailed, quorum_of
 

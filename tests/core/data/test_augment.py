@@ -11,8 +11,8 @@ from monai.networks.layers import AffineTransform
 from scipy import ndimage
 from torch import Tensor
 
-from core.config import Augment
 from core.data.augment import augment, deformation, intensity, warp
+from core.plan import Augment
 
 STILL = Augment(
     probability=1.0, rotate_deg=[0.0] * 3, scale=0.0, translate_mm=[0.0] * 3, elastic_mm=0.0,

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from core.config import Preprocess
 from core.data import resample
 from core.data.grid import (
     affine,
@@ -30,6 +29,7 @@ from core.data.preprocess import (
 )
 from core.data.volume import Geometry
 from core.errors import UserError
+from core.plan import Preprocess
 
 TURNS = [
     np.diag(signs)[:, order]

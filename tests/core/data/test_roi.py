@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from core.config import Preprocess
 from core.data.roi import Roi, body_mask, find_roi
 from core.errors import CaseError
+from core.plan import Preprocess
 
 SPACING = (4.0, 3.0, 3.0)
 TOP_MM, HEAD_Y_MM, HEAD_X_MM = 340.0, 130.0, 150.0

@@ -10,10 +10,10 @@ import torch
 from monai.networks.nets import UNETR
 from torch import nn
 
-from core.config import Model
 from core.errors import UserError
 from core.models.blocks import norm_layer
 from core.models.build import build, cost
+from core.plan import Model
 
 CROP = (16, 16, 32)
 SMALL = Model(channels=[4, 8, 16])
