@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import UserError
-from core.plan import Config, Plan
+from core.plan import Config, Phase, Plan
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
@@ -45,7 +46,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
         key = _override(values, item)
         sources = {k: v for k, v in sources.items() if not k.startswith(key + ".")}
         sources |= dict.fromkeys(_flat_under(values, key), "override")
-    resolved = cast(Config, _typed(Config, values, str(path)))
+    resolved = cast(Config, _typed(Config, values, str(path), sources))
     check(resolved)
     everything = dict.fromkeys(_flat(_plain(resolved)), "default")
     return resolved, everything | {k: v for k, v in sources.items() if k in everything}
@@ -153,27 +154,69 @@ def _index(items: list[Any], part: str, key: str) -> int:
     raise UserError(key, part, f"use an index below {len(items)} or one of the names {names}")
 
 
-def _typed(schema: type, values: Mapping[str, Any], source: str) -> object:
+def _typed(
+    schema: type, values: Mapping[str, Any], place: str, sources: Mapping[str, str] | None = None
+) -> object:
+    """Fits plain values into the schema; `place` and `sources` say where a value stood."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
-        assert isinstance(merged, DictConfig)
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        text = str(error)
-        key = str(getattr(error, "full_key", "") or "")
-        problem = text.splitlines()[0]
-        found = re.search(r"full_key: (\S+)", text)
-        if found:
-            key = found.group(1)
-        if "not in" in problem:
-            remedy = "correct the key; 'hnfed config show demo' lists all of them"
-        elif "ListConfig" in problem or "not a list" in problem.lower():
-            remedy = f"write a list, for example {key.split('.')[-1]}=[...]"
-        elif "Missing mandatory" in problem:
-            remedy = "give it a value"
-        else:
-            remedy = "give a value of the right type; 'hnfed config show demo' shows an example"
-        raise UserError(key or source, source, remedy, problem=problem) from None
+        return _fit(schema, values)
+    except MISFIT as error:
+        key = _key_at_fault(schema, values, error)
+        problem = str(error).splitlines()[0]
+    if "not in" in problem:
+        remedy = "correct the key; 'hnfed config show demo' lists all of them"
+    elif "ListConfig" in problem or "not a list" in problem.lower():
+        remedy = f"write a list, for example {key.split('.')[-1]}=[...]"
+    elif "Missing mandatory" in problem:
+        remedy = "give it a value"
+    else:
+        remedy = "give a value of the right type; 'hnfed config show demo' shows an example"
+    parts = re.split(r"[.\[]", key)
+    heads = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    if not any(origin == "override" and k in heads for k, origin in (sources or {}).items()):
+        remedy = f"{remedy} (in {place})"
+    raise UserError(key or place, _value_at(values, key), remedy, problem=problem)
+
+
+def _fit(schema: type, values: Mapping[str, Any]) -> object:
+    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+    assert isinstance(merged, DictConfig)
+    return OmegaConf.to_object(merged)
+
+
+def _key_at_fault(schema: type, values: Mapping[str, Any], error: Exception) -> str:
+    """The full dotted key of a value that does not fit.
+
+    OmegaConf names it by its section, but loses the list around a phase, and says nothing where a
+    whole section is of the wrong kind.
+    """
+    found = re.search(r"full_key: (\S+)", str(error))
+    key = found.group(1) if found else str(getattr(error, "full_key", "") or "")
+    if not key:
+        return next((name for name in values if not _fits(schema, {name: values[name]})), "")
+    if "object_type=Phase" in str(error):
+        phases = values["phases"]
+        index = next((i for i, p in enumerate(phases) if not _fits(Phase, p)), 0)
+        key = f"phases.{index}.{key}"
+    return key
+
+
+def _fits(schema: type, values: Mapping[str, Any]) -> bool:
+    try:
+        _fit(schema, values)
+    except MISFIT:
+        return False
+    return True
+
+
+def _value_at(values: Any, key: str) -> Any:
+    """The value under a dotted key; "(none)" where nothing stands there."""
+    for part in re.split(r"[.\[\]]+", key.rstrip("]")):
+        if isinstance(values, list):
+            values = values[int(part)]
+        elif isinstance(values, Mapping):
+            values = values.get(part, "(none)")
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -92,6 +92,26 @@ def test_a_value_of_another_type_is_named(override: str, key: str, remedy: str) 
     assert remedy in error.remedy
 
 
+def test_a_misfit_is_named_by_key_value_and_place(tmp_path: Path) -> None:
+    error = fails("phases.pretrain.rounds=many")
+    assert (error.field, error.value) == ("phases.0.rounds", "many")
+    assert "yaml" not in error.remedy
+    path = tmp_path / "mine.yaml"
+    path.write_text("phases: [{name: a}, {name: b, round: 3}]\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(str(path), ["train.lr=0.5"])
+    assert (caught.value.field, caught.value.value) == ("phases.1.round", 3)
+    assert str(path) in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [("train=3", "train"), ("phases={a: 1}", "phases"), ("phases=[3]", "phases[0]")],
+)
+def test_a_section_of_the_wrong_kind_is_named(override: str, field: str) -> None:
+    assert fails(override).field == field
+
+
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
 @pytest.mark.parametrize("key", ["train.lr", "weighting.organs.Brainstem", "augment.noise"])
 def test_no_number_is_not_a_number(key: str, number: str) -> None:
