@@ -45,6 +45,7 @@ class Model:
     channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
     strides: list[list[int]] | None = None
     norm: str = "instance"
+    prior: float = 0.01
     checkpointing: bool = False
     channels_last: bool = True
     args: dict[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import copy
 import difflib
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
         settings: the plan's `model`; `name` is ``res3dunet``, ``unetr`` or the name of a class of
             `monai.networks.nets`. `norm` goes to MONAI's networks where they take one and
             `args` gives none (groups that do not divide a width become instance norm, logged).
+            Every organ begins near the probability `prior`.
         organs: number of organs of the phase; channel 0 is background.
         crop: (z, y, x) voxels that it will see.
 
@@ -56,6 +58,7 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         _refuse_norm("batch norm", settings.name)
     _check_output(model, settings, 1 + organs, crop)
+    _set_prior(model, settings.prior)
     return model
 
 
@@ -87,6 +90,21 @@ def cost(model: nn.Module, crop: Sequence[int]) -> dict[str, float]:
         "gflop": counter.get_total_flops() / 1e9,
         "activation_bytes": float(sum(storage.nbytes() for storage in kept.values())),
     }
+
+
+def _set_prior(model: nn.Module, prior: float) -> None:
+    """Shifts the head so that every organ begins near probability `prior` in every voxel.
+
+    From equal classes a rare organ begins with a probability mass of thousands of times its size,
+    and Dice terms, whose gradient is one over that mass, learn nothing at first (the prior of Lin
+    et al., Focal loss for dense object detection, ICCV 2017, section 3.3, here over the softmax).
+    """
+    biases = [name for name in head_rows(model) if name.endswith("bias")]
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in biases:
+            named[name].zero_()
+            named[name][1:] = math.log(prior)
 
 
 def _ghost(model: nn.Module) -> nn.Module:

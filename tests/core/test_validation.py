@@ -23,6 +23,8 @@ def fails(*overrides: str) -> UserError:
     ("override", "field"),
     [
         ("model.norm=batch", "model.norm"),
+        ("model.prior=0", "model.prior"),
+        ("model.prior=1.0", "model.prior"),
         ("loss.form=other", "loss.form"),
         ("loss.class_weight=all", "loss.class_weight"),
         ("train.optimizer=lion", "train.optimizer"),

@@ -51,6 +51,16 @@ def test_every_network_gives_class_logits_and_learns(settings, norm):
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.name)
+def test_every_organ_begins_near_the_prior(settings):
+    torch.manual_seed(0)
+    model = build(replace(settings, prior=0.004), 3, CROP)
+    with torch.no_grad():
+        p = model(torch.randn(1, 1, *CROP)).softmax(dim=1)
+    for organ in range(1, 4):
+        assert 0.001 < float(p[:, organ].median()) < 0.016
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.name)
 @pytest.mark.parametrize("norm", ["instance", "group"])
 def test_norms_are_learned_and_keep_no_running_statistics(settings, norm):
     model = build(replace(settings, norm=norm), 3, CROP)
