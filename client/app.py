@@ -203,7 +203,10 @@ def _log(context: Context, error: Exception) -> str:
     except Exception:
         traceback.print_exception(error)
         return ""
-    site.run_folder.mkdir(parents=True, exist_ok=True)
-    with (site.run_folder / "client.log").open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+    try:
+        site.run_folder.mkdir(parents=True, exist_ok=True)
+        with (site.run_folder / "client.log").open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # must not reach Flower, which would send its text
+        traceback.print_exception(error)
     return site.name

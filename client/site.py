@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from core.phases import seed_of
 from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
+FINDINGS = "findings.csv"
+COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are not used, or that no one has
 SIMULATION_SECRET = b"simulation"
 
 
@@ -68,44 +72,50 @@ class Site:
     def prepare(self, plan: Plan) -> tuple[list[Entry], tuple[Finding, ...]]:
         """Archive -> cache, only what is missing; in answer to the query, never in a round (D14).
 
+        What was found stands in ``SITE_RUN/findings.csv``, with the cases' names.
+
         Raises:
-            UserError: no usable case.
+            UserError: no usable case, or lists of cases that contradict themselves or the archive.
         """
         vocab = vocabulary(plan.organs)
         findings: list[Finding] = []
         split: dict[str, str] = {}
+        opened: list[tuple[Source, Archive, Archive, dict[str, str]]] = []
         for source in self.sources:
             archive = open_archive(
                 source.root, format=source.format, vocab=vocab, aliases=source.aliases
             )
-            findings += archive.findings
             chosen, explicit, left = _chosen(source, archive)
             splits = assign_splits(chosen, source.split, explicit)
             split |= {f"{source.label}/{case}": part for case, part in splits.items()}
-            refs = [r for r in chosen.cases if r.case in splits]
-            findings += (*left, *unassigned(chosen, splits))
+            findings += self._named(source, archive.findings, left, unassigned(chosen, splits))
+            opened.append((source, archive, chosen, splits))
+        digest = split_hash(split, self.secret)
+        for source, archive, chosen, splits in opened:
             report = build_cache(
                 archive,
-                refs,
+                [r for r in chosen.cases if r.case in splits],
                 self.cache,
                 plan.organ_names,
                 plan.preprocess,
                 splits=splits,
-                site=self._index(source),
+                site=self._index(source, digest),
             )
-            findings += report.findings
+            findings += self._named(source, report.findings)
         self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        digest = split_hash(split, self.secret)
-        (self.run_folder / SPLIT).write_text(digest, encoding="ascii")
+        _replace_text(self.run_folder / FINDINGS, _csv_of(findings))
+        _replace_text(self.run_folder / SPLIT, digest)
         return self.entries(plan), tuple(findings)
 
     def entries(self, plan: Plan) -> list[Entry]:
-        """The prepared cases; opens nothing but the cache."""
-        several = len(self.sources) > 1
+        """The prepared cases, in the split of this run; opens nothing but the cache."""
+        digest = self.split_hash()
         return [
-            replace(e, case=f"{s.label}/{e.case}") if several else e
+            replace(e, case=self._case(s, e.case))
             for s in self.sources
-            for e in open_cache(self.cache, plan.organ_names, plan.preprocess, site=self._index(s))
+            for e in open_cache(
+                self.cache, plan.organ_names, plan.preprocess, site=self._index(s, digest)
+            )
         ]
 
     def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
@@ -126,22 +136,48 @@ class Site:
         return [e for e in entries if e.case in chosen]
 
     def split_hash(self) -> str:
-        """HMAC of the whole split under the site's own secret (D17), as `prepare` left it."""
-        return (self.run_folder / SPLIT).read_text(encoding="ascii")
+        """HMAC of the whole split under the site's own secret (D17), as `prepare` left it.
+
+        Raises:
+            UserError: nothing was prepared for this run.
+        """
+        path = self.run_folder / SPLIT
+        if not path.is_file():
+            raise UserError(
+                "run folder",
+                self.run_folder,
+                "continue the run with --resume: the site prepares its cases then",
+                problem=f"{SPLIT} is missing",
+            )
+        return path.read_text(encoding="ascii")
 
     def phase_folder(self, phase: str) -> Path:
         """``SITE_RUN/PHASE``."""
         return self.run_folder / phase
 
-    def _index(self, source: Source) -> str:
-        """Name of the source's index in the cache: sites, splits and roots do not share one."""
-        told = json.dumps(asdict(source), sort_keys=True)
+    def _index(self, source: Source, digest: str) -> str:
+        """Name of the source's index in the cache: sites, roots and splits do not share one.
+
+        The split is the assigned one (its HMAC): an archive's ``cases.csv`` may change under a run.
+        """
+        told = json.dumps(asdict(source), sort_keys=True) + digest
         return f"{self.name} {hashlib.sha256(told.encode()).hexdigest()}"
+
+    def _case(self, source: Source, case: str) -> str:
+        """A case's name at this site: with the source's label where there are several."""
+        return f"{source.label}/{case}" if len(self.sources) > 1 and case else case
+
+    def _named(self, source: Source, *groups: Sequence[Finding]) -> list[Finding]:
+        return [replace(f, case=self._case(source, f.case)) for group in groups for f in group]
 
 
 def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
-    """Reason code -> how often; the only thing about findings that leaves the site."""
-    return dict(sorted(Counter(f.code for f in findings if f.severity == "error").items()))
+    """Reason code -> how often; the only thing about findings that leaves the site.
+
+    Counted is what was left out, and the warnings about cases that are not used or not there.
+    """
+    told = [f for f in findings if f.severity == "error" or f.code.startswith(COUNTED_WARNINGS)]
+    return dict(sorted(Counter(f.code for f in told).items()))
 
 
 def simulated_site(local: str, index: int, run: str) -> Site:
@@ -207,8 +243,6 @@ def site_from_file(path: Path, run: str) -> Site:
 
 
 def _split_file(path: Path) -> dict[str, list[str]]:
-    import csv
-
     groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -239,14 +273,27 @@ def _chosen(
 ) -> tuple[Archive, dict[str, str] | None, list[Finding]]:
     """The cases that the source names and does not exclude, with their splits.
 
-    A name that is a bare number stands for the case whose id ends in it: ``7`` is ``pt_7`` and
+    A name that is a bare number stands for the one case whose id ends in it: ``7`` is ``pt_7`` and
     ``okbp_007``.
+
+    Raises:
+        UserError: a number that several ids end in, a case in two splits, or a site that the
+            archive's ``cases.csv`` does not know.
     """
-    named = {str(c): split for split, cases in source.splits.items() for c in cases}
-    by_number = {_number(r.case): r.case for r in archive.cases}
     present = {r.case for r in archive.cases}
-    explicit = {by_number.get(c, c) if c.isdigit() else c: split for c, split in named.items()}
-    excluded = {by_number.get(str(c), str(c)) for c in source.exclude} & present
+    explicit: dict[str, str] = {}
+    for split, names in source.splits.items():
+        for name in names:
+            case = _case_of("splits", str(name), present)
+            if explicit.setdefault(case, split) != split:
+                raise UserError(
+                    "splits",
+                    name,
+                    "keep it in one of them",
+                    problem=f"the case stands in {explicit[case]} and in {split}",
+                )
+    unwanted = {_case_of("exclude", str(name), present) for name in source.exclude}
+    excluded = unwanted & present
     findings = [
         Finding("E_EXCLUDED", "error", c, "", "excluded by the configuration", "none needed")
         for c in sorted(excluded)
@@ -261,6 +308,17 @@ def _chosen(
             "add the case",
         )
         for c in sorted(set(explicit) - present)
+    ]
+    findings += [
+        Finding(
+            "W_EXCLUDE_UNKNOWN",
+            "warning",
+            c,
+            "",
+            "to be excluded, absent from the archive",
+            "correct the id, or take it off the list",
+        )
+        for c in sorted(unwanted - present)
     ]
     cases = tuple(
         r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
@@ -278,6 +336,33 @@ def _chosen(
     return replace(archive, cases=cases), explicit or None, findings
 
 
-def _number(case: str) -> str:
+def _case_of(field: str, name: str, present: Collection[str]) -> str:
+    """The id that a name in a site's lists stands for; the name itself where there is none."""
+    if name in present or not name.isdecimal():
+        return name
+    found = [case for case in present if _number(case) == int(name)]
+    if len(found) > 1:
+        raise UserError(
+            field, name, "write the full id", problem=f"{len(found)} cases end in this number"
+        )
+    return found[0] if found else name
+
+
+def _number(case: str) -> int | None:
     digits = re.search(r"(\d+)$", case)
-    return str(int(digits.group(1))) if digits else case
+    return int(digits.group(1)) if digits else None
+
+
+def _csv_of(findings: Sequence[Finding]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(f.name for f in fields(Finding))
+    writer.writerows(astuple(f) for f in findings)
+    return text.getvalue()
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Writes beside the file and renames: it is whole, the old or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)

@@ -34,20 +34,31 @@ State = dict[str, Tensor]
 def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     """Builds the cache where it is missing, and counts.
 
-    Counts of organs that the site trains in personal phases only do not leave it (D9).
+    Counts of organs that the site trains in personal phases only do not leave it (D9); of a site
+    that has no other phase no count below `min_cell` does.
+
+    Raises:
+        UserError: no training case annotates an organ of a personal phase of this site.
     """
     entries, findings = site.prepare(plan)
     trained = [e for e in entries if e.split == "train"]
-    shared = {
-        o for p in plan.phases if p.share != "none" and site.name in p.sites for o in p.organs
-    }
+    own = [p for p in plan.phases if site.name in p.sites]
+    for phase in own:
+        if phase.share == "none":
+            require_annotated(site.of_phase(plan, phase, "train"), phase)
+    shared = {o for p in own if p.share != "none" for o in p.organs}
+    cell = 0 if shared else plan.federation.min_cell
+
+    def told(count: int) -> int:
+        return count if count == 0 or count >= cell else -1
+
     weighted = plan.loss.class_weight != "none"
     rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
     return Description(
         site=site.name,
         fingerprint=fingerprint,
         split_hash=site.split_hash(),
-        cases=tuple(sum(e.split == s for e in entries) for s in ("train", "val", "test")),  # type: ignore[arg-type]
+        cases=tuple(told(sum(e.split == s for e in entries)) for s in ("train", "val", "test")),  # type: ignore[arg-type]
         annotated=tuple(len(rows[o]) for o in plan.organ_names),
         voxels=tuple(float(sum(e.voxels.get(o, 0) for e in es)) for o, es in rows.items())
         if weighted
@@ -55,7 +66,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         totals=tuple(float(sum(e.crop_voxels for e in es)) for es in rows.values())
         if weighted
         else (),
-        left_out=count_codes(findings) | overlaps(trained),
+        left_out={k: told(n) for k, n in (count_codes(findings) | overlaps(trained)).items()},
         versions=versions(),
     )
 

@@ -20,6 +20,7 @@ from core.plan import Phase, Plan
 from core.versions import versions
 
 State = dict[str, Tensor]
+HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,34 @@ def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) 
         "splits": dict(splits),
         "versions": versions(),
     }
+
+
+def require_same_input(
+    meta: Mapping[str, Any], plan: Plan, phase: Phase, field: str, value: object
+) -> None:
+    """Weights of another network, or of other voxels, must not be gone on with.
+
+    Args:
+        meta: JSON beside the weights.
+        plan: of the run that would start from them.
+        phase: any of the plan's.
+        field: key of the plan, for the error.
+        value: what stands there, for the error.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    wanted = weights_meta("", plan, phase, {})
+    for section in ("preprocess", "model"):
+        theirs = dict(meta.get(section, {}))
+        for key, ours in wanted[section].items():
+            if key not in HOW_NOT_WHAT and theirs.get(key) != ours:
+                raise UserError(
+                    field,
+                    value,
+                    f"set {section}.{key} to that of the checkpoint, or start from another one",
+                    problem=f"its {section}.{key} is {theirs.get(key)}, the plan's is {ours}",
+                )
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -174,10 +174,10 @@ class Description:
     Attributes:
         site, fingerprint: name and code.
         split_hash: HMAC of its split under its own secret (D17).
-        cases: training, validation and test cases.
+        cases: training, validation and test cases; -1 where the site withholds the number.
         annotated: per plan organ, training cases that annotate it; empty where the policy refuses.
         voxels, totals: class frequencies, see `Order`.
-        left_out: reason code -> how many cases or organs were left out.
+        left_out: reason code -> how many cases or organs were left out, or -1.
     """
 
     site: str

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from core.checkpoint import load, load_meta
 from core.config import plan_from_json, plan_hash
 from core.errors import UserError
-from core.phases import fingerprint
+from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking
 from core.protocol import Description
 from core.versions import versions
@@ -80,11 +80,13 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         _introduce(description, plan, recorder)
     _require_annotated(plan, described)
     weights: dict[str, tuple[State, list[str]]] = {}
+    splits: dict[str, dict[str, str]] = {}
     for phase in plan.phases:
         block = recorder.finished(phase.name) if resume else None
         if block is not None:
             meta = load_meta(recorder.out / "checkpoints" / phase.name / "best.json")
             require_same_split(meta, described, "--resume", recorder.run)
+            splits[phase.name] = dict(meta["splits"])
             tell(f"{phase.name}: done before, taken over")
             if phase.share != "none":
                 best = load(recorder.out / "checkpoints" / phase.name / "best.safetensors")
@@ -102,7 +104,8 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             )
         if missing:
             recorder.note(f"goes on without {', '.join(missing)}", phase.name)
-        _check_split(phase, recorder, described)
+        if phase.init not in splits:
+            splits[phase.init] = _checked_splits(plan, phase, recorder, described)
         run = PhaseRun(
             grid,
             plan,
@@ -113,7 +116,9 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             code,
             _previous(plan, phase, recorder, weights),
             _starts_at_site(plan, phase),
+            splits[phase.init],
         )
+        splits[phase.name] = dict(run.meta["splits"])
         best_state, block = run.run(resume)
         if phase.share != "none":
             weights[phase.name] = (best_state, list(phase.organs))
@@ -182,12 +187,17 @@ def _starts_at_site(plan: Plan, phase: Phase) -> bool:
     return any(p.name == phase.init and p.share == "none" for p in plan.phases)
 
 
-def _check_split(phase: Phase, recorder: Recorder, described: Mapping[str, Description]) -> None:
-    """A checkpoint of another split of the same site is refused (D17)."""
+def _checked_splits(
+    plan: Plan, phase: Phase, recorder: Recorder, described: Mapping[str, Description]
+) -> dict[str, str]:
+    """The splits behind a checkpoint; one of another split (D17) or plan is refused."""
     if not phase.init.startswith("sha256:"):
-        return
+        return {}
     _, meta = load(recorder.out / "init" / f"{phase.init.removeprefix('sha256:')}.safetensors")
-    require_same_split(meta, described, f"phases.{phase.name}.init", phase.init[:20] + "...")
+    field, value = f"phases.{phase.name}.init", phase.init[:20] + "..."
+    require_same_input(meta, plan, phase, field, value)
+    require_same_split(meta, described, field, value)
+    return dict(meta["splits"])
 
 
 def _tracking(text: str) -> Tracking:

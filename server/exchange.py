@@ -69,8 +69,11 @@ def exchange(
     for site in sorted(contents):
         push(site, contents[site])
     given: set[str] = set()
-    while waiting and time.monotonic() - started < timeout_s:
-        for reply in grid.pull_messages(list(waiting)):
+    while waiting:
+        replies = list(grid.pull_messages(list(waiting)))
+        if not replies and time.monotonic() - started >= timeout_s:
+            break
+        for reply in replies:
             site = waiting.pop(reply.metadata.reply_to_message_id, "")
             if not site:
                 continue
@@ -84,7 +87,7 @@ def exchange(
                     continue
             done.replies[site] = reply
             done.seconds[site] = time.monotonic() - started
-        if waiting:
+        if waiting and not replies:
             time.sleep(POLL_SECONDS)
     return done
 

@@ -45,6 +45,7 @@ def inspect(
     round_: int,
     expected: Mapping[str, Tensor],
     guards: Guards,
+    cases: tuple[int, int, int],
 ) -> Accepted | Rejected:
     """Checks one reply against what was asked.
 
@@ -56,6 +57,7 @@ def inspect(
         round_: of the order.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
+        cases: training, validation and test cases that the site described; -1 where it told none.
     """
     if reply is None:
         return Rejected("E_LOST", "no reply before the deadline")
@@ -71,7 +73,7 @@ def inspect(
         return Rejected("E_SCHEMA", f"header or metrics ({type(error).__name__})")
     if (header.site, header.run, header.phase, header.round) != (site, run, phase.name, round_):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
-    return _numbers(result, guards) or _with_state(reply, header, result, expected)
+    return _numbers(result, guards, cases) or _with_state(reply, header, result, expected)
 
 
 def known_code(code: object) -> str:
@@ -79,25 +81,32 @@ def known_code(code: object) -> str:
     return code if isinstance(code, str) and code in CODES else "E_INTERNAL"
 
 
-def _numbers(result: Result, guards: Guards) -> Rejected | None:
+def _numbers(result: Result, guards: Guards, described: tuple[int, int, int]) -> Rejected | None:
+    most = {
+        split: min(guards.max_cases, n) if n >= 0 else guards.max_cases
+        for split, n in zip(("train", "val", "test"), described, strict=True)
+    }
     counts = (result.cases, result.steps, result.skipped, *result.annotated)
-    if min(counts) < 0 or max(counts) > guards.max_cases * 1000 or result.cases > guards.max_cases:
+    if min(counts) < 0 or max(counts) > guards.max_cases * 1000:
         return Rejected("E_COUNT", f"counts outside 0..{guards.max_cases}")
+    if result.cases > most["train"]:
+        return Rejected("E_COUNT", "more training cases than the site described")
     if result.annotated and max(result.annotated) > result.cases:
         return Rejected("E_COUNT", "more annotated cases than cases")
-    if not all(_possible(s, guards) for sums in result.scores.values() for s in sums.values()):
+    told = [(s, most.get(k, 0)) for k, sums in result.scores.items() for s in sums.values()]
+    if not all(_possible(s, n) for s, n in told):
         return Rejected("E_COUNT", "scores outside their range")
     if not all(math.isfinite(v) for v in (result.seconds, *result.loss)):
         return Rejected("E_NONFINITE", "loss or seconds")
     return None
 
 
-def _possible(s: OrganSum, guards: Guards) -> bool:
-    """Sums that n cases can have; -1 cases stand for a cell that the site withholds."""
+def _possible(s: OrganSum, most: int) -> bool:
+    """Sums that at most `most` cases can have; -1 cases stand for a cell that is withheld."""
     if s.n < 0:
         return s.n == -1
     return (
-        s.detected <= s.n <= guards.max_cases
+        s.detected <= s.n <= most
         and 0 <= s.dice <= s.n + 1e-6
         and min(s.detected, s.hd95_mm, s.penalised_mm) >= 0
     )

@@ -121,8 +121,9 @@ class Recorder:
 
 
 def tell(text: str) -> None:
-    """One line for whoever follows the run."""
-    print(f"hnfed| {text}", flush=True)
+    """One line, or a few, for whoever follows the run."""
+    for line in text.splitlines():
+        print(f"hnfed| {line}", flush=True)
 
 
 def mean_of(values: Sequence[float]) -> float | None:

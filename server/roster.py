@@ -172,6 +172,6 @@ def _admit(
 
 def _sensible(description: Description, organs: int) -> bool:
     rows = (description.annotated, description.voxels, description.totals)
-    numbers = [*description.cases, *description.left_out.values(), *(v for r in rows for v in r)]
     lengths = all(len(r) in (0, organs) for r in rows)
-    return lengths and all(math.isfinite(v) and v >= 0 for v in numbers)
+    counts = all(n >= -1 for n in (*description.cases, *description.left_out.values()))
+    return lengths and counts and all(math.isfinite(v) and v >= 0 for r in rows for v in r)

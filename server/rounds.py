@@ -53,6 +53,7 @@ class PhaseRun:
         fingerprint: str,
         previous: tuple[State, list[str]] | None,
         local_start: bool,
+        inherited: Mapping[str, str],
     ) -> None:
         self.grid = grid
         self.plan = plan
@@ -71,7 +72,7 @@ class PhaseRun:
         self.store = recorder.store(phase.name)
         self.strategy = build_strategy(plan.federation.strategy)
         self.voxels, self.totals = self._frequencies()
-        self.meta = self._meta()
+        self.meta = self._meta(inherited)
 
     def run(self, resume: bool) -> tuple[State, dict[str, Any]]:
         """Runs the phase to its end.
@@ -202,29 +203,49 @@ class PhaseRun:
                 f"{quorum} needed; {'asked again' if left else 'given up'}",
                 self.phase.name,
             )
-        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
-        raise RunFailed(
-            f"phase {self.phase.name}, round {round_}: fewer than {quorum} sites answered rightly "
-            f"({codes}). Mend the sites (each keeps its own client.log) and continue with --resume"
-        )
+        raise RunFailed(self._too_few(f"round {round_}", quorum, rejected))
 
     def _score_last(self, state: State, progress: Progress) -> None:
         """After the last round one evaluate exchange scores the last weights on val (D4)."""
         if progress.scored >= progress.round:
             return
-        orders = {s: self._order(progress.round, "validate", progress, s) for s in self.nodes}
-        done = self._send(orders, state, "evaluate", progress)
-        good, _ = self._sift(done, list(self.nodes), progress.round, None)
+        good = self._evaluated("validate", state, progress)
         judge(progress, _scores(good, "val"), progress.round)
         self._commit(state, progress)
 
+    def _evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
+        """Scores from every site; who fails is asked again, `round_retries` times.
+
+        Raises:
+            RunFailed: fewer sites than the quorum told any.
+        """
+        good: dict[str, Accepted] = {}
+        rejected: dict[str, str] = {}
+        for _ in range(self.plan.federation.round_retries + 1):
+            asked = [s for s in self.nodes if s not in good]
+            orders = {s: self._order(progress.round, task, progress, s) for s in asked}
+            done = self._send(orders, state, "evaluate", progress)
+            more, rejected = self._sift(done, asked, progress.round, None)
+            good |= more
+            if not rejected:
+                break
+        for site, code in rejected.items():
+            self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
+        quorum = quorum_of(self.plan, self.phase)
+        if len(good) < quorum:
+            raise RunFailed(self._too_few(f"task {task}", quorum, rejected))
+        return dict(sorted(good.items()))
+
+    def _too_few(self, what: str, quorum: int, rejected: Mapping[str, str]) -> str:
+        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
+        return (
+            f"phase {self.phase.name}, {what}: fewer than {quorum} sites answered rightly "
+            f"({codes}). Mend the sites (each keeps its own client.log) and continue with --resume"
+        )
+
     def _close(self, best: State, progress: Progress) -> dict[str, Any]:
         """Scores the best weights on test, once; of a personal phase each site's own best."""
-        orders = {s: self._order(progress.round, "test", progress, s) for s in self.nodes}
-        done = self._send(orders, best, "evaluate", progress)
-        good, rejected = self._sift(done, list(self.nodes), progress.round, None)
-        for site, code in rejected.items():
-            self.recorder.note(f"no test scores from {site} ({code})", self.phase.name)
+        good = self._evaluated("test", best, progress)
         vals = _scores(good, "val") if self.personal else progress.best
         cell = self.plan.federation.min_cell
         test_cells, test_mean = published(_scores(good, "test"), self.phase.organs, cell)
@@ -320,6 +341,7 @@ class PhaseRun:
                 round_=round_,
                 expected=expected,
                 guards=self.plan.federation.guards,
+                cases=self.described[site].cases,
             )
             if isinstance(verdict, Accepted):
                 good[site] = verdict
@@ -374,8 +396,10 @@ class PhaseRun:
             )
         return told
 
-    def _meta(self) -> dict[str, Any]:
-        splits = {s: d.split_hash for s, d in sorted(self.described.items())}
+    def _meta(self, inherited: Mapping[str, str]) -> dict[str, Any]:
+        """Beside the weights; `splits` also names the sites of what they began from (D17)."""
+        own = {s: d.split_hash for s, d in self.described.items()}
+        splits = dict(sorted((dict(inherited) | own).items()))
         return weights_meta(self.recorder.run, self.plan, self.phase, splits)
 
     def _commit(self, state: State, progress: Progress) -> None:

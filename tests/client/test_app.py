@@ -263,6 +263,22 @@ def test_an_error_leaves_as_its_code_and_stays_whole_in_the_log(
     assert "Traceback" in log
 
 
+def test_a_log_that_cannot_be_written_leaves_no_text_either(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = node()
+    message = n.order("nowhere")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "denied", f"/data/{PATIENT}/client.log")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    reply = n.ask("train", message, arrays={})
+    assert not reply.has_error()
+    assert code(reply) != OK
+    assert PATIENT.encode() not in everything(reply)
+
+
 def test_the_log_grows(node: MakeNode) -> None:
     n = node()
     for _ in range(2):

@@ -64,6 +64,24 @@ def test_counts_of_organs_of_personal_phases_do_not_leave(
     assert told.voxels[1] == told.totals[1] == 0
 
 
+def test_a_site_of_personal_phases_only_tells_no_small_count(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(share="none"), federation=Federation(min_cell=3))
+    told = work.describe(site, plan, "f")
+    assert told.cases == (3, -1, -1)
+    assert all(n == -1 or n >= 3 for n in told.left_out.values())
+
+
+def test_an_organ_that_only_a_personal_phase_lacks_is_told_before_any_round(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(), make_phase("q", organs=["Larynx"], share="none"))
+    with pytest.raises(UserError) as caught:
+        work.describe(site, plan, "f")
+    assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
+
+
 def test_an_organ_that_no_training_case_annotates_is_an_error_of_the_data(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase
 ) -> None:

@@ -19,10 +19,12 @@ from core.phases import (
     load_state,
     network,
     parts_of,
+    require_same_input,
     seed_of,
     size_bytes,
     start_state,
     state_hash,
+    weights_meta,
 )
 from core.plan import Model, Phase, Plan, Preprocess
 
@@ -172,6 +174,35 @@ def test_weights_of_another_network_are_refused() -> None:
         start_state(PLAN, phase(init="x.safetensors"), (old, ORGANS))
     with pytest.raises(UserError, match="is missing"):
         start_state(PLAN, phase(), ({}, []))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("preprocess", "spacing_mm", [2.0, 1.0, 1.0]),
+        ("preprocess", "window_hu", [-100.0, 300.0]),
+        ("preprocess", "crop", [16, 16, 32]),
+        ("model", "norm", "group"),
+        ("model", "strides", [[1, 2, 2]]),
+    ],
+)
+def test_weights_of_other_voxels_or_another_network_are_refused_by_name(
+    section: str, key: str, value: Any
+) -> None:
+    ours = plan()
+    theirs = weights_meta("r", ours, ours.phases[0], {})
+    require_same_input(theirs, ours, ours.phases[0], "init", "x")
+    theirs["model"]["channels_last"] = not ours.model.channels_last
+    require_same_input(theirs, ours, ours.phases[0], "init", "x")
+    theirs[section][key] = value
+    with pytest.raises(UserError, match=f"{section}.{key}") as caught:
+        require_same_input(theirs, ours, ours.phases[0], "init", "x")
+    assert caught.value.field == "init"
+
+
+def test_weights_without_a_description_are_refused() -> None:
+    with pytest.raises(UserError):
+        require_same_input({}, plan(), phase(), "init", "x")
 
 
 def test_load_state_puts_weights_into_the_network() -> None:

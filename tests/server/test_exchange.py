@@ -99,6 +99,20 @@ def test_a_silent_site_is_absent_after_the_deadline() -> None:
     assert 0.2 <= time.monotonic() - started < 3
 
 
+def test_a_reply_that_is_there_counts_whenever_it_is_looked_at() -> None:
+    grid = Grid({1: says(), 2: needs_base})
+    found = exchange(
+        grid,
+        {"a": order(), "b": order()},
+        {"a": 1, "b": 2},
+        kind="train",
+        group="p",
+        timeout_s=0.0,
+        base=lambda: ArrayRecord(BASE),
+    )
+    assert set(found.replies) == {"a", "b"}
+
+
 def test_nobody_is_waited_for_once_all_have_answered() -> None:
     started = time.monotonic()
     ask(Grid({1: says()}), {"a": 1}, timeout_s=60)

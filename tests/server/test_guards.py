@@ -43,7 +43,11 @@ def reply(
     return Message(RecordDict(content), reply_to=asked)
 
 
-def verdict(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> Accepted | Rejected:
+def verdict(
+    message: Message | None,
+    expected: dict[str, Tensor] = EXPECTED,
+    cases: tuple[int, int, int] = (3, 2, 2),
+) -> Accepted | Rejected:
     return inspect(
         message,
         site="a",
@@ -52,6 +56,7 @@ def verdict(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> 
         round_=4,
         expected=expected,
         guards=Guards(max_cases=1000),
+        cases=cases,
     )
 
 
@@ -202,7 +207,8 @@ def test_bytes_that_are_not_what_their_label_says(data: bytes) -> None:
     "change",
     [
         {"cases": -1},
-        {"cases": 1001},
+        {"cases": 4},  # more than the site described
+        {"val.n": [3.0, 2.0]},
         {"cases": 2},  # fewer than the 3 that annotate the brainstem
         {"steps": -1},
         {"skipped": 10**12},
@@ -221,6 +227,20 @@ def test_bytes_that_are_not_what_their_label_says(data: bytes) -> None:
 )
 def test_counts_and_scores_outside_their_range(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
+
+
+def test_a_site_that_describes_no_numbers_is_held_to_the_bound_of_the_plan() -> None:
+    silent = (-1, -1, -1)
+    assert isinstance(verdict(reply(metrics={"cases": 1000}, arrays=GOOD), cases=silent), Accepted)
+    found = verdict(reply(metrics={"cases": 1001}, arrays=GOOD), cases=silent)
+    assert isinstance(found, Rejected)
+    assert found.code == "E_COUNT"
+
+
+def test_scores_of_a_split_that_nobody_described_are_impossible() -> None:
+    found = verdict(reply(arrays=GOOD), cases=(3, 0, 2))
+    assert isinstance(found, Rejected)
+    assert found.code == "E_COUNT"
 
 
 def test_an_update_from_no_case() -> None:

@@ -316,6 +316,39 @@ def test_a_finished_phase_is_taken_over(federate: Make, make_plan: Make) -> None
     assert all(task == "test" for _, task, _ in run.fakes.seen)
 
 
+@pytest.mark.parametrize("task", ["validate", "test"])
+def test_a_site_that_fails_to_score_is_asked_again(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], task: str
+) -> None:
+    run = federate(make_plan(phase(rounds=1)), acts={("b", task, 1): [act["error"]()]})
+    run.run()
+    assert run.fakes.seen.count(("a", task, 1)) == 1
+    assert run.fakes.seen.count(("b", task, 1)) == 2
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert block["sites"]["b"]["test"]["Brainstem"]["n"] == 2
+
+
+def test_a_phase_without_test_scores_is_not_done_and_can_be_resumed(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=1), min_sites=2, round_retries=1)
+    run = federate(plan, acts={("b", "test", 1): [act["error"](), act["error"]()]})
+    with pytest.raises(RunFailed, match=r"(?s)task test.*b: E_ERROR.*--resume"):
+        run.run()
+    assert json.loads((run.out / "metrics.json").read_text())["phases"] == []
+    run.run(resume=True)
+    (block,) = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert block["sites"]["b"]["test"]["Brainstem"]["n"] == 2
+
+
+def test_weights_name_the_splits_of_all_they_began_from(federate: Make, make_plan: Make) -> None:
+    later = phase(name="q", sites=["a"], init="p", rounds=1)
+    run = federate(make_plan(phase(rounds=1), later))
+    run.run()
+    meta = json.loads((run.out / "checkpoints" / "q" / "best.json").read_text())
+    assert set(meta["splits"]) == {"a", "b"}
+
+
 # ---------------------------------------------------------------------- what travels, and when
 
 
