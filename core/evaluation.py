@@ -90,41 +90,48 @@ def evaluate(
 ) -> Evaluation:
     """Scores cases one after another; only one is in memory at a time.
 
+    A case whose CT or prediction cannot be used is left out, counted in a note and named in a
+    finding; the others go on.
+
     Args:
         archive: where the cases lie.
         refs: the cases.
         organs: organs to score, where a case annotates them.
         segment: gives a case's predicted masks (Z, Y, X) on the CT's grid, organs that were not
-            found left out, and what a missed organ costs in mm.
+            found left out, and what a missed organ costs in mm. A `CaseError` leaves the case out.
         penalty: the cost of a missed organ, in words.
         notes: passed on.
         findings: those of the archive, passed on.
         progress: called before each case with (done, in all, case).
 
     Raises:
-        UserError: no case could be read, or none annotates any of the organs.
+        UserError: no case could be used, or none annotates any of the organs.
     """
     scores: list[CaseScore] = []
     noticed: list[Finding] = []
+    lost: list[Finding] = []
     cases = 0
     for done, ref in enumerate(refs):
         if progress is not None:
             progress(done, len(refs), ref.case)
         try:
             volume, left_out = read_case(archive, ref, organs)
+            noticed += left_out
+            masks, penalty_mm = segment(volume)
         except CaseError as error:
             message = str(error).splitlines()[0]
-            noticed.append(Finding(error.code, "error", ref.case, "", message, error.remedy))
+            lost.append(Finding(error.code, "error", ref.case, "", message, error.remedy))
             continue
-        noticed += left_out
         cases += 1
-        masks, penalty_mm = segment(volume)
         scores += _scores(volume, organs, masks, penalty_mm)
+    noticed = lost + noticed
     if not scores:
         reason = noticed[0].message if noticed else f"no case annotates {', '.join(organs)}"
-        raise UserError(
-            "--data", archive.root, "see `hnfed check DATA`", problem=f"nothing to score: {reason}"
-        )
+        remedy = lost[0].remedy if lost else "see `hnfed check DATA`"
+        raise UserError("--data", archive.root, remedy, problem=f"nothing to score: {reason}")
+    if lost:
+        told = f"{len(lost)} of {len(refs)} cases could not be used; the scores are without them."
+        notes = [*notes, told]
     return Evaluation(
         tuple(organs), tuple(scores), cases, penalty, tuple(notes), (*findings, *noticed)
     )

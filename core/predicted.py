@@ -20,7 +20,7 @@ import numpy.typing as npt
 from core.anatomy import Organ, resolve
 from core.data import openkbp, pddca
 from core.data.volume import Geometry, read_image
-from core.errors import UserError
+from core.errors import CaseError, UserError
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LABEL_FILES = ("labels.json", "dataset.json")
@@ -114,16 +114,23 @@ def read_prediction(
         geometry: the CT's grid, on which the masks must lie.
 
     Raises:
-        UserError: a file that cannot be read, or that lies on another grid.
+        CaseError: ``E_PREDICTION_UNREADABLE``, a file that cannot be read;
+            ``E_PREDICTION_GRID``, one that lies on another grid.
     """
     masks: dict[str, npt.NDArray[np.bool_]] = {}
     for organ, path in predictions.files.get(case, {}).items():
-        if path.suffix == ".csv":
-            masks[organ] = openkbp.read_mask(path, image, geometry)[0]
-            continue
-        array, grid = read_image(path)
+        try:
+            if path.suffix == ".csv":
+                masks[organ] = openkbp.read_mask(path, image, geometry)[0]
+                continue
+            array, grid = read_image(path)
+        except CaseError as error:
+            raise CaseError(
+                "E_PREDICTION_UNREADABLE", "--pred", path, error.remedy, problem=error.problem
+            ) from error
         if not geometry.close_to(grid, 1e-2):
-            raise UserError(
+            raise CaseError(
+                "E_PREDICTION_GRID",
                 "--pred",
                 path,
                 "resample the prediction onto the CT's grid",

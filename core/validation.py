@@ -146,6 +146,15 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
 def _check_simulation(plan: Plan, simulation: Simulation) -> None:
     _one_of("simulation.engine", simulation.engine, ("ray", "inline"))
     _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
+    if simulation.cpus_per_site < 1:
+        raise UserError(
+            "simulation.cpus_per_site", simulation.cpus_per_site, "give a whole number >= 1"
+        )
+    spacing = simulation.phantom_spacing_mm
+    if len(spacing) != 3 or min(spacing) <= 0:
+        raise UserError(
+            "simulation.phantom_spacing_mm", spacing, "give three positive mm: [z, y, x]"
+        )
     pooled = {"pooled"} if simulation.baseline == "pooled" else set()  # a run's own config.yaml
     missing = sorted(set(plan.site_names) - set(simulation.sites) - pooled)
     if missing:

@@ -26,6 +26,9 @@ def round_event(
 ) -> dict[str, Any]:
     """The journal's ``round`` event.
 
+    Seconds of compute are those of all sites together, at most until the slowest one answered: so
+    waiting is never another site's computing, whether sites work side by side or in turn.
+
     Args:
         phase: of the round.
         done: the exchange: bytes and seconds.
@@ -38,8 +41,8 @@ def round_event(
     """
     sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
     losses = [r.result.loss for r in good.values() if r.result.loss]
-    compute = max((r.result.seconds for r in good.values()), default=0.0)
     slowest = max((done.seconds[s] for s in good), default=0.0)
+    compute = min(sum(r.result.seconds for r in good.values()), slowest)
     cells, mean = published(sums, phase.organs, min_cell)
     terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSS_TERMS)}
     return {
@@ -53,7 +56,7 @@ def round_event(
         "best_round": best_round(phase, progress),
         "seconds": round(seconds, 3),
         "seconds_compute": round(compute, 3),
-        "seconds_waiting": round(max(slowest - compute, 0.0), 3),
+        "seconds_waiting": round(slowest - compute, 3),
         "seconds_transport": round(max(seconds - slowest, 0.0), 3),
         "bytes_to_sites": sum(done.sent.values()),
         "bytes_from_sites": sum(done.received.values()),

@@ -21,6 +21,7 @@ from core.config import load as load_config
 from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
+from core.phases import network, parts_of
 from core.plan import Config, Phase, SimulatedSite, Simulation
 from simulations.baselines import POOLED, with_baseline
 
@@ -40,9 +41,14 @@ def simulate(
 
     Returns:
         Exit code: 0 when all phases completed.
+
+    Raises:
+        UserError: what cannot work, before any archive is prepared.
     """
     asked, _ = load_config(config, overrides)
     resolved = with_baseline(asked)
+    for phase in resolved.phases:
+        parts_of(network(resolved, phase), resolved, phase)
     folder = _run_folder(Path(config).stem, out, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)

@@ -23,9 +23,9 @@ SHORT = (
 
 def shares(events: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Returns (seconds in rounds, seconds of them computed at the sites, one after the other)."""
-    total = sum(float(e["seconds"]) for e in events if e["event"] == "round")
-    computed = sum(float(e["seconds_compute"]) for e in events if e["event"] == "accepted")
-    return total, computed
+    rounds = [e for e in events if e["event"] == "round"]
+    total = sum(float(e["seconds"]) for e in rounds)
+    return total, sum(float(e["seconds_compute"]) for e in rounds)
 
 
 def rows(config: str = "demo") -> list[dict[str, Any]]:

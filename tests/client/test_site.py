@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -53,6 +54,120 @@ def test_explicit_splits_by_number_exclusions_and_what_is_absent(
     assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1}
 
 
+def test_a_split_that_changes_under_a_run_is_of_the_next_run(
+    site: Site, make_plan: MakePlan, archive: Path, tmp_path: Path
+) -> None:
+    copy, plan = tmp_path / "copy", make_plan()
+    shutil.copytree(archive, copy)
+    site = replace(site, sources=(Source(root=str(copy)),), cache=tmp_path / "cache")
+    later = replace(site, run_folder=tmp_path / "state" / "later")
+    before, _ = site.prepare(plan)
+    text = (copy / "cases.csv").read_text()
+    text = text.replace("test", "swap").replace("val", "test").replace("swap", "val")
+    (copy / "cases.csv").write_text(text)
+    after, _ = later.prepare(plan)
+    assert [e.split for e in before] == ["train", "train", "train", "val", "test"]
+    assert [e.split for e in site.entries(plan)] == [e.split for e in before]
+    assert [e.split for e in later.entries(plan)] == ["train", "train", "train", "test", "val"]
+    assert [e.folder for e in after] == [e.folder for e in before]  # prepared once
+
+
+def test_a_run_that_was_not_prepared_here_says_so(site: Site, make_plan: MakePlan) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        site.entries(make_plan())
+
+
+def test_every_finding_is_named_at_the_site_and_counted_outside(
+    site: Site, make_plan: MakePlan, archive: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(archive, copy)
+    rows = (copy / "cases.csv").read_text().splitlines()
+    (copy / "cases.csv").write_text("\n".join(rows[:-1]))
+    (copy / "DOE_Jane_1950_1" / "img.nrrd").write_bytes(b"NRRD0004\n")
+    site = replace(
+        site,
+        sources=(Source(root=str(copy), exclude=["2", "88"]),),
+        cache=tmp_path / "cache",
+    )
+    _, findings = site.prepare(make_plan())
+    expected = {
+        ("E_EXCLUDED", "error", "DOE_Jane_1950_2"),
+        ("E_IMAGE_UNREADABLE", "error", "DOE_Jane_1950_1"),
+        ("W_CASE_UNASSIGNED", "warning", "DOE_Jane_1950_4"),
+        ("W_CASE_UNLISTED", "warning", "DOE_Jane_1950_4"),
+        ("W_EXCLUDE_UNKNOWN", "warning", "88"),
+    }
+    assert count_codes(findings) == dict.fromkeys(sorted(code for code, *_ in expected), 1)
+    with (site.run_folder / "findings.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["code", "severity", "case", "organ", "message", "remedy"]
+    assert expected <= {(r["code"], r["severity"], r["case"]) for r in table}
+    assert len(table) == len(findings)
+    assert all(r["message"] and r["remedy"] for r in table)
+    assert {p.name for p in site.run_folder.iterdir()} == {"findings.csv", "split.hmac"}
+
+
+def test_findings_of_several_archives_are_told_apart(
+    site: Site, make_plan: MakePlan, archive: Path, tmp_path: Path
+) -> None:
+    sources = tuple(Source(root=str(archive), label=n, exclude=["4"]) for n in ("east", "west"))
+    site = replace(site, sources=sources, cache=tmp_path / "cache")
+    entries, findings = site.prepare(make_plan())
+    named = [f.case for f in findings if f.code == "E_EXCLUDED"]
+    assert named == ["east/DOE_Jane_1950_4", "west/DOE_Jane_1950_4"]
+    assert [e.case for e in entries] == [
+        f"{n}/DOE_Jane_1950_{i}" for n in ("east", "west") for i in range(4)
+    ]
+
+
+@pytest.fixture
+def twins(archive: Path, tmp_path: Path) -> Path:
+    """Cases A_007, B_007 and C_8 without a list."""
+    for i, name in enumerate(("A_007", "B_007", "C_8")):
+        shutil.copytree(archive / f"DOE_Jane_1950_{i}", tmp_path / "twins" / name)
+    return tmp_path / "twins"
+
+
+@pytest.mark.parametrize(
+    ("lists", "field", "problem"),
+    [
+        ({"splits": {"train": ["7", "8"]}}, "splits", "2 cases end in this number"),
+        ({"splits": {"train": ["C_8", "A_007"]}, "exclude": ["7"]}, "exclude", "2 cases"),
+        ({"splits": {"train": ["A_007", "8"], "test": ["C_8"]}}, "splits", "train and in test"),
+    ],
+)
+def test_lists_that_leave_a_case_open_are_refused(
+    site: Site,
+    make_plan: MakePlan,
+    twins: Path,
+    tmp_path: Path,
+    lists: dict[str, Any],
+    field: str,
+    problem: str,
+) -> None:
+    source = Source(root=str(twins), **lists)
+    site = replace(site, sources=(source,), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=problem) as caught:
+        site.prepare(make_plan())
+    assert caught.value.field == field
+
+
+def test_full_ids_tell_cases_of_one_number_apart(
+    site: Site, make_plan: MakePlan, twins: Path, tmp_path: Path
+) -> None:
+    lists: dict[str, list[str]] = {"train": ["A_007", "008", "C_8"], "test": ["B_007"]}
+    source = Source(root=str(twins), splits=lists)
+    site = replace(site, sources=(source,), cache=tmp_path / "cache")
+    entries, findings = site.prepare(make_plan())
+    assert {e.case: e.split for e in entries} == {
+        "A_007": "train",
+        "B_007": "test",
+        "C_8": "train",
+    }
+    assert count_codes(findings) == {}
+
+
 def test_of_phase_takes_the_cases_that_annotate_an_organ_of_it(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase
 ) -> None:
@@ -92,14 +207,21 @@ def test_the_split_hash_is_of_the_whole_split_and_tells_nothing_without_the_secr
     assert "DOE" not in first
 
 
-def test_only_codes_of_what_was_left_out_are_counted() -> None:
+def test_only_codes_of_what_was_left_out_or_not_used_are_counted() -> None:
     findings = [
         Finding("E_B", "error", "Jane", "", "m", "r"),
         Finding("E_A", "error", "Jane", "", "m", "r"),
         Finding("E_B", "error", "Joe", "", "m", "r"),
         Finding("W_C", "warning", "Joe", "", "m", "r"),
+        Finding("W_CASE_UNASSIGNED", "warning", "Jim", "", "m", "r"),
+        Finding("W_EXCLUDE_UNKNOWN", "warning", "Jim", "", "m", "r"),
     ]
-    assert count_codes(findings) == {"E_A": 1, "E_B": 2}
+    assert count_codes(findings) == {
+        "E_A": 1,
+        "E_B": 2,
+        "W_CASE_UNASSIGNED": 1,
+        "W_EXCLUDE_UNKNOWN": 1,
+    }
 
 
 def test_a_simulated_site_is_found_by_its_number(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import from_numpy
 from core.anatomy import vocabulary
 from core.data.archive import Archive, open_archive, read_case
 from core.data.volume import Geometry, Volume, write_labelmap, write_mask
-from core.errors import UserError
+from core.errors import CaseError, UserError
 from core.evaluation import as_json, choose_cases, evaluate, table, vocabulary_of
 from core.predicted import find_predictions, read_prediction
 
@@ -142,8 +142,61 @@ def test_an_unreadable_case_is_named_and_the_others_are_scored(
     assert {s.case for s in result.scores} == {"c5"}
     assert result.cases == 1
     assert [f.case for f in result.findings if f.severity == "error"] == ["c4"]
+    assert result.notes == ("1 of 2 cases could not be used; the scores are without them.",)
     with pytest.raises(UserError, match="nothing to score"):
         evaluate(archive, refs[:1], ORGANS, lambda v: (v.masks, 1.0), penalty="")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("truncated", "E_PREDICTION_UNREADABLE"), ("grid", "E_PREDICTION_GRID")],
+)
+def test_a_prediction_that_cannot_be_used_costs_its_own_case_only(
+    archive: Archive, tmp_path: Path, fault: str, code: str
+) -> None:
+    for case in ("c4", "c5"):
+        volume = _volume(archive, case)
+        LAYOUTS["named"](tmp_path, case, dict(volume.masks), volume.geometry)
+    path = tmp_path / "c4" / "Brainstem.nrrd"
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        volume = _volume(archive, "c4")
+        write_mask(path, volume.masks["Brainstem"], Geometry(volume.geometry.size, (4.0, 4.0, 5.0)))
+    found = find_predictions(tmp_path, ["c4", "c5"], vocabulary())
+
+    def segment(volume: Volume) -> tuple[dict[str, Mask], float]:
+        return read_prediction(found, volume.case, volume.image, volume.geometry), 1.0
+
+    refs = choose_cases(archive, "test", None)
+    result = evaluate(archive, refs, ORGANS, segment, penalty="", notes=["take care."])
+    assert {s.case: s.dice for s in result.scores} == {"c5": 1.0}
+    assert result.cases == 1
+    assert [(f.case, f.code) for f in result.findings if f.severity == "error"] == [("c4", code)]
+    assert result.notes[0] == "take care."
+    assert "1 of 2 cases could not be used" in table(result, per_case=False)
+    with pytest.raises(UserError, match=r"nothing to score: --pred = \S*Brainstem\.nrrd"):
+        evaluate(archive, refs[:1], ORGANS, segment, penalty="")
+
+
+def test_a_ct_without_a_body_costs_its_own_case_only(archive: Archive) -> None:
+    def segment(volume: Volume) -> tuple[Mapping[str, Mask], float]:
+        if volume.case == "c4":
+            raise CaseError("E_NO_BODY", "image", "x", "export the CT in HU", problem="no body")
+        return volume.masks, 1.0
+
+    refs = choose_cases(archive, "test", None)
+    result = evaluate(archive, refs, ORGANS, segment, penalty="")
+    assert {s.case for s in result.scores} == {"c5"}
+    assert [f.code for f in result.findings] == ["E_NO_BODY"]
+
+
+def test_a_fault_that_is_of_no_case_ends_the_evaluation(archive: Archive) -> None:
+    def segment(volume: Volume) -> tuple[Mapping[str, Mask], float]:
+        raise UserError("--device", "tpu", "use cpu")
+
+    with pytest.raises(UserError, match="tpu"):
+        evaluate(archive, archive.cases, ORGANS, segment, penalty="")
 
 
 def test_nothing_annotated_is_a_user_error(archive: Archive) -> None:

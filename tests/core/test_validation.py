@@ -69,6 +69,9 @@ def fails(*overrides: str) -> UserError:
         ("phases.pretrain.name=scratch", "phases.0.name"),
         ("simulation.engine=threads", "simulation.engine"),
         ("simulation.baseline=mixed", "simulation.baseline"),
+        ("simulation.cpus_per_site=0", "simulation.cpus_per_site"),
+        ("simulation.phantom_spacing_mm=[4.0]", "simulation.phantom_spacing_mm"),
+        ("simulation.phantom_spacing_mm=[4.0, 0.0, 4.0]", "simulation.phantom_spacing_mm"),
     ],
 )
 def test_what_makes_no_sense_is_said_by_key(override: str, field: str) -> None:

@@ -168,6 +168,24 @@ def test_what_is_missing_is_said_before_anything_runs(
     assert not (tmp_path / "x" / "journal.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("preprocess.crop=[81, 40, 48]", "preprocess.crop"),
+        ("model={name: UNet, args: {strides: [2]}}", "model.args"),
+        ("phases.pretrain.freeze=[engine]", "phases.pretrain.freeze"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_any_archive_is_made(
+    tiny: list[str], tmp_path: Path, override: str, field: str
+) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError) as caught:
+        simulate("smoke", [*tiny, f"simulation.cache={cache}", override], tmp_path / "x")
+    assert field in caught.value.field
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_folders_without_a_name_get_numbers(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from core.plan import Phase
+from core.protocol import Header, Result
+from server.exchange import Exchange
+from server.figures import round_event
+from server.guards import Accepted
+from server.progress import Progress
+
+
+@pytest.mark.parametrize(
+    ("computed", "answered", "expected"),
+    [
+        ({"a": 10.0, "b": 4.0}, {"a": 14.5, "b": 14.5}, (14.0, 0.5, 1.5)),  # in turn
+        ({"a": 10.0, "b": 4.0}, {"a": 10.25, "b": 14.5}, (14.0, 0.5, 1.5)),
+        ({"a": 10.0, "b": 8.0}, {"a": 11.0, "b": 9.0}, (11.0, 0.0, 5.0)),  # side by side
+        ({"a": 3.0}, {"a": 5.0}, (3.0, 2.0, 11.0)),
+        ({}, {}, (0.0, 0.0, 16.0)),
+    ],
+)
+def test_waiting_is_never_another_sites_computing(
+    computed: dict[str, float],
+    answered: dict[str, float],
+    expected: tuple[float, float, float],
+) -> None:
+    phase = Phase(name="p", sites=["a", "b"], organs=["Brainstem"])
+    good = {
+        site: Accepted(Header(site, "r", "p", 1), Result(seconds=seconds), {}, Mock())
+        for site, seconds in computed.items()
+    }
+    event = round_event(
+        phase,
+        Exchange(seconds=answered),
+        good,
+        {},
+        Progress(round=1),
+        scored=0,
+        seconds=16.0,
+        min_cell=1,
+    )
+    found = tuple(event[f"seconds_{part}"] for part in ("compute", "waiting", "transport"))
+    assert found == expected
+    assert sum(found) == event["seconds"]
