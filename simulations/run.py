@@ -21,8 +21,8 @@ from core.config import load as load_config
 from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
-from core.phases import network, parts_of
-from core.plan import Config, Phase, SimulatedSite, Simulation
+from core.phases import network, parts_of, require_same_input
+from core.plan import Config, Phase, Plan, SimulatedSite, Simulation
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
@@ -45,7 +45,9 @@ def simulate(
     Raises:
         UserError: what cannot work, before any archive is prepared.
     """
-    asked, _ = load_config(config, overrides)
+    asked, sources = load_config(config, overrides)
+    if sources["federation.min_cell"] == "default":  # nobody's privacy is at stake here (D5)
+        asked = replace(asked, federation=replace(asked.federation, min_cell=1))
     resolved = with_baseline(asked)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
@@ -53,7 +55,7 @@ def simulate(
     started = time.monotonic()
     local = _site_map(resolved, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = replace(resolved, phases=[_pinned(p, folder) for p in resolved.phases])
+    resolved = replace(resolved, phases=[_pinned(resolved, p, folder) for p in resolved.phases])
     _same_plan(resolved, folder, resume)
     (folder / "config.yaml").write_text(to_yaml(asked), encoding="utf-8")
     run_config = {
@@ -175,7 +177,7 @@ def _run_id(folder: Path, resume: bool) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _pinned(phase: Phase, folder: Path) -> Phase:
+def _pinned(plan: Plan, phase: Phase, folder: Path) -> Phase:
     """A checkpoint that a phase starts from is copied into the run, named by its SHA-256 (D1)."""
     if not phase.init.endswith(".safetensors"):
         return phase
@@ -184,7 +186,8 @@ def _pinned(phase: Phase, folder: Path) -> Phase:
         raise UserError(
             f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint"
         )
-    load(source)
+    _, meta = load(source)
+    require_same_input(meta, plan, phase, f"phases.{phase.name}.init", phase.init)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     target = folder / "init"
     target.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("losses", "hd95", "augmentation", "models", "overhead")
+NAMES = ("losses", "hd95", "augmentation", "models", "overhead", "demo")
 
 
 def main() -> int:

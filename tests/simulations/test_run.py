@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.checkpoint import load as load_checkpoint
-from core.config import load, plan_hash
+from core.config import CONFIGS, load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
 from server.record import Recorder
@@ -130,6 +130,30 @@ def test_a_checkpoint_of_another_split_is_refused(
     out = tmp_path / "second"
     assert simulate("smoke", [*tiny, f"phases.0.init={source}"], out) == 1
     assert "another split of site nyu" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_plan_is_refused(
+    run_tiny: RunTiny, tiny: list[str], tmp_path: Path
+) -> None:
+    source = run_tiny("first", "phases.0.rounds=1", "phases.1.rounds=1") / WEIGHTS[0]
+    coarser = "preprocess={spacing_mm: [14.0, 12.0, 12.0], crop: [16, 16, 16]}"
+    with pytest.raises(UserError, match=r"preprocess.spacing_mm is \[12"):
+        simulate("smoke", [*tiny, coarser, f"phases.0.init={source}"], tmp_path / "second")
+
+
+@pytest.mark.parametrize(("given", "used"), [([], 1), (["federation.min_cell=7"], 7)])
+def test_a_simulation_publishes_every_cell_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], used: int
+) -> None:
+    plan = tmp_path / "mine.yaml"
+    text = (CONFIGS / "smoke.yaml").read_text(encoding="utf-8")
+    plan.write_text(text.replace("federation: {min_cell: 1}\n", ""), encoding="utf-8")
+    monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
+    monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
+    monkeypatch.setattr("core.report.write_report", lambda folder: folder)
+    simulate(str(plan), given, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert stored["federation"]["min_cell"] == used
 
 
 def test_resume_wants_the_plan_of_the_run(run_tiny: RunTiny, tiny: list[str]) -> None:
