@@ -57,6 +57,12 @@ def _levels(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{base} {word}" for base in bases for word in words) + short
 
 
+def mirrored(organ: str) -> str:
+    """The organ on the other side: ``Parotid_L`` for ``Parotid_R``; itself where it has no side."""
+    other = {"_L": "_R", "_R": "_L"}.get(organ[-2:], "")
+    return organ[:-2] + other if other else organ
+
+
 def _paired(bases: Sequence[str], side: str) -> tuple[str, ...]:
     return tuple(f"{base} {side}" for base in bases)
 

@@ -22,10 +22,11 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random affine and elastic deformation in one resampling, then intensity."""
+    """Mirroring, random affine and elastic deformation in one resampling, then intensity."""
 
     enabled: bool = True
     probability: float = 0.9
+    mirror: float = 0.0
     rotate_deg: list[float] = field(default_factory=lambda: [8.0, 8.0, 8.0])
     scale: float = 0.1
     translate_mm: list[float] = field(default_factory=lambda: [12.0, 8.0, 8.0])

@@ -75,6 +75,8 @@ def _check_sections(plan: Plan) -> None:
     for key, number in positive.items():
         if number <= 0:
             raise UserError(key, number, "give a number above 0")
+    if not 0 <= plan.augment.mirror <= 1:
+        raise UserError("augment.mirror", plan.augment.mirror, "give a share in [0, 1]")
     if not 0 < plan.model.prior < 1:
         raise UserError("model.prior", plan.model.prior, "give a probability in (0, 1)")
     _one_of("weighting.terms", plan.weighting.terms, ("static", "shift"))

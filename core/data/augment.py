@@ -4,8 +4,8 @@ Affine map and elastic deformation are one cubic B-spline on a coarse control gr
 reproduce affine maps exactly, so the affine map is applied to the control points and every voxel is
 interpolated once. The displacement of a control point stays below 0.4 of the control spacing, which
 keeps a cubic B-spline deformation in 3-D free of folds (Choi and Lee, Injectivity conditions of 2D
-and 3D uniform cubic B-spline functions, Graphical Models 62, 2000). There is no left-right flip:
-organs have sides.
+and 3D uniform cubic B-spline functions, Graphical Models 62, 2000). Left and right are exchanged
+elsewhere (`core.data.dataset.mirror`): organs have sides.
 """
 
 from __future__ import annotations

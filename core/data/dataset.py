@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from core.anatomy import mirrored
 from core.data.augment import augment as augment_sample
 from core.data.entry import Entry
 from core.data.preprocess import label_map
@@ -47,6 +48,29 @@ def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint
 
     order = sorted(organs, key=volume_ml, reverse=True)
     return label_map(entry.bits(), entry.organs, organs, order=order)
+
+
+def mirror(
+    image: Tensor, label: Tensor, annotated: Tensor, organs: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exchanges left and right: the voxels, and with them the sides that organs are named after.
+
+    An organ with a side whose partner is not among `organs` becomes one that is not annotated.
+
+    Args:
+        image: (1, Z, Y, X), X from right to left of the patient.
+        label: (Z, Y, X) uint8, 0 = background, i + 1 = organ i.
+        annotated: (C,) bool.
+        organs: TG-263 names, in the order of the labels.
+
+    Returns:
+        New image, label and annotated.
+    """
+    partners = [mirrored(organ) for organ in organs]
+    rows = [organs.index(p) if p in organs else -1 for p in partners]
+    table = torch.tensor([0, *(row + 1 for row in rows)], dtype=label.dtype)
+    known = torch.tensor([row >= 0 and bool(annotated[row]) for row in rows])
+    return image.flip(-1), table[label.flip(-1).long()], known
 
 
 class CropDataset(Dataset[dict[str, Tensor]]):
@@ -98,12 +122,18 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         entry = self.entries[case]
         image = scale_image(entry.image(), self.window_hu)
         label = torch.from_numpy(load_label(entry, self.organs)[0])
+        annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
+        if self.augment is not None and self._drawn(case) < self.augment.mirror:
+            image, label, annotated = mirror(image, label, annotated, self.organs)
         if self.augment is not None:
             image, label = augment_sample(
                 image, label, self.augment, entry.crop.spacing_mm, self.sample_seed(case)
             )
-        annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
         return {"image": image, "label": label.long(), "annotated": annotated}
+
+    def _drawn(self, case: int) -> float:
+        """A number in [0, 1) that decides whether a case is mirrored in this epoch."""
+        return float(np.random.default_rng([self.sample_seed(case), 1]).random())
 
     def sample_seed(self, case: int) -> int:
         """Returns the seed of a case's augmentation in this epoch; `case` counts in `entries`."""

@@ -24,6 +24,7 @@ def fails(*overrides: str) -> UserError:
     [
         ("model.norm=batch", "model.norm"),
         ("model.prior=0", "model.prior"),
+        ("augment.mirror=1.1", "augment.mirror"),
         ("model.prior=1.0", "model.prior"),
         ("loss.form=other", "loss.form"),
         ("loss.class_weight=all", "loss.class_weight"),

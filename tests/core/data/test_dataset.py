@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from core.data.dataset import CropDataset, load_label, scale_image
+from core.data.dataset import CropDataset, load_label, mirror, scale_image
 from core.data.entry import Entry
 from core.data.volume import Geometry
 from core.errors import UserError
@@ -55,6 +55,40 @@ def test_a_sample_without_augmentation_is_the_cached_case(entries: list[Entry]) 
         assert sample["image"].dtype == torch.float32
         assert sample["label"].dtype == torch.int64
         assert sample["annotated"].tolist() == [True, True, False]
+
+
+def test_mirroring_exchanges_sides_and_keeps_what_is_annotated_together_with_its_organ() -> None:
+    organs = ("Parotid_L", "Brainstem", "Parotid_R", "OpticNrv_L")
+    image = torch.arange(24.0).reshape(1, 2, 3, 4)
+    label = torch.randint(0, 5, (2, 3, 4), generator=torch.Generator().manual_seed(0)).byte()
+    known = torch.tensor([True, True, False, True])
+    moved, other, told = mirror(image, label, known, organs)
+    assert torch.equal(moved, image.flip(-1))
+    for before, after in ((0, 0), (1, 3), (2, 2), (3, 1)):
+        assert torch.equal(
+            other.flip(-1)[label == before],
+            label.new_full((), after).expand((label == before).sum()),
+        )
+    assert not (other == 4).any()  # an optic nerve has no partner here
+    assert (other.flip(-1)[label == 4] == 0).all()
+    assert told.tolist() == [False, True, True, False]
+    back = mirror(moved, other, told, organs)
+    assert torch.equal(back[0], image)
+    assert torch.equal(back[1], torch.where(label == 4, 0, label))
+
+
+def test_the_share_of_mirrored_samples_is_that_of_the_plan(entries: list[Entry]) -> None:
+    still = Augment(probability=0.0, mirror=0.3)
+    count = 0
+    for epoch in range(60):
+        plain = CropDataset(entries, ORGANS, None, WINDOW, 3, epoch)
+        drawn = CropDataset(entries, ORGANS, still, WINDOW, 3, epoch)
+        for i in range(len(entries)):
+            same = torch.equal(plain[i]["image"], drawn[i]["image"])
+            count += not same
+            turned = torch.equal(plain[i]["image"].flip(-1), drawn[i]["image"])
+            assert same or turned
+    assert 0.2 < count / 300 < 0.4
 
 
 def test_the_window_is_mapped_to_one() -> None:
