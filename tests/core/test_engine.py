@@ -94,14 +94,14 @@ def test_it_learns_and_is_scored_on_the_ct_grid(entries: list[Entry]) -> None:
         model,
         entries[:4],
         plan,
-        epochs=10,
-        total_epochs=10,
+        epochs=16,
+        total_epochs=16,
         progress=lambda done, count: seen.append((done, count)),
     )
-    assert result.steps == 40
+    assert result.steps == 64
     assert result.skipped_nonfinite == 0
     assert result.seconds > 0
-    assert seen == [(i, 40) for i in range(1, 41)]
+    assert seen == [(i, 64) for i in range(1, 65)]
     assert set(result.loss) == {"total", "ce", "focal", "dice", "gdice"}
     drawn: dict[str, npt.NDArray[np.uint8]] = {}
     scores = engine.validate(
@@ -442,7 +442,8 @@ def test_prediction_averages_probabilities_and_equals_validation(
 ) -> None:
     from core.prediction import load_models
 
-    plan = _plan()
+    untrained = Model(channels=[8, 16], norm="group", prior=0.5)  # that finds something
+    plan = _plan(model=untrained)
     archive = open_archive(ball_archive)
     image, geometry = read_image_of(archive, archive.cases[0])
     models, metas = load_models([_checkpoint(tmp_path, plan, seed) for seed in (1, 2)], "cpu")
