@@ -213,7 +213,7 @@ def test_private_settings_exist_in_the_installed_wandb() -> None:
 
 def test_disabled_writes_nothing_and_imports_no_wandb(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from core.config import Tracking\n"
+        "import sys; from pathlib import Path; from core.plan import Tracking\n"
         "from core.tracking import open_tracker\n"
         "s, folder = Tracking(mode='disabled'), Path(sys.argv[1])\n"
         "t = open_tracker(s, run_id='a', folder=folder, config={})\n"
