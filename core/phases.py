@@ -150,42 +150,37 @@ def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) 
 
 def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) -> dict[str, Any]:
     """What the JSON beside a phase's weights says of them, at the server as at a site."""
-    pre = plan.preprocess
     return {
         "run": run,
         "phase": phase.name,
         "organs": list(phase.organs),
-        "preprocess": {
-            "spacing_mm": list(pre.spacing_mm),
-            "crop": list(pre.crop),
-            "window_hu": list(pre.window_hu),
-        },
-        "model": asdict(plan.model),
+        **_input_of(plan),
         "plan_hash": plan_hash(plan),
         "splits": dict(splits),
         "versions": versions(),
     }
 
 
-def require_same_input(
-    meta: Mapping[str, Any], plan: Plan, phase: Phase, field: str, value: object
-) -> None:
+def _input_of(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The sections of the plan that say how to build and feed the network."""
+    return {"preprocess": asdict(plan.preprocess), "model": asdict(plan.model)}
+
+
+def require_same_input(meta: Mapping[str, Any], plan: Plan, field: str, value: object) -> None:
     """Weights of another network, or of other voxels, must not be gone on with.
 
     Args:
         meta: JSON beside the weights.
         plan: of the run that would start from them.
-        phase: any of the plan's.
         field: key of the plan, for the error.
         value: what stands there, for the error.
 
     Raises:
         UserError: names the first setting that differs.
     """
-    wanted = weights_meta("", plan, phase, {})
-    for section in ("preprocess", "model"):
+    for section, wanted in _input_of(plan).items():
         theirs = dict(meta.get(section, {}))
-        for key, ours in wanted[section].items():
+        for key, ours in wanted.items():
             if key not in HOW_NOT_WHAT and theirs.get(key) != ours:
                 raise UserError(
                     field,

@@ -193,9 +193,10 @@ def _checked_splits(
     """The splits behind a checkpoint; one of another split (D17) or plan is refused."""
     if not phase.init.startswith("sha256:"):
         return {}
-    _, meta = load(recorder.out / "init" / f"{phase.init.removeprefix('sha256:')}.safetensors")
+    name = phase.init.removeprefix("sha256:")
+    meta = load_meta(recorder.out / "init" / f"{name}.safetensors")
     field, value = f"phases.{phase.name}.init", phase.init[:20] + "..."
-    require_same_input(meta, plan, phase, field, value)
+    require_same_input(meta, plan, field, value)
     require_same_split(meta, described, field, value)
     return dict(meta["splits"])
 

@@ -187,7 +187,7 @@ def _pinned(plan: Plan, phase: Phase, folder: Path) -> Phase:
             f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint"
         )
     _, meta = load(source)
-    require_same_input(meta, plan, phase, f"phases.{phase.name}.init", phase.init)
+    require_same_input(meta, plan, f"phases.{phase.name}.init", phase.init)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     target = folder / "init"
     target.mkdir(exist_ok=True)

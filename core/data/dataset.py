@@ -123,17 +123,12 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         image = scale_image(entry.image(), self.window_hu)
         label = torch.from_numpy(load_label(entry, self.organs)[0])
         annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
-        if self.augment is not None and self._drawn(case) < self.augment.mirror:
-            image, label, annotated = mirror(image, label, annotated, self.organs)
         if self.augment is not None:
-            image, label = augment_sample(
-                image, label, self.augment, entry.crop.spacing_mm, self.sample_seed(case)
-            )
+            seed = self.sample_seed(case)
+            if np.random.default_rng([seed, 1]).random() < self.augment.mirror:
+                image, label, annotated = mirror(image, label, annotated, self.organs)
+            image, label = augment_sample(image, label, self.augment, entry.crop.spacing_mm, seed)
         return {"image": image, "label": label.long(), "annotated": annotated}
-
-    def _drawn(self, case: int) -> float:
-        """A number in [0, 1) that decides whether a case is mirrored in this epoch."""
-        return float(np.random.default_rng([self.sample_seed(case), 1]).random())
 
     def sample_seed(self, case: int) -> int:
         """Returns the seed of a case's augmentation in this epoch; `case` counts in `entries`."""

@@ -37,13 +37,11 @@ def pss_bytes(processes: Sequence[int]) -> int:
 
 
 def dice_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Test Dice of a run's `metrics.json`, averaged over the cases of an organ, then its group."""
+    """Test Dice per organ of a run's `metrics.json`, averaged over the organs of each group."""
     groups: dict[str, list[float]] = {name: [] for name in LEAST_DICE}
     for phase in metrics["phases"]:
         for organ in phase["organs"]:
-            cells = [site["test"][organ] for site in phase["sites"].values()]
-            n = sum(c["n"] for c in cells)
-            dice = sum(c["n"] * c["dice"] for c in cells if c["n"]) / n
+            dice = phase["mean"]["organs"][organ]["dice"]
             constrictor = organ.startswith("Musc_Constrict")
             small = "chiasm and nerves" if organ in SMALL else "six larger organs"
             groups["constrictors" if constrictor else small].append(dice)

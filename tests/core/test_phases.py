@@ -191,18 +191,18 @@ def test_weights_of_other_voxels_or_another_network_are_refused_by_name(
 ) -> None:
     ours = plan()
     theirs = weights_meta("r", ours, ours.phases[0], {})
-    require_same_input(theirs, ours, ours.phases[0], "init", "x")
+    require_same_input(theirs, ours, "init", "x")
     theirs["model"]["channels_last"] = not ours.model.channels_last
-    require_same_input(theirs, ours, ours.phases[0], "init", "x")
+    require_same_input(theirs, ours, "init", "x")
     theirs[section][key] = value
     with pytest.raises(UserError, match=f"{section}.{key}") as caught:
-        require_same_input(theirs, ours, ours.phases[0], "init", "x")
+        require_same_input(theirs, ours, "init", "x")
     assert caught.value.field == "init"
 
 
 def test_weights_without_a_description_are_refused() -> None:
     with pytest.raises(UserError):
-        require_same_input({}, plan(), phase(), "init", "x")
+        require_same_input({}, plan(), "init", "x")
 
 
 def test_load_state_puts_weights_into_the_network() -> None:

@@ -7,34 +7,14 @@ import pytest
 from simulations.benchmarks.demo import dice_of, run
 
 
-def cell(n: int, dice: float | None) -> dict[str, object]:
-    return {"n": n, "dice": dice}
+def phase(**dice: float) -> dict[str, object]:
+    organs = {organ: {"n": 4, "dice": value} for organ, value in dice.items()}
+    return {"organs": list(dice), "mean": {"organs": organs}}
 
 
-def test_dice_is_weighed_by_cases_within_an_organ_and_not_between_organs() -> None:
-    first = {
-        "organs": ["Brainstem", "Parotid_L", "OpticChiasm"],
-        "sites": {
-            "a": {
-                "test": {
-                    "Brainstem": cell(3, 0.8),
-                    "Parotid_L": cell(1, 0.6),
-                    "OpticChiasm": cell(1, 0.2),
-                }
-            },
-            "b": {
-                "test": {
-                    "Brainstem": cell(1, 0.4),
-                    "Parotid_L": cell(0, None),
-                    "OpticChiasm": cell(1, 0.4),
-                }
-            },
-        },
-    }
-    second = {
-        "organs": ["Musc_Constrict_S"],
-        "sites": {"a": {"test": {"Musc_Constrict_S": cell(2, 0.5)}}},
-    }
+def test_organs_weigh_the_same_within_their_group() -> None:
+    first = phase(Brainstem=0.7, Parotid_L=0.6, OpticChiasm=0.3)
+    second = phase(Musc_Constrict_S=0.5)
     assert dice_of({"phases": [first, second]}) == pytest.approx(
         {"six larger organs": 0.65, "chiasm and nerves": 0.3, "constrictors": 0.5}
     )
