@@ -294,7 +294,15 @@ def score(
                 colours,
             )
 
-    return validate(model, entries, phase.organs, plan, site.device, on_case=on_case)
+    return validate(
+        model,
+        entries,
+        phase.organs,
+        plan,
+        site.device,
+        average_mirrored=phase.average_mirrored,
+        on_case=on_case,
+    )
 
 
 def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:

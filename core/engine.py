@@ -165,6 +165,7 @@ def validate(
     device: str | torch.device,
     *,
     hd95: bool = True,
+    average_mirrored: bool = False,
     on_case: Callable[[Entry, npt.NDArray[np.uint8]], None] | None = None,
 ) -> list[CaseScore]:
     """Scores whole crops on each CT's own grid against the original masks.
@@ -176,18 +177,21 @@ def validate(
         plan: gives window, threads and determinism.
         device: ``auto | cpu | cuda:N``.
         hd95: also the 95th percentile Hausdorff distance.
+        average_mirrored: average each crop with its mirror image (`probabilities_of`).
         on_case: called with each entry and its label map (Z, Y, X) on the CT's grid.
 
     Returns:
         One score a case and annotated organ; a missed organ's penalty is the diagonal of the crop.
     """
     target = resolve_device(device)
+    sides = organs if average_mirrored else ()
     scores: list[CaseScore] = []
     with device_settings(plan.train, target, plan.seed), memory_advice():
         to_device(model, target, plan.model.channels_last).eval()
         for entry in entries:
             image = scale_image(entry.image(), plan.preprocess.window_hu)
-            labelmap = restore(probabilities_of([model], image, target), entry.crop, entry.source)
+            probabilities = probabilities_of([model], image, target, average_mirrored=sides)
+            labelmap = restore(probabilities, entry.crop, entry.source)
             truth = entry.truth(organs)
             scores += score_case(
                 entry.case,

@@ -155,6 +155,7 @@ def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) 
         "phase": phase.name,
         "organs": list(phase.organs),
         **_input_of(plan),
+        "average_mirrored": phase.average_mirrored,
         "plan_hash": plan_hash(plan),
         "splits": dict(splits),
         "versions": versions(),

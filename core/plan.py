@@ -108,6 +108,7 @@ class Phase:
     share: str = "all"
     lr: float | None = None
     max_cases: int | None = None
+    average_mirrored: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from core.anatomy import mirrored
 from core.checkpoint import load, require_described
 from core.data.dataset import scale_image
 from core.data.preprocess import prepare_image, restore
@@ -86,8 +87,10 @@ def predict_volume(
     target = resolve_device(device)
     settings = common_preprocess(metas)
     crop, crop_geometry = prepare_image(image, geometry, settings)
+    organs = metas[0]["organs"] if metas[0].get("average_mirrored") else ()
     with memory_advice():
-        probabilities = probabilities_of(models, scale_image(crop, settings.window_hu), target)
+        scaled = scale_image(crop, settings.window_hu)
+        probabilities = probabilities_of(models, scaled, target, average_mirrored=organs)
     return restore(probabilities, crop_geometry, geometry)
 
 
@@ -105,13 +108,14 @@ def select_labels(
 def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
     """The preprocessing that all models share; `UserError` where they, or their organs, differ."""
     first = metas[0]
-    for key in ("organs", "preprocess"):
+    for key in ("organs", "preprocess", "average_mirrored"):
         for other in metas[1:]:
-            if other[key] != first[key]:
+            if other.get(key) != first.get(key):
                 raise UserError(
                     "--model",
-                    f"{key} {first[key]} and {other[key]}",
-                    "average only models of the same organs (in one order) and preprocessing",
+                    f"{key} {first.get(key)} and {other.get(key)}",
+                    "average only models of the same organs (in one order), preprocessing and "
+                    "phases.average_mirrored",
                 )
     try:
         given = {field.name: first["preprocess"][field.name] for field in fields(Preprocess)}
@@ -122,11 +126,29 @@ def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
     return Preprocess(**given)
 
 
-def probabilities_of(models: Sequence[nn.Module], image: Tensor, device: torch.device) -> Tensor:
-    """Mean softmax (1 + C, Z, Y, X) of the models for one scaled crop (1, Z, Y, X)."""
+def probabilities_of(
+    models: Sequence[nn.Module],
+    image: Tensor,
+    device: torch.device,
+    *,
+    average_mirrored: Sequence[str] = (),
+) -> Tensor:
+    """Mean softmax (1 + C, Z, Y, X) of the models for one scaled crop.
+
+    Args:
+        models: networks, on the device and in evaluation mode.
+        image: (1, Z, Y, X) in [-1, 1], X from right to left of the patient.
+        device: where the models are.
+        average_mirrored: the C organs of the models' outputs, both sides of each: the mean is
+            then also over the mirrored crop, mirrored back, sides exchanged. Empty: as it is.
+    """
     batch = image[None].to(device)
     with torch.inference_mode():
-        total = torch.softmax(models[0](batch)[0].float(), dim=0)
-        for model in models[1:]:
-            total += torch.softmax(model(batch)[0].float(), dim=0)
-        return total.div_(len(models))
+        total = sum(torch.softmax(model(batch)[0].float(), dim=0) for model in models)
+        assert isinstance(total, Tensor)
+        total /= len(models)
+        if average_mirrored:
+            sides = [0, *(1 + average_mirrored.index(mirrored(o)) for o in average_mirrored)]
+            other = probabilities_of(models, image.flip(-1), device)
+            total = (total + other.flip(-1)[sides]) / 2
+        return total

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from core.anatomy import require_known, vocabulary
+from core.anatomy import mirrored, require_known, vocabulary
 from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation
@@ -116,6 +116,14 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
         )
     if phase.lr is not None and phase.lr <= 0:
         raise UserError(f"{key}.lr", phase.lr, "give a number above 0, or leave it out")
+    alone = [o for o in phase.organs if mirrored(o) not in phase.organs]
+    if phase.average_mirrored and alone:
+        raise UserError(
+            f"{key}.average_mirrored",
+            True,
+            f"add the other side to {key}.organs, or set it to false",
+            problem=f"of {', '.join(alone)} the phase has one side only",
+        )
     _one_of(f"{key}.share", phase.share, ("all", "trainable", "none"))
     if isinstance(phase.freeze, str):
         _one_of(f"{key}.freeze", phase.freeze, FREEZE)

@@ -464,6 +464,60 @@ def test_prediction_averages_probabilities_and_equals_validation(
     assert not np.array_equal(both, single)
 
 
+def test_the_average_with_the_mirrored_ct_treats_both_sides_alike(
+    ball_archive: Path, tmp_path: Path
+) -> None:
+    from core.prediction import load_models, probabilities_of
+
+    plan = _plan(model=Model(channels=[8, 16], norm="group", prior=0.5))
+    sides = ["Parotid_L", "Parotid_R"]
+    paths = [
+        _checkpoint(tmp_path, plan, seed, organs=sides, average_mirrored=seed == 1)
+        for seed in (1, 2)
+    ]
+    with pytest.raises(UserError, match="average_mirrored"):
+        load_models(paths, "cpu")
+    models, metas = load_models(paths[:1], "cpu")
+    image = torch.rand(1, *PRE.crop) * 2 - 1
+    exchanged = [0, 2, 1]
+    cpu = torch.device("cpu")
+    seen = probabilities_of(models, image, cpu, average_mirrored=sides)
+    turned = probabilities_of(models, image.flip(-1), cpu, average_mirrored=sides)
+    plain = probabilities_of(models, image, cpu)
+    other = probabilities_of(models, image.flip(-1), cpu).flip(-1)[exchanged]
+    torch.testing.assert_close(turned.flip(-1)[exchanged], seen)
+    torch.testing.assert_close(seen, (plain + other) / 2)
+    assert not torch.allclose(seen, plain)
+
+    archive = open_archive(ball_archive)
+    ct, geometry = read_image_of(archive, archive.cases[0])
+    drawn = engine.predict_volume(models, metas, ct, geometry, "cpu")
+    without = engine.predict_volume(
+        models, [{**metas[0], "average_mirrored": False}], ct, geometry, "cpu"
+    )
+    assert not np.array_equal(drawn, without)
+
+
+def test_validation_averages_with_the_mirrored_crop_where_the_phase_says_so(
+    entries: list[Entry],
+) -> None:
+    plan = _plan(model=Model(channels=[8, 16], norm="group", prior=0.5))
+    maps: dict[bool, Any] = {}
+    for averaged in (False, True):
+        drawn: list[Any] = []
+        engine.validate(
+            _model(plan, 1),
+            entries[:1],
+            ["Larynx", "Esophagus"],
+            plan,
+            "cpu",
+            average_mirrored=averaged,
+            on_case=lambda _, m, drawn=drawn: drawn.append(m),
+        )
+        maps[averaged] = drawn[0]
+    assert not np.array_equal(maps[False], maps[True])
+
+
 def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     from core.prediction import load_models
 

@@ -134,3 +134,10 @@ def test_the_pooled_site_of_a_runs_own_config_is_known() -> None:
     rewritten = replace(config, phases=[replace(p, sites=["pooled"]) for p in config.phases])
     assert isinstance(rewritten, Config)
     check(rewritten)
+
+
+def test_a_mirrored_average_needs_both_sides_of_an_organ() -> None:
+    one_side = "phases.pretrain.organs=[Brainstem, Parotid_L]"
+    error = fails(one_side, "phases.pretrain.average_mirrored=true")
+    assert error.field == "phases.pretrain.average_mirrored"
+    assert "Parotid_L" in str(error) and "Brainstem" not in str(error)
