@@ -23,6 +23,7 @@ from core.data.cache import build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
+from core.files import replace_file
 from core.phases import seed_of
 from core.plan import Phase, Plan
 
@@ -103,8 +104,8 @@ class Site:
             )
             findings += self._named(source, report.findings)
         self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _replace_text(self.run_folder / FINDINGS, _csv_of(findings))
-        _replace_text(self.run_folder / SPLIT, digest)
+        replace_file(self.run_folder / FINDINGS, _csv_of(findings))
+        replace_file(self.run_folder / SPLIT, digest)
         return self.entries(plan), tuple(findings)
 
     def entries(self, plan: Plan) -> list[Entry]:
@@ -359,10 +360,3 @@ def _csv_of(findings: Sequence[Finding]) -> str:
     writer.writerow(f.name for f in fields(Finding))
     writer.writerows(astuple(f) for f in findings)
     return text.getvalue()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Writes beside the file and renames: it is whole, the old or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

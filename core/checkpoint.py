@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import UserError
+from core.files import flush_folder, write_flushed
 
 SCHEMA = 1
 _EMPTY_BYTES = len(safetensors.torch.save({}))
@@ -57,13 +57,13 @@ def save(
     weights_next = folder / f".{stem}.safetensors.next"
     meta_next = _next_meta(folder / f"{stem}.safetensors")
     _finish_interrupted(folder / f"{stem}.safetensors")
-    _write_flushed(weights_next, weights)
-    _write_flushed(meta_next, text.encode())
-    _flush_folder(folder)
+    write_flushed(weights_next, weights)
+    write_flushed(meta_next, text)
+    flush_folder(folder)
     weights_next.replace(folder / f"{stem}.safetensors")
-    _flush_folder(folder)
+    flush_folder(folder)
     meta_next.replace(folder / f"{stem}.json")
-    _flush_folder(folder)
+    flush_folder(folder)
     return written
 
 
@@ -277,18 +277,3 @@ def _finish_interrupted(path: Path) -> None:
 
 def _next_meta(path: Path) -> Path:
     return path.with_name(f".{path.stem}.json.next")
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import UserError
+from core.files import replace_file
 from core.journal import JOURNAL, read_events
 from core.report_format import FILTERS
 from core.report_view import view
@@ -74,9 +74,7 @@ def write_report(run: Path) -> Path:
     folder = read_run(run)
     page = render(folder)
     path = run / REPORT
-    temporary = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, page)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint import save
+from core.files import replace_file
 from core.journal import JOURNAL, append_event
 from core.plan import Plan, Tracking
 from core.store import RoundStore
@@ -132,9 +132,4 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 def _write(path: Path, value: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(value, indent=1, allow_nan=False))

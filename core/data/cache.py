@@ -32,9 +32,9 @@ from core.data.entry import (
     read_json,
     stored_findings,
     write_entry,
-    write_json,
 )
 from core.errors import CaseError, Finding, UserError
+from core.files import flush_folder, replace_file
 from core.plan import Preprocess
 
 __all__ = ["CacheReport", "Entry", "build_cache", "open_cache"]
@@ -174,7 +174,7 @@ def _ensure_entry(
         try:
             write_entry(temporary, volume, findings, organs, settings, str(archive.root))
             os.replace(temporary, folder)
-            _sync(folder.parent)
+            flush_folder(folder.parent)
         except OSError as error:
             remedy = "free space, or choose another folder with `cache`"
             raise UserError("cache", root, remedy, problem=str(error)) from error
@@ -220,12 +220,8 @@ def _write_index(
     lines: Sequence[Mapping[str, str]],
 ) -> None:
     path = _index_path(root, site, organs, settings)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        write_json(part, {"format": FORMAT, "site": site, "entries": list(lines)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = json.dumps({"format": FORMAT, "site": site, "entries": list(lines)}, indent=1)
+    replace_file(path, text)
 
 
 def _make_folder(folder: Path) -> None:
@@ -234,12 +230,3 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         remedy = "choose a folder that can be written"
         raise UserError("cache", folder, remedy, problem=str(error)) from error
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

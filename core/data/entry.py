@@ -18,6 +18,7 @@ from core.data.grid import bounding_box, inside_fraction
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
 from core.errors import Finding, UserError
+from core.files import write_flushed
 from core.plan import Preprocess
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
@@ -117,7 +118,7 @@ def write_entry(
         "bytes": {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS},
         "findings": [_scrubbed(note, archive_root) for note in notes],
     }
-    write_json(folder / "entry.json", meta)
+    write_flushed(folder / "entry.json", json.dumps(meta, indent=1))
 
 
 def _pack(
@@ -214,11 +215,3 @@ def read_json(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(value, dict), path.name
     return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object and flushes it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())

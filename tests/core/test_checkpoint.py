@@ -136,7 +136,7 @@ def test_a_crash_at_any_point_of_replacement_leaves_one_whole_pair(
     assert meta["round"] == expected[1]
 
     with monkeypatch.context() as patch:  # a second crash, before anything new is in place
-        patch.setattr(checkpoint, "_write_flushed", lambda *_: (_ for _ in ()).throw(OSError(28)))
+        patch.setattr(checkpoint, "write_flushed", lambda *_: (_ for _ in ()).throw(OSError(28)))
         with pytest.raises(OSError, match="28"):
             _save(tmp_path, seed=5)
     assert checkpoint.load(path)[1]["round"] == expected[1]

@@ -140,4 +140,5 @@ def test_a_mirrored_average_needs_both_sides_of_an_organ() -> None:
     one_side = "phases.pretrain.organs=[Brainstem, Parotid_L]"
     error = fails(one_side, "phases.pretrain.average_mirrored=true")
     assert error.field == "phases.pretrain.average_mirrored"
-    assert "Parotid_L" in str(error) and "Brainstem" not in str(error)
+    assert "Parotid_L" in str(error)
+    assert "Brainstem" not in str(error)
