@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Kept:
     optimiser: dict[str, Tensor]
     best_round: int
     best_score: float
+    organ_factors: list[float] = field(default_factory=list)
 
 
 class Personal:
@@ -51,6 +52,7 @@ class Personal:
             },
             best_round=int(meta["best_round"]),
             best_score=float(meta["best_score"]),
+            organ_factors=[float(f) for f in meta.get("organ_factors", [])],
         )
 
     def keep(self, round_: int, kept: Kept, acknowledged: Iterable[int] = ()) -> None:
@@ -62,7 +64,12 @@ class Personal:
             acknowledged: rounds that the order named: where the server stands if a reply is lost.
         """
         tensors = dict(kept.state) | {OPTIMISER + k: v for k, v in kept.optimiser.items()}
-        meta = {"round": round_, "best_round": kept.best_round, "best_score": kept.best_score}
+        meta = {
+            "round": round_,
+            "best_round": kept.best_round,
+            "best_score": kept.best_score,
+            "organ_factors": kept.organ_factors,
+        }
         self.store.put(round_, tensors, meta)
         self.store.prune({round_, round_ - 1, kept.best_round, *acknowledged})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from core.anatomy import vocabulary
 from core.data.entry import Entry
 from core.engine import train, validate
 from core.errors import UserError
+from core.files import replace_file
 from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
@@ -26,7 +28,7 @@ from core.phases import apply_freeze, load_state, network, parts_of, seed_of, we
 from core.plan import Phase, Plan
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
-from core.weighting import term_factors
+from core.weighting import organ_factors, organ_weights, term_factors
 
 State = dict[str, Tensor]
 
@@ -90,7 +92,8 @@ def train_shared(
     model = loaded(plan, phase, state)
     scores = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     entries = site.of_phase(plan, phase, "train")
-    result, _ = fit(site, plan, phase, order, model, entries, None, state)
+    factors = order.organ_factors
+    result, _ = fit(site, plan, phase, order, model, entries, None, state, factors)
     return unique_state(model), replace(
         result, seconds=time.perf_counter() - started, scores={"val": scores}
     )
@@ -119,15 +122,20 @@ def train_personal(
     parts = parts_of(model, plan, phase)
     entries = site.of_phase(plan, phase, "train")
     require_annotated(entries, phase)
-    result, optimiser = fit(site, plan, phase, order, model, entries, kept.optimiser or None, None)
+    memory, factors = kept.optimiser or None, kept.organ_factors
+    result, optimiser = fit(site, plan, phase, order, model, entries, memory, None, factors)
     sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+    dice = {o: c.dice / c.n for o, c in sums.items() if c.n > 0}
+    factors = organ_factors(plan.weighting, phase.organs, dice, factors)
     value = mean_dice(sums, phase.organs)
     now = unique_state(model)
     better = value > kept.best_score or value < 0  # without val cases the latest is the best
     best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
     trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
     acknowledged = {order.base_round, order.best_round}
-    personal.keep(order.round, Kept(trained, optimiser, best_round, best_score), acknowledged)
+    personal.keep(
+        order.round, Kept(trained, optimiser, best_round, best_score, factors), acknowledged
+    )
     if better:
         personal.export_best(now, checkpoint_meta(site, plan, phase, order))
     waited = (order.round - best_round) * phase.local_epochs
@@ -222,8 +230,9 @@ def fit(
     entries: Sequence[Entry],
     optimiser: Mapping[str, Tensor] | None,
     incoming: Mapping[str, Tensor] | None,
+    factors: Sequence[float],
 ) -> tuple[Result, State]:
-    """Local epochs of one round."""
+    """Local epochs of one round; `factors` are on the organs' static weights."""
     strategy = plan.federation.strategy
     pull = None
     if incoming is not None and strategy.name == "fedprox":
@@ -240,7 +249,7 @@ def fit(
         seed=seed_of(plan.seed, phase.name, order.round, site.name),
         lr=phase.lr,
         class_weights=frequencies(plan, phase, order, entries),
-        organ_weights=[plan.weighting.organs.get(o, 1.0) for o in phase.organs],
+        organ_weights=organ_weights(plan.weighting, phase.organs, factors),
         term_weights=term_factors(plan.weighting, order.round, phase.rounds),
         optimiser_state=optimiser,
         proximal=pull,
@@ -309,12 +318,13 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
     """``cases.csv``: per-case test figures, on the site's own disk, never sent."""
     folder = site.phase_folder(phase.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "organ", "dice", "hd95_mm"])
-        for s in scores:
-            hd95 = "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}"
-            writer.writerow([s.case, s.organ, f"{s.dice:.6f}", hd95])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["case", "organ", "dice", "hd95_mm"])
+    for s in scores:
+        hd95 = "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}"
+        writer.writerow([s.case, s.organ, f"{s.dice:.6f}", hd95])
+    replace_file(folder / "cases.csv", text.getvalue())
 
 
 def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:

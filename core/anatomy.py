@@ -63,6 +63,11 @@ def mirrored(organ: str) -> str:
     return organ[:-2] + other if other else organ
 
 
+def one_sided(organs: Sequence[str]) -> list[str]:
+    """Those of `organs` whose other side is not among them."""
+    return [organ for organ in organs if mirrored(organ) not in organs]
+
+
 def _paired(bases: Sequence[str], side: str) -> tuple[str, ...]:
     return tuple(f"{base} {side}" for base in bases)
 

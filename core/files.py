@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import uuid
 from pathlib import Path
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Writes beside the file, flushes and renames: whoever reads finds the old or the new one.
 
+    What a killed writer left beside the file is overwritten by the next; a file has one writer at a
+    time.
+
     Args:
         path: file to make or to replace; its folder exists.
         content: bytes, or text to be written as UTF-8 as it stands.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    part = path.with_name(f".{path.name}.next")
     try:
         write_flushed(part, content)
         os.replace(part, path)
@@ -32,9 +35,15 @@ def write_flushed(path: Path, content: str | bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes what was made, renamed or removed in `folder` survive a power cut."""
+    """Makes what was made, renamed or removed in `folder` survive a power cut.
+
+    Some shared folders cannot flush a folder; there it is left to them.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -69,11 +69,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Weighting:
-    """How loss terms are weighed over a phase, and the static weight of an organ (else 1)."""
+    """How loss terms and organs are weighed over a phase; static weight of an organ (else 1)."""
 
     terms: str = "static"
     shift_end: float = 0.5
     organs: dict[str, float] = field(default_factory=dict)
+    by: str = "static"
+    bound: float = 4.0
+    smoothing: float = 0.5
 
 
 @dataclass(frozen=True)

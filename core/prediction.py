@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.anatomy import mirrored
+from core.anatomy import mirrored, one_sided
 from core.checkpoint import load, require_described
 from core.data.dataset import scale_image
 from core.data.preprocess import prepare_image, restore
@@ -87,10 +87,10 @@ def predict_volume(
     target = resolve_device(device)
     settings = common_preprocess(metas)
     crop, crop_geometry = prepare_image(image, geometry, settings)
-    organs = metas[0]["organs"] if metas[0].get("average_mirrored") else ()
     with memory_advice():
         scaled = scale_image(crop, settings.window_hu)
-        probabilities = probabilities_of(models, scaled, target, average_mirrored=organs)
+        sides = _averaged(metas[0])
+        probabilities = probabilities_of(models, scaled, target, average_mirrored=sides)
     return restore(probabilities, crop_geometry, geometry)
 
 
@@ -106,17 +106,20 @@ def select_labels(
 
 
 def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
-    """The preprocessing that all models share; `UserError` where they, or their organs, differ."""
+    """The preprocessing that all models share.
+
+    Raises:
+        UserError: models differ in it, in their organs or in averaging with the mirrored CT, or a
+            description is not complete.
+    """
     first = metas[0]
-    for key in ("organs", "preprocess", "average_mirrored"):
-        for other in metas[1:]:
-            if other.get(key) != first.get(key):
-                raise UserError(
-                    "--model",
-                    f"{key} {first.get(key)} and {other.get(key)}",
-                    "average only models of the same organs (in one order), preprocessing and "
-                    "phases.average_mirrored",
-                )
+    averaged = _averaged(first)
+    for other in metas[1:]:
+        for key in ("organs", "preprocess"):
+            if other[key] != first[key]:
+                raise _not_together(key, first[key], other[key])
+        if _averaged(other) != averaged:
+            raise _not_together("average_mirrored", bool(averaged), not averaged)
     try:
         given = {field.name: first["preprocess"][field.name] for field in fields(Preprocess)}
     except (KeyError, TypeError) as error:
@@ -124,6 +127,30 @@ def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
             "--model", first["preprocess"], "use a complete checkpoint", problem=f"lacks {error}"
         ) from error
     return Preprocess(**given)
+
+
+def _averaged(meta: Mapping[str, Any]) -> Sequence[str]:
+    """The organs of a model that averages with the mirrored CT; () of one that does not."""
+    if not meta.get("average_mirrored"):
+        return ()
+    organs: list[str] = meta["organs"]
+    if alone := one_sided(organs):
+        raise UserError(
+            "--model",
+            f"average_mirrored of {', '.join(alone)}",
+            "use the JSON that hnfed wrote with the weights",
+            problem="the model knows one side only",
+        )
+    return organs
+
+
+def _not_together(key: str, one: object, other: object) -> UserError:
+    return UserError(
+        "--model",
+        f"{key} {one} and {other}",
+        "average only models of the same organs (in one order), preprocessing and "
+        "phases.average_mirrored",
+    )
 
 
 def probabilities_of(

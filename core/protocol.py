@@ -50,6 +50,8 @@ class Order:
         fingerprint: of the server's `core`.
         voxels, totals: class frequencies over the federation, per organ of the phase: organ voxels
             and crop voxels of the training cases that annotate it; empty where unknown (D9).
+        organ_factors: on the static weight of each organ of the phase (`core.weighting`); empty
+            for 1, and in personal phases, where the site follows its own scores.
     """
 
     run: str
@@ -62,6 +64,7 @@ class Order:
     fingerprint: str = ""
     voxels: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
+    organ_factors: list[float] = field(default_factory=list)
 
     def to_config(self) -> dict[str, Any]:
         """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""

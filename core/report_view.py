@@ -136,6 +136,8 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "loss": _loss_chart(rounds),
         "loss_terms": _terms(rounds),
         "dice": _mean_chart(rounds, best, block),
+        "term_weights": _weight_charts(rounds, "terms", LOSS_NAMES),
+        "organ_weights": _weight_charts(rounds, "organs", {}),
         "organ_charts": _organ_charts(rounds, organs, sites, styles, best),
         "groups": _groups(block, organs, mean),
         "strip": _strip(folder, name, organs, styles),
@@ -214,6 +216,32 @@ def _loss_chart(rounds: Sequence[Event]) -> Markup:
         for term, style in reversed(_terms(rounds))
     ]
     return charts.line_chart(lines, title="training loss by round", x_label="round")
+
+
+def _weight_charts(
+    rounds: Sequence[Event], kind: str, names: Mapping[str, str]
+) -> list[tuple[str, Markup]]:
+    """One small chart a loss term or organ: its weight in the loss by round; none if none moves."""
+    told = [(float(e["round"]), _mapping(_mapping(e.get("weights")).get(kind))) for e in rounds]
+    lines = {
+        key: [(r, number(weights.get(key))) for r, weights in told]
+        for key in dict.fromkeys(k for _, weights in told for k in weights)
+    }
+    if not any(len({w for _, w in line if w is not None}) > 1 for line in lines.values()):
+        return []
+    top = max((w for line in lines.values() for _, w in line if w is not None), default=1.0)
+    return [
+        (
+            names.get(key, key),
+            charts.line_chart(
+                [charts.Series(key, line, "c1")],
+                title=f"weight of {names.get(key, key)} by round",
+                y_range=(0.0, top or 1.0),
+                size=(260, 130),
+            ),
+        )
+        for key, line in lines.items()
+    ]
 
 
 def _mean_chart(rounds: Sequence[Event], best: int | None, block: Event) -> Markup:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from core.anatomy import mirrored, require_known, vocabulary
+from core.anatomy import one_sided, require_known, vocabulary
 from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation
@@ -84,6 +84,13 @@ def _check_sections(plan: Plan) -> None:
         raise UserError(
             "weighting.shift_end", plan.weighting.shift_end, "give a share of the phase in (0, 1]"
         )
+    _one_of("weighting.by", plan.weighting.by, ("static", "dice"))
+    if plan.weighting.bound < 1:
+        raise UserError("weighting.bound", plan.weighting.bound, "give a number >= 1")
+    if not 0 <= plan.weighting.smoothing < 1:
+        raise UserError(
+            "weighting.smoothing", plan.weighting.smoothing, "give a share in [0, 1): 0 for none"
+        )
     for organ, weight in plan.weighting.organs.items():
         if organ not in plan.organ_names or weight < 0:
             raise UserError(
@@ -116,7 +123,7 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
         )
     if phase.lr is not None and phase.lr <= 0:
         raise UserError(f"{key}.lr", phase.lr, "give a number above 0, or leave it out")
-    alone = [o for o in phase.organs if mirrored(o) not in phase.organs]
+    alone = one_sided(phase.organs)
     if phase.average_mirrored and alone:
         raise UserError(
             f"{key}.average_mirrored",

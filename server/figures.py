@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.plan import Phase
+from core.plan import Phase, Plan
 from core.protocol import LOSS_TERMS, published
+from core.weighting import organ_weights, term_factors
 from server.exchange import Exchange
 from server.guards import Accepted
 from server.progress import Progress
@@ -63,6 +64,22 @@ def round_event(
         "accepted": sorted(good),
         "rejected": dict(rejected),
     }
+
+
+def published_weights(
+    plan: Plan, phase: Phase, event: Mapping[str, Any], factors: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """The weights that the round trained with, by loss term and by organ, for its event.
+
+    Organ weights that follow the scores tell the scores: withheld, as {}, where a score is (D5).
+    """
+    moved = term_factors(plan.weighting, event["round"], phase.rounds)
+    terms = {t: getattr(plan.loss, t) * moved.get(t, 1.0) for t in LOSS_TERMS if t != "total"}
+    cells = [c for site in event["sites"].values() for c in site["val"].values()]
+    if plan.weighting.by != "static" and any(c.get("suppressed") for c in cells):
+        return {"terms": terms, "organs": {}}
+    weights = organ_weights(plan.weighting, phase.organs, factors)
+    return {"terms": terms, "organs": dict(zip(phase.organs, weights, strict=True))}
 
 
 def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from core.metrics import OrganSum
+from core.plan import Weighting
+from core.weighting import organ_factors
 
 State = dict[str, Tensor]
 Sums = dict[str, dict[str, OrganSum]]
@@ -23,6 +25,7 @@ class Progress:
         scored: last round whose weights have val scores.
         best_round: round of the best weights so far (-1: none scored yet).
         best: the sums of that round; {} where no site tells any.
+        organ_factors: on the organs' weights in the next round; empty: 1.
         acknowledged: personal phases: last round whose weights a site keeps.
         best_of: personal phases: the site's own best round.
         stopped: personal phases: whether the site is through.
@@ -35,6 +38,7 @@ class Progress:
     scored: int = -1
     best_round: int = -1
     best: Sums = field(default_factory=dict)
+    organ_factors: list[float] = field(default_factory=list)
     acknowledged: dict[str, int] = field(default_factory=dict)
     best_of: dict[str, int] = field(default_factory=dict)
     stopped: dict[str, bool] = field(default_factory=dict)
@@ -82,13 +86,41 @@ def judge(progress: Progress, sums: Sums, round_: int) -> bool:
     return True
 
 
+def weigh(
+    progress: Progress, settings: Weighting, organs: Sequence[str], sums: Sums
+) -> tuple[str, ...]:
+    """Sets the organ factors of the next round after these val scores.
+
+    Args:
+        progress: changed in place.
+        settings: the plan's `weighting`.
+        organs: of the phase.
+        sums: val sums by site, {} of a site that tells none.
+
+    Returns:
+        Sites that tell no score: then all organs keep their static weight (D5).
+    """
+    if settings.by == "static":
+        return ()
+    silent = tuple(s for s, m in sums.items() if not _pairs({s: m}))
+    dice = _organ_dice(sums, _pairs(sums))
+    before = progress.organ_factors
+    progress.organ_factors = [] if silent else organ_factors(settings, organs, dice, before)
+    return silent
+
+
 def score(sums: Sums, pairs: set[tuple[str, str]]) -> float:
     """Unweighted mean over the organs of the Dice over all cases of these (site, organ) pairs."""
-    means = []
+    means = _organ_dice(sums, pairs)
+    return sum(means.values()) / len(means)
+
+
+def _organ_dice(sums: Sums, pairs: set[tuple[str, str]]) -> dict[str, float]:
+    means = {}
     for organ in sorted({o for _, o in pairs}):
         cells = [sums[s][o] for s, o in sorted(pairs) if o == organ]
-        means.append(sum(c.dice for c in cells) / sum(c.n for c in cells))
-    return sum(means) / len(means)
+        means[organ] = sum(c.dice for c in cells) / sum(c.n for c in cells)
+    return means
 
 
 def _pairs(sums: Sums) -> set[tuple[str, str]]:

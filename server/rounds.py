@@ -22,9 +22,9 @@ from core.plan import Phase, Plan
 from core.protocol import Description, Order, published
 from server.aggregate import aggregate_head, average
 from server.exchange import Exchange, exchange
-from server.figures import best_round, round_event, round_line
+from server.figures import best_round, published_weights, round_event, round_line
 from server.guards import Accepted, inspect
-from server.progress import Progress, State, Sums, judge
+from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import declared, frequencies, require_same_split
 from server.strategy import ARRAYS, ORDER, build_strategy
@@ -151,6 +151,7 @@ class PhaseRun:
 
     def _round(self, state: State, progress: Progress) -> State:
         started = time.monotonic()
+        factors = list(progress.organ_factors)
         done, good, rejected = self._asked(state, progress)
         progress.round += 1
         if self.personal:
@@ -161,8 +162,14 @@ class PhaseRun:
             new, scored = state, progress.round
         else:
             scored = progress.round - 1
-            if not judge(progress, _scores(good, "val"), scored) and scored == 0:
+            sums: Sums = {s: {} for s in good} | _scores(good, "val")
+            if not judge(progress, sums, scored) and scored == 0:
                 self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
+            silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
+            if silent and (factors or progress.round == 1):
+                names = ", ".join(silent)
+                note = f"organ weights are static: no val score of {names}"
+                self.recorder.note(note, self.phase.name)
             new = self._aggregate(state, good, progress.round)
         seconds = time.monotonic() - started
         progress.seconds += seconds
@@ -177,6 +184,8 @@ class PhaseRun:
             seconds=seconds,
             min_cell=self.plan.federation.min_cell,
         )
+        if not self.personal:
+            event["weights"] = published_weights(self.plan, self.phase, event, factors)
         self.recorder.say(event)
         self.recorder.track(self.phase.name, progress.round, event)
         tell(round_line(self.phase, event, progress.seconds))
@@ -286,6 +295,7 @@ class PhaseRun:
             fingerprint=self.fingerprint,
             voxels=self.voxels,
             totals=self.totals,
+            organ_factors=progress.organ_factors,
         )
 
     def _send(

@@ -21,6 +21,7 @@ from core.config import load as load_config
 from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
+from core.files import replace_file
 from core.phases import network, parts_of, require_same_input
 from core.plan import Config, Phase, Plan, SimulatedSite, Simulation
 from simulations.baselines import POOLED, with_baseline
@@ -57,7 +58,7 @@ def simulate(
     folder.mkdir(parents=True, exist_ok=True)
     resolved = replace(resolved, phases=[_pinned(resolved, p, folder) for p in resolved.phases])
     _same_plan(resolved, folder, resume)
-    (folder / "config.yaml").write_text(to_yaml(asked), encoding="utf-8")
+    replace_file(folder / "config.yaml", to_yaml(asked))
     run_config = {
         "plan": plan_json(resolved.plan),
         "run_id": _run_id(folder, resume),
@@ -173,7 +174,7 @@ def _run_id(folder: Path, resume: bool) -> str:
     """Hnfed's own id of a run (D3): the folder's name with something that no other run has."""
     path = folder / "run_id"
     if not resume:
-        path.write_text(f"{folder.name}-{secrets.token_hex(3)}", encoding="utf-8")
+        replace_file(path, f"{folder.name}-{secrets.token_hex(3)}")
     return path.read_text(encoding="utf-8")
 
 
@@ -201,7 +202,7 @@ def _same_plan(config: Config, folder: Path, resume: bool) -> None:
     text = plan_json(config.plan)
     path = folder / "plan.json"
     if not resume:
-        path.write_text(text, encoding="ascii")
+        replace_file(path, text)
     elif not path.is_file() or path.read_text(encoding="ascii") != text:
         raise UserError(
             "--resume",

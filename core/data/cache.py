@@ -221,7 +221,8 @@ def _write_index(
 ) -> None:
     path = _index_path(root, site, organs, settings)
     text = json.dumps({"format": FORMAT, "site": site, "entries": list(lines)}, indent=1)
-    replace_file(path, text)
+    with FileLock(root / "locks" / f"{path.stem}.lock"):
+        replace_file(path, text)
 
 
 def _make_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from core.data.grid import bounding_box, inside_fraction
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
 from core.errors import Finding, UserError
-from core.files import write_flushed
+from core.files import flush_folder, write_flushed
 from core.plan import Preprocess
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
@@ -119,6 +119,7 @@ def write_entry(
         "findings": [_scrubbed(note, archive_root) for note in notes],
     }
     write_flushed(folder / "entry.json", json.dumps(meta, indent=1))
+    flush_folder(folder)
 
 
 def _pack(

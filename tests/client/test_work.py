@@ -155,15 +155,23 @@ def personal_plan(make_plan: MakePlan, make_phase: MakePhase, **changes: Any) ->
 
 
 def rounds(
-    site: Site, plan: Plan, dice: Mapping[int, float], monkeypatch: pytest.MonkeyPatch, last: int
+    site: Site,
+    plan: Plan,
+    dice: Mapping[int, float],
+    monkeypatch: pytest.MonkeyPatch,
+    last: int,
+    spread: float = 0.0,
 ) -> list[Any]:
-    """Personal rounds 1..last with given val Dice; returns (header, result) of each."""
+    """Personal rounds 1..last, val Dice as given less `spread` an organ: (header, result) each."""
     now = {"round": 0}
     monkeypatch.setattr(work, "score", lambda *a, **k: [])
     monkeypatch.setattr(
         work,
         "organ_sums",
-        lambda s, organs: {o: OrganSum(1, 1, dice[now["round"]], 0.0, 0.0) for o in organs},
+        lambda s, organs: {
+            o: OrganSum(1, 1, dice[now["round"]] - i * spread, 0.0, 0.0)
+            for i, o in enumerate(organs)
+        },
     )
     done = []
     for round_ in range(1, last + 1):
@@ -210,6 +218,34 @@ def test_a_round_trains_with_the_term_weights_of_the_plan(
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
     share = 1 / plan.phases[0].rounds
     assert given == [{"ce": 1.0, "focal": 0.0}, {"ce": 1 - share, "focal": share}]
+
+
+def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_personal_ones(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options["organ_weights"])
+        return train(*args, **options)
+
+    train = work.train
+    monkeypatch.setattr(work, "train", watch)
+    plan = make_plan()
+    organs = plan.phases[0].organs
+    plan = replace(plan, weighting=Weighting(by="dice", organs={organs[0]: 2.0}))
+    phase = plan.phases[0]
+    factors = [float(i + 1) for i in range(len(organs))]
+    work.train_shared(prepared, plan, phase, order(organ_factors=factors), start(plan))
+    assert given == [[2.0, *factors[1:]]]
+
+    given.clear()
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, weighting=Weighting(by="dice", smoothing=0.0))
+    rounds(prepared, plan, {1: 0.7, 2: 0.2}, monkeypatch, 2, spread=0.2)
+    kept = Personal(prepared.phase_folder("p")).load(1).organ_factors
+    assert kept == pytest.approx([0.3 / 0.4, 0.5 / 0.4])
+    assert given == [[1.0, 1.0], kept]
 
 
 def test_a_personal_phase_goes_on_with_its_optimiser(
@@ -333,3 +369,32 @@ def test_a_personal_phase_takes_its_own_frequencies(
     told = order(voxels=[1.0, 1.0], totals=[2.0, 2.0])
     assert own is not None
     assert work.frequencies(plan, phase, told, entries) == own
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_weights_tell_it(
+    prepared: Site,
+    make_plan: MakePlan,
+    make_phase: MakePhase,
+    monkeypatch: pytest.MonkeyPatch,
+    averaged: bool,
+    share: str,
+) -> None:
+    plan = make_plan(
+        make_phase(share=share, organs=["Brainstem"], average_mirrored=averaged),
+        make_phase("other", organs=["Parotid_L"]),
+    )
+    given: list[Any] = []
+    validate = work.validate
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options["average_mirrored"])
+        return validate(*args, **options)
+
+    monkeypatch.setattr(work, "validate", watch)
+    round_ = work.train_personal if share == "none" else work.train_shared
+    round_(prepared, plan, plan.phases[0], order(), start(plan))
+    assert given == [averaged]
+    meta = work.checkpoint_meta(prepared, plan, plan.phases[0], order())
+    assert meta["average_mirrored"] is averaged

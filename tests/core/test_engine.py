@@ -498,24 +498,42 @@ def test_the_average_with_the_mirrored_ct_treats_both_sides_alike(
     assert not np.array_equal(drawn, without)
 
 
-def test_validation_averages_with_the_mirrored_crop_where_the_phase_says_so(
-    entries: list[Entry],
+def test_an_absent_key_means_no_average_and_one_side_alone_is_refused(tmp_path: Path) -> None:
+    from core.prediction import load_models
+
+    plan = _plan(model=Model(channels=[8, 16], norm="group"))
+    older = _checkpoint(tmp_path, plan, 1)
+    newer = _checkpoint(tmp_path, plan, 2, average_mirrored=False)
+    assert len(load_models([older, newer], "cpu")[0]) == 2
+    alone = ["Parotid_L", "Brainstem"]
+    broken = _checkpoint(tmp_path, plan, 3, organs=alone, average_mirrored=True)
+    with pytest.raises(UserError, match="Parotid_L"):
+        load_models([broken], "cpu")
+
+
+def test_validation_averages_as_prediction_does(
+    entries: list[Entry], ball_archive: Path, tmp_path: Path
 ) -> None:
+    from core.prediction import load_models
+
     plan = _plan(model=Model(channels=[8, 16], norm="group", prior=0.5))
-    maps: dict[bool, Any] = {}
-    for averaged in (False, True):
-        drawn: list[Any] = []
-        engine.validate(
-            _model(plan, 1),
-            entries[:1],
-            ["Larynx", "Esophagus"],
-            plan,
-            "cpu",
-            average_mirrored=averaged,
-            on_case=lambda _, m, drawn=drawn: drawn.append(m),
-        )
-        maps[averaged] = drawn[0]
-    assert not np.array_equal(maps[False], maps[True])
+    sides = ["Parotid_L", "Parotid_R"]
+    path = _checkpoint(tmp_path, plan, 1, organs=sides, average_mirrored=True)
+    models, metas = load_models([path], "cpu")
+    archive = open_archive(ball_archive)
+    image, geometry = read_image_of(archive, archive.cases[0])
+    drawn: list[Any] = []
+    engine.validate(
+        models[0],
+        entries[:1],
+        sides,
+        plan,
+        "cpu",
+        average_mirrored=True,
+        on_case=lambda _, m: drawn.append(m),
+    )
+    predicted = engine.predict_volume(models, metas, image, geometry, "cpu")
+    assert np.array_equal(drawn[0], predicted)
 
 
 def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,27 @@ def test_a_file_is_replaced_as_it_stands(tmp_path: Path) -> None:
     replace_file(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
     assert [p.name for p in tmp_path.iterdir()] == ["findings.csv"]
+
+
+def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / ".findings.csv.next").write_text("half")
+    replace_file(tmp_path / "findings.csv", "whole")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(tmp_path / "report.html", "page")
+    assert (tmp_path / "report.html").read_text() == "page"
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

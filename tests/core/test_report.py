@@ -74,6 +74,10 @@ def rounds_of(phase: Phase, rng: random.Random, best: int) -> list[dict[str, Any
             {
                 "event": "round", "phase": phase.name, "round": r, "scored_round": r - 1,
                 "loss": {"total": sum(loss.values()), **loss}, "sites": sites,
+                "weights": {
+                    "terms": {"ce": 1 - r / 50, "focal": r / 50},
+                    "organs": dict.fromkeys(phase.organs, 1.0),
+                },
                 "mean": {"dice": sum(value.values()) / len(value), "hd95_mm": 5.0},
                 "best_round": min(r - 1, best), "seconds": 4.2, "seconds_compute": 3.1,
                 "seconds_waiting": 0.7, "seconds_transport": 0.4, "bytes_to_sites": 2_400_000,
@@ -294,6 +298,12 @@ def test_curves_have_every_round(page: Page) -> None:
     assert [path.count(",") for path in paths[:2]] == [40, 40]
     assert "cross entropy" in page.text
     assert "validation Dice of Glnd_Submand_R by round" in page.source
+
+
+def test_weights_are_drawn_where_they_move(page: Page) -> None:
+    assert "Weights of the loss terms" in page.text
+    assert "weight of cross entropy by round" in page.source
+    assert "Weights of the organs" not in page.text  # all 1, all the time
 
 
 @pytest.mark.parametrize("stop", ["failed", "killed"])

@@ -4,10 +4,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from core.plan import Phase
+from core.plan import Loss, Phase, Plan, Weighting
 from core.protocol import Header, Result
 from server.exchange import Exchange
-from server.figures import round_event
+from server.figures import published_weights, round_event
 from server.guards import Accepted
 from server.progress import Progress
 
@@ -45,3 +45,24 @@ def test_waiting_is_never_another_sites_computing(
     found = tuple(event[f"seconds_{part}"] for part in ("compute", "waiting", "transport"))
     assert found == expected
     assert sum(found) == event["seconds"]
+
+
+def test_a_round_tells_the_weights_it_trained_with() -> None:
+    phase = Phase(name="p", sites=["a"], organs=["X", "Y"], rounds=4)
+    weighting = Weighting(terms="shift", shift_end=1.0, by="dice", organs={"Y": 2.0})
+    plan = Plan(phases=[phase], weighting=weighting, loss=Loss(ce=0.5, focal=2.0))
+    event = {"round": 2, "sites": {"a": {"val": {"X": {"n": 3, "dice": 0.5}}}}}
+    weights = published_weights(plan, phase, event, [0.5, 1.5])
+    assert weights["terms"]["ce"] == pytest.approx(0.5 * 0.75)
+    assert weights["terms"]["focal"] == pytest.approx(2.0 * 0.25)
+    assert weights["organs"] == {"X": 0.5, "Y": 3.0}
+
+
+def test_weights_that_follow_a_withheld_score_are_withheld() -> None:
+    phase = Phase(name="p", sites=["a"], organs=["X"], rounds=4)
+    cell = {"n": None, "dice": None, "suppressed": True}
+    event = {"round": 2, "sites": {"a": {"val": {"X": cell}}}}
+    told = Plan(phases=[phase], weighting=Weighting(by="dice"))
+    assert published_weights(told, phase, event, [1.0])["organs"] == {}
+    static = Plan(phases=[phase], weighting=Weighting(organs={"X": 2.0}))
+    assert published_weights(static, phase, event, [])["organs"] == {"X": 2.0}

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from core.metrics import OrganSum
-from server.progress import Progress, judge, score
+from core.plan import Weighting
+from server.progress import Progress, judge, score, weigh
 
 
 def sums(**dice: float) -> dict[str, dict[str, OrganSum]]:
@@ -52,5 +53,27 @@ def test_without_scores_the_latest_weights_are_the_best() -> None:
 
 def test_progress_survives_json() -> None:
     progress = Progress(round=3, scored=2, best_round=1, best=sums(a=0.4), stopped={"a": True})
+    progress.organ_factors = [0.5, 1.5]
     again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
     assert again == progress
+
+
+def test_organs_are_weighed_by_the_dice_over_the_cases_of_all_sites() -> None:
+    cells = {
+        "a": {"X": OrganSum(3, 3, 3 * 0.5, 0.0, 0.0), "Y": OrganSum(1, 1, 0.9, 0.0, 0.0)},
+        "b": {"X": OrganSum(1, 1, 0.1, 0.0, 0.0), "Y": OrganSum()},
+    }
+    progress = Progress()
+    assert weigh(progress, Weighting(), ["X", "Y"], cells) == ()
+    assert progress.organ_factors == []
+    settings = Weighting(by="dice", bound=10.0, smoothing=0.0)
+    assert weigh(progress, settings, ["X", "Y"], cells) == ()
+    x, y = 1 - (1.5 + 0.1) / 4, 1 - 0.9
+    assert progress.organ_factors == pytest.approx([2 * x / (x + y), 2 * y / (x + y)])
+
+
+def test_where_a_site_tells_no_score_the_weights_are_static() -> None:
+    progress = Progress(organ_factors=[0.5, 1.5])
+    settings = Weighting(by="dice")
+    assert weigh(progress, settings, ["Brainstem", "Y"], sums(a=0.5) | {"b": {}}) == ("b",)
+    assert progress.organ_factors == []
