@@ -24,7 +24,15 @@ from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
 from core.overlay import write_overlays
-from core.phases import apply_freeze, load_state, network, parts_of, seed_of, weights_meta
+from core.phases import (
+    apply_freeze,
+    frozen_in,
+    load_state,
+    network,
+    parts_of,
+    seed_of,
+    weights_meta,
+)
 from core.plan import Phase, Plan
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
 from core.versions import versions
@@ -214,10 +222,9 @@ def overlaps(entries: Sequence[Entry]) -> dict[str, int]:
 
 
 def loaded(plan: Plan, phase: Phase, state: Mapping[str, Tensor]) -> nn.Module:
-    """The phase's network with these weights, frozen as the phase says."""
+    """The phase's network with these weights."""
     model = network(plan, phase)
     load_state(model, state)
-    apply_freeze(model, parts_of(model, plan, phase).frozen)
     return model
 
 
@@ -233,6 +240,7 @@ def fit(
     factors: Sequence[float],
 ) -> tuple[Result, State]:
     """Local epochs of one round; `factors` are on the organs' static weights."""
+    apply_freeze(model, frozen_in(model, plan, phase, order.round))
     strategy = plan.federation.strategy
     pull = None
     if incoming is not None and strategy.name == "fedprox":

@@ -54,36 +54,67 @@ def network(plan: Plan, phase: Phase) -> nn.Module:
 
 
 def parts_of(model: nn.Module, plan: Plan, phase: Phase) -> Parts:
-    """Splits the parameters of `model` by `phase.freeze` and `phase.share`.
+    """Splits the parameters of `model` by `phase.freeze`, `phase.thaw` and `phase.share`.
 
     Raises:
-        UserError: a stage name that the network does not have, or nothing left to train.
+        UserError: a stage or module that the network does not have, or nothing left to train.
     """
-    stages = stage_of(model, plan.model)
     names = tuple(sorted(unique_state(model)))
-    frozen_stages = _frozen_stages(phase, set(stages.values()))
-    frozen = tuple(n for n in names if stages[n] in frozen_stages)
-    trained = tuple(n for n in names if stages[n] not in frozen_stages)
-    if not trained:
-        raise UserError(
-            f"phases.{phase.name}.freeze", phase.freeze, "leave at least one stage to be trained"
-        )
+    frozen = frozen_in(model, plan, phase, phase.rounds)
+    trained = tuple(n for n in names if n not in set(frozen))
     if phase.share == "none":
         return Parts(base=names, shared=(), personal=trained, frozen=frozen)
     return Parts(base=frozen, shared=trained, personal=(), frozen=frozen)
 
 
-def _frozen_stages(phase: Phase, known: set[str]) -> set[str]:
+def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[str, ...]:
+    """Names of the parameters that do not change in one round of the phase, sorted.
+
+    Args:
+        model: the phase's network.
+        plan: names the network's stages.
+        phase: freezes stages or modules from its start, and thaws some of them at a later round.
+        round_: from 1.
+
+    Raises:
+        UserError: a stage or module that the network does not have or that was never frozen, or
+            nothing left to train.
+    """
+    stages = stage_of(model, plan.model)
+    names = sorted(unique_state(model))
+
+    def within(part: str, field: str) -> set[str]:
+        found = {n for n in names if stages[n] == part or n.startswith(f"{part}.")}
+        if not found:
+            known = sorted(set(stages.values()))
+            modules = sorted({".".join(n.split(".")[:2]) for n in names if n.count(".") > 1})
+            raise UserError(
+                f"phases.{phase.name}.{field}",
+                part,
+                f"use stages of this network: {known}, or its modules: {modules}",
+            )
+        return found
+
     if phase.freeze == "none":
-        return set()
-    if phase.freeze == "all-but-head":
-        return known - {"head"}
-    wanted = {phase.freeze} if isinstance(phase.freeze, str) else set(phase.freeze)
-    for name in sorted(wanted - known):
+        frozen: set[str] = set()
+    elif phase.freeze == "all-but-head":
+        frozen = {n for n in names if stages[n] != "head"}
+    else:
+        listed = [phase.freeze] if isinstance(phase.freeze, str) else list(phase.freeze)
+        frozen = {n for part in listed for n in within(part, "freeze")}
+    if len(frozen) == len(names):
         raise UserError(
-            f"phases.{phase.name}.freeze", name, f"use stages of this network: {sorted(known)}"
+            f"phases.{phase.name}.freeze", phase.freeze, "leave at least one stage to be trained"
         )
-    return wanted
+    thawed: set[str] = set()
+    for part, start in phase.thaw.items():
+        found = within(part, "thaw")
+        if not found <= frozen:
+            raise UserError(
+                f"phases.{phase.name}.thaw", part, f"thaw what is frozen: freeze is {phase.freeze}"
+            )
+        thawed |= found if start <= round_ else set()
+    return tuple(sorted(frozen - thawed))
 
 
 def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:

@@ -108,6 +108,7 @@ class Phase:
     patience: int = 50
     init: str = "scratch"
     freeze: Any = "none"
+    thaw: dict[str, int] = field(default_factory=dict)
     share: str = "all"
     lr: float | None = None
     max_cases: int | None = None

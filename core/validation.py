@@ -136,6 +136,11 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
         _one_of(f"{key}.freeze", phase.freeze, FREEZE)
     elif not isinstance(phase.freeze, list):
         raise UserError(f"{key}.freeze", phase.freeze, f"one of {FREEZE} or a list of stage names")
+    for part, start in phase.thaw.items():
+        if not 2 <= start <= phase.rounds:
+            raise UserError(
+                f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
+            )
     is_file = phase.init.startswith("sha256:") or phase.init.endswith(".safetensors")
     if phase.init != "scratch" and phase.init not in earlier and not is_file:
         raise UserError(

@@ -16,7 +16,7 @@ from client.site import Site
 from core.checkpoint import load
 from core.errors import UserError
 from core.metrics import OrganSum
-from core.phases import network, parts_of, start_state, state_hash
+from core.phases import frozen_in, network, parts_of, start_state, state_hash
 from core.plan import Federation, Loss, Phase, Plan, Strategy, Weighting
 from core.protocol import WITHHELD, Order
 
@@ -133,6 +133,25 @@ def test_what_is_frozen_stays_to_the_bit(
         if name in parts.frozen:
             assert torch.equal(state[name], tensor), name
     assert state_hash(state, parts.shared) != state_hash(start(plan), parts.shared)
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_what_thaws_changes_from_its_round_on(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, share: str
+) -> None:
+    plan = make_plan(make_phase(freeze="encoder", thaw={"encoder": 2}, share=share))
+    phase, before = plan.phases[0], start(plan)
+    encoder = frozen_in(network(plan, phase), plan, phase, 1)
+    changed = []
+    for round_ in (1, 2):
+        if share == "none":
+            work.train_personal(prepared, plan, phase, order(round_, base_round=round_ - 1), before)
+            after = before | Personal(prepared.phase_folder("p")).load(round_).state
+        else:
+            after, _ = work.train_shared(prepared, plan, phase, order(round_), before)
+        changed.append({n for n in encoder if not torch.equal(before[n], after[n])})
+    assert changed[0] == set()
+    assert any(n.endswith("weight") for n in changed[1])
 
 
 def test_fedprox_pulls_towards_what_came_in(prepared: Site, make_plan: MakePlan) -> None:

@@ -16,6 +16,7 @@ from core.models.stages import head_rows, stage_of, unique_state
 from core.phases import (
     apply_freeze,
     fingerprint,
+    frozen_in,
     load_state,
     network,
     parts_of,
@@ -88,6 +89,40 @@ def test_every_parameter_has_exactly_one_part(freeze: Any, stages: set[str], sha
 def test_something_must_be_left_to_train(freeze: Any) -> None:
     with pytest.raises(UserError, match="at least one stage"):
         parts(freeze=freeze)
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_what_thaws_trains_from_its_round_on_and_is_no_base(share: str) -> None:
+    thaw = {"decoder": 2, "encoder": 4}
+    chosen = phase(freeze="all-but-head", thaw=thaw, rounds=4, share=share)
+    model = network(PLAN, chosen)
+    stage = stage_of(model, PLAN.model)
+    course = [{stage[n] for n in frozen_in(model, PLAN, chosen, r)} for r in (1, 2, 3, 4)]
+    assert course == [{"encoder", "decoder"}, {"encoder"}, {"encoder"}, set()]
+    found = parts_of(model, PLAN, chosen)
+    assert found.frozen == ()
+    assert set(found.personal if share == "none" else found.shared) == set(stage)
+
+
+def test_a_module_may_be_frozen_or_thawed_by_its_name() -> None:
+    chosen = phase(freeze="encoder")
+    model = network(PLAN, chosen)
+    inside = sorted(frozen_in(model, PLAN, chosen, 1))
+    module = ".".join(inside[0].split(".")[:2])
+    part = {n for n in inside if n.startswith(module + ".")}
+    assert set(frozen_in(model, PLAN, phase(freeze=[module]), 1)) == part
+    some = phase(freeze="encoder", thaw={module: 2}, rounds=2)
+    assert set(frozen_in(model, PLAN, some, 2)) == set(inside) - part
+    assert part < set(inside)
+
+
+@pytest.mark.parametrize(("freeze", "part"), [("encoder", "decoder"), ("encoder", "neck")])
+def test_only_what_is_frozen_can_thaw(freeze: str, part: str) -> None:
+    chosen = phase(freeze=freeze, thaw={part: 2}, rounds=2)
+    with pytest.raises(UserError) as caught:
+        frozen_in(network(PLAN, chosen), PLAN, chosen, 1)
+    assert caught.value.field.endswith(".thaw")
+    assert caught.value.value == part
 
 
 def test_a_stage_that_the_network_does_not_have() -> None:

@@ -62,6 +62,8 @@ def fails(*overrides: str) -> UserError:
         ("phases.pretrain.lr=0", "phases.pretrain.lr"),
         ("phases.pretrain.share=some", "phases.pretrain.share"),
         ("phases.pretrain.freeze=first-half", "phases.pretrain.freeze"),
+        ("phases.pretrain.thaw={encoder: 1}", "phases.pretrain.thaw.encoder"),
+        ("phases.pretrain.thaw={encoder: 999}", "phases.pretrain.thaw.encoder"),
         ("phases.pretrain.freeze=3", "phases.pretrain.freeze"),
         ("phases.pretrain.init=personalise", "phases.pretrain.init"),
         ("phases.personalise.init=pretrian", "phases.personalise.init"),
