@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from core.data.cache import build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
-from core.files import replace_file
+from core.files import replace_csv, replace_file
 from core.phases import seed_of
 from core.plan import Phase, Plan
 
@@ -104,7 +103,8 @@ class Site:
             )
             findings += self._named(source, report.findings)
         self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(self.run_folder / FINDINGS, _csv_of(findings))
+        columns = [f.name for f in fields(Finding)]
+        replace_csv(self.run_folder / FINDINGS, columns, map(astuple, findings))
         replace_file(self.run_folder / SPLIT, digest)
         return self.entries(plan), tuple(findings)
 
@@ -352,11 +352,3 @@ def _case_of(field: str, name: str, present: Collection[str]) -> str:
 def _number(case: str) -> int | None:
     digits = re.search(r"(\d+)$", case)
     return int(digits.group(1)) if digits else None
-
-
-def _csv_of(findings: Sequence[Finding]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(f.name for f in fields(Finding))
-    writer.writerows(astuple(f) for f in findings)
-    return text.getvalue()

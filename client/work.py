@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from core.anatomy import vocabulary
 from core.data.entry import Entry
 from core.engine import train, validate
 from core.errors import UserError
-from core.files import replace_file
+from core.files import replace_csv
 from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
 from core.models.stages import unique_state
@@ -326,13 +324,11 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
     """``cases.csv``: per-case test figures, on the site's own disk, never sent."""
     folder = site.phase_folder(phase.name)
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["case", "organ", "dice", "hd95_mm"])
-    for s in scores:
-        hd95 = "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}"
-        writer.writerow([s.case, s.organ, f"{s.dice:.6f}", hd95])
-    replace_file(folder / "cases.csv", text.getvalue())
+    rows = (
+        (s.case, s.organ, f"{s.dice:.6f}", "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}")
+        for s in scores
+    )
+    replace_csv(folder / "cases.csv", ("case", "organ", "dice", "hd95_mm"), rows)
 
 
 def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:

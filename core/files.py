@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -24,6 +27,15 @@ def replace_file(path: Path, content: str | bytes) -> None:
         flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """`replace_file` with a table."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    replace_file(path, text.getvalue())
 
 
 def write_flushed(path: Path, content: str | bytes) -> None:

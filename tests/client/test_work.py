@@ -32,6 +32,19 @@ def start(plan: Plan) -> dict[str, Tensor]:
     return start_state(plan, plan.phases[0], None)
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> list[Any]:
+    """What each call of `work.NAME` is given as that option, call by call."""
+    given: list[Any] = []
+    real = getattr(work, name)
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options[option])
+        return real(*args, **options)
+
+    monkeypatch.setattr(work, name, watch)
+    return given
+
+
 # --------------------------------------------------------------------------------- description
 
 
@@ -224,14 +237,7 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
 def test_a_round_trains_with_the_term_weights_of_the_plan(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Any] = []
-
-    def watch(*args: Any, **options: Any) -> Any:
-        given.append(options["term_weights"])
-        return train(*args, **options)
-
-    train = work.train
-    monkeypatch.setattr(work, "train", watch)
+    given = watched(monkeypatch, "train", "term_weights")
     plan = personal_plan(make_plan, make_phase)
     plan = replace(plan, weighting=Weighting(terms="shift", shift_end=1.0))
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
@@ -242,14 +248,7 @@ def test_a_round_trains_with_the_term_weights_of_the_plan(
 def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_personal_ones(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Any] = []
-
-    def watch(*args: Any, **options: Any) -> Any:
-        given.append(options["organ_weights"])
-        return train(*args, **options)
-
-    train = work.train
-    monkeypatch.setattr(work, "train", watch)
+    given = watched(monkeypatch, "train", "organ_weights")
     plan = make_plan()
     organs = plan.phases[0].organs
     plan = replace(plan, weighting=Weighting(by="dice", organs={organs[0]: 2.0}))
@@ -271,14 +270,7 @@ def test_a_personal_phase_goes_on_with_its_optimiser(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = personal_plan(make_plan, make_phase)
-    given: list[Any] = []
-    train = work.train
-
-    def watch(*args: Any, **options: Any) -> Any:
-        given.append(options["optimiser_state"])
-        return train(*args, **options)
-
-    monkeypatch.setattr(work, "train", watch)
+    given = watched(monkeypatch, "train", "optimiser_state")
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
     assert given[0] is None
     saved = Personal(prepared.phase_folder("p")).load(1).optimiser
@@ -404,14 +396,7 @@ def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_wei
         make_phase(share=share, organs=["Brainstem"], average_mirrored=averaged),
         make_phase("other", organs=["Parotid_L"]),
     )
-    given: list[Any] = []
-    validate = work.validate
-
-    def watch(*args: Any, **options: Any) -> Any:
-        given.append(options["average_mirrored"])
-        return validate(*args, **options)
-
-    monkeypatch.setattr(work, "validate", watch)
+    given = watched(monkeypatch, "validate", "average_mirrored")
     round_ = work.train_personal if share == "none" else work.train_shared
     round_(prepared, plan, plan.phases[0], order(), start(plan))
     assert given == [averaged]
