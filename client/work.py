@@ -15,7 +15,7 @@ from client.personal import Kept, Personal, mean_dice
 from client.site import Site, count_codes
 from core.anatomy import vocabulary
 from core.data.entry import Entry
-from core.engine import train, validate
+from core.engine import TrainResult, train, validate
 from core.errors import UserError
 from core.files import replace_csv
 from core.losses import class_weights
@@ -84,6 +84,10 @@ def train_shared(
 ) -> tuple[State, Result]:
     """One round of a shared phase: scores the incoming weights on val, then trains (D4).
 
+    What the phase keeps here joins the incoming weights, and is stored by round (D7). With `ditto`
+    (Li et al., Ditto, ICML 2021, algorithm 1) that is a whole network beside the shared one,
+    trained on the same cases and pulled towards the weights that came in.
+
     Args:
         site: who.
         plan: what the federation agreed on.
@@ -95,11 +99,23 @@ def train_shared(
         The trained weights and the numbers for the server.
     """
     started = time.perf_counter()
-    model = loaded(plan, phase, state)
+    parts = parts_of(network(plan, phase), plan, phase)
+    personal, kept = opened(site, phase, order)
+    model = own = loaded(plan, phase, state | kept.state)
     scores = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     entries = site.of_phase(plan, phase, "train")
-    factors = order.organ_factors
-    result, _ = fit(site, plan, phase, order, model, entries, None, state, factors)
+    incoming = {n: state[n] for n in parts.shared}
+    strategy, factors = plan.federation.strategy, order.organ_factors
+    pull = (strategy.proximal_mu, incoming) if strategy.name == "fedprox" else None
+    if phase.ditto is not None:
+        model = loaded(plan, phase, state)
+        beside = (phase.ditto, incoming)
+        fit(site, plan, phase, order, own, entries, factors, pull=beside)
+    result, _ = fit(site, plan, phase, order, model, entries, factors, pull=pull)
+    if parts.personal:
+        now = unique_state(own)
+        mine = Kept({n: now[n].detach().cpu().clone() for n in parts.personal}, {}, 0, -1.0)
+        personal.keep(order.round, mine, {order.base_round, order.best_round})
     return unique_state(model), replace(
         result, seconds=time.perf_counter() - started, scores={"val": scores}
     )
@@ -118,18 +134,15 @@ def train_personal(
         state: the start weights of the phase.
     """
     started = time.perf_counter()
-    personal = Personal(site.phase_folder(phase.name))
-    kept = Kept({}, {}, 0, -1.0)
-    if order.base_round > 0:
-        kept = personal.load(order.base_round)
-    elif order.round == 1:
-        personal.store.clear()
+    personal, kept = opened(site, phase, order)
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
     entries = site.of_phase(plan, phase, "train")
     require_annotated(entries, phase)
     memory, factors = kept.optimiser or None, kept.organ_factors
-    result, optimiser = fit(site, plan, phase, order, model, entries, memory, None, factors)
+    result, optimiser = fit(
+        site, plan, phase, order, model, entries, factors, optimiser_state=memory
+    )
     sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     dice = {o: c.dice / c.n for o, c in sums.items() if c.n > 0}
     factors = organ_factors(plan.weighting, phase.organs, dice, factors)
@@ -168,11 +181,11 @@ def train_personal(
 
 
 def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> Result:
-    """Scores the shared weights on val (``validate``) or test; in a personal phase the own best."""
+    """Scores the weights with what the site keeps: the last on val, or the best on test."""
     started = time.perf_counter()
     personal = phase.share == "none"
-    if personal:
-        state = chosen_weights(site, plan, phase, order, state)
+    if personal or phase.keep or phase.ditto is not None:
+        state = own_weights(site, plan, phase, order, state)
     model = loaded(plan, phase, state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if order.task == "validate" or personal:
@@ -187,12 +200,28 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
     return Result(seconds=time.perf_counter() - started, scores=scores)
 
 
-def chosen_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> State:
-    """The round that the server knows as the site's best; its weights become ``best.*`` again."""
+def opened(site: Site, phase: Phase, order: Order) -> tuple[Personal, Kept]:
+    """What the site keeps of a phase, and of it the round that the order builds on."""
     personal = Personal(site.phase_folder(phase.name))
-    whole = state | personal.load(order.best_round).state
-    if personal.exported_round() != order.best_round:
-        meta = checkpoint_meta(site, plan, phase, order) | {"round": order.best_round}
+    if order.base_round > 0:
+        return personal, personal.load(order.base_round)
+    if order.round == 1:
+        personal.store.clear()
+    return personal, Kept({}, {}, 0, -1.0)
+
+
+def own_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> State:
+    """All weights with the site's own of the latest round (``validate``) or of the best.
+
+    The best is the round that the server knows as such; its weights become ``best.*`` (again).
+    """
+    personal = Personal(site.phase_folder(phase.name))
+    last = order.task == "validate"
+    round_ = order.base_round if last else order.best_round
+    own = personal.load(round_).state if round_ > 0 or phase.share == "none" else {}
+    whole = state | own
+    if not last and personal.exported_round() != round_:
+        meta = checkpoint_meta(site, plan, phase, order) | {"round": round_}
         personal.export_best(whole, meta)
     return whole
 
@@ -233,41 +262,62 @@ def fit(
     order: Order,
     model: nn.Module,
     entries: Sequence[Entry],
-    optimiser: Mapping[str, Tensor] | None,
-    incoming: Mapping[str, Tensor] | None,
     factors: Sequence[float],
+    *,
+    optimiser_state: Mapping[str, Tensor] | None = None,
+    pull: tuple[float, Mapping[str, Tensor]] | None = None,
 ) -> tuple[Result, State]:
-    """Local epochs of one round; `factors` are on the organs' static weights."""
-    apply_freeze(model, frozen_in(model, plan, phase, order.round))
-    strategy = plan.federation.strategy
-    pull = None
-    if incoming is not None and strategy.name == "fedprox":
-        pull = (strategy.proximal_mu, incoming)
-    done, memory = train(
-        model,
-        entries,
-        phase.organs,
-        plan,
-        device=site.device,
-        epochs=phase.local_epochs,
-        first_epoch=(order.round - 1) * phase.local_epochs,
-        total_epochs=phase.rounds * phase.local_epochs,
-        seed=seed_of(plan.seed, phase.name, order.round, site.name),
-        lr=phase.lr,
-        class_weights=frequencies(plan, phase, order, entries),
-        organ_weights=organ_weights(plan.weighting, phase.organs, factors),
-        term_weights=term_factors(plan.weighting, order.round, phase.rounds),
-        optimiser_state=optimiser,
-        proximal=pull,
-    )
+    """Local epochs of one round; `factors` are on the organs' static weights.
+
+    With `keep_epochs` what the site keeps trains first, alone, and then the rest, alone (FedRep).
+    """
+    epoch = (order.round - 1) * phase.local_epochs
+    done: list[TrainResult] = []
+    memory: State = {}
+    for frozen, epochs in turns(model, plan, phase, order.round):
+        apply_freeze(model, frozen)
+        result, memory = train(
+            model,
+            entries,
+            phase.organs,
+            plan,
+            device=site.device,
+            epochs=epochs,
+            first_epoch=epoch,
+            total_epochs=phase.rounds * phase.local_epochs,
+            seed=seed_of(plan.seed, phase.name, order.round, site.name),
+            lr=phase.lr,
+            class_weights=frequencies(plan, phase, order, entries),
+            organ_weights=organ_weights(plan.weighting, phase.organs, factors),
+            term_weights=term_factors(plan.weighting, order.round, phase.rounds),
+            optimiser_state=optimiser_state,
+            proximal=pull,
+        )
+        done.append(result)
+        epoch += epochs
+    steps = sum(r.steps for r in done)
     return Result(
         cases=len(entries),
         annotated=tuple(sum(o in e.annotated for e in entries) for o in phase.organs),
-        loss=tuple(float(done.loss[k]) for k in LOSS_TERMS),
-        steps=done.steps,
-        skipped=done.skipped_nonfinite,
-        seconds=done.seconds,
+        loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
+        steps=steps,
+        skipped=sum(r.skipped_nonfinite for r in done),
+        seconds=sum(r.seconds for r in done),
     ), memory
+
+
+def turns(
+    model: nn.Module, plan: Plan, phase: Phase, round_: int
+) -> list[tuple[tuple[str, ...], int]]:
+    """What is frozen for how many of a round's local epochs, in their order."""
+    frozen = frozen_in(model, plan, phase, round_)
+    if not phase.keep_epochs:
+        return [(frozen, phase.local_epochs)]
+    parts = parts_of(model, plan, phase)
+    return [
+        ((*frozen, *parts.shared), phase.keep_epochs),
+        ((*frozen, *parts.personal), phase.local_epochs - phase.keep_epochs),
+    ]
 
 
 def frequencies(

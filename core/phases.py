@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from core.config import plan_hash
 from core.errors import UserError
 from core.models.build import build
-from core.models.stages import head_rows, load_unique, stage_of, unique_state
+from core.models.stages import (
+    head_rows,
+    load_unique,
+    norm_parameters,
+    stage_of,
+    unique_state,
+)
 from core.plan import Phase, Plan
 from core.versions import versions
 
@@ -30,7 +36,7 @@ class Parts:
     Attributes:
         base: what no round changes; travels once (D8). With ``share: none`` all start weights.
         shared: travels every round, both ways.
-        personal: trained, and kept at the site.
+        personal: trained, and kept at the site. With `ditto` a second copy of what is shared.
         frozen: never changed in this phase.
     """
 
@@ -54,7 +60,10 @@ def network(plan: Plan, phase: Phase) -> nn.Module:
 
 
 def parts_of(model: nn.Module, plan: Plan, phase: Phase) -> Parts:
-    """Splits the parameters of `model` by `phase.freeze`, `phase.thaw` and `phase.share`.
+    """Splits the parameters of `model` by `freeze`, `thaw`, `share`, `keep` and `ditto`.
+
+    `keep: [norm]` is FedBN (Li et al., ICLR 2021), a kept head or decoder FedPer (Arivazhagan et
+    al., 2019), with `keep_epochs` FedRep (Collins et al., ICML 2021).
 
     Raises:
         UserError: a stage or module that the network does not have, or nothing left to train.
@@ -64,7 +73,22 @@ def parts_of(model: nn.Module, plan: Plan, phase: Phase) -> Parts:
     trained = tuple(n for n in names if n not in set(frozen))
     if phase.share == "none":
         return Parts(base=names, shared=(), personal=trained, frozen=frozen)
-    return Parts(base=frozen, shared=trained, personal=(), frozen=frozen)
+    kept = {n for part in phase.keep for n in _within(model, plan, phase, part, "keep")}
+    personal = tuple(n for n in trained if n in kept)
+    shared = tuple(n for n in trained if n not in kept)
+    if not shared:
+        raise UserError(
+            f"phases.{phase.name}.keep",
+            phase.keep,
+            "keep less, or write share: none for a phase in which nothing travels",
+            problem="nothing is left to be shared",
+        )
+    if phase.keep_epochs and not personal:
+        raise UserError(
+            f"phases.{phase.name}.keep", phase.keep, "keep something that is not frozen"
+        )
+    base = tuple(sorted((*frozen, *personal)))
+    return Parts(base, shared, shared if phase.ditto is not None else personal, frozen)
 
 
 def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[str, ...]:
@@ -82,39 +106,43 @@ def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[
     """
     stages = stage_of(model, plan.model)
     names = sorted(unique_state(model))
-
-    def within(part: str, field: str) -> set[str]:
-        found = {n for n in names if stages[n] == part or n.startswith(f"{part}.")}
-        if not found:
-            known = sorted(set(stages.values()))
-            modules = sorted({".".join(n.split(".")[:2]) for n in names if n.count(".") > 1})
-            raise UserError(
-                f"phases.{phase.name}.{field}",
-                part,
-                f"use stages of this network: {known}, or its modules: {modules}",
-            )
-        return found
-
     if phase.freeze == "none":
         frozen: set[str] = set()
     elif phase.freeze == "all-but-head":
         frozen = {n for n in names if stages[n] != "head"}
     else:
         listed = [phase.freeze] if isinstance(phase.freeze, str) else list(phase.freeze)
-        frozen = {n for part in listed for n in within(part, "freeze")}
+        frozen = {n for part in listed for n in _within(model, plan, phase, part, "freeze")}
     if len(frozen) == len(names):
         raise UserError(
             f"phases.{phase.name}.freeze", phase.freeze, "leave at least one stage to be trained"
         )
     thawed: set[str] = set()
     for part, start in phase.thaw.items():
-        found = within(part, "thaw")
+        found = _within(model, plan, phase, part, "thaw")
         if not found <= frozen:
             raise UserError(
                 f"phases.{phase.name}.thaw", part, f"thaw what is frozen: freeze is {phase.freeze}"
             )
         thawed |= found if start <= round_ else set()
     return tuple(sorted(frozen - thawed))
+
+
+def _within(model: nn.Module, plan: Plan, phase: Phase, part: str, field: str) -> set[str]:
+    """Names of the parameters of a stage, of a module, or of all norms (D12)."""
+    stages = stage_of(model, plan.model)
+    names = sorted(unique_state(model))
+    norms = norm_parameters(model) if part == "norm" else set()
+    found = {n for n in names if stages[n] == part or n.startswith(f"{part}.") or n in norms}
+    if not found:
+        known = sorted(set(stages.values()))
+        modules = sorted({".".join(n.split(".")[:2]) for n in names if n.count(".") > 1})
+        raise UserError(
+            f"phases.{phase.name}.{field}",
+            part,
+            f"use stages of this network: {known}, norm, or its modules: {modules}",
+        )
+    return found
 
 
 def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:

@@ -110,9 +110,17 @@ class Phase:
     freeze: Any = "none"
     thaw: dict[str, int] = field(default_factory=dict)
     share: str = "all"
+    keep: list[str] = field(default_factory=list)
+    keep_epochs: int = 0
+    ditto: float | None = None
     lr: float | None = None
     max_cases: int | None = None
     average_mirrored: bool = False
+
+    @property
+    def best_at_site(self) -> bool:
+        """True where complete weights of this phase exist at its sites only."""
+        return self.share == "none" or bool(self.keep)
 
 
 @dataclass(frozen=True)

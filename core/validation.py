@@ -141,6 +141,7 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             raise UserError(
                 f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
             )
+    _check_kept(key, phase)
     is_file = phase.init.startswith("sha256:") or phase.init.endswith(".safetensors")
     if phase.init != "scratch" and phase.init not in earlier and not is_file:
         raise UserError(
@@ -150,7 +151,7 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             "or the path of a .safetensors checkpoint",
         )
     before = next((p for p in plan.phases[:index] if p.name == phase.init), None)
-    if before is None or before.share != "none":
+    if before is None or not before.best_at_site:
         return
     if set(phase.sites) - set(before.sites):
         raise UserError(
@@ -162,6 +163,30 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             phase.init,
             "write share: none here too, or start from a phase that shares its weights",
             problem="personal weights never leave their site",
+        )
+
+
+def _check_kept(key: str, phase: Phase) -> None:
+    """What a site keeps in a shared phase: parts of the network, or a whole one of its own."""
+    own = [k for k in ("keep", "ditto") if getattr(phase, k) not in ([], None)]
+    if own and phase.share == "none":
+        raise UserError(
+            f"{key}.{own[0]}",
+            getattr(phase, own[0]),
+            "leave it out, or write share: all",
+            problem="with share: none everything stays at the site anyway",
+        )
+    if len(own) == 2:
+        raise UserError(
+            f"{key}.ditto", phase.ditto, f"leave out {key}.keep: ditto keeps a whole network"
+        )
+    if phase.ditto is not None and phase.ditto < 0:
+        raise UserError(f"{key}.ditto", phase.ditto, "give a number >= 0: 0 pulls not at all")
+    if not 0 <= phase.keep_epochs < phase.local_epochs or (phase.keep_epochs and not phase.keep):
+        raise UserError(
+            f"{key}.keep_epochs",
+            phase.keep_epochs,
+            f"give a number from 0 to below local_epochs ({phase.local_epochs}), with {key}.keep",
         )
 
 

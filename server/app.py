@@ -88,7 +88,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             require_same_split(meta, described, "--resume", recorder.run)
             splits[phase.name] = dict(meta["splits"])
             tell(f"{phase.name}: done before, taken over")
-            if phase.share != "none":
+            if not phase.best_at_site:
                 best = load(recorder.out / "checkpoints" / phase.name / "best.safetensors")
                 weights[phase.name] = (best[0], list(phase.organs))
             continue
@@ -120,7 +120,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         )
         splits[phase.name] = dict(run.meta["splits"])
         best_state, block = run.run(resume)
-        if phase.share != "none":
+        if not phase.best_at_site:
             weights[phase.name] = (best_state, list(phase.organs))
             recorder.tracker.artifact(
                 recorder.out / "checkpoints" / phase.name / "best.safetensors",
@@ -184,7 +184,7 @@ def _previous(
 
 def _starts_at_site(plan: Plan, phase: Phase) -> bool:
     """True where the phase begins from personal weights, which only the site has."""
-    return any(p.name == phase.init and p.share == "none" for p in plan.phases)
+    return any(p.name == phase.init and p.best_at_site for p in plan.phases)
 
 
 def _checked_splits(

@@ -26,8 +26,9 @@ class Progress:
         best_round: round of the best weights so far (-1: none scored yet).
         best: the sums of that round; {} where no site tells any.
         organ_factors: on the organs' weights in the next round; empty: 1.
-        acknowledged: personal phases: last round whose weights a site keeps.
-        best_of: personal phases: the site's own best round.
+        acknowledged: last round whose weights a site keeps, where the phase leaves it any.
+        best_of: the site's own best round; of a shared phase with weights that stay, the round of
+            these beside the best shared ones.
         stopped: personal phases: whether the site is through.
         sent: bytes to the sites so far.
         received: bytes from the sites so far.

@@ -67,6 +67,7 @@ class PhaseRun:
         self.heads = [n for n in head_rows(model) if n in self.parts.shared]
         self.start = start_state(plan, phase, previous)
         self.personal = phase.share == "none"
+        self.kept = bool(self.parts.personal) and not self.personal
         has_base = bool(self.parts.base) and not local_start
         self.base_hash = state_hash(self.start, self.parts.base) if has_base else ""
         self.store = recorder.store(phase.name)
@@ -163,7 +164,10 @@ class PhaseRun:
         else:
             scored = progress.round - 1
             sums: Sums = {s: {} for s in good} | _scores(good, "val")
-            if not judge(progress, sums, scored) and scored == 0:
+            told = judge(progress, sums, scored)
+            self._remember_kept(progress, scored)
+            progress.acknowledged |= dict.fromkeys(good, progress.round) if self.kept else {}
+            if not told and scored == 0:
                 self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
             silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
             if silent and (factors or progress.round == 1):
@@ -220,7 +224,13 @@ class PhaseRun:
             return
         good = self._evaluated("validate", state, progress)
         judge(progress, _scores(good, "val"), progress.round)
+        self._remember_kept(progress, progress.round)
         self._commit(state, progress)
+
+    def _remember_kept(self, progress: Progress, scored: int) -> None:
+        """Which round of its own each site had beside the shared weights that are now the best."""
+        if self.kept and progress.best_round == scored:
+            progress.best_of = dict(progress.acknowledged)
 
     def _evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
         """Scores from every site; who fails is asked again, `round_retries` times.
@@ -274,8 +284,9 @@ class PhaseRun:
             "mean": test_mean,
             "mean_val": val_mean,
         }
-        if self.personal:
+        if self.parts.personal:
             block["best_rounds"] = progress.best_of
+        if self.phase.best_at_site:
             meta = self.meta | {"round": chosen, "score": block["sites"]}
             self.recorder.export_scores(self.phase.name, meta)
         else:
@@ -291,7 +302,7 @@ class PhaseRun:
             task=task,
             base_hash=self.base_hash,
             base_round=progress.acknowledged.get(site, 0),
-            best_round=own if self.personal else max(progress.best_round, 0),
+            best_round=own if self.parts.personal else max(progress.best_round, 0),
             fingerprint=self.fingerprint,
             voxels=self.voxels,
             totals=self.totals,
@@ -416,7 +427,7 @@ class PhaseRun:
         meta = self.meta | {"round": progress.round, "progress": progress.to_json()}
         self.store.put(progress.round, state, meta)
         self.store.prune({progress.round, progress.round - 1, max(progress.best_round, 0)})
-        if not self.personal:
+        if not self.phase.best_at_site:
             self._export("last", state, progress.round, None)
 
     def _export(self, stem: str, state: State, round_: int, score: object) -> None:

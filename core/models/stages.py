@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from core.errors import UserError
 from core.models import res3dunet, unetr
@@ -133,6 +134,13 @@ def head_rows(model: nn.Module) -> list[str]:
             problem=f"its last convolution is transposed or missing: {name}",
         )
     return [f"{name}.weight"] + ([f"{name}.bias"] if last.bias is not None else [])
+
+
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the learned scales and shifts of all instance, group and layer norms (D12)."""
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+    norms = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return {n for n, _ in model.named_parameters() if n.rpartition(".")[0] in norms}
 
 
 def _under(name: str, prefix: str) -> bool:

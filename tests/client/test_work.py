@@ -402,3 +402,102 @@ def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_wei
     assert given == [averaged]
     meta = work.checkpoint_meta(prepared, plan, plan.phases[0], order())
     assert meta["average_mirrored"] is averaged
+
+
+# ----------------------------------------------------------- what stays in a phase that is shared
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    return {n for n in before if not torch.equal(before[n], after[n].cpu())}
+
+
+def test_kept_norms_stay_and_join_the_next_round(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(keep=["norm"]))
+    phase, first = plan.phases[0], start(plan)
+    parts = parts_of(network(plan, phase), plan, phase)
+    assert parts.personal
+    trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+    own = Personal(prepared.phase_folder("p")).load(1).state
+    assert set(own) == set(parts.personal)
+    assert moved(first, own | {n: first[n] for n in parts.shared}) <= set(parts.personal)
+    shared = {n: trained[n].detach().clone() for n in parts.shared}
+    told = order(2, "validate", base_round=1)
+    with_own = work.evaluate(prepared, plan, phase, told, first | shared)
+    expected = work.score(
+        prepared, plan, phase, work.loaded(plan, phase, first | shared | own), "val"
+    )
+    assert with_own.scores["val"]["Brainstem"].dice == pytest.approx(
+        sum(s.dice for s in expected if s.organ == "Brainstem")
+    )
+
+
+def test_the_best_round_of_a_phase_with_kept_parts_is_a_whole_model_at_the_site(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(keep=["head"]))
+    phase, first = plan.phases[0], start(plan)
+    work.train_shared(prepared, plan, phase, order(), first)
+    work.train_shared(prepared, plan, phase, order(2, base_round=1), first)
+    work.evaluate(prepared, plan, phase, order(2, "test", base_round=2, best_round=1), first)
+    state, meta = load(prepared.phase_folder("p") / "best.safetensors")
+    own = Personal(prepared.phase_folder("p")).load(1).state
+    assert meta["round"] == 1
+    assert set(state) == set(first)
+    assert not moved(own, {n: state[n] for n in own})
+
+
+def test_what_a_phase_keeps_trains_first_and_alone(
+    prepared: Site,
+    make_plan: MakePlan,
+    make_phase: MakePhase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = make_plan(make_phase(keep=["head"], local_epochs=3, keep_epochs=1))
+    phase = plan.phases[0]
+    parts = parts_of(network(plan, phase), plan, phase)
+    seen: list[tuple[set[str], int, int]] = []
+    real = work.train
+
+    def watch(model: Any, *args: Any, **options: Any) -> Any:
+        free = {n for n, p in model.named_parameters() if p.requires_grad}
+        seen.append((free, options["first_epoch"], options["epochs"]))
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(work, "train", watch)
+    _, result = work.train_shared(prepared, plan, phase, order(), start(plan))
+    assert seen == [(set(parts.personal), 0, 1), (set(parts.shared), 1, 2)]
+    assert result.steps == 3 * 3
+
+
+def test_ditto_trains_a_network_beside_the_shared_one(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    far: dict[float, float] = {}
+    for pull in (0.0, 50.0):
+        plan = make_plan(make_phase(ditto=pull))
+        phase, first = plan.phases[0], start(plan)
+        plain, _ = work.train_shared(prepared, make_plan(), make_phase(), order(), first)
+        trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+        assert not moved(plain, trained)  # what is shared knows nothing of it
+        own = Personal(prepared.phase_folder("p")).load(1).state
+        far[pull] = float(sum(((own[n] - first[n]) ** 2).sum() for n in own))
+    assert 0 < far[50.0] < 0.5 * far[0.0]
+    result = work.evaluate(
+        prepared, plan, phase, order(1, "test", base_round=1, best_round=1), first
+    )
+    state, _ = load(prepared.phase_folder("p") / "best.safetensors")
+    assert not moved(own, state)
+    assert result.scores["test"]["Brainstem"].n == 1
+
+
+def test_fedprox_does_not_pull_what_stays(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = watched(monkeypatch, "train", "proximal")
+    federation = Federation(min_cell=1, strategy=Strategy(name="fedprox"))
+    plan = make_plan(make_phase(keep=["norm"]), federation=federation)
+    work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
+    assert set(given[0][1]) == set(parts.shared)

@@ -312,3 +312,40 @@ def test_the_fingerprint_is_of_the_code_of_core(
 
 def test_a_network_is_a_module() -> None:
     assert isinstance(network(PLAN, phase()), nn.Module)
+
+
+# ------------------------------------------------------------------- what a shared phase keeps
+
+
+def test_kept_norms_are_all_norms_and_travel_once() -> None:
+    kept, _, names = parts(keep=["norm"])
+    model = network(PLAN, phase())
+    norms = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if type(module).__name__.startswith(("InstanceNorm", "GroupNorm", "LayerNorm"))
+        for own, _ in module.named_parameters()
+    }
+    assert norms
+    assert set(kept.personal) == norms == set(kept.base)
+    assert set(kept.shared) == names - norms
+
+
+def test_a_kept_stage_beside_a_frozen_one() -> None:
+    kept, stages, _ = parts(keep=["head"], freeze="encoder")
+    assert {stages[n] for n in kept.personal} == {"head"}
+    assert {stages[n] for n in kept.shared} == {"decoder"}
+    assert {stages[n] for n in kept.base} == {"encoder", "head"}
+
+
+def test_ditto_keeps_a_second_copy_of_what_is_shared() -> None:
+    kept, stages, _ = parts(ditto=0.1, freeze="encoder")
+    assert kept.personal == kept.shared
+    assert {stages[n] for n in kept.base} == {"encoder"}
+
+
+@pytest.mark.parametrize("keep", [["encoder", "decoder", "head"], ["nothing"]])
+def test_what_cannot_be_kept_is_named(keep: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parts(keep=keep)
+    assert caught.value.field == "phases.p.keep"

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from core.models.stages import head_rows
-from core.phases import network, parts_of, start_state
+from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
 from server.record import Recorder
 from server.rounds import RunFailed, quorum_of
@@ -458,3 +458,31 @@ def test_an_unfinished_temporary_file_is_no_round(federate: Make, tmp_path: Path
     (run.out / "state" / "p.done.json").unlink()
     run.run(resume=True)
     assert json.loads((run.out / "metrics.json").read_text())["status"] == "completed"
+
+
+# ----------------------------------------------------------- what stays in a phase that is shared
+
+
+def test_kept_parts_never_travel_after_the_base(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=3, keep=["norm"]))
+    run = federate(plan, dice={("a", 2): 0.9, ("b", 2): 0.9})
+    run.run()
+    parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
+    size = size_bytes(start(plan), parts.shared)
+    assert parts.personal
+    assert {e["bytes"] for e in run.events("sent")} == {size}
+    assert sorted(p.name for p in (run.out / "checkpoints" / "p").iterdir()) == ["best.json"]
+    block = json.loads((run.out / "metrics.json").read_text())["phases"][0]
+    assert block["best_rounds"] == {"a": block["best_round"], "b": block["best_round"]}
+
+
+def test_a_phase_after_one_with_kept_parts_begins_at_the_site(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = make_plan(
+        phase(rounds=1, keep=["norm"]), personal(name="q", sites=["b"], init="p", rounds=1)
+    )
+    run = federate(plan)
+    run.run()
+    assert run.events("phase-end", phase="q")
+    assert {e["bytes"] for e in run.events("sent", phase="q")} == {0}
