@@ -114,7 +114,10 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
     for site in phase.sites:
         if not NAME.fullmatch(site):
             raise UserError(f"{key}.sites", site, "use letters, digits, '-' and '_' only")
+    applied = phase.init != "scratch" and phase.share != "none"
     for field in ("rounds", "local_epochs", "patience"):
+        if field == "rounds" and phase.rounds == 0 and applied:
+            continue
         if getattr(phase, field) < 1:
             raise UserError(f"{key}.{field}", getattr(phase, field), "give a whole number >= 1")
     if phase.max_cases is not None and phase.max_cases < 1:

@@ -68,6 +68,7 @@ def fails(*overrides: str) -> UserError:
         ("phases.personalise.ditto=0.1", "phases.personalise.ditto"),
         ("phases.pretrain.ditto=-1", "phases.pretrain.ditto"),
         ("phases.pretrain.keep_epochs=1", "phases.pretrain.keep_epochs"),
+        ("phases.personalise.rounds=0", "phases.personalise.rounds"),
         ("phases.pretrain.freeze=3", "phases.pretrain.freeze"),
         ("phases.pretrain.init=personalise", "phases.pretrain.init"),
         ("phases.personalise.init=pretrian", "phases.personalise.init"),

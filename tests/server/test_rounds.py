@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
+from core.checkpoint import load
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
@@ -486,3 +487,19 @@ def test_a_phase_after_one_with_kept_parts_begins_at_the_site(
     run.run()
     assert run.events("phase-end", phase="q")
     assert {e["bytes"] for e in run.events("sent", phase="q")} == {0}
+
+
+def test_no_rounds_apply_what_was_learnt_elsewhere(federate: Make, make_plan: Make) -> None:
+    learnt = phase(rounds=1, sites=["a"])
+    applied = phase(name="q", sites=["b"], init="p", rounds=0)
+    plan = make_plan(learnt, applied)
+    run = federate(plan, dice={("b", 0): 0.4})
+    run.run()
+    blocks = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert (blocks[1]["rounds"], blocks[1]["best_round"]) == (0, 0)
+    assert blocks[1]["mean"]["dice"] == pytest.approx(0.4)
+    assert set(blocks[1]["sites"]) == {"b"}
+    assert {e["kind"] for e in run.events("sent", phase="q")} == {"validate", "test"}
+    before, _ = load(run.out / "checkpoints" / "p" / "best.safetensors")
+    after, _ = load(run.out / "checkpoints" / "q" / "best.safetensors")
+    assert all(torch.equal(before[n], after[n]) for n in before)
