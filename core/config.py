@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.plan import Config, Phase, Plan
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+STUDIES = "studies"  # folder of `CONFIGS`
 MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
 
 
@@ -40,7 +41,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
     from core.validation import check
 
     path = find_config(config)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     sources = dict.fromkeys(_flat(values), path.name)
     for item in overrides:
         key = _override(values, item)
@@ -60,7 +61,7 @@ def find_config(config: str) -> Path:
     path = Path(config)
     if path.is_file():
         return path
-    names = sorted(str(p.relative_to(CONFIGS))[:-5] for p in CONFIGS.rglob("*.yaml"))
+    names = shipped_configs()
     close = difflib.get_close_matches(config, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UserError(
@@ -68,6 +69,12 @@ def find_config(config: str) -> Path:
         config,
         f"{hint}give a shipped name ({', '.join(names)}) or the path of a YAML file",
     )
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that ship, sorted; studies (grids of runs) are none."""
+    paths = [p.relative_to(CONFIGS) for p in CONFIGS.rglob("*.yaml")]
+    return sorted(str(p)[:-5] for p in paths if p.parts[0] != STUDIES)
 
 
 def to_yaml(config: Config) -> str:
@@ -96,7 +103,12 @@ def plan_hash(plan: Plan) -> str:
     return hashlib.sha256(plan_json(plan).encode("ascii")).hexdigest()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file of sections.
+
+    Raises:
+        UserError: no YAML, no mapping, or an interpolation.
+    """
     text = path.read_text(encoding="utf-8")
     if "${" in text:
         raise UserError(str(path), "${...}", "write the value itself; interpolation is not allowed")

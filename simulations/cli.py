@@ -16,6 +16,7 @@ from core.errors import UserError
 EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
+  hnfed grid transfer simulation.data=../shared/data/openkbp --list
   hnfed predict -i ct.nrrd -o contours --model runs/demo
   hnfed config show demo"""
 
@@ -87,8 +88,38 @@ def _parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )
     sub.set_defaults(handler=_simulate)
+    _register_grid(commands)
     core.cli.register(commands)
     return parser
+
+
+def _register_grid(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sub = commands.add_parser(
+        "grid",
+        help="run the cells of a study, and go on with those that are not done",
+        description="Runs every cell (variant, axes, seed) of a study as a run of its own; what "
+        "is done is kept, what was interrupted is resumed.",
+        epilog="examples:\n  hnfed grid transfer simulation.data=DIR --list\n"
+        "  hnfed grid transfer simulation.data=DIR --out runs/transfer --only 'scratch-*'\n"
+        "  hnfed grid my-study.yaml seeds=[0,1,2] --jobs 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("study", metavar="STUDY", help="a shipped study, or a YAML file")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, for every cell; seeds=[...]"
+    )
+    sub.add_argument("--out", type=Path, help="folder of the cells (default: runs/STUDY)")
+    sub.add_argument(
+        "--jobs", type=int, help="cells side by side (default: CPUs // simulation.cpus_per_site)"
+    )
+    sub.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells by name"
+    )
+    sub.add_argument("--list", action="store_true", help="print the cells, run nothing")
+    sub.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    sub.set_defaults(handler=_grid)
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -98,6 +129,20 @@ def _simulate(options: argparse.Namespace) -> int:
     if "=" in config and not Path(config).exists():
         config, overrides = "demo", [config, *overrides]
     return simulate(config, overrides, options.out, resume=options.resume)
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from simulations.grid import grid
+
+    swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
+    return grid(
+        options.study,
+        [*options.overrides, *swallowed],
+        options.out,
+        jobs=options.jobs,
+        only=[item for item in options.only if "=" not in item],
+        list_only=options.list,
+    )
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -220,7 +220,7 @@ def _short_temporary_folder() -> str:
 
 def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> None:
     """Ends the processes of a launch and removes its folder; a second Ctrl-C does not stop it."""
-    with _deaf():
+    with deaf():
         if process is not None:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -247,7 +247,8 @@ def _signals(numbers: tuple[int, ...], handler: Any) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _deaf() -> Any:
+def deaf() -> Any:
+    """While it lasts, Ctrl-C and SIGTERM do nothing."""
     return _signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)
 
 

@@ -27,6 +27,8 @@ from core.plan import Config, Phase, Plan, SimulatedSite, Simulation
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
+CELL = "cell.json"  # what a grid of runs keeps of one of them, written before the run begins
+BEFORE_THE_START = {CELL, "init", "plan.json"}
 
 
 def simulate(
@@ -46,12 +48,7 @@ def simulate(
     Raises:
         UserError: what cannot work, before any archive is prepared.
     """
-    asked, sources = load_config(config, overrides)
-    if sources["federation.min_cell"] == "default":  # nobody's privacy is at stake here (D5)
-        asked = replace(asked, federation=replace(asked.federation, min_cell=1))
-    resolved = with_baseline(asked)
-    for phase in resolved.phases:
-        parts_of(network(resolved, phase), resolved, phase)
+    asked, resolved = resolve(config, overrides)
     folder = _run_folder(Path(config).stem, out, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)
@@ -85,6 +82,21 @@ def simulate(
         print(f"completed in {minutes:.1f} min")
     print(f"report: {report}")
     return status
+
+
+def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
+    """The configuration of a simulation as it is asked for, and as it runs, with its baseline.
+
+    Raises:
+        UserError: what cannot work, networks and their stages included.
+    """
+    asked, sources = load_config(config, overrides)
+    if sources["federation.min_cell"] == "default":  # nobody's privacy is at stake here (D5)
+        asked = replace(asked, federation=replace(asked.federation, min_cell=1))
+    resolved = with_baseline(asked)
+    for phase in resolved.phases:
+        parts_of(network(resolved, phase), resolved, phase)
+    return asked, resolved
 
 
 def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int) -> int:
@@ -156,7 +168,7 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
             raise UserError("--resume", folder, "give the folder of an earlier run with --out")
         return folder.resolve()
     if out is not None:
-        if out.exists() and any(out.iterdir()):
+        if begun(out):
             raise UserError(
                 "--out",
                 out,
@@ -170,10 +182,17 @@ def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
     return folder.resolve()
 
 
+def begun(folder: Path) -> bool:
+    """True where a folder holds more than what is written before a run begins."""
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    parts = {n[1:].removesuffix(".next") if n.endswith(".next") else n for n in names}
+    return bool(parts - BEFORE_THE_START)
+
+
 def _run_id(folder: Path, resume: bool) -> str:
     """Hnfed's own id of a run (D3): the folder's name with something that no other run has."""
     path = folder / "run_id"
-    if not resume:
+    if not resume or not path.is_file():
         replace_file(path, f"{folder.name}-{secrets.token_hex(3)}")
     return path.read_text(encoding="utf-8")
 
@@ -189,11 +208,18 @@ def _pinned(plan: Plan, phase: Phase, folder: Path) -> Phase:
         )
     _, meta = load(source)
     require_same_input(meta, plan, f"phases.{phase.name}.init", phase.init)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    pinned = by_content(phase)
+    digest = pinned.init.removeprefix("sha256:")
     target = folder / "init"
     target.mkdir(exist_ok=True)
     shutil.copyfile(source, target / f"{digest}.safetensors")
     shutil.copyfile(source.with_suffix(".json"), target / f"{digest}.json")
+    return pinned
+
+
+def by_content(phase: Phase) -> Phase:
+    """The phase with the file that it starts from named by its SHA-256, as the plan has it (D1)."""
+    digest = hashlib.sha256(Path(phase.init).read_bytes()).hexdigest()
     return replace(phase, init=f"sha256:{digest}")
 
 
@@ -235,21 +261,13 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict[str, Any]:
-    root = site.root.replace("{data}", config.simulation.data)
-    if "{data}" in site.root and not config.simulation.data:
-        raise UserError(
-            "simulation.data",
-            "(empty)",
-            "add simulation.data=DIR, the folder of the data set (see the README)",
-        )
     if site.phantom:
-        root = str(_phantom(name, site, config, cache))
-    elif not Path(root).is_dir():
-        raise UserError(f"simulation.sites.{name}.root", root, "give an existing folder")
+        root = _phantom(name, site, config, cache)
     else:
+        root = archive_root(name, site, config.simulation)
         open_archive(root, format=site.format)
     return {
-        "root": str(Path(root).resolve()),
+        "root": str(root.resolve()),
         "format": site.format,
         "aliases": site.aliases,
         "split": dict(site.split),
@@ -257,6 +275,24 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
         "exclude": site.exclude,
         "label": name,
     }
+
+
+def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path:
+    """The folder of a site's archive.
+
+    Raises:
+        UserError: it does not exist, or needs ``simulation.data``.
+    """
+    if "{data}" in site.root and not simulation.data:
+        raise UserError(
+            "simulation.data",
+            "(empty)",
+            "add simulation.data=DIR, the folder of the data set (see the README)",
+        )
+    root = Path(site.root.replace("{data}", simulation.data))
+    if not root.is_dir():
+        raise UserError(f"simulation.sites.{name}.root", root, "give an existing folder")
+    return root.resolve()
 
 
 def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Path:

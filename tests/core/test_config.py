@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import CONFIGS, find_config, load, plan_from_json, plan_hash, plan_json, to_yaml
+from core.config import (
+    CONFIGS,
+    find_config,
+    load,
+    plan_from_json,
+    plan_hash,
+    plan_json,
+    shipped_configs,
+    to_yaml,
+)
 from core.errors import UserError
 from core.plan import Config, Plan, Simulation, Tracking
 
-SHIPPED = sorted(str(p.relative_to(CONFIGS))[:-5] for p in CONFIGS.rglob("*.yaml"))
+SHIPPED = shipped_configs()
 
 
 def fails(*overrides: str) -> UserError:
