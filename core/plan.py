@@ -192,6 +192,7 @@ class Simulation:
     phantom_spacing_mm: list[float] = field(default_factory=lambda: [4.0, 2.5, 2.5])
     sites: dict[str, SimulatedSite] = field(default_factory=dict)
     overlays: int = 2
+    published: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from core import report_charts as charts
 from core.report_format import date, number
+from core.report_published import beside_paper
 
 if TYPE_CHECKING:
     from core.report import RunFolder
@@ -50,6 +51,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "styles": styles,
         "described": _described(events),
         "phases": phases,
+        "published": beside_paper(folder.config, metrics),
         "rejected": [e for e in events if e["event"] == "rejected"],
         "notes": [e for e in events if e["event"] == "note"],
         "problems": folder.problems,

@@ -11,6 +11,7 @@ from core.anatomy import one_sided, require_known, vocabulary
 from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation
+from core.published import TABLES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
@@ -196,6 +197,8 @@ def _check_kept(key: str, phase: Phase) -> None:
 def _check_simulation(plan: Plan, simulation: Simulation) -> None:
     _one_of("simulation.engine", simulation.engine, ("ray", "inline"))
     _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
+    for name in simulation.published:
+        _one_of("simulation.published", name, tuple(TABLES))
     if simulation.cpus_per_site < 1:
         raise UserError(
             "simulation.cpus_per_site", simulation.cpus_per_site, "give a whole number >= 1"
