@@ -69,9 +69,9 @@ def estimate(
     averaged over the patients drawn, and the organs without weight (one that nobody drawn annotates
     is left out of that resample). The ends are quantiles of these means, moved outwards for few
     patients: at the probability Phi(sqrt(n / (n - 1)) t) with t of Student's distribution, n - 1
-    degrees of freedom, instead of at 2.5 % (the expanded percentile interval of T. Hesterberg, "What
-    teachers should know about the bootstrap", The American Statistician 69, 2015). Without that an
-    interval over 6 patients is a quarter too narrow.
+    degrees of freedom, instead of at 2.5 % (the expanded percentile interval of T. Hesterberg,
+    "What teachers should know about the bootstrap", The American Statistician 69, 2015). Without
+    that, 95 % intervals over 6 patients would hold the true mean in fewer than 90 of 100 studies.
 
     Args:
         values: (patients, organs), NaN where a patient does not annotate the organ.
@@ -86,8 +86,8 @@ def estimate(
         return Estimate(n, mean)
     means = _organ_means(_draws(n, resamples, seed), table)
     tail = expanded_tail(n, level)
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return Estimate(n, mean, float(low), float(high))
+    ends: Floats = np.quantile(means, np.array([tail, 1 - tail]))
+    return Estimate(n, mean, float(ends[0]), float(ends[1]))
 
 
 def expanded_tail(patients: int, level: float = LEVEL) -> float:
@@ -110,7 +110,7 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Dif
     """
     table = _table(np.round(np.asarray(first, float) - np.asarray(second, float), DECIMALS))
     told = estimate(table, seed=seed)
-    each = [] if not table.size else [float(v) for v in np.round(np.nanmean(table, axis=1), 9)]
+    each = [round(float(np.nanmean(row)), DECIMALS) for row in table]
     return Difference(
         told.patients, told.value, told.low, told.high, wilcoxon_p(each), smallest_p(each)
     )
@@ -119,8 +119,8 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int = 0) -> Dif
 def wilcoxon_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test; pairs without a difference do not count.
 
-    Exact up to 50 pairs (with equal differences up to 13), else by the normal approximation. 1 where
-    no pair differs; None without a pair.
+    Exact up to 50 pairs (with equal differences up to 13), else by the normal approximation. 1
+    where no pair differs; None without a pair.
     """
     if not differences:
         return None
@@ -152,7 +152,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def verdict(difference: Difference, p_holm: float | None) -> str:
     """``better | worse | inconclusive``, or "" without a pair (D19).
 
-    Nothing is claimed unless the smallest attainable p, the adjusted p and the interval all allow it.
+    Nothing is claimed unless the smallest attainable p, the adjusted p and the interval allow it.
     """
     if difference.value is None:
         return ""
