@@ -23,7 +23,9 @@ def left_out(results: Sequence[VariantPhase], base: VariantPhase) -> list[str]:
                 if result.published
                 else "no test scores"
             )
-            notes.append(f"{label}: {why}.")
+            seeds = len(result.variant.runs)
+            first = f" Of its {seeds} seeds the first is shown." if seeds > 1 else ""
+            notes.append(f"{label}: {why}.{first}")
         lacking = [o for o in base.organs if o not in result.organs]
         if lacking:
             notes.append(f"{label}: no {', '.join(lacking)}; its mean is over fewer organs.")

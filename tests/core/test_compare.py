@@ -322,6 +322,9 @@ def test_a_server_shows_published_scores_and_says_what_is_missing(tmp_path: Path
     assert (row.low, row.difference, row.p, row.verdict) == (None, None, None, "")
     assert table.row("a", "north", "Brainstem").n == 8
     assert "stay at the sites" in " ".join(table.notes)
+    make_run(tmp_path / "c", dice_of(), local=False, seed=1)
+    seeds = compared(tmp_path / "a", tmp_path / "c", out=tmp_path / "out")
+    assert "Of its 2 seeds the first is shown" in " ".join(seeds.notes)
 
 
 def test_a_site_compares_its_own_runs(tmp_path: Path) -> None:
