@@ -1,4 +1,4 @@
-"""The subcommands that need no federation: predict, evaluate, report, config show."""
+"""The subcommands that need no federation: predict, evaluate, report, compare, config show."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 def register(subparsers: Any) -> None:
-    """Adds predict, evaluate, report and config to the subparsers of a command line."""
+    """Adds predict, evaluate, report, compare and config to the subparsers of a command line."""
     _add_predict(subparsers)
     _add_evaluate(subparsers)
     report = _parser(
         subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    _add_compare(subparsers)
     config = subparsers.add_parser("config", help="look at configurations")
     show = _parser(
         config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
@@ -138,6 +139,34 @@ def _add_evaluate(subparsers: Any) -> None:
     _add_model_choice(parser)
 
 
+def _add_compare(subparsers: Any) -> None:
+    parser = _parser(
+        subparsers,
+        "compare",
+        "lay runs side by side: tables with intervals, differences, speed of learning",
+        _compare,
+        "hnfed compare alone=runs/alone joined=runs/demo --out compare",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        metavar="[NAME=]RUN",
+        nargs="+",
+        help="run folder, or FILE.json of `hnfed evaluate --json --per-case`; "
+        "runs of one name, or of one plan but for the seed, are seeds of one variant",
+    )
+    add("--out", metavar="DIR", type=Path, default=Path("compare"), help="default: compare")
+    add("--phase", metavar="P", help="only this phase (default: all that the runs share)")
+    add("--reference", metavar="NAME", help="what the others are compared with (default: first)")
+    add(
+        "--dice",
+        metavar="D",
+        type=float,
+        default=0.7,
+        help="count epochs and seconds until validation reaches this Dice (default: 0.7)",
+    )
+
+
 def _add_model_choice(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--organs", metavar="NAME", nargs="+", help="only these organs (default: all of the model)")
@@ -174,6 +203,15 @@ def _report(args: argparse.Namespace) -> int:
     if not args.run.is_dir():
         raise UserError("RUN", args.run, "name a run folder such as runs/demo")
     print(write_report(args.run))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from core.compare import compare, summary
+
+    for table in compare(args.runs, args.out, args.phase, args.reference, args.dice):
+        print(f"{summary(table)}\n")
+    print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Evaluation:
         penalty: what a missed organ costs in ``hd95_mm_penalised``, in words.
         notes: what a reader of the table must know; one sentence each.
         findings: what was left out of the archive.
+        sites: case -> its site, where the archive names sites.
     """
 
     organs: tuple[str, ...]
@@ -37,6 +38,7 @@ class Evaluation:
     penalty: str
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    sites: Mapping[str, str] = field(default_factory=dict)
 
 
 def vocabulary_of(organs: Sequence[str]) -> dict[str, Organ]:
@@ -133,7 +135,13 @@ def evaluate(
         told = f"{len(lost)} of {len(refs)} cases could not be used; the scores are without them."
         notes = [*notes, told]
     return Evaluation(
-        tuple(organs), tuple(scores), cases, penalty, tuple(notes), (*findings, *noticed)
+        tuple(organs),
+        tuple(scores),
+        cases,
+        penalty,
+        tuple(notes),
+        (*findings, *noticed),
+        {ref.case: ref.site for ref in refs if ref.site},
     )
 
 
@@ -174,7 +182,9 @@ def as_json(result: Evaluation, *, per_case: bool) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in result.findings],
     }
     if per_case:
-        content["cases"] = [asdict(score) for score in result.scores]
+        content["cases"] = [
+            asdict(score) | {"site": result.sites.get(score.case)} for score in result.scores
+        ]
     return content
 
 
@@ -192,14 +202,14 @@ def table(result: Evaluation, *, per_case: bool) -> str:
     for name, cell in (*((o, summary[o]) for o in result.organs), ("mean", mean)):
         counts = (str(cell["n"]), str(cell["missed"]))
         rows.append((name, *counts, _dice(cell["dice"]), _mm(cell["hd95_mm"])))
-    text = _aligned(rows)
+    text = aligned(rows)
     if per_case:
         cases = [("case", "organ", "Dice", "HD95 mm")]
         cases += [
             (s.case, s.organ, _dice(s.dice), _mm(s.hd95_mm))
             for s in sorted(result.scores, key=lambda s: (s.case, result.organs.index(s.organ)))
         ]
-        text += "\n\n" + _aligned(cases, words=2)
+        text += "\n\n" + aligned(cases, words=2)
     return f"{text}\n\n{_footnote(result, mean)}"
 
 
@@ -223,7 +233,7 @@ def _mm(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+def aligned(rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """Columns of equal width: the first `words` to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

@@ -71,15 +71,19 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: the folder holds neither a journal nor metrics nor a configuration.
     """
-    folder = read_run(run)
-    page = render(folder)
+    text = render(read_run(run))
     path = run / REPORT
-    replace_file(path, page)
+    replace_file(path, text)
     return path
 
 
 def render(folder: RunFolder) -> str:
     """The page as text: every string of the run is escaped, no other file is referred to."""
+    return page("report.html.j2", view(folder))
+
+
+def page(template: str, content: Mapping[str, Any]) -> str:
+    """A page of this look: a template beside this file, filled; whatever it shows is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -88,11 +92,11 @@ def render(folder: RunFolder) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    return environment.get_template("report.html.j2").render(view(folder))
+    return environment.get_template(template).render(content)
 
 
-def read_run(run: Path) -> RunFolder:
-    """Reads a run folder; arguments and errors as for `write_report`."""
+def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
+    """Reads a run folder, its pictures where wanted; errors as for `write_report`."""
     problems: list[str] = []
     files = [run / name for name in ("config.yaml", JOURNAL, "metrics.json")]
     if not any(path.is_file() for path in files):
@@ -102,20 +106,20 @@ def read_run(run: Path) -> RunFolder:
     if broken:
         problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
     dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
-    pictures: dict[tuple[str, str], list[Picture]] = {}
+    drawn: dict[tuple[str, str], list[Picture]] = {}
     for folder in sorted(run.glob("sites/*/*")):
         key = (folder.parent.name, folder.name)
         if (folder / "cases.csv").is_file():
             dice[key] = _read_cases(folder / "cases.csv", problems)
-        if (folder / "overlays").is_dir():
-            pictures[key] = _read_pictures(folder / "overlays", " ".join(key), problems)
+        if pictures and (folder / "overlays").is_dir():
+            drawn[key] = _read_pictures(folder / "overlays", " ".join(key), problems)
     return RunFolder(
         name=run.resolve().name,
         config=_read_config(run / "config.yaml", problems),
         events=[event for event in events if event["event"] != "unreadable"],
         metrics=_read_metrics(run / "metrics.json", problems),
         dice=dice,
-        pictures=pictures,
+        pictures=drawn,
         problems=tuple(problems),
     )
 

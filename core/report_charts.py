@@ -240,3 +240,58 @@ def _line(frame: Frame, line: Series) -> Markup:
                 dot = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>'
                 drawn.append(Markup(dot).format(line.style, x, y))
     return Markup("<g><title>{}</title>{}</g>").format(line.name, Markup("").join(drawn))
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, Sequence[tuple[str, float, float | None, float | None]]]],
+    styles: Mapping[str, str],
+    *,
+    title: str,
+    x_label: str = "",
+    size_x: int = 760,
+) -> Markup:
+    """Values with intervals about a line at zero: one row an organ, one lane a variant.
+
+    Args:
+        rows: (name, [(variant, value, low, high)]); a value without an interval is a dot alone.
+        styles: variant -> CSS class.
+        title: what it shows, for readers of the page that speak.
+        x_label: under the axis.
+        size_x: width in pixels.
+    """
+    known = [v for _, lanes in rows for lane in lanes for v in lane[1:] if v is not None]
+    if not known:
+        return Markup("")
+    steps = ticks(min(0.0, *known), max(0.0, *known) or 0.01, 7)
+    lane_px, gap, foot = 13, 10, 42.0
+    room = 14 + 7.2 * max(len(name) for name, _ in rows)
+    height = round(6 + foot + sum(lane_px * len(lanes) + gap for _, lanes in rows))
+    span = (steps[0], steps[-1])
+    frame = Frame(size_x, height, room, 6.0, 14.0, foot, span, (0.0, 1.0))
+    parts = []
+    for step in steps:
+        x, _ = frame.at(step, 0)
+        style = "mark" if step == 0 else "grid"
+        line = '<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="6" y2="{2}"/>'
+        parts.append(Markup(line).format(style, x, height - foot))
+        parts.append(_text(x, height - foot + 16, label(step), "middle"))
+    parts.append(_text((room + size_x - 14) / 2, height - 6, x_label, "middle"))
+    top = 6.0 + gap / 2
+    for name, lanes in rows:
+        parts.append(_text(room - 10, top + lane_px * len(lanes) / 2 + 4, name, "end", "ink"))
+        for variant, value, low, high in lanes:
+            parts.append(_interval(frame, top + lane_px / 2, styles[variant], value, low, high))
+            top += lane_px
+        top += gap
+    return _svg((size_x, height), title, parts)
+
+
+def _interval(
+    frame: Frame, y: float, style: str, value: float, low: float | None, high: float | None
+) -> Markup:
+    x, _ = frame.at(value, 0)
+    dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.6"/>').format(style, x, y)
+    if low is None or high is None:
+        return dot
+    path = f"M{frame.at(low, 0)[0]:.1f},{y:.1f} L{frame.at(high, 0)[0]:.1f},{y:.1f}"
+    return Markup('<path class="line {}" d="{}"/>').format(style, path) + dot

@@ -33,7 +33,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
     events, metrics = folder.events, folder.metrics
     start = _last(events, "run-start")
     end = _last(events, "run-end")
-    names = _phase_names(folder)
+    names = phase_names(folder)
     sites = _site_names(folder)
     styles = {site: f"c{i % COLOURS + 1}" for i, site in enumerate(sites)}
     phases = [_phase(folder, name, styles) for name in names]
@@ -96,9 +96,9 @@ def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
     return [
         {
             "site": site,
-            "cases": _mapping(event.get("cases")),
-            "organs": _mapping(event.get("organs")),
-            "left_out": _mapping(event.get("left_out")),
+            "cases": mapping(event.get("cases")),
+            "organs": mapping(event.get("organs")),
+            "left_out": mapping(event.get("left_out")),
         }
         for site, event in sorted(latest.items())
     ]
@@ -110,7 +110,7 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
     plan = next((p for p in _planned(folder) if p.get("name") == name), {})
     block = next((p for p in _measured(folder) if p.get("name") == name), {})
     start, end = _last(events, "phase-start"), _last(events, "phase-end")
-    rounds = _rounds(events)
+    rounds = rounds_of(events)
     organs = [str(o) for o in block.get("organs") or start.get("organs") or plan.get("organs", [])]
     sites = [str(s) for s in start.get("sites") or plan.get("sites") or block.get("sites") or []]
     best = block.get("best_round", end.get("best_round"))
@@ -118,7 +118,7 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         best = rounds[-1].get("best_round")
     best = int(best) if number(best) is not None else None
     planned = start.get("rounds", plan.get("rounds"))
-    mean = _mapping(block.get("mean"))
+    mean = mapping(block.get("mean"))
     return {
         "name": name,
         "plan": plan,
@@ -130,9 +130,9 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "state": "done" if end or block else "begun" if start or rounds else "not begun",
         "reason": str(end.get("reason", "")),
         "best": best,
-        "best_rounds": _mapping(block.get("best_rounds")),
+        "best_rounds": mapping(block.get("best_rounds")),
         "mean": mean,
-        "mean_val": _mapping(block.get("mean_val")),
+        "mean_val": mapping(block.get("mean_val")),
         "seconds": number(block.get("seconds", end.get("seconds"))),
         "cost": _cost(rounds, block),
         "loss": _loss_chart(rounds),
@@ -154,16 +154,16 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
 def _groups(block: Event, organs: Sequence[str], mean: Event) -> list[dict[str, Any]]:
     """Columns of the test table: one group a site, and all sites together where there are more."""
     sites = {
-        site: _mapping(_mapping(splits).get("test"))
-        for site, splits in sorted(_mapping(block.get("sites")).items())
+        site: mapping(mapping(splits).get("test"))
+        for site, splits in sorted(mapping(block.get("sites")).items())
     }
     groups = [(site, cells) for site, cells in sites.items() if cells]
-    pooled = _mapping(mean.get("organs"))
+    pooled = mapping(mean.get("organs"))
     if len(groups) > 1 and pooled:
         groups.insert(0, ("all sites", pooled))
     result = []
     for title, cells in groups:
-        row = {organ: _mapping(cells.get(organ)) for organ in organs}
+        row = {organ: mapping(cells.get(organ)) for organ in organs}
         total = mean if title == "all sites" else _means(row.values())
         result.append({"title": title, "cells": row, "mean": total})
     return result
@@ -202,7 +202,7 @@ def _terms(rounds: Sequence[Event]) -> list[tuple[str, str]]:
     """Loss terms that occur, with their style; constant zero means switched off."""
     used = []
     for i, term in enumerate(LOSS_TERMS):
-        values = [number(_mapping(e.get("loss")).get(term)) for e in rounds]
+        values = [number(mapping(e.get("loss")).get(term)) for e in rounds]
         if any(values):
             used.append((term, "c0" if term == "total" else f"c{i}"))
     return used
@@ -212,7 +212,7 @@ def _loss_chart(rounds: Sequence[Event]) -> Markup:
     lines = [
         charts.Series(
             LOSS_NAMES[term],
-            [(float(e["round"]), number(_mapping(e.get("loss")).get(term))) for e in rounds],
+            [(float(e["round"]), number(mapping(e.get("loss")).get(term))) for e in rounds],
             style,
         )
         for term, style in reversed(_terms(rounds))
@@ -224,7 +224,7 @@ def _weight_charts(
     rounds: Sequence[Event], kind: str, names: Mapping[str, str]
 ) -> list[tuple[str, Markup]]:
     """One small chart a loss term or organ: its weight in the loss by round; none if none moves."""
-    told = [(float(e["round"]), _mapping(_mapping(e.get("weights")).get(kind))) for e in rounds]
+    told = [(float(e["round"]), mapping(mapping(e.get("weights")).get(kind))) for e in rounds]
     lines = {
         key: [(r, number(weights.get(key))) for r, weights in told]
         for key in dict.fromkeys(k for _, weights in told for k in weights)
@@ -246,13 +246,21 @@ def _weight_charts(
     ]
 
 
-def _mean_chart(rounds: Sequence[Event], best: int | None, block: Event) -> Markup:
-    """Mean validation Dice; the score belongs to the weights of the round it is drawn at."""
+def validation_dice(
+    rounds: Sequence[Event], best: int | None, block: Event
+) -> dict[float, float | None]:
+    """Round of the weights -> mean validation Dice; the best ones' also where only tests follow."""
     points: dict[float, float | None] = {}
     for event in rounds:
-        points[_scored(event)] = number(_mapping(event.get("mean")).get("dice"))
+        points[_scored(event)] = number(mapping(event.get("mean")).get("dice"))
     if best is not None and points.get(best) is None:
-        points[best] = number(_mapping(block.get("mean_val")).get("dice"))
+        points[best] = number(mapping(block.get("mean_val")).get("dice"))
+    return points
+
+
+def _mean_chart(rounds: Sequence[Event], best: int | None, block: Event) -> Markup:
+    """Mean validation Dice; the score belongs to the weights of the round it is drawn at."""
+    points = validation_dice(rounds, best, block)
     line = charts.Series("mean Dice", sorted(points.items()), "c0")
     return charts.line_chart(
         [line],
@@ -278,8 +286,8 @@ def _organ_charts(
         for site in sites:
             points = []
             for event in rounds:
-                cells = _mapping(_mapping(_mapping(event.get("sites")).get(site)).get("val"))
-                dice = number(_mapping(cells.get(organ)).get("dice"))
+                cells = mapping(mapping(mapping(event.get("sites")).get(site)).get("val"))
+                dice = number(mapping(cells.get(organ)).get("dice"))
                 points.append((_scored(event), dice))
             lines.append(charts.Series(site, sorted(points), styles.get(site, "c1")))
         chart = charts.line_chart(
@@ -309,7 +317,7 @@ def _strip(
     return charts.strip_chart(rows, styles, title="Dice of every test case")
 
 
-def _rounds(events: Sequence[Event]) -> list[Event]:
+def rounds_of(events: Sequence[Event]) -> list[Event]:
     """The last event of each round, in order: a resumed run may tell a round twice."""
     found = [e for e in events if e["event"] == "round" and number(e.get("round")) is not None]
     latest = {int(e["round"]): e for e in found}
@@ -321,7 +329,8 @@ def _scored(event: Event) -> float:
     return float(event["round"]) if scored is None else scored
 
 
-def _phase_names(folder: RunFolder) -> list[str]:
+def phase_names(folder: RunFolder) -> list[str]:
+    """Phases that the plan, the metrics or the journal name, in order."""
     told = [e.get("phase") for e in folder.events if e["event"] in ("phase-start", "round")]
     names = [p.get("name") for p in (*_planned(folder), *_measured(folder))] + told
     return list(dict.fromkeys(str(name) for name in names if name))
@@ -329,7 +338,7 @@ def _phase_names(folder: RunFolder) -> list[str]:
 
 def _site_names(folder: RunFolder) -> list[str]:
     names = {str(s) for p in _planned(folder) for s in p.get("sites") or []}
-    names |= {str(s) for p in _measured(folder) for s in _mapping(p.get("sites"))}
+    names |= {str(s) for p in _measured(folder) for s in mapping(p.get("sites"))}
     names |= {str(e["site"]) for e in folder.events if e.get("site")}
     names |= {str(s) for e in folder.events if e["event"] == "phase-start" for s in e["sites"]}
     return sorted(names | {site for site, _ in (*folder.dice, *folder.pictures)})
@@ -350,10 +359,11 @@ def _last(events: Sequence[Event], kind: str) -> Event:
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return _mapping(config.get(name))
+    return mapping(config.get(name))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value, or an empty mapping where it is none."""
     return value if isinstance(value, Mapping) else {}
 
 

@@ -44,7 +44,9 @@ def test_every_configuration_key_is_documented_once() -> None:
 def test_every_command_is_in_the_readme_and_has_an_example() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-    assert {"simulate", "predict", "evaluate", "report", "config"} <= set(commands.choices)
+    assert {"simulate", "predict", "evaluate", "report", "compare", "config"} <= set(
+        commands.choices
+    )
     for name, parser in commands.choices.items():
         assert f"hnfed {name}" in readme, name
         text = parser.format_help()

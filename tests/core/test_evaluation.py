@@ -66,6 +66,7 @@ def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
     content = json.loads(json.dumps(as_json(result, per_case=True), allow_nan=False))
     assert content["schema"] == 1
     assert content["notes"] == ["take care."]
+    assert {c["case"]: c["site"] for c in content["cases"]} == {"c4": "south", "c5": "north"}
     dice: dict[tuple[str, str], float] = {}
     hd95: dict[tuple[str, str], float] = {}
     for case in ("c4", "c5"):
