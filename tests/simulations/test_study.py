@@ -166,7 +166,7 @@ def test_the_cells_of_the_transfer_take_equal_steps(tmp_path: Path) -> None:
         epochs = phase.rounds * phase.local_epochs
         assert phase.patience >= epochs
         variants.setdefault(name.split("-cases")[0], set()).add(epochs * phase.max_cases)
-    assert variants == {v: {14 * 48} for v in ("scratch", "none", "encoder", "last-layers")}
+    assert variants == {v: {7 * 48} for v in ("scratch", "none", "encoder", "last-layers")}
     freezes = {n.split("-cases")[0]: c.phases[0].freeze for n, c in plans.items()}
     assert (freezes["none"], freezes["encoder"], freezes["last-layers"]) == (
         "none", "encoder", "decoder",
