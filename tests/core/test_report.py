@@ -429,3 +429,20 @@ def test_a_browser_shows_it_without_complaint(tmp_path: Path, stop: str) -> None
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
     assert "What was left out" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  keep: []", "  keep: [norm]", "all, but not norm"),
+        ("  ditto: null", "  ditto: 0.1", "each site has a network of its own beside it"),
+    ],
+)
+def test_what_a_shared_phase_keeps_is_said(tmp_path: Path, old: str, new: str, words: str) -> None:
+    run = make_run(tmp_path / "run")
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert old in text
+    assert words not in write_report(run).read_text()
+    config.write_text(text.replace(old, new, 1))
+    assert words in write_report(run).read_text()
