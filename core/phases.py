@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,7 +164,11 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
 
     Returns:
         State of the phase's network: everything but the head is copied; a head row is copied where
-        the organ existed before (and for the background), and new where the organ is new.
+        the organ existed before (and for the background), and begins as `phase.head_init` says
+        where the organ is new.
+
+    Raises:
+        UserError: weights of another network, or a head without the bias needed.
     """
     model = network(plan, phase)
     state = {k: v.detach().clone() for k, v in unique_state(model).items()}
@@ -190,7 +195,34 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
         for row, organ in enumerate(phase.organs, start=1):
             if organ in before:
                 state[name][row] = old[name][before[organ]]
+            elif phase.head_init != "random":
+                state[name][row] = new_row(old[name], phase.head_init, plan.model.prior)
+    if phase.head_init == "background" and not any(n.endswith("bias") for n in heads):
+        raise UserError(
+            f"phases.{phase.name}.head_init",
+            phase.head_init,
+            "write random or mean",
+            problem="the head of this network has no bias to move",
+        )
     return state
+
+
+def new_row(head: Tensor, how: str, prior: float) -> Tensor:
+    """How the row of a new organ begins, from the rows that an earlier phase trained.
+
+    Args:
+        head: (1 + old organs, ...) weight of the earlier head, or (1 + old organs,) its bias.
+        how: ``background``: the background's row, with the bias lower by log(1 / prior), so that in
+            every voxel the new organ is `prior` times as probable as the background, whatever the
+            voxel shows; ``mean``: the mean of the old organs' rows.
+        prior: in (0, 1), as of a head from scratch (`core.models.build`).
+
+    Returns:
+        The row, of shape head.shape[1:].
+    """
+    if how == "mean":
+        return head[1:].mean(dim=0)
+    return head[0] + (math.log(prior) if head.dim() == 1 else 0.0)
 
 
 def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> str:

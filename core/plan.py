@@ -107,6 +107,7 @@ class Phase:
     local_epochs: int = 1
     patience: int = 50
     init: str = "scratch"
+    head_init: str = "random"
     freeze: Any = "none"
     thaw: dict[str, int] = field(default_factory=dict)
     share: str = "all"

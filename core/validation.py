@@ -146,6 +146,14 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
                 f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
             )
     _check_kept(key, phase)
+    _one_of(f"{key}.head_init", phase.head_init, ("random", "background", "mean"))
+    if phase.head_init != "random" and phase.init == "scratch":
+        raise UserError(
+            f"{key}.head_init",
+            phase.head_init,
+            "write random, or start from an earlier phase",
+            problem="from scratch there is no head to take rows from",
+        )
     is_file = phase.init.startswith("sha256:") or phase.init.endswith(".safetensors")
     if phase.init != "scratch" and phase.init not in earlier and not is_file:
         raise UserError(

@@ -349,3 +349,28 @@ def test_what_cannot_be_kept_is_named(keep: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parts(keep=keep)
     assert caught.value.field == "phases.p.keep"
+
+
+# --------------------------------------------------------------------------- rows of new organs
+
+
+@pytest.mark.parametrize("how", ["random", "background", "mean"])
+def test_rows_of_new_organs_begin_as_asked(how: str) -> None:
+    old_phase = phase(name="old", organs=["Brainstem", "Parotid_L"])
+    grown = phase(organs=["Parotid_L", "Larynx"], init="old", head_init=how)
+    settings = plan(old_phase, grown)
+    old = {n: torch.randn_like(t) for n, t in unique_state(network(settings, old_phase)).items()}
+    state = start_state(settings, grown, (old, old_phase.organs))
+    weight, bias = sorted(head_rows(network(settings, grown)), key=lambda n: n.endswith("bias"))
+    for name in (weight, bias):
+        assert torch.equal(state[name][0], old[name][0])
+        assert torch.equal(state[name][1], old[name][2])
+    fresh = start_state(settings, grown, None)
+    drop = torch.log(torch.tensor(settings.model.prior))
+    expected = {
+        "random": (fresh[weight][2], fresh[bias][2]),
+        "background": (old[weight][0], old[bias][0] + drop),
+        "mean": (old[weight][1:].mean(0), old[bias][1:].mean()),
+    }[how]
+    assert torch.allclose(state[weight][2], expected[0])
+    assert torch.allclose(state[bias][2], expected[1])

@@ -69,6 +69,8 @@ def fails(*overrides: str) -> UserError:
         ("phases.pretrain.ditto=-1", "phases.pretrain.ditto"),
         ("phases.pretrain.keep_epochs=1", "phases.pretrain.keep_epochs"),
         ("phases.personalise.rounds=0", "phases.personalise.rounds"),
+        ("phases.personalise.head_init=zero", "phases.personalise.head_init"),
+        ("phases.pretrain.head_init=mean", "phases.pretrain.head_init"),
         ("phases.pretrain.freeze=3", "phases.pretrain.freeze"),
         ("phases.pretrain.init=personalise", "phases.pretrain.init"),
         ("phases.personalise.init=pretrian", "phases.personalise.init"),
