@@ -1,4 +1,4 @@
-"""The subcommands that need no federation: predict, evaluate, report, config show."""
+"""The subcommands that need no federation: predict, evaluate, report, advise, config show."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def register(subparsers: Any) -> None:
         subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    advise = _parser(
+        subparsers,
+        "advise",
+        "what each site of a run should use: global, local, fine-tuned or frozen weights",
+        _advise,
+        "hnfed advise runs/smoke",
+    )
+    advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
     config = subparsers.add_parser("config", help="look at configurations")
     show = _parser(
         config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
@@ -175,6 +184,12 @@ def _report(args: argparse.Namespace) -> int:
         raise UserError("RUN", args.run, "name a run folder such as runs/demo")
     print(write_report(args.run))
     return 0
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from core.commands import advise
+
+    return advise(args)
 
 
 def _config_show(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,6 +118,14 @@ def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[
     return tuple(sorted(frozen - thawed))
 
 
+def trainable_by_round(model: nn.Module, plan: Plan, phase: Phase) -> dict[int, int]:
+    """Round -> how many parameters train from it on: the first round, and each that thaws some."""
+    numbers = {n: v.numel() for n, v in unique_state(model).items()}
+    total = sum(numbers.values())
+    rounds = sorted({1, *phase.thaw.values()})
+    return {r: total - sum(numbers[n] for n in frozen_in(model, plan, phase, r)) for r in rounds}
+
+
 def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:
     """Marks the frozen parameters: they run without gradient."""
     stay = set(frozen)
@@ -135,7 +144,11 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
 
     Returns:
         State of the phase's network: everything but the head is copied; a head row is copied where
-        the organ existed before (and for the background), and new where the organ is new.
+        the organ existed before (and for the background), and begins as `phase.head_init` says
+        where the organ is new.
+
+    Raises:
+        UserError: weights of another network, or a head without the rows or the bias needed.
     """
     model = network(plan, phase)
     state = {k: v.detach().clone() for k, v in unique_state(model).items()}
@@ -162,7 +175,36 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
         for row, organ in enumerate(phase.organs, start=1):
             if organ in before:
                 state[name][row] = old[name][before[organ]]
+            elif phase.head_init != "random":
+                state[name][row] = new_row(old[name], phase.head_init, plan.model.prior)
+    biases = [n for n in heads if n.endswith("bias")]
+    if phase.head_init == "background" and not biases:
+        raise UserError(
+            f"phases.{phase.name}.head_init",
+            phase.head_init,
+            "write random or mean",
+            problem="the head of this network has no bias to move",
+        )
     return state
+
+
+def new_row(head: Tensor, how: str, prior: float) -> Tensor:
+    """How the row of a new organ begins, from the rows that an earlier phase trained.
+
+    Args:
+        head: (1 + old organs, ...) weight of the earlier head, or (1 + old organs,) its bias.
+        how: ``background``: the background's row, with the bias lower by log(1 / prior), so that in
+            every voxel the new organ is `prior` times as probable as the background, whatever the
+            voxel shows; ``mean``: the mean of the old organs' rows.
+        prior: in (0, 1), as of a head from scratch (`core.models.build`).
+
+    Returns:
+        The row, of shape head.shape[1:].
+    """
+    assert how in ("background", "mean"), how
+    if how == "mean":
+        return head[1:].mean(dim=0)
+    return head[0] + (math.log(prior) if head.dim() == 1 else 0.0)
 
 
 def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> str:

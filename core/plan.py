@@ -113,6 +113,9 @@ class Phase:
     lr: float | None = None
     max_cases: int | None = None
     average_mirrored: bool = False
+    head_init: str = "random"
+    candidates: list[str] = field(default_factory=list)
+    test: bool = True
 
 
 @dataclass(frozen=True)

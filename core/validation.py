@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.anatomy import one_sided, require_known, vocabulary
+from core.candidates import KINDS
 from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation
@@ -15,6 +16,7 @@ from core.plan import Config, Phase, Plan, Simulation
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
+HEAD_INIT = ("random", "background", "mean")
 
 
 def check(plan: Plan) -> None:
@@ -149,7 +151,17 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             f"'scratch', an earlier phase ({', '.join(earlier) or 'there is none'}), "
             "or the path of a .safetensors checkpoint",
         )
+    _one_of(f"{key}.head_init", phase.head_init, HEAD_INIT)
+    if phase.head_init != "random" and phase.init == "scratch":
+        raise UserError(
+            f"{key}.head_init",
+            phase.head_init,
+            "write random, or start from an earlier phase",
+            problem="from scratch there is no head to take rows from",
+        )
     before = next((p for p in plan.phases[:index] if p.name == phase.init), None)
+    if phase.candidates:
+        _check_candidates(key, phase, before)
     if before is None or before.share != "none":
         return
     if set(phase.sites) - set(before.sites):
@@ -162,6 +174,36 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             phase.init,
             "write share: none here too, or start from a phase that shares its weights",
             problem="personal weights never leave their site",
+        )
+
+
+def _check_candidates(key: str, phase: Phase, before: Phase | None) -> None:
+    for kind in phase.candidates:
+        _one_of(f"{key}.candidates", kind, KINDS)
+    if len(set(phase.candidates)) != len(phase.candidates) or phase.candidates == ["global"]:
+        raise UserError(
+            f"{key}.candidates", phase.candidates, "list each once, at least one beside 'global'"
+        )
+    if phase.share != "none":
+        raise UserError(
+            f"{key}.share",
+            phase.share,
+            "write share: none, or leave candidates out",
+            problem="candidates are trained at each site alone",
+        )
+    if before is None or before.share == "none":
+        raise UserError(
+            f"{key}.init",
+            phase.init,
+            "name an earlier phase that shares its weights: candidates are compared with those",
+        )
+    absent = [o for o in phase.organs if o not in before.organs]
+    if "global" in phase.candidates and absent:
+        raise UserError(
+            f"{key}.candidates",
+            "global",
+            f"leave global out, or take these organs out of {key}.organs",
+            problem=f"{before.name} does not contour {', '.join(absent)}",
         )
 
 
