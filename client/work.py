@@ -181,14 +181,14 @@ def train_personal(
 
 
 def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> Result:
-    """Scores the weights with what the site keeps: the last on val, or the best on test."""
+    """Scores the weights with what the site keeps: the latest on val, or the best on test."""
     started = time.perf_counter()
     personal = phase.share == "none"
     if personal or phase.keep or phase.ditto is not None:
         state = own_weights(site, plan, phase, order, state)
     model = loaded(plan, phase, state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
-    if order.task == "validate" or personal:
+    if order.task != "test" or personal:
         scores["val"] = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     if order.task == "test":
         cases = score(site, plan, phase, model, "test", draw=True)

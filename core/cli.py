@@ -1,4 +1,4 @@
-"""The subcommands that need no federation: predict, evaluate, report, compare, config show."""
+"""The subcommands that need no federation: predict, evaluate, report, advise, compare, config."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def register(subparsers: Any) -> None:
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
     _add_compare(subparsers)
+    advise = _parser(
+        subparsers,
+        "advise",
+        "what each site of a run should use: global, local, fine-tuned or frozen weights",
+        _advise,
+        "hnfed advise runs/smoke",
+    )
+    advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
     config = subparsers.add_parser("config", help="look at configurations")
     show = _parser(
         config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
@@ -213,6 +222,12 @@ def _compare(args: argparse.Namespace) -> int:
         print(f"{summary(table)}\n")
     print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
     return 0
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from core.commands import advise
+
+    return advise(args)
 
 
 def _config_show(args: argparse.Namespace) -> int:

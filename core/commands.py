@@ -1,4 +1,4 @@
-"""What `hnfed predict` and `hnfed evaluate` do; `core.cli` defines their options."""
+"""What `hnfed predict`, `evaluate` and `advise` do; `core.cli` defines their options."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core import advice
 from core.checkpoint import resolve_model
 from core.contours import find_cts, write_contours, write_label_table
 from core.data.archive import open_archive, read_image_of
@@ -24,8 +25,11 @@ from core.data.volume import Volume
 from core.errors import CaseError, Finding, UserError
 from core.evaluation import Evaluation, as_json, choose_cases, table, vocabulary_of
 from core.evaluation import evaluate as score_archive
+from core.files import replace_file
 from core.predicted import find_predictions, read_prediction
 from core.prediction import common_preprocess, load_models, predict_volume, select_labels
+from core.report import read_run
+from core.report_view import records
 
 SHOWN_FINDINGS = 12
 
@@ -174,6 +178,28 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
         findings=archive.findings,
         progress=_Progress(),
     )
+
+
+def advise(args: argparse.Namespace) -> int:
+    """Prints what each site of a run should use; writes ``--json``."""
+    if not args.run.is_dir():
+        raise UserError("RUN", args.run, "name a run folder such as runs/demo")
+    folder = read_run(args.run)
+    planned, measured = (records(s.get("phases")) for s in (folder.config, folder.metrics))
+    found = advice.advise(planned, measured, folder.events)
+    if not found:
+        raise UserError(
+            "RUN",
+            args.run,
+            "add a phase with candidates: [local, fine-tuned, frozen] (docs/advisor.md)",
+            problem="no site has two models of the same organs to choose from",
+        )
+    print(advice.table(found, str(args.run)))
+    if args.json is not None:
+        _make_folder(args.json.parent, "--json")
+        content = {"schema": 1, "run": folder.metrics.get("run"), "advice": found}
+        replace_file(args.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return 0
 
 
 def _make_folder(folder: Path, field: str) -> None:

@@ -10,14 +10,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from core.candidates import expand
 from core.errors import UserError
 from core.plan import Config, Phase, Plan
 
+P = TypeVar("P", bound=Plan)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STUDIES = "studies"  # folder of `CONFIGS`
 MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
@@ -49,6 +51,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
         sources |= dict.fromkeys(_flat_under(values, key), "override")
     resolved = cast(Config, _typed(Config, values, str(path), sources))
     check(resolved)
+    resolved, sources = _offered(resolved, sources)
     everything = dict.fromkeys(_flat(_plain(resolved)), "default")
     return resolved, everything | {k: v for k, v in sources.items() if k in everything}
 
@@ -95,12 +98,32 @@ def plan_from_json(text: str) -> Plan:
 
     plan = cast(Plan, _typed(Plan, json.loads(text), "plan"))
     check(plan)
-    return plan
+    return _offered(plan, {})[0]
 
 
 def plan_hash(plan: Plan) -> str:
     """SHA-256 of the canonical plan."""
     return hashlib.sha256(plan_json(plan).encode("ascii")).hexdigest()
+
+
+def _offered(plan: P, sources: dict[str, str]) -> tuple[P, dict[str, str]]:
+    """The plan with its `candidates` as phases of their own, and where their values come from."""
+    from core.validation import check
+
+    found = expand(plan.phases)
+    if [phase for _, phase in found] == plan.phases:
+        return plan, sources
+    offered = dataclasses.replace(plan, phases=[phase for _, phase in found])
+    check(offered)
+    moved = {k: v for k, v in sources.items() if not k.startswith("phases.")}
+    for index, (origin, _) in enumerate(found):
+        before = f"phases.{origin}."
+        moved |= {
+            f"phases.{index}.{k.removeprefix(before)}": v
+            for k, v in sources.items()
+            if k.startswith(before)
+        }
+    return offered, moved
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

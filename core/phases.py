@@ -146,6 +146,14 @@ def _within(model: nn.Module, plan: Plan, phase: Phase, part: str, field: str) -
     return found
 
 
+def trainable_by_round(model: nn.Module, plan: Plan, phase: Phase) -> dict[int, int]:
+    """Round -> how many parameters train from it on: the first round, and each that thaws some."""
+    numbers = {n: v.numel() for n, v in unique_state(model).items()}
+    total = sum(numbers.values())
+    rounds = sorted({1, *phase.thaw.values()})
+    return {r: total - sum(numbers[n] for n in frozen_in(model, plan, phase, r)) for r in rounds}
+
+
 def apply_freeze(model: nn.Module, frozen: Sequence[str]) -> None:
     """Marks the frozen parameters: they run without gradient."""
     stay = set(frozen)
@@ -168,7 +176,7 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
         where the organ is new.
 
     Raises:
-        UserError: weights of another network, or a head without the bias needed.
+        UserError: weights of another network, or a head without the rows or the bias needed.
     """
     model = network(plan, phase)
     state = {k: v.detach().clone() for k, v in unique_state(model).items()}

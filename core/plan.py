@@ -117,6 +117,8 @@ class Phase:
     lr: float | None = None
     max_cases: int | None = None
     average_mirrored: bool = False
+    candidates: list[str] = field(default_factory=list)
+    test: bool = True
 
     @property
     def best_at_site(self) -> bool:

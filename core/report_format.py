@@ -62,10 +62,17 @@ def count(value: object) -> str:
     return "–" if known is None else f"{known:,.0f}".replace(",", "\u202f")
 
 
+def change(value: object) -> str:
+    """A difference of Dice with its sign: `+0.012`, `−0.003`."""
+    known = number(value)
+    return "–" if known is None else f"{known:+.3f}".replace("-", "−")
+
+
 FILTERS: dict[str, Callable[[Any], str]] = {
     "dice": _digits(3),
     "mm": _digits(1),
     "duration": duration,
     "amount": amount,
+    "change": change,
     "count": count,
 }

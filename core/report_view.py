@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from core import report_charts as charts
+from core.advice import advise, command_to_test, sentence
 from core.report_format import date, number
 from core.report_published import beside_paper
+from core.report_tables import before_and_after, parts
 
 if TYPE_CHECKING:
     from core.report import RunFolder
@@ -54,6 +56,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "published": beside_paper(folder.config, metrics),
         "rejected": [e for e in events if e["event"] == "rejected"],
         "notes": [e for e in events if e["event"] == "note"],
+        "advice": _advice(folder),
         "problems": folder.problems,
         "has_cases": any(phase["strip"] for phase in phases),
     }
@@ -90,6 +93,17 @@ def _facts(folder: RunFolder, start: Event) -> list[tuple[str, str]]:
     return [(name, value.strip()) for name, value in facts if value.strip()]
 
 
+def _advice(folder: RunFolder) -> list[dict[str, Any]]:
+    """What each site should use, in words, with the command that tests it."""
+    found = advise(_planned(folder), _measured(folder), folder.events)
+    return [
+        entry
+        | {"sentence": sentence(entry)}
+        | {"command": command_to_test(entry, folder.name) if entry["choice"] else ""}
+        for entry in found
+    ]
+
+
 def _described(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The last description of each site: cases, annotated organs, what it left out."""
     latest = {str(e.get("site")): e for e in events if e["event"] == "site-described"}
@@ -108,7 +122,7 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
     """One phase: its plan, its curves, its scores."""
     events = [e for e in folder.events if e.get("phase") == name]
     plan = next((p for p in _planned(folder) if p.get("name") == name), {})
-    block = next((p for p in _measured(folder) if p.get("name") == name), {})
+    block = _block(folder, name)
     start, end = _last(events, "phase-start"), _last(events, "phase-end")
     rounds = rounds_of(events)
     organs = [str(o) for o in block.get("organs") or start.get("organs") or plan.get("organs", [])]
@@ -133,6 +147,9 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "best_rounds": mapping(block.get("best_rounds")),
         "mean": mean,
         "mean_val": mapping(block.get("mean_val")),
+        "tested": block.get("tested", True),
+        "parts": parts(start, rounds),
+        "old_organs": before_and_after(block, _block(folder, plan.get("init"))),
         "seconds": number(block.get("seconds", end.get("seconds"))),
         "cost": _cost(rounds, block),
         "loss": _loss_chart(rounds),
@@ -344,14 +361,21 @@ def _site_names(folder: RunFolder) -> list[str]:
     return sorted(names | {site for site, _ in (*folder.dice, *folder.pictures)})
 
 
+def records(value: object) -> list[Event]:
+    """The mappings of a list; none where it is no list."""
+    return [p for p in value if isinstance(p, Mapping)] if isinstance(value, list) else []
+
+
 def _planned(folder: RunFolder) -> list[Event]:
-    phases = folder.config.get("phases")
-    return [p for p in phases if isinstance(p, Mapping)] if isinstance(phases, list) else []
+    return records(folder.config.get("phases"))
 
 
 def _measured(folder: RunFolder) -> list[Event]:
-    phases = folder.metrics.get("phases")
-    return [p for p in phases if isinstance(p, Mapping)] if isinstance(phases, list) else []
+    return records(folder.metrics.get("phases"))
+
+
+def _block(folder: RunFolder, name: object) -> Event:
+    return next((p for p in _measured(folder) if p.get("name") == name), {})
 
 
 def _last(events: Sequence[Event], kind: str) -> Event:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.anatomy import one_sided, require_known, vocabulary
+from core.candidates import KINDS
 from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation
@@ -163,6 +164,8 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             "or the path of a .safetensors checkpoint",
         )
     before = next((p for p in plan.phases[:index] if p.name == phase.init), None)
+    if phase.candidates:
+        _check_candidates(key, phase, before)
     if before is None or not before.best_at_site:
         return
     if set(phase.sites) - set(before.sites):
@@ -199,6 +202,36 @@ def _check_kept(key: str, phase: Phase) -> None:
             f"{key}.keep_epochs",
             phase.keep_epochs,
             f"give a number from 0 to below local_epochs ({phase.local_epochs}), with {key}.keep",
+        )
+
+
+def _check_candidates(key: str, phase: Phase, before: Phase | None) -> None:
+    for kind in phase.candidates:
+        _one_of(f"{key}.candidates", kind, KINDS)
+    if len(set(phase.candidates)) != len(phase.candidates) or phase.candidates == ["global"]:
+        raise UserError(
+            f"{key}.candidates", phase.candidates, "list each once, at least one beside 'global'"
+        )
+    if phase.share != "none":
+        raise UserError(
+            f"{key}.share",
+            phase.share,
+            "write share: none, or leave candidates out",
+            problem="candidates are trained at each site alone",
+        )
+    if before is None or before.best_at_site:
+        raise UserError(
+            f"{key}.init",
+            phase.init,
+            "name an earlier phase that shares its weights: candidates are compared with those",
+        )
+    absent = [o for o in phase.organs if o not in before.organs]
+    if "global" in phase.candidates and absent:
+        raise UserError(
+            f"{key}.candidates",
+            "global",
+            f"leave global out, or take these organs out of {key}.organs",
+            problem=f"{before.name} does not contour {', '.join(absent)}",
         )
 
 

@@ -128,9 +128,10 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             )
         recorder.finish_phase(block)
         recorder.table(block)
-        mean = block["mean"]["dice"]
-        shown = "suppressed" if mean is None else f"{mean:.3f}"
-        tell(f"{phase.name} done: test Dice {shown} (weights of round {block['best_round']})")
+        recorder.advise()
+        split, mean = ("test", block["mean"]) if phase.test else ("val", block["mean_val"])
+        shown = "suppressed" if mean["dice"] is None else f"{mean['dice']:.3f}"
+        tell(f"{phase.name} done: {split} Dice {shown} (weights of round {block['best_round']})")
 
 
 def _require_annotated(plan: Plan, described: Mapping[str, Description]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from core.advice import ADVICE, advise
 from core.checkpoint import save
 from core.files import replace_file
-from core.journal import JOURNAL, append_event
+from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
 from core.store import RoundStore
 from core.tracking import Tracker, open_tracker
@@ -91,6 +93,13 @@ class Recorder:
             self.out / "metrics.json",
             {"schema": 1, "run": self.run, "status": status, "phases": self.phases},
         )
+
+    def advise(self) -> None:
+        """Writes ``advice.json`` where the phases so far leave a site something to choose from."""
+        planned = [dataclasses.asdict(p) for p in self.plan.phases]
+        found = advise(planned, self.phases, read_events(self.out / JOURNAL))
+        if found:
+            _write(self.out / ADVICE, {"schema": 1, "run": self.run, "advice": found})
 
     def track(self, phase: str, round_: int, event: Mapping[str, Any]) -> None:
         """Logs a round's loss and scores per organ and site to W&B."""

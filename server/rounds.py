@@ -16,6 +16,7 @@ from core.phases import (
     size_bytes,
     start_state,
     state_hash,
+    trainable_by_round,
     weights_meta,
 )
 from core.plan import Phase, Plan
@@ -64,6 +65,7 @@ class PhaseRun:
         self.fingerprint = fingerprint
         model = network(plan, phase)
         self.parts = parts_of(model, plan, phase)
+        self.trainable = trainable_by_round(model, plan, phase)
         self.heads = [n for n in head_rows(model) if n in self.parts.shared]
         self.start = start_state(plan, phase, previous)
         self.personal = phase.share == "none"
@@ -118,11 +120,19 @@ class PhaseRun:
                 "organs": list(self.phase.organs),
                 "sites": list(self.nodes),
                 "rounds": self.phase.rounds,
+                "local_epochs": self.phase.local_epochs,
+                "init": self.phase.init,
+                "freeze": self.phase.freeze,
+                "share": self.phase.share,
                 "parameters": sum(numbers.values()),
                 "trainable": sum(numbers.values()) - frozen,
                 "frozen": frozen,
                 "shared": sum(numbers[n] for n in self.parts.shared),
+                "personal": sum(numbers[n] for n in self.parts.personal),
                 "trainable_bytes": size_bytes(self.start, trainable),
+                "base_bytes": size_bytes(self.start, self.parts.base) if self.base_hash else 0,
+                "shared_bytes": size_bytes(self.start, self.parts.shared),
+                "personal_bytes": size_bytes(self.start, self.parts.personal),
             }
         )
 
@@ -190,6 +200,8 @@ class PhaseRun:
         )
         if not self.personal:
             event["weights"] = published_weights(self.plan, self.phase, event, factors)
+        if progress.round in self.trainable:
+            event["trainable"] = self.trainable[progress.round]
         self.recorder.say(event)
         self.recorder.track(self.phase.name, progress.round, event)
         tell(round_line(self.phase, event, progress.seconds))
@@ -263,8 +275,14 @@ class PhaseRun:
         )
 
     def _close(self, best: State, progress: Progress) -> dict[str, Any]:
-        """Scores the best weights on test, once; of a personal phase each site's own best."""
-        good = self._evaluated("test", best, progress)
+        """Scores the best weights on test, once; of a personal phase each site's own best.
+
+        With ``test: false`` no test case is opened; a site with weights of its own still writes its
+        best ones, and tells their val scores.
+        """
+        good: dict[str, Accepted] = {}
+        if self.phase.test or self.phase.best_at_site:
+            good = self._evaluated("test" if self.phase.test else "finish", best, progress)
         vals = _scores(good, "val") if self.personal else progress.best
         cell = self.plan.federation.min_cell
         test_cells, test_mean = published(_scores(good, "test"), self.phase.organs, cell)
@@ -284,6 +302,8 @@ class PhaseRun:
             "mean": test_mean,
             "mean_val": val_mean,
         }
+        if not self.phase.test:
+            block["tested"] = False
         if self.parts.personal:
             block["best_rounds"] = progress.best_of
         if self.phase.best_at_site:
@@ -368,6 +388,7 @@ class PhaseRun:
                 good[site] = verdict
                 event |= {
                     "bytes": done.received.get(site, 0),
+                    "bytes_to_site": done.sent.get(site, 0),
                     "seconds": round(done.seconds[site], 3),
                     "seconds_compute": round(verdict.result.seconds, 3),
                 }
