@@ -503,3 +503,18 @@ def test_no_rounds_apply_what_was_learnt_elsewhere(federate: Make, make_plan: Ma
     before, _ = load(run.out / "checkpoints" / "p" / "best.safetensors")
     after, _ = load(run.out / "checkpoints" / "q" / "best.safetensors")
     assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_a_phase_that_is_not_tested_opens_no_test_case(federate: Make, make_plan: Make) -> None:
+    """A site's own best is scored and written all the same; a shared phase has its val scores."""
+    own = personal(name="q", sites=["b"], init="p", rounds=2, test=False)
+    plan = make_plan(phase(rounds=1, test=False), own)
+    run = federate(plan, dice={("b", 1): 0.9, ("b", 2): 0.2})
+    run.run()
+    assert not [order for order in run.fakes.seen if order[1] == "test"]
+    assert [o for o in run.fakes.seen if o[1] == "finish"] == [("b", "finish", 2)]
+    blocks = json.loads((run.out / "metrics.json").read_text())["phases"]
+    assert [b["tested"] for b in blocks] == [False, False]
+    assert [b["mean"]["dice"] for b in blocks] == [None, None]
+    assert all(b["mean_val"]["dice"] is not None for b in blocks)
+    assert [e.get("trainable") for e in run.events("round")] == [4863, 1623, None]

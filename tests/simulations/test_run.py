@@ -15,6 +15,7 @@ from core.config import CONFIGS, load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
 from server.record import Recorder
+from simulations.cli import main
 from simulations.run import simulate
 
 RunTiny = Callable[..., Path]
@@ -244,3 +245,36 @@ def test_ray_gets_the_same_apps_and_plan(
     assert set(json.loads(given["config"]["local"])["sites"]) == {"nyu", "miccai"}
     again, _ = load(str(out / "config.yaml"))
     assert replace(again.simulation, engine="ray") == again.simulation
+
+
+def test_a_site_is_offered_what_it_may_use_and_no_test_case_is_opened(
+    run_tiny: RunTiny, phantom_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_tiny(
+        "offered",
+        "phases.pretrain.rounds=1",
+        "phases.personalise.rounds=1",
+        "phases.personalise.organs=[Brainstem]",
+        "phases.personalise.candidates=[global, local, fine-tuned, frozen]",
+    )
+    advice = json.loads((run / "advice.json").read_text())["advice"]
+    assert [e["site"] for e in advice] == ["nyu"]
+    kinds = ["global", "local", "fine-tuned", "frozen"]
+    assert [o["kind"] for o in advice[0]["options"]] == kinds
+    assert advice[0]["choice"] in kinds
+    own = sorted(p.parent.name for p in (run / "sites" / "nyu").glob("*/best.safetensors"))
+    assert own == ["personalise-fine-tuned", "personalise-frozen", "personalise-local"]
+    assert sorted(p.parent.name for p in (run / "sites").glob("*/*/cases.csv")) == ["pretrain"] * 2
+    assert "What each site should use" in (run / "report.html").read_text()
+    assert main(["advise", str(run), "--json", str(run / "again" / "advice.json")]) == 0
+    assert json.loads((run / "again" / "advice.json").read_text())["advice"] == advice
+    assert advice[0]["phase"] in capsys.readouterr().out
+
+
+def test_a_run_without_a_choice_gives_no_advice(
+    run_tiny: RunTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_tiny("plain", "phases.pretrain.rounds=1", "phases.personalise.rounds=1")
+    assert not (run / "advice.json").exists()
+    assert main(["advise", str(run)]) == 1
+    assert "candidates" in capsys.readouterr().err
