@@ -21,11 +21,11 @@ from core.anatomy import Organ, resolve, vocabulary
 from core.data import openkbp, pddca
 from core.data.caselist import Row, read_rows
 from core.data.folders import CaseFolder
+from core.data.hounsfield import refuse
 from core.data.volume import Geometry, Volume
 from core.errors import CaseError, Finding, UserError
 
 FORMATS = ("pddca", "openkbp")
-AIRLESS_HU, TISSUE_HU, LARGEST_HU = 0.0, -100.0, 65535.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class CaseRef:
         unmapped: number of structure files that mean no organ.
         site: from ``cases.csv``, else None.
         split: train, val or test from ``cases.csv``, else None.
+        patient: from ``cases.csv``, else None; cases of one patient belong into one split.
     """
 
     case: str
@@ -47,6 +48,7 @@ class CaseRef:
     unmapped: int
     site: str | None
     split: str | None
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def open_archive(
         structures, unknown, doubtful = _structures(case, folder.structures, lookup)
         unmapped.update(unknown)
         findings += doubtful
-        site, split = (row.site, row.split) if row else (None, None)
-        cases.append(CaseRef(case, folder.files, structures, len(unknown), site, split))
+        told = (row.site, row.split, row.patient) if row else (None, None, None)
+        cases.append(CaseRef(case, folder.files, structures, len(unknown), *told))
     findings += [_unmapped(raw, count) for raw, count in sorted(unmapped.items())]
     return Archive(name, root, tuple(cases), tuple(findings))
 
@@ -238,14 +240,10 @@ def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geo
         HU (Z, Y, X) as int16 or float32, and the grid.
 
     Raises:
-        CaseError: the image cannot be read, or its values are no HU (``E_IMAGE_HU``).
+        CaseError: the image cannot be read, or its values are no HU (`core.data.hounsfield.refuse`).
     """
     image, geometry = _reader(archive.format).read_ct(ref.files)
-    low, high = float(image.min()), float(image.max())
-    if low >= AIRLESS_HU or high <= TISSUE_HU or max(-low, high) > LARGEST_HU or high - low < 50:
-        problem = f"values from {low:g} to {high:g}; a CT has air near -1000 and tissue above -100"
-        remedy = "export the CT in HU (rescale slope and intercept applied)"
-        raise CaseError("E_IMAGE_HU", "image", ref.files[0], remedy, problem=problem)
+    refuse(image, ref.files[0])
     return image, geometry
 
 
