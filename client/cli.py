@@ -7,12 +7,16 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import ARCHIVE_FORMATS
 from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.plan import Plan
 
 
 def register(subparsers: Any) -> None:
@@ -105,13 +109,12 @@ def _prepare(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from client.site import count_codes, site_from_file
-    from core.config import load
     from core.errors import Finding
 
     config, overrides = args.config, list(args.overrides)
     if config is not None and "=" in config and not Path(config).exists():
         config, overrides = None, [config, *overrides]
-    plan = load(config or "demo", overrides)[0].plan
+    plan = _plan(config, overrides)
     site = site_from_file(args.site, "prepare")
     if args.cache is not None:
         site = replace(site, cache=args.cache)
@@ -128,6 +131,20 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(config: str | None, overrides: list[str]) -> Plan:
+    """The plan of a command line; without CONFIG the shipped defaults, for all built-in organs."""
+    from core.anatomy import BUILT_IN
+    from core.config import load
+
+    if config is not None:
+        return load(config, overrides)[0].plan
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "defaults.yaml"
+        organs = ", ".join(BUILT_IN)
+        path.write_text(f"phases: [{{name: all, sites: [site], organs: [{organs}]}}]\n")
+        return load(str(path), overrides)[0].plan
+
+
 class _Progress:
     """A line of progress with the time left; on a terminal it is overwritten."""
 
@@ -137,8 +154,8 @@ class _Progress:
         self.told = 0.0
         self.built = 0
 
-    def __call__(self, done: int, count: int, built: str) -> None:
-        self.built += built == "new"
+    def __call__(self, done: int, count: int, built: bool = False) -> None:
+        self.built += built
         now = time.monotonic()
         last = done == count
         live = sys.stderr.isatty()

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from core.anatomy import vocabulary
 from core.data.archive import Archive, open_archive
-from core.data.cache import build_cache, open_cache
+from core.data.cache import Progress, build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
@@ -69,10 +69,17 @@ class Site:
     secret: bytes
     overlays: int = 0
 
-    def prepare(self, plan: Plan) -> tuple[list[Entry], tuple[Finding, ...]]:
+    def prepare(
+        self, plan: Plan, *, jobs: int = 1, progress: Progress | None = None
+    ) -> tuple[list[Entry], tuple[Finding, ...]]:
         """Archive -> cache, only what is missing; in answer to the query, never in a round (D14).
 
         What was found stands in ``SITE_RUN/findings.csv``, with the cases' names.
+
+        Args:
+            plan: whose organs and preprocessing are wanted.
+            jobs: processes.
+            progress: as for `core.data.cache.build_cache`, for each archive of the site.
 
         Raises:
             UserError: no usable case, or lists of cases that contradict themselves or the archive.
@@ -100,6 +107,8 @@ class Site:
                 plan.preprocess,
                 splits=splits,
                 site=self._index(source, digest),
+                jobs=jobs,
+                progress=progress,
             )
             findings += self._named(source, report.findings)
         self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -7,46 +7,20 @@ hash; its name, and names of files, only where they were asked for.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from core.anatomy import BUILT_IN
+from core.check_case import CaseFacts, examine
 from core.check_site import duplicates, protocols, split_leaks
 from core.check_text import Hider
-from core.data.archive import Archive, CaseRef, read_case
-from core.data.plausible import Place, judge, places_of
-from core.data.preprocess import prepare_image
-from core.errors import CaseError, Finding
-from core.plan import Preprocess
+from core.data.archive import Archive
+from core.errors import Finding
 from core.workers import each
 
-FINGERPRINT = Preprocess([12.0, 12.0, 12.0], [16, 14, 16])
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class CaseFacts:
-    """What one case has to say about itself; no voxel of it is kept.
-
-    Attributes:
-        case: its id.
-        places: size and place of each organ that can be used.
-        findings: of this case alone.
-        image: SHA-256 of voxels and grid; "" where the image cannot be read.
-        fingerprint: the CT at 12 mm, to find the same scan in another export; or None.
-    """
-
-    case: str
-    places: Mapping[str, Place]
-    findings: tuple[Finding, ...]
-    image: str = ""
-    fingerprint: npt.NDArray[np.int16] | None = None
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,14 +87,14 @@ def check_archive(
         secret: salt of the case hashes: the site's own secret, so that they stay the same.
         show_paths: tell cases and files by name.
         jobs: processes.
-        progress: called with (cases done, cases in all, "").
+        progress: called with (cases done, cases in all).
     """
     facts: list[CaseFacts | None] = [None] * len(archive.cases)
     job = functools.partial(examine, _lone(archive), tuple(organs))
     for done, (index, result) in enumerate(each(job, archive.cases, jobs)):
         facts[index] = result
         if progress is not None:
-            progress(done + 1, len(archive.cases), "")
+            progress(done + 1, len(archive.cases))
     known = [f for f in facts if f is not None]
     listed = {r.case: r.split for r in archive.cases if r.split}
     parts = listed if splits is None else dict(splits)
@@ -146,25 +120,3 @@ def check_archive(
 def _lone(archive: Archive) -> Archive:
     """The archive without its lists: what a worker needs to read one case of it."""
     return replace(archive, cases=(), findings=())
-
-
-def examine(archive: Archive, organs: Sequence[str], ref: CaseRef) -> CaseFacts:
-    """Reads one case and judges it; whatever is wrong with it is a finding."""
-    try:
-        volume, found = read_case(archive, ref, organs)
-        small, _ = prepare_image(volume.image, volume.geometry, FINGERPRINT)
-    except CaseError as error:
-        message = f"{error.field}: {error.problem or error.value}"
-        finding = Finding(error.code, "error", ref.case, "", message, error.remedy)
-        return CaseFacts(ref.case, {}, (finding,))
-    places = places_of(volume)
-    findings = [*found, *judge(volume, places)]
-    wrong = {f.organ for f in findings if f.severity == "error"}
-    good = {organ: place for organ, place in places.items() if organ not in wrong}
-    if not good:
-        remedy = "add aliases for the organ names used here, or exclude the case"
-        message = "no organ can be used"
-        findings.append(Finding("E_NO_ORGAN", "error", ref.case, "", message, remedy))
-    digest = hashlib.sha256(repr(volume.geometry.spacing_mm).encode())
-    digest.update(np.ascontiguousarray(volume.image).data)
-    return CaseFacts(ref.case, good, tuple(findings), digest.hexdigest(), small)

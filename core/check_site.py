@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from core.check_case import CaseFacts
 from core.data.archive import Archive
-from core.data.caselist import SPLITS
-from core.data.plausible import OPEN_ENDED, Place
+from core.data.copies import copies_of
+from core.data.plausible import OPEN_ENDED
 from core.data.splits import patients_in_splits
 from core.errors import Finding
 
@@ -21,33 +20,15 @@ SAME_SCAN = 0.985
 SMALLEST_GROUP, GROUP_RATIO, GAP_RATIO = 3, 1.8, 1.35
 
 
-class Facts(Protocol):
-    """What is needed here of `core.check.CaseFacts`."""
-
-    @property
-    def case(self) -> str: ...
-    @property
-    def places(self) -> Mapping[str, Place]: ...
-    @property
-    def image(self) -> str: ...
-    @property
-    def fingerprint(self) -> npt.NDArray[np.int16] | None: ...
-
-
-def duplicates(facts: Sequence[Facts], splits: Mapping[str, str]) -> list[Finding]:
+def duplicates(facts: Sequence[CaseFacts], splits: Mapping[str, str]) -> list[Finding]:
     """The same CT under two ids.
 
-    Equal voxel for voxel: the copy is left out (``E_DUPLICATE``), and of copies in several splits
-    the one in test is kept, else the one in val, so that no tested patient was trained on. Nearly
+    Equal voxel for voxel: the copy is left out (``E_DUPLICATE``, see `core.data.copies`). Nearly
     equal (another export of the scan): told, and used (``W_DUPLICATE_LIKELY``).
     """
-    found = []
-    seen: dict[str, str] = {}
-    for one in sorted((f for f in facts if f.image), key=lambda f: _rank(f.case, splits)):
-        first = seen.setdefault(one.image, one.case)
-        if first != one.case:
-            found.append(duplicate(one.case, splits.get(one.case), splits.get(first)))
-    unique = [f for f in facts if f.fingerprint is not None and seen.get(f.image) == f.case]
+    found = copies_of({f.case: f.image for f in facts}, splits)
+    left = {finding.case for finding in found}
+    unique = [f for f in facts if f.fingerprint is not None and f.case not in left]
     if len(unique) < 2:
         return found
     rows = np.stack([np.asarray(f.fingerprint, dtype=np.float64).ravel() for f in unique])
@@ -64,20 +45,6 @@ def duplicates(facts: Sequence[Facts], splits: Mapping[str, str]) -> list[Findin
     return found
 
 
-def duplicate(case: str, split: str | None, split_of_first: str | None) -> Finding:
-    """The finding for a case whose CT is, voxel for voxel, that of another one which is kept."""
-    apart = split and split_of_first and split != split_of_first
-    where = f" (this one in {split}, that one in {split_of_first})" if apart else ""
-    message = f"its CT is that of another case, voxel for voxel{where}"
-    return Finding("E_DUPLICATE", "error", case, "", message, "remove one of the two")
-
-
-def _rank(case: str, splits: Mapping[str, str]) -> tuple[int, str]:
-    """Order in which copies are kept: test, val, train, none; then by id."""
-    split = splits.get(case)
-    return (-SPLITS.index(split) if split in SPLITS else 1, case)
-
-
 def split_leaks(archive: Archive, splits: Mapping[str, str]) -> list[Finding]:
     """Patients (column `patient` of ``cases.csv``) with cases in two splits."""
     remedy = "put all cases of a patient into one split"
@@ -87,7 +54,7 @@ def split_leaks(archive: Archive, splits: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def protocols(facts: Sequence[Facts], site_of: Mapping[str, str]) -> list[Finding]:
+def protocols(facts: Sequence[CaseFacts], site_of: Mapping[str, str]) -> list[Finding]:
     """Organs that a site contours in two ways: sizes in two groups with a gap between them.
 
     Volume, and length along the patient, each on its own; organs that end with the scan are not

@@ -240,7 +240,8 @@ def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geo
         HU (Z, Y, X) as int16 or float32, and the grid.
 
     Raises:
-        CaseError: the image cannot be read, or its values are no HU (`core.data.hounsfield.refuse`).
+        CaseError: the image cannot be read, or its values are no HU
+            (`core.data.hounsfield.refuse`).
     """
     image, geometry = _reader(archive.format).read_ct(ref.files)
     refuse(image, ref.files[0])

@@ -52,7 +52,9 @@ def read_rows(path: Path) -> tuple[Row, ...] | None:
             columns = [name.strip().lower() for name in table.fieldnames or ()]
             table.fieldnames = columns
             if not {"case", "split"} <= set(columns):
-                remedy = "give it a header line with the columns case, split (and site, path, patient)"
+                remedy = (
+                    "give it a header line with the columns case, split (and site, path, patient)"
+                )
                 raise UserError("cases.csv", path, remedy, problem=f"columns are {columns}")
             rows = tuple(_row(path, table.line_num, line) for line in table)
     except (UnicodeDecodeError, csv.Error, OSError) as error:

@@ -91,10 +91,7 @@ def _inverted(image: npt.NDArray[Any]) -> bool:
     _, rows, columns = image.shape
     y, x = max(1, rows // 16), max(1, columns // 16)
     border = np.concatenate(
-        [
-            part.ravel()
-            for part in (image[:, :y], image[:, -y:], image[:, :, :x], image[:, :, -x:])
-        ]
+        [part.ravel() for part in (image[:, :y], image[:, -y:], image[:, :, :x], image[:, :, -x:])]
     )
     middle = image[:, rows * 3 // 8 : rows * 5 // 8 + 1, columns * 3 // 8 : columns * 5 // 8 + 1]
     return float(np.median(border)) - float(np.median(middle)) > INVERTED_BY

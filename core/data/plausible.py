@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,8 +146,7 @@ def _wrong_order(places: Mapping[str, Place]) -> dict[str, str]:
     for rule in ORDERS:
         if rule.larger in places and rule.smaller in places:
             gap = (
-                places[rule.larger].centre_mm[rule.axis]
-                - places[rule.smaller].centre_mm[rule.axis]
+                places[rule.larger].centre_mm[rule.axis] - places[rule.smaller].centre_mm[rule.axis]
             )
             if gap < -WRONG_ORDER_MM:
                 more, less = AXIS_WORDS[rule.axis]
@@ -256,12 +255,11 @@ def _masks(volume: Volume, places: Mapping[str, Place]) -> list[Finding]:
     return found
 
 
-def _shape(organ: str, mask: Mask, tell: object) -> None:
+def _shape(organ: str, mask: Mask, tell: Callable[[str, str, str, str], None]) -> None:
     """Cut at the edge of the scan, missing slices, loose pieces."""
-    assert callable(tell)
     levels = np.flatnonzero(mask.any(axis=(1, 2)))
     touched = levels[0] == 0 or levels[-1] == mask.shape[0] - 1
-    sides = mask.any(axis=0)
+    sides = np.asarray(mask.any(axis=0))
     in_plane = sides[0].any() or sides[-1].any() or sides[:, 0].any() or sides[:, -1].any()
     if in_plane or (touched and organ not in OPEN_ENDED):
         tell(organ, "W_ORGAN_TRUNCATED", "reaches the edge of the scan", _TRUNCATED)

@@ -237,12 +237,12 @@ def test_an_unreadable_mask_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "code"),
     [
-        (ct() + 1000, "E_IMAGE_HU"),
+        (ct() + 1000, "E_HU_OFFSET"),
         (ct() / np.float32(3000), "E_IMAGE_HU"),
         (np.zeros(GRID.size, dtype=np.int16), "E_IMAGE_HU"),
         (np.full(GRID.size, -1000, dtype=np.int16), "E_IMAGE_HU"),
         (ct().astype(np.float32) * 1e6, "E_IMAGE_HU"),
-        (ct() - np.int16(1024), "E_IMAGE_HU"),
+        (ct() - np.int16(1024), "E_HU_OFFSET"),
         (np.where(ct() > 800, np.nan, ct()).astype(np.float32), "E_IMAGE_VALUES"),
     ],
     ids=["no intercept", "scaled", "zeros", "air", "huge", "twice", "nan"],

@@ -21,6 +21,7 @@ from core.plan import Preprocess
 SETTINGS = Preprocess([4.0, 4.0, 4.0], [20, 22, 24], [-200.0, 300.0])
 GRID = Geometry((24, 28, 30), (4.0, 3.5, 3.5), (-50.0, -40.0, 12.0))
 ORGANS = ("Brainstem", "Parotid_L", "Parotid_R")
+SHIFT = {"Brainstem": (3, 0, 0), "Parotid_L": (0, 0, 5), "Parotid_R": (0, 0, -5)}
 PDDCA = {"Brainstem": "BrainStem", "Parotid_L": "Parotid_L", "Parotid_R": "Parotid_R"}
 
 
@@ -28,7 +29,7 @@ def masks_of(seed: int) -> dict[str, npt.NDArray[np.bool_]]:
     rng = np.random.default_rng(seed)
     masks = {}
     for organ in ORGANS:
-        z, y, x = rng.integers(8, 12, 3)
+        z, y, x = rng.integers(8, 12, 3) + SHIFT[organ]
         masks[organ] = np.zeros(GRID.size, dtype=np.bool_)
         masks[organ][z : z + 6, y : y + 7, x : x + 5 + len(masks)] = True
     return masks
@@ -62,11 +63,10 @@ def files_below(folder: Path) -> dict[Path, int]:
 
 
 def test_what_is_opened_is_what_was_prepared(archive: Archive, tmp_path: Path) -> None:
-    seen: list[tuple[int, int, str]] = []
+    seen: list[tuple[int, int, bool]] = []
     report = build(archive, tmp_path / "c", progress=lambda *step: seen.append(step))
     assert (report.built, report.reused) == (3, 0)
-    assert seen[0] == (0, 3, "case_0")
-    assert seen[-1] == (3, 3, "")
+    assert seen == [(1, 3, True), (2, 3, True), (3, 3, True)]
     entries = open_cache(tmp_path / "c", ORGANS, SETTINGS)
     assert entries == list(report.entries)
     assert [(e.case, e.split) for e in entries] == [
