@@ -33,7 +33,8 @@ AIR_HU, AIR_SHARE = -500.0, 0.7
 BONE_MEDIAN_HU, SOFT_MEDIAN_HU = 150.0, (-200.0, 250.0)
 AIRWAY = ("Larynx", "Esophagus")
 OVERLAP_SHARE = 0.3
-LARGEST_PIECE = 0.7
+# A thin organ on coarse voxels falls into pieces by itself: few voxels are not looked at.
+LARGEST_PIECE, PIECE_VOXELS = 0.7, 200
 PLANE_MM, SLICE_MM = 3.0, 6.0
 HEAD_MM, HEAD_DIAMETER_MM = 120.0, (110.0, 260.0)
 SCALE_ORGANS, SCALE_LIMIT = 4, 1.9
@@ -269,7 +270,7 @@ def _shape(organ: str, mask: Mask, tell: Callable[[str, str, str, str], None]) -
         return
     box = bounding_box(mask)
     labels, pieces = ndimage.label(mask[box], np.ones((3, 3, 3)))
-    if pieces > 1:
+    if pieces > 1 and np.count_nonzero(mask) >= PIECE_VOXELS:
         share = float(np.bincount(labels.ravel())[1:].max() / np.count_nonzero(mask))
         if share < LARGEST_PIECE:
             tell(organ, "W_LABEL_PIECES", f"{pieces} pieces, the largest {share:.0%}", _CONTOUR)
