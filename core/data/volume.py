@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from core.data import nrrd
 from core.data.nifti import cut_short
 from core.errors import CaseError
 
 SPACING_LIMITS_MM = (0.05, 20.0)
+LARGEST_MM, FARTHEST_MM = 3000.0, 1e6
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def _read(path: Path) -> Any:
         remedy = "give the path of an existing file"
         raise CaseError("E_IMAGE_MISSING", "image", path, remedy, problem="no such file")
     remedy = "copy or export the file again; NRRD, NIfTI and MetaImage are read"
+    if path.suffix in (".nrrd", ".nhdr") and (problem := nrrd.doubt(path)):
+        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -188,7 +192,10 @@ def _checked_geometry(image: Any, path: Path) -> Geometry:
     elif not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
         problem = f"direction {geometry.direction} is no rotation"
         remedy = "correct the direction matrix: its columns must be orthonormal"
-    elif not all(math.isfinite(v) for v in geometry.origin_mm):
+    elif max(n * s for n, s in zip(geometry.size, geometry.spacing_mm, strict=True)) > LARGEST_MM:
+        problem = f"size {geometry.size} at spacing {geometry.spacing_mm} mm (z, y, x)"
+        remedy = f"correct the spacing; images of up to {LARGEST_MM:g} mm are read"
+    elif not all(abs(v) <= FARTHEST_MM for v in geometry.origin_mm):
         problem, remedy = f"origin {geometry.origin_mm}", "correct the origin"
     else:
         return geometry

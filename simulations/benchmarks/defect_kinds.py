@@ -107,9 +107,10 @@ def _exchange(*pairs: tuple[str, str]) -> Plant:
 
 
 def _copy(source: str, target: str) -> Plant:
-    return lambda root, cases: (
-        shutil.copy(_file(source)(cases[0]), _file(target)(cases[0])) and None
-    )
+    def plant(root: Path, cases: list[Path]) -> None:
+        shutil.copy(_file(source)(cases[0]), _file(target)(cases[0]))
+
+    return plant
 
 
 def _one_side(root: Path, cases: list[Path]) -> None:
