@@ -17,6 +17,7 @@ from core.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 WATCH_SECONDS = 0.5
+PRELOADED = ["core.data.cache", "core.check_case"]
 _job: Callable[[Any], Any] | None = None
 
 
@@ -42,9 +43,11 @@ def each(
         for index, item in enumerate(items):
             yield index, job(item)
         return
+    context = get_context("forkserver")  # imports once, in a process without threads
+    context.set_forkserver_preload(PRELOADED)
     pool = ProcessPoolExecutor(
         min(jobs, len(items)),
-        mp_context=get_context("spawn"),
+        mp_context=context,
         initializer=_begin,
         initargs=(job, os.getpid()),
     )
@@ -78,6 +81,9 @@ def _call(item: Any) -> Any:
 
 
 def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
+    while True:
         time.sleep(WATCH_SECONDS)
-    os._exit(1)
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(1)
