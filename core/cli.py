@@ -11,7 +11,7 @@ from typing import Any
 from core.errors import UserError
 
 CONTOUR_FORMATS = ("nrrd", "nifti")
-ARCHIVE_FORMATS = ("auto", "pddca", "openkbp")
+ARCHIVE_FORMATS = ("auto", "pddca", "nnunet", "openkbp")
 SPLITS = ("test", "val", "train", "all")
 WIDTH = 56
 
