@@ -23,7 +23,7 @@ from core.words import SIDE_OF, Index, find, index_of, words_of
 
 NONE = "none"
 DOUBT = re.compile(r"^[\s_]*~|^_|[?+]")
-COPY_NUMBER = re.compile(r"\^\d{1,2}\s*$")
+COPY_NUMBER = re.compile(r"\^[12]\s*$")
 SHORTEST_PART, LONGEST_NAME, MOST_WORDS = 4, 64, 7
 LIKENESS = 0.84
 WHOLE = (("Musc_Constrict", tuple(b for bases in CONSTRICTORS.values() for b in bases)),)
@@ -166,6 +166,8 @@ def _doubtful(
         return Match(None, "a part of a structure ('~')")
     if helper := _helper(words):
         return Match(None, helper)
+    if len({SIDE_OF[w] for w in words if w in SIDE_OF}) > 1:
+        return Match(None, "both sides in one structure")
     if re.search(r"\d", name) and _margin(name):
         return Match(None, "a number with a sign: a planning margin")
     return Match(None, "marked by a sign (_ ? +)", found) if found else Match(None, "no organ")
