@@ -93,7 +93,7 @@ def measure(
     both = distances_mm(here, there, truth.shape, spacing_mm)
     hd95 = max(float(np.percentile(directed, PERCENTILE)) for directed in both)
     every = np.concatenate(both)
-    within = [float((every <= tolerance).mean()) for tolerance in TOLERANCES_MM]
+    within_1mm, within_2mm = (float((every <= tolerance).mean()) for tolerance in TOLERANCES_MM)
     return CaseMeasures(
         case,
         organ,
@@ -101,7 +101,8 @@ def measure(
         hd95,
         penalty_mm,
         float(every.mean()),
-        *within,
+        within_1mm,
+        within_2mm,
         volume_ml,
         predicted_ml,
     )

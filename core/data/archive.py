@@ -111,7 +111,8 @@ def open_archive(
         unmapped.update(set(unknown))
         findings += doubtful
         site, split = (row.site, row.split) if row else (None, None)
-        cases.append(CaseRef(case, folder.files, structures, len(unknown), site, split, inside))
+        ref = CaseRef(case, folder.files, structures, len(unknown), site, split, names=inside)
+        cases.append(ref)
     findings += [_unmapped(raw, count, lookup(raw)) for raw, count in sorted(unmapped.items())]
     return Archive(name, root, tuple(cases), tuple(findings), dict(sorted(names.items())))
 
