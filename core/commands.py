@@ -112,8 +112,6 @@ def evaluate(args: argparse.Namespace) -> int:
         if file is not None:
             _make_folder(file.parent, option)
     result = _of_model(args) if args.model else _of_contours(args)
-    _print_findings(result.findings)
-    print(table(result, per_case=args.per_case))
     if args.json is not None:
         text = json.dumps(as_json(result, per_case=args.per_case), indent=2, allow_nan=False)
         replace_file(args.json, text + "\n")
@@ -123,6 +121,8 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.per_case:
             header, *rows = case_rows(result)
             replace_csv(args.csv.with_name(f"{args.csv.stem}.cases.csv"), header, rows)
+    _print_findings(result.findings)
+    print(table(result, per_case=args.per_case))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Means and intervals by organ and over them (`core.measures.summary`)."""
+        return summary(self.scores, self.organs)
 
 
 def vocabulary_of(organs: Sequence[str]) -> dict[str, Organ]:
@@ -191,7 +197,7 @@ def as_json(result: Evaluation, *, per_case: bool) -> dict[str, Any]:
     """The content of ``evaluate --json``."""
     content: dict[str, Any] = {
         "schema": 1,
-        **summary(result.scores, result.organs),
+        **result.summary,
         "penalty": result.penalty,
         "rules": list(RULES),
         "notes": list(result.notes),
@@ -206,7 +212,7 @@ def as_json(result: Evaluation, *, per_case: bool) -> dict[str, Any]:
 
 def as_rows(result: Evaluation) -> list[list[Any]]:
     """The content of ``evaluate --csv``: a header, a line an organ, the mean."""
-    return summary_rows(summary(result.scores, result.organs))
+    return summary_rows(result.summary)
 
 
 def case_rows(result: Evaluation) -> list[list[Any]]:
@@ -219,7 +225,7 @@ def case_rows(result: Evaluation) -> list[list[Any]]:
 def table(result: Evaluation, *, per_case: bool) -> str:
     """The scores as text, with the definitions that a reader needs."""
     rows = [("organ", "n", "missed", *(title for _, title, _ in SHOWN))]
-    content = summary(result.scores, result.organs)
+    content = result.summary
     for name, cell in (*content["organs"].items(), ("mean", content["mean"])):
         counts = (str(cell["n"]), str(cell["missed"]))
         rows.append((name, *counts, *(_shown(cell, key, digits) for key, _, digits in SHOWN)))
