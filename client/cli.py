@@ -16,6 +16,9 @@ from core.cli import ARCHIVE_FORMATS
 from core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from core.data.archive import Archive
     from core.plan import Plan
 
 
@@ -56,6 +59,7 @@ def _add_check(subparsers: Any) -> None:
     add("--site", metavar="SITE.yaml", type=Path, help="the site's spellings, splits and secret")
     add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
     add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
+    add("--names", action="store_true", help="print what each structure's name means; nothing else")
     parser.set_defaults(handler=_check)
 
 
@@ -91,6 +95,8 @@ def _check(args: argparse.Namespace) -> int:
         if source.splits:
             splits = {case: part for part, cases in source.splits.items() for case in cases}
     archive = open_archive(args.data, format=format or "auto", aliases=aliases)
+    if args.names:
+        return _names(archive, aliases, args.json)
     report = check_archive(
         archive,
         splits=splits,
@@ -103,6 +109,21 @@ def _check(args: argparse.Namespace) -> int:
     if args.json is not None:
         replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
     return 1 if report.errors else 0
+
+
+def _names(
+    archive: Archive, aliases: Mapping[str, Sequence[str]] | None, target: Path | None
+) -> int:
+    """Prints the table of names; no image is opened. 1 where a name is to be answered."""
+    from core.anatomy import vocabulary
+    from core.files import replace_file
+    from core.name_table import name_json, name_rows, name_text
+
+    rows = name_rows(archive.names, vocabulary(), aliases)
+    print(name_text(rows))
+    if target is not None:
+        replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
+    return int(any(row.kind == "ask" for row in rows))
 
 
 def _prepare(args: argparse.Namespace) -> int:

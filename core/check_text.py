@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.data.archive import Archive
+from core.data.hidden import HARMLESS, SHORTEST, replaced, words_of
 from core.data.splits import case_hash
 from core.errors import Finding
 
@@ -22,8 +22,8 @@ HASH_LENGTH = 10
 class Hider:
     """Replaces what could name a patient by salted hashes.
 
-    Known are case ids, patients, everything between quotation marks in a message, and every folder
-    and file name of the archive; a name of one or two characters only between quotation marks.
+    That is every word of `core.data.hidden.words_of`, every structure's name that is no organ's
+    TG-263 name, and everything between quotation marks.
 
     Args:
         archive: whose names are hidden.
@@ -32,13 +32,9 @@ class Hider:
 
     def __init__(self, archive: Archive, secret: bytes) -> None:
         self._secret = secret
-        names = {str(archive.root), *archive.root.parts[1:]}
-        for ref in archive.cases:
-            names |= {ref.case, ref.patient or ""}
-            for path in (*ref.files, *ref.structures.values()):
-                names |= set(_parts(path, archive.root))
-        names |= {f.case for f in archive.findings}
-        self._known = _pattern(n for n in names if len(n) > 2)
+        words = {n for n in archive.names if len(n) >= SHORTEST} - HARMLESS
+        words |= {f.case for f in archive.findings if len(f.case) >= SHORTEST}
+        self._words = words.union(*(words_of(archive, ref) for ref in archive.cases))
 
     def case(self, case: str) -> str:
         """The hash of a case id; "" for the archive as a whole."""
@@ -46,25 +42,8 @@ class Hider:
 
     def __call__(self, text: str) -> str:
         """The text with every known name, and everything quoted, as a hash."""
-        text = re.sub(r"'([^']*)'", lambda m: self.case(m[1]) or "''", text)
-        return self._known.sub(lambda m: self.case(m[0]), text) if self._known else text
-
-
-def _parts(path: Path, root: Path) -> Iterator[str]:
-    try:
-        below = path.relative_to(root)
-    except ValueError:
-        below = path
-    for part in below.parts:
-        if part not in ("img.nrrd", "ct.csv", "structures", "/"):
-            yield part
-            yield part.split(".")[0]
-
-
-def _pattern(names: Iterable[str]) -> re.Pattern[str] | None:
-    ordered = sorted(set(names), key=len, reverse=True)
-    text = "|".join(map(re.escape, ordered))
-    return re.compile(rf"(?<![A-Za-z0-9])(?:{text})(?![A-Za-z0-9])") if ordered else None
+        text = re.sub(r"'([^']*)'|\"([^\"]*)\"", lambda m: self.case(m[1] or m[2]), text)
+        return replaced(text, (w for w in self._words if w in text), self.case)
 
 
 def screen(report: Report) -> str:

@@ -37,6 +37,7 @@ from core.data.entry import (
     stored_findings,
     write_entry,
 )
+from core.data.hidden import words_of
 from core.data.plausible import without_errors
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, replace_file
@@ -216,7 +217,7 @@ def _build(
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     notes = [*findings, *wrong]
     try:
-        write_entry(temporary, volume, notes, organs, settings, _words(archive, ref), source)
+        write_entry(temporary, volume, notes, organs, settings, words_of(archive, ref), source)
         os.replace(temporary, folder)
         flush_folder(folder.parent)
     except OSError as error:
@@ -224,15 +225,6 @@ def _build(
         raise UserError("cache", folder.parent, remedy, problem=str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _words(archive: Archive, ref: CaseRef) -> list[str]:
-    """Paths and names of one case that must not stand in its entry."""
-    words = [str(archive.root), archive.root.name]
-    for path in (*ref.files, *ref.structures.values()):
-        below = path.parts[len(archive.root.parts) :]
-        words += [str(path), *(part for part in below if len(part) > 2)]
-    return words
 
 
 def _finding(error: CaseError, case: str) -> Finding:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from core.data.copies import image_digest
 from core.data.grid import bounding_box, inside_fraction
+from core.data.hidden import replaced
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
 from core.errors import Finding, UserError
@@ -94,7 +95,7 @@ def write_entry(
     findings: Sequence[Finding],
     organs: Sequence[str],
     settings: Preprocess,
-    hidden: Sequence[str],
+    hidden: Collection[str],
     source: str,
 ) -> None:
     """Prepares a case and writes its files; the caller moves the folder into place.
@@ -183,13 +184,11 @@ def _crop_findings(
     return findings
 
 
-def _scrubbed(finding: Finding, hidden: Sequence[str]) -> dict[str, str]:
+def _scrubbed(finding: Finding, hidden: Collection[str]) -> dict[str, str]:
     """Returns a finding for the entry: no case, and no word of where the archive lies."""
     fields: dict[str, str] = dataclasses.asdict(finding)
     del fields["case"]
-    for word in sorted(filter(None, hidden), key=len, reverse=True):
-        fields = {k: v.replace(word, "(hidden)") for k, v in fields.items()}
-    return fields
+    return {k: replaced(v, hidden, lambda word: "(hidden)") for k, v in fields.items()}
 
 
 def open_entry(root: Path, line: Mapping[str, str], organs: Sequence[str]) -> Entry:

@@ -159,6 +159,45 @@ def read_image(path: Path | str) -> tuple[npt.NDArray[Any], Geometry]:
     return _narrow(array), geometry
 
 
+def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
+    """Reads a mask or label map and requires it to lie on the CT's grid.
+
+    Args:
+        path: a file that SimpleITK reads.
+        geometry: the CT's grid.
+
+    Returns:
+        Voxels (Z, Y, X), int16 or float32.
+
+    Raises:
+        CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``.
+    """
+    try:
+        array, grid = read_image(path)
+    except CaseError as error:
+        off_grid = error.code in ("E_IMAGE_SHAPE", "E_IMAGE_GEOMETRY")
+        code = "E_LABEL_GRID" if off_grid else "E_LABEL_UNREADABLE"
+        remedy = "export the structure again, on the CT's grid"
+        raise CaseError(code, "structure", path.name, remedy, problem=error.problem) from error
+    if not geometry.close_to(grid):
+        remedy = "resample or export the structure on the CT's grid"
+        problem = f"it lies on another grid: {_difference(geometry, grid)}"
+        raise CaseError("E_LABEL_GRID", "structure", path.name, remedy, problem=problem)
+    return array
+
+
+def _difference(image: Geometry, mask: Geometry) -> str:
+    """Names what differs most plainly."""
+    pairs = (
+        ("size (z, y, x)", image.size, mask.size),
+        ("spacing (z, y, x) mm", image.spacing_mm, mask.spacing_mm),
+        ("direction", image.direction, mask.direction),
+        ("origin (x, y, z) mm", image.origin_mm, mask.origin_mm),
+    )
+    name, wanted, got = next(p for p in pairs if not np.allclose(p[1], p[2], rtol=1e-6, atol=1e-6))
+    return f"{name} {tuple(got)} where the CT has {tuple(wanted)}"
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         remedy = "give the path of an existing file"
