@@ -109,6 +109,8 @@ def kill_once(site: Path, jobs: int, rng: np.random.Generator, *, group: bool) -
             break
         time.sleep(0.002)
     time.sleep(float(rng.uniform(0, 0.05)))
+    if process.poll() is not None:
+        raise RuntimeError(f"prepare ended by itself ({process.returncode}): use more --cases")
     (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
     process.wait()
     limit = time.monotonic() + LEAVE_SECONDS
