@@ -135,8 +135,10 @@ def build_cache(
     left = {finding.case for finding in copies}
     entries = [entry for entry in entries if entry.case not in left]
     if not entries:
-        first = findings[0].message if findings else "the archive lists no case"
-        raise UserError("root", archive.root, "see what `hnfed check` says", problem=first)
+        codes = Counter(f.code for f in findings if f.severity == "error")
+        shown = ", ".join(f"{code} x{n}" for code, n in sorted(codes.items()))
+        problem = f"none of them can be used: {shown}" if refs else "the archive lists no case"
+        raise UserError("cases", len(refs), "see what `hnfed check` says", problem=problem)
     _write_index(root, site, organs, settings, archive, entries, findings)
     return CacheReport(tuple(entries), tuple(findings), built, reused)
 

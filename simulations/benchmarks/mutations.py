@@ -99,7 +99,9 @@ def _worker(kinds: tuple[str, ...], first: int, count: int, folder: Path) -> Ite
                 return
     finally:
         process.kill()
+        process.stdout.close()
         process.wait()
+        selector.close()
 
 
 def main() -> int:
