@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -9,16 +10,15 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from core.anatomy import vocabulary
+from core.config import read_yaml
 from core.data.archive import Archive, open_archive
-from core.data.cache import build_cache, open_cache
+from core.data.cache import Progress, build_cache, open_cache
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
@@ -28,6 +28,7 @@ from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
 FINDINGS = "findings.csv"
+MAX_PATH = 1000
 COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are not used, or that no one has
 SIMULATION_SECRET = b"simulation"
 
@@ -69,10 +70,17 @@ class Site:
     secret: bytes
     overlays: int = 0
 
-    def prepare(self, plan: Plan) -> tuple[list[Entry], tuple[Finding, ...]]:
+    def prepare(
+        self, plan: Plan, *, jobs: int = 1, progress: Progress | None = None
+    ) -> tuple[list[Entry], tuple[Finding, ...]]:
         """Archive -> cache, only what is missing; in answer to the query, never in a round (D14).
 
         What was found stands in ``SITE_RUN/findings.csv``, with the cases' names.
+
+        Args:
+            plan: whose organs and preprocessing are wanted.
+            jobs: processes.
+            progress: as for `core.data.cache.build_cache`, for each archive of the site.
 
         Raises:
             UserError: no usable case, or lists of cases that contradict themselves or the archive.
@@ -100,6 +108,8 @@ class Site:
                 plan.preprocess,
                 splits=splits,
                 site=self._index(source, digest),
+                jobs=jobs,
+                progress=progress,
             )
             findings += self._named(source, report.findings)
         self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -200,27 +210,29 @@ def simulated_site(local: str, index: int, run: str) -> Site:
 
 
 def site_from_file(path: Path, run: str) -> Site:
-    """The site of a site file (`interface.md`)."""
-    known = {"name", "format", "root", "aliases", "split", "device", "cache", "state"}
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:
-        raise UserError(
-            "site file", path, "give a readable YAML file", problem=str(error)[:200]
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError("site file", path, "write keys such as 'name:' and 'root:'")
-    for key in sorted(set(map(str, values)) - known):
-        raise UserError(f"site file: {key}", values[key], f"use one of {sorted(known)}")
+    """The site of a site file (`interface.md`).
+
+    Raises:
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+    """
+    known = ("name", "format", "root", "aliases", "split", "device", "cache", "state")
+    values = read_yaml(path)
+    for key in values:
+        if key not in known:
+            raise UserError(f"site file: {key}", values[key], f"use one of {', '.join(known)}")
     for key in ("name", "root", "cache", "state"):
-        if not values.get(key):
-            raise UserError(f"site file: {key}", "(missing)", "give it a value")
-    split: Mapping[str, Any] = values.get("split") or {
-        "train": 0.64,
-        "val": 0.16,
-        "test": 0.2,
-        "seed": 0,
-    }
+        if not isinstance(values.get(key), str) or not values[key].strip("\0"):
+            raise UserError(f"site file: {key}", values.get(key, "(missing)"), "give it a value")
+    for key in ("root", "cache", "state"):
+        if "\0" in values[key] or len(values[key]) > MAX_PATH:
+            raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
+    if not isinstance(split, dict) or not all(
+        key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
+        for key, value in split.items()
+    ):
+        remedy = "give train, val, test and seed as numbers, or file: splits.csv"
+        raise UserError("site file: split", split, remedy)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
     return Site(
@@ -230,7 +242,7 @@ def site_from_file(path: Path, run: str) -> Site:
                 root=str(values["root"]),
                 label=str(values["name"]),
                 format=str(values.get("format", "auto")),
-                aliases=dict(values.get("aliases") or {}),
+                aliases=_aliases(values.get("aliases") or {}),
                 split={} if explicit else dict(split),
                 splits=explicit,
             ),
@@ -243,13 +255,27 @@ def site_from_file(path: Path, run: str) -> Site:
     )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _aliases(values: object) -> dict[str, list[str]]:
+    remedy = "write Organ: [spelling, spelling]"
+    if not isinstance(values, dict):
+        raise UserError("site file: aliases", values, remedy)
+    for organ, names in values.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"site file: aliases.{organ}", names, remedy)
+    return {str(organ): list(names) for organ, names in values.items()}
+
+
 def _split_file(path: Path) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 groups[row["split"]].append(row["case"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise UserError(
             "split.file",
             path,
@@ -260,13 +286,22 @@ def _split_file(path: Path) -> dict[str, list[str]]:
 
 
 def _secret(state: Path) -> bytes:
+    """The site's secret: made once, complete or not there, whoever else makes it meanwhile."""
     path = state / "secret"
-    if not path.is_file():
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+    try:
+        if not path.is_file():
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = state / f".secret.{secrets.token_hex(4)}"
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+            part.unlink()
+        return path.read_bytes()
+    except OSError as error:
+        remedy = "give a folder that can be written and is kept"
+        raise UserError("site file: state", state, remedy, problem=str(error)[:200]) from None
 
 
 def _chosen(

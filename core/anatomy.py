@@ -1,27 +1,23 @@
 """Organs: TG-263 names, their spellings in archives, colours. Names are resolved here only.
 
-A spelling is compared as a set of words, whole: a word too many (`PRV`, `ring`, `avoid`, `z`,
-`opt`, `05`) makes another structure, which is refused. Case, word order, spaces, underscores and
-punctuation do not count, nor whether words are run together (`leftparotid`, `PAROTID_LT`,
-`Lt Parotid`). A side is read, never guessed.
+A spelling is compared whole, as `core.words` does: a word too many (`PRV`, `ring`, `avoid`, `z`,
+`opt`, `05`) makes another structure. The built-in spellings stand in `core.aliases`; what is to be
+said about a name that is none of them, `core.names` says.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
+from core.aliases import CONSTRICTORS, CONSTRICTORS_SHORT, LEVELS, PAIRED, SIDES_OF, SINGLE
 from core.errors import UserError
+from core.words import Index, find, index_of, words_of
 
-_SIDES = {"l": "l", "lt": "l", "left": "l", "r": "r", "rt": "r", "right": "r"}
-_SIDE_WORDS = {"l": ("left", "lt", "l"), "r": ("right", "rt", "r")}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_~+-]{0,63}")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True)
@@ -39,24 +35,6 @@ class Organ:
     colour: tuple[int, int, int]
 
 
-def _levels(words: Sequence[str]) -> tuple[str, ...]:
-    """Spellings of one of the three pharyngeal constrictors; `words` are those of its level."""
-    bases = (
-        "Musc Constrict",
-        "Constrictor",
-        "Constrictor Muscle",
-        "Constrict",
-        "Pharyngeal Constrictor",
-        "Pharyngeal Constrictor Muscle",
-        "Pharynx Constrictor",
-        "Pharynx Const",
-        "Phar Const",
-        "PCM",
-    )
-    short = tuple(f"PC {word}" for word in words if len(word) > 1)  # "PC M" would be "PCM"
-    return tuple(f"{base} {word}" for base in bases for word in words) + short
-
-
 def mirrored(organ: str) -> str:
     """The organ on the other side: ``Parotid_L`` for ``Parotid_R``; itself where it has no side."""
     other = {"_L": "_R", "_R": "_L"}.get(organ[-2:], "")
@@ -68,72 +46,44 @@ def one_sided(organs: Sequence[str]) -> list[str]:
     return [organ for organ in organs if mirrored(organ) not in organs]
 
 
-def _paired(bases: Sequence[str], side: str) -> tuple[str, ...]:
-    return tuple(f"{base} {side}" for base in bases)
+def _paired(base: str, side: str) -> tuple[str, ...]:
+    """Spellings of one of a pair: each with L or R, and with the side words of its language."""
+    spellings: list[str] = []
+    for language, texts in PAIRED[base].items():
+        sides = (side.upper(), *SIDES_OF.get(language, {}).get(side, ()))
+        spellings += [f"{text} {word}" for text in texts for word in sides]
+    return tuple(dict.fromkeys(spellings))
 
 
-_OPTIC_NERVE = (
-    "OpticNerve",
-    "Optic N",
-    "Optic Nrv",
-    "N Optic",
-    "N Opticus",
-    "Nervus Opticus",
-    "ON",
-)
-_PAROTID = ("Parotid", "Parotid Gland", "Parotid Glnd", "Parotid Gld", "Parotid Gl", "Parotis")
-_SUBMANDIBULAR = (
-    "Submandibular",
-    "Submandibular Gland",
-    "Submandibular Glnd",
-    "Submandibular Gl",
-    "Submand",
-    "Submand Gland",
-    "Submand Gl",
-    "Glnd Submandibular",
-    "Gld Submand",
-    "SMG",
-    "SubMan",
-)
+def _constrictor(level: str) -> tuple[str, ...]:
+    """Spellings of one of the three pharyngeal constrictors: S, M or I."""
+    spellings = [
+        f"{base} {word}"
+        for language, bases in CONSTRICTORS.items()
+        for base in bases
+        for word in LEVELS[language][level]
+    ]
+    return tuple(dict.fromkeys([*spellings, *CONSTRICTORS_SHORT[level]]))
+
 
 BUILT_IN: dict[str, Organ] = {
     organ.name: organ
     for organ in (
-        Organ("Brainstem", ("BrainStem", "Brain Stem", "Truncus Cerebri", "Bstem"), (230, 159, 0)),
-        Organ(
-            "OpticChiasm",
-            ("Chiasm", "Optic Chiasm", "Optic Chiasma", "Chiasma", "Chiasma Opticum"),
-            (204, 121, 167),
-        ),
-        Organ("Bone_Mandible", ("Mandible", "Mandibula", "Mandible Bone"), (240, 228, 66)),
-        Organ("OpticNrv_L", _paired(_OPTIC_NERVE, "L"), (86, 180, 233)),
-        Organ("OpticNrv_R", _paired(_OPTIC_NERVE, "R"), (0, 114, 178)),
-        Organ("Parotid_L", _paired(_PAROTID, "L"), (0, 158, 115)),
-        Organ("Parotid_R", _paired(_PAROTID, "R"), (120, 200, 80)),
-        Organ("Glnd_Submand_L", _paired(_SUBMANDIBULAR, "L"), (213, 94, 0)),
-        Organ("Glnd_Submand_R", _paired(_SUBMANDIBULAR, "R"), (255, 140, 90)),
-        Organ(
-            "Musc_Constrict_S",
-            (*_levels(("S", "Sup", "Superior")), "SPC", "PCS"),
-            (178, 24, 43),
-        ),
-        Organ(
-            "Musc_Constrict_M",
-            (*_levels(("M", "Mid", "Middle", "Medial", "Med")), "MPC"),
-            (118, 42, 131),
-        ),
-        Organ(
-            "Musc_Constrict_I",
-            (*_levels(("I", "Inf", "Inferior")), "IPC", "PCI"),
-            (27, 120, 55),
-        ),
-        Organ("Larynx", ("Larynx Organ",), (153, 112, 171)),
-        Organ(
-            "Esophagus",
-            ("Oesophagus", "Esoph", "Oesoph", "Cervical Esophagus", "Cervical Oesophagus"),
-            (140, 81, 10),
-        ),
-        Organ("SpinalCord", ("Spinal Cord", "Cord", "Medulla Spinalis", "Myelon"), (90, 90, 220)),
+        Organ("Brainstem", SINGLE["Brainstem"], (230, 159, 0)),
+        Organ("OpticChiasm", SINGLE["OpticChiasm"], (204, 121, 167)),
+        Organ("Bone_Mandible", SINGLE["Bone_Mandible"], (240, 228, 66)),
+        Organ("OpticNrv_L", _paired("OpticNrv", "l"), (86, 180, 233)),
+        Organ("OpticNrv_R", _paired("OpticNrv", "r"), (0, 114, 178)),
+        Organ("Parotid_L", _paired("Parotid", "l"), (0, 158, 115)),
+        Organ("Parotid_R", _paired("Parotid", "r"), (120, 200, 80)),
+        Organ("Glnd_Submand_L", _paired("Glnd_Submand", "l"), (213, 94, 0)),
+        Organ("Glnd_Submand_R", _paired("Glnd_Submand", "r"), (255, 140, 90)),
+        Organ("Musc_Constrict_S", _constrictor("S"), (178, 24, 43)),
+        Organ("Musc_Constrict_M", _constrictor("M"), (118, 42, 131)),
+        Organ("Musc_Constrict_I", _constrictor("I"), (27, 120, 55)),
+        Organ("Larynx", SINGLE["Larynx"], (153, 112, 171)),
+        Organ("Esophagus", SINGLE["Esophagus"], (140, 81, 10)),
+        Organ("SpinalCord", SINGLE["SpinalCord"], (90, 90, 220)),
     )
 }
 
@@ -151,35 +101,23 @@ NINE: tuple[str, ...] = (
 PCM: tuple[str, ...] = ("Musc_Constrict_S", "Musc_Constrict_M", "Musc_Constrict_I")
 
 
-@lru_cache(maxsize=4096)
-def _words(name: str) -> tuple[str, ...]:
-    """The lower-case words of a name; run-together capitals (`LeftParotid`, `LParotid`) are cut."""
-    plain = unicodedata.normalize("NFKD", name)
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return tuple(re.findall(r"[^\W_]+", _CAMEL.sub(" ", plain).lower()))
+def spelled(
+    raw_name: str,
+    vocab: Mapping[str, Organ],
+    site_aliases: Mapping[str, Sequence[str]] | None = None,
+) -> frozenset[str]:
+    """All organs that `resolve` finds for a name: none, one, or the several that it fits."""
+    own = {o: tuple(s) for o, s in (site_aliases or {}).items() if o in vocab}
+    for index in (index_of(tuple(own.items())), vocabulary_index(vocab)):
+        found = find(index, words_of(raw_name))
+        if found:
+            return found
+    return frozenset()
 
 
-def _spells(text: str, words: tuple[str, ...]) -> bool:
-    """True where `text` is the `words` run together in some order; a side is any of its words."""
-    if not words:
-        return not text
-    for i, word in enumerate(words):
-        forms = _SIDE_WORDS[_SIDES[word]] if word in _SIDES else (word,)
-        rest = words[:i] + words[i + 1 :]
-        if any(text.startswith(f) and _spells(text[len(f) :], rest) for f in forms):
-            return True
-    return False
-
-
-def _matches(raw: str, spelling: str) -> bool:
-    raw_words, words = _words(raw), _words(spelling)
-    if not raw_words or not words:
-        return False
-    if sum(len(w) for w in words if w not in _SIDES) < 3:  # "ON_L": not in the midst of a word
-        return sorted(_SIDES.get(w, w) for w in raw_words) == sorted(
-            _SIDES.get(w, w) for w in words
-        )
-    return _spells("".join(raw_words), words)
+def vocabulary_index(vocab: Mapping[str, Organ]) -> Index:
+    """The names and aliases of a vocabulary, ready to be looked up."""
+    return index_of(tuple((name, (name, *organ.aliases)) for name, organ in vocab.items()))
 
 
 def resolve(
@@ -207,17 +145,8 @@ def resolve(
         >>> resolve("Parotid_L_PRV05", vocabulary()) is None
         True
     """
-    sources: tuple[Mapping[str, Iterable[str]], ...] = (
-        site_aliases or {},
-        {name: (name, *organ.aliases) for name, organ in vocab.items()},
-    )
-    for spellings in sources:
-        found = {
-            n for n, s in spellings.items() if n in vocab and any(_matches(raw_name, a) for a in s)
-        }
-        if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+    found = spelled(raw_name, vocab, site_aliases)
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def vocabulary(extra: Mapping[str, Any] | None = None) -> dict[str, Organ]:
@@ -239,18 +168,15 @@ def vocabulary(extra: Mapping[str, Any] | None = None) -> dict[str, Organ]:
         field = f"organs.{name}"
         organs[str(name)] = _organ(str(name), value, organs.get(str(name)), field)
     for name in extra or {}:
+        others = vocabulary_index({n: o for n, o in organs.items() if n != name})
         for spelling in (str(name), *organs[str(name)].aliases):
-            others = [
-                o.name
-                for o in organs.values()
-                if o.name != name and any(_matches(spelling, a) for a in (o.name, *o.aliases))
-            ]
-            if others:
+            found = find(others, words_of(spelling))
+            if found:
                 raise UserError(
                     f"organs.{name}",
                     spelling,
                     "choose a spelling that belongs to one organ only",
-                    problem=f"already a spelling of {', '.join(others)}",
+                    problem=f"already a spelling of {', '.join(sorted(found))}",
                 )
     return organs
 
@@ -266,7 +192,7 @@ def _organ(name: str, value: Any, base: Organ | None, field: str) -> Organ:
         if key not in ("aliases", "colour"):
             raise UserError(f"{field}.{key}", value[key], "use the keys `aliases` and `colour`")
     aliases = value.get("aliases") or ()
-    if isinstance(aliases, str) or not all(isinstance(a, str) and _words(a) for a in aliases):
+    if isinstance(aliases, str) or not all(isinstance(a, str) and words_of(a) for a in aliases):
         raise UserError(
             f"{field}.aliases", aliases, "give a list of names, as in [Lens Left, l_lens]"
         )

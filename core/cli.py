@@ -11,7 +11,7 @@ from typing import Any
 from core.errors import UserError
 
 CONTOUR_FORMATS = ("nrrd", "nifti")
-ARCHIVE_FORMATS = ("auto", "pddca", "openkbp")
+ARCHIVE_FORMATS = ("auto", "pddca", "nnunet", "openkbp")
 SPLITS = ("test", "val", "train", "all")
 WIDTH = 56
 
@@ -111,7 +111,7 @@ def _add_evaluate(subparsers: Any) -> None:
     parser = _parser(
         subparsers,
         "evaluate",
-        "Dice and HD95 per organ, of a model or of contours that exist",
+        "Dice, surface distances and volumes per organ, of a model or of contours that exist",
         _evaluate,
         "hnfed evaluate --model runs/demo --data archive --split test --json scores.json",
     )
@@ -144,7 +144,13 @@ def _add_evaluate(subparsers: Any) -> None:
         help="cases to score, by DATA's cases.csv (default: test)",
     )
     add("--json", metavar="FILE", type=Path, help="write the scores as JSON")
-    add("--per-case", action="store_true", help="also the score of each case")
+    add(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="write the scores as CSV; with --per-case those of each case in FILE's .cases.csv",
+    )
+    add("--per-case", action="store_true", help="also the scores of each case (they stay here)")
     _add_model_choice(parser)
 
 

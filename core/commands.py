@@ -23,9 +23,17 @@ from core.contours import find_cts, write_contours, write_label_table
 from core.data.archive import open_archive, read_image_of
 from core.data.volume import Volume
 from core.errors import CaseError, Finding, UserError
-from core.evaluation import Evaluation, as_json, choose_cases, table, vocabulary_of
+from core.evaluation import (
+    Evaluation,
+    as_json,
+    as_rows,
+    case_rows,
+    choose_cases,
+    table,
+    vocabulary_of,
+)
 from core.evaluation import evaluate as score_archive
-from core.files import replace_file
+from core.files import replace_csv, replace_file
 from core.predicted import find_predictions, read_prediction
 from core.prediction import common_preprocess, load_models, predict_volume, select_labels
 from core.report import read_run
@@ -102,15 +110,22 @@ def _chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[s
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Scores a model or existing contours against DATA; prints a table, writes ``--json``."""
-    if args.json is not None:
-        _make_folder(args.json.parent, "--json")
+    """Scores a model or existing contours against DATA; a table, ``--json`` and ``--csv``."""
+    for option, file in (("--json", args.json), ("--csv", args.csv)):
+        if file is not None:
+            _make_folder(file.parent, option)
     result = _of_model(args) if args.model else _of_contours(args)
-    _print_findings(result.findings)
-    print(table(result, per_case=args.per_case))
     if args.json is not None:
         text = json.dumps(as_json(result, per_case=args.per_case), indent=2, allow_nan=False)
-        args.json.write_text(text + "\n", encoding="utf-8")
+        replace_file(args.json, text + "\n")
+    if args.csv is not None:
+        header, *rows = as_rows(result)
+        replace_csv(args.csv, header, rows)
+        if args.per_case:
+            header, *rows = case_rows(result)
+            replace_csv(args.csv.with_name(f"{args.csv.stem}.cases.csv"), header, rows)
+    _print_findings(result.findings)
+    print(table(result, per_case=args.per_case))
     return 0
 
 

@@ -132,7 +132,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no YAML, no mapping, or an interpolation.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), str(error), "give a readable YAML file in UTF-8") from None
     if "${" in text:
         raise UserError(str(path), "${...}", "write the value itself; interpolation is not allowed")
     try:

@@ -1,9 +1,10 @@
-"""Scores contours against an archive on each CT's own grid: a model's, or drawn before."""
+"""Measures contours against an archive on each CT's own grid: a model's, or drawn before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,33 @@ from core.anatomy import BUILT_IN, Organ, vocabulary
 from core.data.archive import Archive, CaseRef, read_case
 from core.data.volume import Volume
 from core.errors import CaseError, Finding, UserError
-from core.metrics import CaseScore, organ_sums, pool_sites, score_case, summarise
+from core.measures import CaseMeasures, measure, summary, summary_rows
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
+
+# Measure, heading and digits of the columns of the text table.
+SHOWN = (
+    ("dice", "Dice", 3),
+    ("hd95_mm", "HD95 mm", 2),
+    ("msd_mm", "MSD mm", 2),
+    ("surface_dice_1mm", "SD 1mm", 3),
+    ("surface_dice_2mm", "SD 2mm", 3),
+    ("detection_rate", "found", 2),
+    ("volume_ml", "mL", 1),
+    ("volume_bias_percent", "bias %", 1),
+)
+SHOWN_CASE = (*SHOWN[:5], ("volume_ml", "mL", 1), ("predicted_ml", "predicted mL", 1))
+WITH_INTERVAL = ("dice", "hd95_mm")
+RULES = (
+    "mean: organs weigh equally; n and missed are sums. [low, high]: 95 % interval, bootstrap over",
+    "  the cases; of all measures in --json and --csv.",
+    "HD95: the larger of the two directed 95th percentiles of distances between border voxels,",
+    "  on the CT's own grid. MSD: mean distance between the borders, both ways. SD: surface Dice,",
+    "  the share of both borders within 1 or 2 mm of the other. bias: predicted volume against the",
+    "  reference's.",
+    "missed: the prediction is empty; it counts as 0 in Dice, surface Dice and found, and is left",
+    "  out of HD95, MSD and bias, which are over the cases in which the organ was found.",
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +58,17 @@ class Evaluation:
     """
 
     organs: tuple[str, ...]
-    scores: tuple[CaseScore, ...]
+    scores: tuple[CaseMeasures, ...]
     cases: int
     penalty: str
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Means and intervals by organ and over them (`core.measures.summary`)."""
+        return summary(self.scores, self.organs)
 
 
 def vocabulary_of(organs: Sequence[str]) -> dict[str, Organ]:
@@ -109,7 +139,7 @@ def evaluate(
     Raises:
         UserError: no case could be used, or none annotates any of the organs.
     """
-    scores: list[CaseScore] = []
+    scores: list[CaseMeasures] = []
     noticed: list[Finding] = []
     lost: list[Finding] = []
     cases = 0
@@ -147,37 +177,29 @@ def evaluate(
 
 def _scores(
     volume: Volume, organs: Sequence[str], masks: Masks, penalty_mm: float
-) -> list[CaseScore]:
+) -> list[CaseMeasures]:
     """Organ by organ, so that predicted masks may overlap as the annotated ones may."""
-    scores: list[CaseScore] = []
-    for organ in organs:
-        if organ not in volume.masks:
-            continue
-        predicted = masks.get(organ)
-        labels = (
-            np.zeros(volume.geometry.size, np.uint8)
-            if predicted is None
-            else np.ascontiguousarray(predicted).view(np.uint8)
-        )
-        scores += score_case(
+    return [
+        measure(
             volume.case,
-            labels,
-            [organ],
-            {organ: volume.masks[organ]},
+            organ,
+            masks.get(organ),
+            volume.masks[organ],
             volume.geometry.spacing_mm,
             penalty_mm,
         )
-    return scores
+        for organ in organs
+        if organ in volume.masks
+    ]
 
 
 def as_json(result: Evaluation, *, per_case: bool) -> dict[str, Any]:
     """The content of ``evaluate --json``."""
-    organs = summarise(result.scores, result.organs, 1)
     content: dict[str, Any] = {
         "schema": 1,
-        "organs": organs,
-        "mean": _mean(result),
+        **result.summary,
         "penalty": result.penalty,
+        "rules": list(RULES),
         "notes": list(result.notes),
         "findings": [asdict(finding) for finding in result.findings],
     }
@@ -188,49 +210,57 @@ def as_json(result: Evaluation, *, per_case: bool) -> dict[str, Any]:
     return content
 
 
-def _mean(result: Evaluation) -> dict[str, Any]:
-    """Means over organs; the archive counts as one site, and nothing is suppressed."""
-    pooled = pool_sites({"data": organ_sums(result.scores, result.organs)}, result.organs, 1)
-    return {key: value for key, value in pooled.items() if key != "organs"}
+def as_rows(result: Evaluation) -> list[list[Any]]:
+    """The content of ``evaluate --csv``: a header, a line an organ, the mean."""
+    return summary_rows(result.summary)
+
+
+def case_rows(result: Evaluation) -> list[list[Any]]:
+    """The measures of each case and organ, with a header; for ``--per-case``, local."""
+    columns = [f.name for f in fields(CaseMeasures)]
+    lines = [[getattr(score, name) for name in columns] for score in result.scores]
+    return [columns, *lines]
 
 
 def table(result: Evaluation, *, per_case: bool) -> str:
     """The scores as text, with the definitions that a reader needs."""
-    rows = [("organ", "n", "missed", "Dice", "HD95 mm")]
-    summary = summarise(result.scores, result.organs, 1)
-    mean = _mean(result)
-    for name, cell in (*((o, summary[o]) for o in result.organs), ("mean", mean)):
+    rows = [("organ", "n", "missed", *(title for _, title, _ in SHOWN))]
+    content = result.summary
+    for name, cell in (*content["organs"].items(), ("mean", content["mean"])):
         counts = (str(cell["n"]), str(cell["missed"]))
-        rows.append((name, *counts, _dice(cell["dice"]), _mm(cell["hd95_mm"])))
+        rows.append((name, *counts, *(_shown(cell, key, digits) for key, _, digits in SHOWN)))
     text = aligned(rows)
     if per_case:
-        cases = [("case", "organ", "Dice", "HD95 mm")]
+        cases = [("case", "organ", *(title for _, title, _ in SHOWN_CASE))]
         cases += [
-            (s.case, s.organ, _dice(s.dice), _mm(s.hd95_mm))
+            (s.case, s.organ, *(_number(getattr(s, key), digits) for key, _, digits in SHOWN_CASE))
             for s in sorted(result.scores, key=lambda s: (s.case, result.organs.index(s.organ)))
         ]
         text += "\n\n" + aligned(cases, words=2)
-    return f"{text}\n\n{_footnote(result, mean)}"
+    return f"{text}\n\n{_footnote(result, content['mean'])}"
 
 
 def _footnote(result: Evaluation, mean: Mapping[str, Any]) -> str:
+    penalised = _number(mean["hd95_mm_penalised"], 2)
     lines = [
         f"{result.cases} cases. n: cases in which the organ is annotated.",
-        "mean: organs weigh equally; n and missed are sums.",
-        "HD95: the larger of the two directed 95th percentiles of distances between border voxels,",
-        "  on the CT's own grid, over the cases in which the organ was found.",
-        "missed: the prediction is empty; it counts as Dice 0 and has no HD95.",
-        f"  Mean HD95 with {result.penalty} for each miss: {_mm(mean['hd95_mm_penalised'])} mm.",
+        *RULES,
+        f"  Mean HD95 with {result.penalty} for each miss: {penalised} mm.",
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
-def _dice(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(cell: Mapping[str, Any], key: str, digits: int) -> str:
+    """A number, with its interval where it is one of the first two."""
+    text = _number(cell.get(key), digits)
+    limits = cell["intervals"].get(key) if key in WITH_INTERVAL else None
+    return (
+        f"{text} [{_number(limits[0], digits)}, {_number(limits[1], digits)}]" if limits else text
+    )
 
 
-def _mm(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int = 1) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+
+from core.borders import Indices, border, distances_mm, foreground
 
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.intp]
 
 PERCENTILE = 95.0
 SUPPRESSED: Mapping[str, Any] = {
@@ -100,10 +100,10 @@ def hd95_mm(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> float | Non
     """
     assert pred.shape == truth.shape, (pred.shape, truth.shape)
     assert truth.any(), "empty truth"
-    found = _foreground(pred)
+    found = foreground(pred)
     if not found.size:
         return None
-    here, there = _border(pred, found), _border(truth, _foreground(truth))
+    here, there = border(pred, found), border(truth, foreground(truth))
     return _hausdorff_mm(here, there, truth.shape, spacing_mm)
 
 
@@ -132,23 +132,23 @@ def score_case(
         One score for each organ in both `organs` and `truth`, in the order of `organs`.
     """
     flat = np.ascontiguousarray(labelmap).reshape(-1)
-    voxels = _foreground(labelmap)
+    voxels = foreground(labelmap)
     labels = flat[voxels]
     volumes = np.bincount(labels, minlength=len(organs) + 1)
-    edges = _border(labelmap, voxels) if hd95 else voxels[:0]
+    edges = border(labelmap, voxels) if hd95 else voxels[:0]
     edge_labels = flat[edges]
     scores = []
     for position, organ in enumerate(organs, start=1):
         if organ not in truth:
             continue
         assert truth[organ].shape == labelmap.shape, (organ, truth[organ].shape, labelmap.shape)
-        inside = _foreground(truth[organ])
+        inside = foreground(truth[organ])
         assert inside.size, f"{case}: empty truth of {organ}"
         both = int(np.count_nonzero(flat[inside] == position))
         overlap = 2 * both / (int(volumes[position]) + inside.size)
         distance: float | None = math.nan if volumes[position] else None
         if hd95 and volumes[position]:
-            here, there = edges[edge_labels == position], _border(truth[organ], inside)
+            here, there = edges[edge_labels == position], border(truth[organ], inside)
             distance = _hausdorff_mm(here, there, labelmap.shape, spacing_mm)
         scores.append(CaseScore(case, organ, overlap, distance, penalty_mm))
     return scores
@@ -264,64 +264,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _foreground(volume: npt.NDArray[Any]) -> Indices:
-    """Returns the sorted flat indices of the non-zero voxels of a bool or uint8 volume."""
-    bytes_ = np.ascontiguousarray(volume).view(np.uint8)
-    used = np.flatnonzero(bytes_.reshape(len(bytes_), -1).max(axis=1))
-    if not used.size:
-        return np.empty(0, dtype=np.intp)
-    # Most of a CT is empty: look for voxels only in rows along x that hold one.
-    first, last, width = int(used[0]), int(used[-1]) + 1, bytes_.shape[-1]
-    lines = bytes_[first:last].reshape(-1, width)
-    rows = np.flatnonzero(lines.max(axis=1))
-    row, column = np.nonzero(lines[rows] != 0)
-    found: Indices = (rows[row] + first * bytes_.shape[1]) * width + column
-    return found
-
-
-def _border(volume: npt.NDArray[Any], voxels: Indices) -> Indices:
-    """Keeps those of the flat indices with a 6-neighbour of another value or beyond the volume."""
-    flat = np.ascontiguousarray(volume).reshape(-1)
-    value = flat[voxels]
-    edge = np.zeros(voxels.size, dtype=np.bool_)
-    step = 1
-    for size in reversed(volume.shape):
-        place = voxels // step % size
-        for shift, at_end in ((-step, place == 0), (step, place == size - 1)):
-            edge |= at_end
-            edge |= flat[np.where(at_end, voxels, voxels + shift)] != value
-        step *= size
-    return voxels[edge]
-
-
 def _hausdorff_mm(
     here: Indices, there: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
 ) -> float:
     """Larger of the two directed 95th percentiles between borders given as sorted flat indices."""
-    a, b = _points_mm(here, shape, spacing_mm), _points_mm(there, shape, spacing_mm)
-    return max(_directed_mm(a, b, _among(here, there)), _directed_mm(b, a, _among(there, here)))
-
-
-def _among(values: Indices, others: Indices) -> Mask:
-    """Tells which of the sorted `values` are among the sorted `others` (not empty)."""
-    place = np.searchsorted(others, values).clip(max=len(others) - 1)
-    shared: Mask = others[place] == values
-    return shared
-
-
-def _directed_mm(
-    start: npt.NDArray[np.float64], goal: npt.NDArray[np.float64], shared: Mask
-) -> float:
-    distances = np.zeros(len(start))
-    apart = ~shared
-    if apart.any():  # shared voxels are 0 mm away without a search
-        tree = cKDTree(goal, balanced_tree=False, compact_nodes=False)
-        distances[apart] = tree.query(start[apart])[0]
-    return float(np.percentile(distances, PERCENTILE))
-
-
-def _points_mm(
-    voxels: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
-) -> npt.NDArray[np.float64]:
-    grid = np.unravel_index(voxels, tuple(shape))
-    return np.stack([axis * step for axis, step in zip(grid, spacing_mm, strict=True)], axis=1)
+    both = distances_mm(here, there, shape, spacing_mm)
+    return max(float(np.percentile(directed, PERCENTILE)) for directed in both)

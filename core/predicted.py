@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.anatomy import Organ, resolve
+from core.anatomy import Organ
 from core.data import openkbp, pddca
 from core.data.volume import Geometry, read_image
 from core.errors import CaseError, UserError
+from core.names import assign, match, matcher
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LABEL_FILES = ("labels.json", "dataset.json")
@@ -180,17 +181,13 @@ def _structures(folder: Path, vocab: Mapping[str, Organ], unknown: set[str]) -> 
 def _by_organ(
     paths: Sequence[Path], vocab: Mapping[str, Organ], unknown: set[str]
 ) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        organ = resolve(stem_of(path), vocab)
-        if organ is None:
-            unknown.add(stem_of(path))
-        elif organ in files:
-            problem = f"{files[organ].name} is {organ} too"
-            raise UserError("--pred", path, "keep one file an organ", problem=problem)
-        else:
-            files[organ] = path
-    return files
+    found = assign([stem_of(path) for path in paths], matcher(vocab))
+    for organ, places in found.doubled.items():
+        first, second = (paths[i] for i in places[:2])
+        problem = f"{first.name} is {organ} too"
+        raise UserError("--pred", second, "keep one file an organ", problem=problem)
+    unknown.update(found.unknown, (name for _, name in found.passed_over))
+    return {organ: paths[i] for organ, i in found.organs.items()}
 
 
 def _labels(
@@ -206,7 +203,7 @@ def _labels(
     for name, values in _label_table(path).items():
         if name.lower() == "background":
             continue
-        organ = resolve(name, vocab)
+        organ = match(name, vocab).organ
         if organ is None:
             unknown.add(name)
         else:

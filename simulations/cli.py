@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import client.cli
 import core.cli
 from core.errors import UserError
 
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.set_defaults(handler=_simulate)
     _register_grid(commands)
+    client.cli.register(commands)
     core.cli.register(commands)
     return parser
 

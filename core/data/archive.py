@@ -7,25 +7,25 @@ returned as a `Finding`, or raised as a `CaseError` where a whole case is lost.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy.typing as npt
 
-from core.anatomy import Organ, resolve, vocabulary
-from core.data import openkbp, pddca
+from core.anatomy import Organ, vocabulary
+from core.data import nnunet, openkbp, pddca
 from core.data.caselist import Row, read_rows
 from core.data.folders import CaseFolder
+from core.data.hounsfield import refuse
 from core.data.volume import Geometry, Volume
 from core.errors import CaseError, Finding, UserError
+from core.names import NONE, Match, assign, matcher
 
-FORMATS = ("pddca", "openkbp")
-AIRLESS_HU, TISSUE_HU, LARGEST_HU = 0.0, -100.0, 65535.0
+FORMATS = ("pddca", "nnunet", "openkbp")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ class CaseRef:
     Attributes:
         case: its id: from ``cases.csv``, else the name of its folder.
         files: what the image is read from, the image itself first.
-        structures: file by TG-263 name of the organs that its names resolve to.
+        structures: file by TG-263 name of the organs that its names mean.
         unmapped: number of structure files that mean no organ.
         site: from ``cases.csv``, else None.
         split: train, val or test from ``cases.csv``, else None.
+        names: the structure's name by TG-263 name, where one file holds many.
+        patient: from ``cases.csv``, else None; cases of one patient belong into one split.
     """
 
     case: str
@@ -47,16 +49,23 @@ class CaseRef:
     unmapped: int
     site: str | None
     split: str | None
+    names: Mapping[str, str] = field(default_factory=dict)
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The cases of an archive, sorted by id, and what was noticed while listing them."""
+    """The cases of an archive, sorted by id, and what was noticed while listing them.
+
+    Attributes:
+        names: every structure name in it, with the number of cases; stays at the site.
+    """
 
     format: str
     root: Path
     cases: tuple[CaseRef, ...]
     findings: tuple[Finding, ...]
+    names: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_archive(
@@ -72,7 +81,7 @@ def open_archive(
         root: the archive's folder.
         format: ``auto`` or one of `FORMATS`.
         vocab: organs from `core.anatomy.vocabulary`; the built-in ones if None.
-        aliases: the site's own spellings by TG-263 name.
+        aliases: the site's own spellings by TG-263 name; under ``none``, names that are no organ.
 
     Raises:
         UserError: no such folder, no case in it, two formats in one folder, a format that is not
@@ -87,32 +96,39 @@ def open_archive(
     rows = read_rows(root / "cases.csv")
     named, findings = _name(root, folders, rows)
     findings += doubtful_aliases
-    lookup = _resolver(vocab, aliases)
+    lookup = matcher(vocab, aliases)
     unmapped: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     cases: list[CaseRef] = []
     for case, (folder, row) in sorted(named.items()):
         if not folder.files:
             remedy = "put the image back, or remove the folder"
-            message = f"{folder.folder.name}: structures without an image"
+            message = f"{folder.own_name}: structures without an image"
             findings.append(Finding("E_IMAGE_MISSING", "error", case, "", message, remedy))
             continue
-        structures, unknown, doubtful = _structures(case, folder.structures, lookup)
-        unmapped.update(unknown)
+        names.update(set(folder.structure_names))
+        held, unknown, doubtful = _structures(case, folder, lookup)
+        structures = {organ: folder.structures[i] for organ, i in held.items()}
+        inside = {organ: folder.names[i] for organ, i in held.items() if folder.names}
+        unmapped.update(set(unknown))
         findings += doubtful
         site, split = (row.site, row.split) if row else (None, None)
-        cases.append(CaseRef(case, folder.files, structures, len(unknown), site, split))
-    findings += [_unmapped(raw, count) for raw, count in sorted(unmapped.items())]
-    return Archive(name, root, tuple(cases), tuple(findings))
+        ref = CaseRef(case, folder.files, structures, len(unknown), site, split, names=inside)
+        cases.append(replace(ref, patient=row.patient if row else None))
+    findings += [_unmapped(raw, count, lookup(raw)) for raw, count in sorted(unmapped.items())]
+    return Archive(name, root, tuple(cases), tuple(findings), dict(sorted(names.items())))
 
 
 def _reader(format: str) -> ModuleType:
     match format:
         case "pddca":
             return pddca
+        case "nnunet":
+            return nnunet
         case "openkbp":
             return openkbp
         case _:
-            remedy = f"use auto, {' or '.join(FORMATS)}"
+            remedy = f"use auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
             raise UserError("format", format, remedy, problem="no archive format that is read")
 
 
@@ -122,7 +138,10 @@ def _find(root: Path, format: str) -> tuple[str, list[CaseFolder]]:
     found = {name: _reader(name).find(root) for name in tried}
     found = {name: cases for name, cases in found.items() if any(c.files for c in cases)}
     if not found:
-        layouts = "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), or pt_N/ct.csv (openkbp)"
+        layouts = (
+            "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), dataset.json with imagesTr and "
+            "labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
+        )
         problem = "no case below this folder"
         raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)
     if len(found) > 1:
@@ -135,9 +154,9 @@ def _name(
     root: Path, folders: Sequence[CaseFolder], rows: Sequence[Row] | None
 ) -> tuple[dict[str, tuple[CaseFolder, Row | None]], list[Finding]]:
     """Gives each case folder its id and its row of ``cases.csv``."""
-    names = Counter(f.folder.name for f in folders)
-    short = {f.folder.name: f for f in folders if names[f.folder.name] == 1}
-    by_path = {f.folder.relative_to(root).as_posix(): f for f in folders}
+    names = Counter(f.own_name for f in folders)
+    short = {f.own_name: f for f in folders if names[f.own_name] == 1}
+    by_path = {f.place(root): f for f in folders}
     cases: dict[str, tuple[CaseFolder, Row | None]] = {}
     findings: list[Finding] = []
     for row in rows or ():
@@ -153,7 +172,7 @@ def _name(
     for path, folder in by_path.items():
         if id(folder) in listed:
             continue
-        own = folder.folder.name
+        own = folder.own_name
         case = own if names[own] == 1 else path.replace("/", "__")
         while case in cases:
             case += "_"
@@ -185,48 +204,43 @@ def _check_aliases(
             "correct the spelling (TG-263), or define the organ in the plan",
         )
         for organ in aliases
-        if organ not in vocab
+        if organ not in vocab and organ != NONE
     ]
 
 
-def _resolver(
-    vocab: Mapping[str, Organ], aliases: Mapping[str, Sequence[str]] | None
-) -> Callable[[str], str | None]:
-    known: dict[str, str | None] = {}
-    ask = partial(resolve, vocab=vocab, site_aliases=aliases)
-    return lambda raw: known[raw] if raw in known else known.setdefault(raw, ask(raw))
-
-
 def _structures(
-    case: str, paths: Sequence[Path], lookup: Callable[[str], str | None]
-) -> tuple[dict[str, Path], list[str], list[Finding]]:
-    """File by organ, the names that mean none, and a finding for each organ that two files mean."""
-    claims: dict[str, list[Path]] = defaultdict(list)
-    unknown = []
-    for path in paths:
-        organ = lookup(path.stem)
-        if organ is None:
-            unknown.append(path.stem)
-        else:
-            claims[organ].append(path)
+    case: str, folder: CaseFolder, lookup: Callable[[str], Match]
+) -> tuple[Mapping[str, int], tuple[str, ...], list[Finding]]:
+    """Position by organ, the names that mean none, and a finding for each organ meant twice."""
+    names = folder.structure_names
+    found = assign(names, lookup)
+    shown = names if folder.names else [path.name for path in folder.structures]
     findings = [
         Finding(
             "E_LABEL_AMBIGUOUS",
             "error",
             case,
             organ,
-            f"{' and '.join(p.name for p in files)} are the same organ by name",
+            f"{' and '.join(shown[i] for i in places)} are the same organ by name",
             "keep one of them, or tell them apart with the site's `aliases`",
         )
-        for organ, files in claims.items()
-        if len(files) > 1
+        for organ, places in found.doubled.items()
     ]
-    single = {organ: files[0] for organ, files in claims.items() if len(files) == 1}
-    return dict(sorted(single.items())), unknown, findings
+    for organ, name in found.passed_over:
+        message = f"structure {name!r} was passed over for {shown[found.organs[organ]]!r}"
+        remedy = "nothing to do, or name the right one in the site's `aliases`"
+        findings.append(Finding("W_LABEL_SECOND", "warning", case, organ, message, remedy))
+    return found.organs, found.unknown, findings
 
 
-def _unmapped(raw: str, count: int) -> Finding:
-    message = f"structure {raw!r} ({count} cases) means no organ of the vocabulary"
+def _unmapped(raw: str, count: int, match: Match) -> Finding:
+    if match.ask:
+        message = (
+            f"structure {raw!r} ({count} cases) may be {' or '.join(match.candidates)}: {match.why}"
+        )
+        remedy = f"answer in the site's `aliases`: under its organ, or under `{NONE}`"
+        return Finding("W_STRUCTURE_ASKED", "warning", "", "", message, remedy)
+    message = f"structure {raw!r} ({count} cases) means no organ of the vocabulary: {match.why}"
     remedy = "if it is one, add the name to the site's `aliases`; else nothing to do"
     return Finding("W_STRUCTURE_UNKNOWN", "warning", "", "", message, remedy)
 
@@ -238,14 +252,11 @@ def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geo
         HU (Z, Y, X) as int16 or float32, and the grid.
 
     Raises:
-        CaseError: the image cannot be read, or its values are no HU (``E_IMAGE_HU``).
+        CaseError: the image cannot be read, or its values are no HU
+            (`core.data.hounsfield.refuse`).
     """
     image, geometry = _reader(archive.format).read_ct(ref.files)
-    low, high = float(image.min()), float(image.max())
-    if low >= AIRLESS_HU or high <= TISSUE_HU or max(-low, high) > LARGEST_HU or high - low < 50:
-        problem = f"values from {low:g} to {high:g}; a CT has air near -1000 and tissue above -100"
-        remedy = "export the CT in HU (rescale slope and intercept applied)"
-        raise CaseError("E_IMAGE_HU", "image", ref.files[0], remedy, problem=problem)
+    refuse(image, ref.files[0])
     return image, geometry
 
 
@@ -273,7 +284,13 @@ def read_case(
         if path is None:
             continue
         try:
-            mask, remark = reader.read_mask(path, image, geometry)
+            mask, remark = reader.read_mask(path, image, geometry, ref.names.get(organ, ""))
+            if not mask.any() and organ in ref.names:
+                message = f"{ref.names[organ]!r} is named in {path.name}, but has no voxel"
+                remedy = "nothing to do: it counts as not annotated"
+                absent = Finding("W_LABEL_ABSENT", "warning", ref.case, organ, message, remedy)
+                findings.append(absent)
+                continue
             if not mask.any():
                 remedy = "remove the structure, or contour it"
                 raise CaseError("E_LABEL_EMPTY", "structure", path.name, remedy, problem="empty")
@@ -299,14 +316,16 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
         CaseError: ``E_IMAGE_MISSING`` where a file cannot be read.
     """
     parts = [(f"image {i}", path) for i, path in enumerate(ref.files)]
-    parts += [(o, ref.structures[o]) for o in sorted(set(organs)) if o in ref.structures]
-    total = hashlib.sha256()
+    wanted = [o for o in sorted(set(organs)) if o in ref.structures]
+    parts += [(f"{o} {ref.names[o]}" if o in ref.names else o, ref.structures[o]) for o in wanted]
+    total, digests = hashlib.sha256(), dict[Path, str]()
     for name, path in parts:
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if path not in digests:
+                with path.open("rb") as file:
+                    digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             remedy = "put the file back, or remove the case"
             raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=str(error)) from error
-        total.update(f"{name}\n{path.suffix}\n{digest}\n".encode())
+        total.update(f"{name}\n{path.suffix}\n{digests[path]}\n".encode())
     return total.hexdigest()

@@ -1,8 +1,9 @@
 """Prepared cases on disk: a training site opens nothing else.
 
 One folder an entry, named by what went into it: the bytes of the case's files, the preprocessing,
-the organs and the version of the format. An entry is written beside its place and renamed into it,
-so that it is complete or absent. The index of a site lists its cases, their splits and entries.
+the organs and the version of the format; `entry.json` and the index say so. An entry is written
+beside its place and renamed into it, so that it is complete or absent. The index of a site lists
+its cases, their splits and entries.
 
     CACHE/entries/KEY/{entry.json, image.npy, bits.npy, truth.npy}
     CACHE/index/KEY.json
@@ -16,14 +17,17 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from core.data.archive import Archive, CaseRef, content_hash, read_case
+from core.data.caselist import SPLITS
+from core.data.copies import copies_of
 from core.data.entry import (
     FORMAT,
     Entry,
@@ -33,13 +37,17 @@ from core.data.entry import (
     stored_findings,
     write_entry,
 )
+from core.data.hidden import words_of
+from core.data.plausible import without_errors
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, replace_file
 from core.plan import Preprocess
+from core.versions import versions
+from core.workers import each
 
 __all__ = ["CacheReport", "Entry", "build_cache", "open_cache"]
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, bool], None]
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,13 @@ def build_cache(
     *,
     splits: Mapping[str, str],
     site: str = "",
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> CacheReport:
     """Prepares cases that are not in the cache yet, and writes the site's index.
 
     Safe to call from several processes at once: each entry is built once, the others wait for it.
+    Killed at any time it leaves whole entries only, and the next call goes on from there.
 
     Args:
         archive: where the cases come from.
@@ -82,10 +92,13 @@ def build_cache(
         settings: preprocessing.
         splits: case -> train, val or test, for every case of `refs`.
         site: name of the site, where several share a folder.
-        progress: called with (cases done, cases in all, case id).
+        jobs: processes.
+        progress: called with (cases done, cases in all, whether the last one was built now).
 
     Returns:
-        Entries and findings. A case that cannot be used is a finding, and the others go on.
+        Entries and findings. A case that cannot be used is a finding, and the others go on; an
+        organ that is certainly wrong (`core.data.plausible`) is left out, and so is a copy of a CT
+        (`core.data.copies`).
 
     Raises:
         UserError: no case can be used, or the cache cannot be written.
@@ -93,34 +106,40 @@ def build_cache(
     root = Path(cache_dir)
     for folder in ("entries", "index", "locks"):
         _make_folder(root / folder)
+    alone = replace(archive, cases=(), findings=())
+    job = partial(_ensure_entry, alone, root, tuple(organs), settings)
+    made: list[_Made | None] = [None] * len(refs)
+    for done, (index, result) in enumerate(each(job, refs, jobs), start=1):
+        made[index] = result
+        if progress is not None:
+            progress(done, len(refs), result.built)
     entries: list[Entry] = []
-    lines: list[dict[str, Any]] = []
     findings: list[Finding] = []
     built = reused = 0
-    for done, ref in enumerate(refs):
-        if progress is not None:
-            progress(done, len(refs), ref.case)
-        try:
-            key, new = _ensure_entry(archive, ref, root, organs, settings)
-        except CaseError as error:
-            findings.append(_finding(error, ref.case))
+    for ref, one in zip(refs, made, strict=True):
+        assert one is not None
+        if one.finding is not None:
+            findings.append(one.finding)
             continue
-        built += new
-        reused += not new
-        line = {"case": ref.case, "split": splits[ref.case], "key": key}
+        built += one.built
+        reused += not one.built
+        line = {"case": ref.case, "split": splits[ref.case], "key": one.key}
         findings.extend(stored_findings(root, line))
         entry = open_entry(root, line, organs)
         if not entry.annotated:
             findings.append(_no_organ(ref.case))
             continue
         entries.append(entry)
-        lines.append(line)
-    if progress is not None:
-        progress(len(refs), len(refs), "")
+    copies = copies_of({e.case: e.image_sha256 for e in entries}, splits)
+    findings += copies
+    left = {finding.case for finding in copies}
+    entries = [entry for entry in entries if entry.case not in left]
     if not entries:
-        first = findings[0].message if findings else "the archive lists no case"
-        raise UserError("root", archive.root, "see what `hnfed check` says", problem=first)
-    _write_index(root, site, organs, settings, lines)
+        codes = Counter(f.code for f in findings if f.severity == "error")
+        shown = ", ".join(f"{code} x{n}" for code, n in sorted(codes.items()))
+        problem = f"none of them can be used: {shown}" if refs else "the archive lists no case"
+        raise UserError("cases", len(refs), "see what `hnfed check` says", problem=problem)
+    _write_index(root, site, organs, settings, archive, entries, findings)
     return CacheReport(tuple(entries), tuple(findings), built, reused)
 
 
@@ -154,33 +173,60 @@ def open_cache(
         raise UserError("cache", root, remedy, problem=f"damaged ({error})") from error
 
 
+@dataclass(frozen=True)
+class _Made:
+    """An entry's key and whether it was built now; or why there is none."""
+
+    key: str = ""
+    built: bool = False
+    finding: Finding | None = None
+
+
 def _ensure_entry(
-    archive: Archive, ref: CaseRef, root: Path, organs: Sequence[str], settings: Preprocess
-) -> tuple[str, bool]:
-    """Returns the key of a case's entry and whether it had to be built."""
-    key = _digest(_settings_of(organs, settings), content_hash(ref, organs))
-    folder = root / "entries" / key
-    if complete(folder):
-        return key, False
-    with FileLock(root / "locks" / f"{key}.lock"):
+    archive: Archive, root: Path, organs: Sequence[str], settings: Preprocess, ref: CaseRef
+) -> _Made:
+    """Builds a case's entry where it is missing or damaged."""
+    try:
+        source = content_hash(ref, organs)
+        key = _digest(_settings_of(organs, settings), source)
+        folder = root / "entries" / key
         if complete(folder):
-            return key, False
-        # Only the holder of the lock writes under this key: leftovers are of a killed process.
-        shutil.rmtree(folder, ignore_errors=True)
-        for stale in (root / "entries").glob(f".{key}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        volume, findings = read_case(archive, ref, organs)
-        temporary = root / "entries" / f".{key}.{uuid.uuid4().hex[:8]}"
-        try:
-            write_entry(temporary, volume, findings, organs, settings, str(archive.root))
-            os.replace(temporary, folder)
-            flush_folder(folder.parent)
-        except OSError as error:
-            remedy = "free space, or choose another folder with `cache`"
-            raise UserError("cache", root, remedy, problem=str(error)) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return key, True
+            return _Made(key)
+        with FileLock(root / "locks" / f"{key}.lock"):
+            if complete(folder):
+                return _Made(key)
+            _build(archive, ref, folder, organs, settings, source)
+    except CaseError as error:
+        return _Made(finding=_finding(error, ref.case))
+    return _Made(key, built=True)
+
+
+def _build(
+    archive: Archive,
+    ref: CaseRef,
+    folder: Path,
+    organs: Sequence[str],
+    settings: Preprocess,
+    source: str,
+) -> None:
+    """Reads a case and writes its entry; called under the entry's lock."""
+    # Only the holder of the lock writes under this key: leftovers are of a killed process.
+    shutil.rmtree(folder, ignore_errors=True)
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    volume, findings = read_case(archive, ref, organs)
+    volume, wrong = without_errors(volume)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    notes = [*findings, *wrong]
+    try:
+        write_entry(temporary, volume, notes, organs, settings, words_of(archive, ref), source)
+        os.replace(temporary, folder)
+        flush_folder(folder.parent)
+    except OSError as error:
+        remedy = "free space, or choose another folder with `cache`"
+        raise UserError("cache", folder.parent, remedy, problem=str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _finding(error: CaseError, case: str) -> Finding:
@@ -217,12 +263,28 @@ def _write_index(
     site: str,
     organs: Sequence[str],
     settings: Preprocess,
-    lines: Sequence[Mapping[str, str]],
+    archive: Archive,
+    entries: Sequence[Entry],
+    findings: Sequence[Finding],
 ) -> None:
+    """Writes the list of a site's entries, and above it what the cache was made of."""
     path = _index_path(root, site, organs, settings)
-    text = json.dumps({"format": FORMAT, "site": site, "entries": list(lines)}, indent=1)
+    left = Counter(f.code for f in findings if f.severity == "error")
+    content = {
+        "format": FORMAT,
+        "site": site,
+        "made_of": {
+            "archive": archive.format,
+            **json.loads(_settings_of(organs, settings)),
+            "cases": {s: sum(e.split == s for e in entries) for s in SPLITS},
+            "annotated": {o: sum(o in e.annotated for e in entries) for o in organs},
+            "left_out": dict(sorted(left.items())),
+            "versions": versions(),
+        },
+        "entries": [{"case": e.case, "split": e.split, "key": e.folder.name} for e in entries],
+    }
     with FileLock(root / "locks" / f"{path.stem}.lock"):
-        replace_file(path, text)
+        replace_file(path, json.dumps(content, indent=1))
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``cases.csv`` at an archive's root: case, split and, optionally, site and path."""
+"""``cases.csv`` at an archive's root: case, split and, optionally, site, path and patient."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class Row:
         split: train, val, test, or None where the cell is empty.
         site: or None where there is no such column or the cell is empty.
         path: the case's folder below the root, or None: then the folder is called as the case.
+        patient: whose case it is, where several cases may be of one patient; else None.
     """
 
     case: str
     split: str | None
     site: str | None
     path: str | None
+    patient: str | None = None
 
 
 def read_rows(path: Path) -> tuple[Row, ...] | None:
@@ -50,7 +52,9 @@ def read_rows(path: Path) -> tuple[Row, ...] | None:
             columns = [name.strip().lower() for name in table.fieldnames or ()]
             table.fieldnames = columns
             if not {"case", "split"} <= set(columns):
-                remedy = "give it a header line with the columns case, split (and site, path)"
+                remedy = (
+                    "give it a header line with the columns case, split (and site, path, patient)"
+                )
                 raise UserError("cases.csv", path, remedy, problem=f"columns are {columns}")
             rows = tuple(_row(path, table.line_num, line) for line in table)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -63,15 +67,16 @@ def read_rows(path: Path) -> tuple[Row, ...] | None:
 
 def _row(path: Path, line: int, cells: dict[str, str | None]) -> Row:
     field = f"cases.csv, line {line}"
-    case, split, site, below = (
-        (cells.get(name) or "").strip() for name in ("case", "split", "site", "path")
+    case, split, site, below, patient = (
+        (cells.get(name) or "").strip() for name in ("case", "split", "site", "path", "patient")
     )
     if not case or case.startswith(".") or "/" in case or "\\" in case:
         raise UserError(field, case, "give a case id without slashes or a leading dot")
     split = split.lower()
     if split and split not in SPLITS:
         raise UserError(field, split, "use train, val or test, or leave the split empty")
-    return Row(case, split or None, site or None, _folder(field, below) if below else None)
+    path_below = _folder(field, below) if below else None
+    return Row(case, split or None, site or None, path_below, patient or None)
 
 
 def _folder(field: str, below: str) -> str:

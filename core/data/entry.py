@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,15 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.data.copies import image_digest
 from core.data.grid import bounding_box, inside_fraction
+from core.data.hidden import replaced
 from core.data.preprocess import prepare_image, prepare_masks
 from core.data.volume import Geometry, Volume
 from core.errors import Finding, UserError
 from core.files import flush_folder, write_flushed
 from core.plan import Preprocess
+from core.versions import versions
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
-FORMAT = 1
+FORMAT = 2
 INSIDE_WARNING = 0.99
 ARRAYS = ("image", "bits", "truth")
 
@@ -42,6 +46,7 @@ class Entry:
         voxels: voxels in the crop of each annotated organ, before overlaps are resolved.
         crop_voxels: voxels of the crop.
         overlap_voxels: voxels of the crop that more than one organ claims.
+        image_sha256: `core.data.copies.image_digest` of the CT: equal in two cases of one CT.
     """
 
     case: str
@@ -54,6 +59,7 @@ class Entry:
     voxels: Mapping[str, int]
     crop_voxels: int
     overlap_voxels: int
+    image_sha256: str = ""
 
     def image(self) -> npt.NDArray[np.int16]:
         """Returns the crop (Z, Y, X) in HU, mapped from disk and read-only."""
@@ -89,9 +95,20 @@ def write_entry(
     findings: Sequence[Finding],
     organs: Sequence[str],
     settings: Preprocess,
-    archive_root: str,
+    hidden: Collection[str],
+    source: str,
 ) -> None:
-    """Prepares a case and writes its files; the caller moves the folder into place."""
+    """Prepares a case and writes its files; the caller moves the folder into place.
+
+    Args:
+        folder: to make.
+        volume: the case.
+        findings: of reading it.
+        organs: order of the bits.
+        settings: preprocessing.
+        hidden: words of the archive (paths, names) that must not stand in the entry.
+        source: SHA-256 of the files that it was made of.
+    """
     masks = {organ: mask for organ, mask in volume.masks.items() if organ in organs}
     crop_image, crop = prepare_image(volume.image, volume.geometry, settings)
     bits = prepare_masks(masks, volume.geometry, crop, organs)
@@ -105,8 +122,14 @@ def write_entry(
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+    made_of: dict[str, Any] = {
+        "files": source,
+        "image": image_digest(volume.image, volume.geometry),
+    }
+    made_of |= {**dataclasses.asdict(settings), "versions": versions()}
     meta = {
         "format": FORMAT,
+        "made_of": made_of,
         "organs": list(organs),
         "annotated": [organ for organ in organs if organ in masks],
         "source": volume.geometry.as_json(),
@@ -116,7 +139,8 @@ def write_entry(
         "overlap_voxels": int(np.count_nonzero(np.bitwise_count(bits) > 1)),
         "truth": truth,
         "bytes": {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS},
-        "findings": [_scrubbed(note, archive_root) for note in notes],
+        "sha256": {name: _digest(folder / f"{name}.npy") for name in ARRAYS},
+        "findings": [_scrubbed(note, hidden) for note in notes],
     }
     write_flushed(folder / "entry.json", json.dumps(meta, indent=1))
     flush_folder(folder)
@@ -160,10 +184,11 @@ def _crop_findings(
     return findings
 
 
-def _scrubbed(finding: Finding, archive_root: str) -> dict[str, str]:
-    """Returns a finding for the entry: no case, and nothing of where the archive lies."""
+def _scrubbed(finding: Finding, hidden: Collection[str]) -> dict[str, str]:
+    """Returns a finding for the entry: no case, and no word of where the archive lies."""
     fields: dict[str, str] = dataclasses.asdict(finding)
-    return {k: v.replace(archive_root, "ARCHIVE") for k, v in fields.items() if k != "case"}
+    del fields["case"]
+    return {k: replaced(v, hidden, lambda word: "(hidden)") for k, v in fields.items()}
 
 
 def open_entry(root: Path, line: Mapping[str, str], organs: Sequence[str]) -> Entry:
@@ -183,6 +208,7 @@ def open_entry(root: Path, line: Mapping[str, str], organs: Sequence[str]) -> En
         voxels={organ: int(n) for organ, n in meta["voxels"].items()},
         crop_voxels=int(meta["crop_voxels"]),
         overlap_voxels=int(meta["overlap_voxels"]),
+        image_sha256=str(meta["made_of"]["image"]),
     )
 
 
@@ -193,12 +219,21 @@ def stored_findings(root: Path, line: Mapping[str, str]) -> list[Finding]:
 
 
 def complete(folder: Path) -> bool:
-    """Says whether an entry's files are all there, in the sizes written."""
+    """Says whether an entry's files are all there, byte for byte as written."""
     try:
-        sizes = read_json(folder / "entry.json")["bytes"]
-        return all((folder / f"{name}.npy").stat().st_size == sizes[name] for name in ARRAYS)
-    except (OSError, ValueError, KeyError):
+        meta = read_json(folder / "entry.json")
+        sizes, digests = meta["bytes"], meta["sha256"]
+        files = {name: folder / f"{name}.npy" for name in ARRAYS}
+        return all(path.stat().st_size == sizes[name] for name, path in files.items()) and all(
+            _digest(path) == digests[name] for name, path in files.items()
+        )
+    except (OSError, ValueError, KeyError, AssertionError):
         return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Case folders of an archive: what both readers find, and the walk that finds it."""
+"""Case folders of an archive: what the readers find, and the walk that finds it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,32 @@ class CaseFolder:
     Attributes:
         folder: the case's folder.
         files: what the image is read from, the image itself first; empty where it is missing.
-        structures: one file a structure, sorted by name.
+        structures: the file of each structure, sorted by name.
+        names: the name of each structure, where one file holds many; empty where a structure is
+            called by its file.
+        case: the case's name; "" where it is called by its folder.
     """
 
     folder: Path
     files: tuple[Path, ...]
     structures: tuple[Path, ...]
+    names: tuple[str, ...] = ()
+    case: str = ""
+
+    @property
+    def own_name(self) -> str:
+        """What the case is called inside the archive."""
+        return self.case or self.folder.name
+
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """The names by which the structures are recognised."""
+        return self.names or tuple(path.stem for path in self.structures)
+
+    def place(self, root: Path) -> str:
+        """Path of the case below `root`, with slashes; what ``cases.csv`` may give as `path`."""
+        place = self.folder / self.case if self.case else self.folder
+        return place.relative_to(root).as_posix()
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -62,7 +62,7 @@ def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[np.int16], Geometry]:
 
 
 def read_mask(
-    path: Path, image: npt.NDArray[Any], geometry: Geometry
+    path: Path, image: npt.NDArray[Any], geometry: Geometry, name: str = ""
 ) -> tuple[npt.NDArray[np.bool_], str]:
     """Reads the mask of one structure. Voxels in slices without CT are cut.
 
@@ -70,6 +70,7 @@ def read_mask(
         path: the structure's file.
         image: the patient's CT (Z, Y, X) from `read_ct`.
         geometry: its grid.
+        name: not used here; a file holds one structure.
 
     Returns:
         The mask (Z, Y, X), which may be empty, and what was cut ("" where nothing was).

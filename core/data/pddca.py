@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.data.folders import CaseFolder, walk
-from core.data.volume import Geometry, read_image
+from core.data.volume import Geometry, read_image, read_on_grid
 from core.errors import CaseError
 
 IMAGE = "img.nrrd"
@@ -55,7 +55,7 @@ def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:
 
 
 def read_mask(
-    path: Path, image: npt.NDArray[Any], geometry: Geometry
+    path: Path, image: npt.NDArray[Any], geometry: Geometry, name: str = ""
 ) -> tuple[npt.NDArray[np.bool_], str]:
     """Reads the mask of one structure and requires it to lie on the image's grid.
 
@@ -63,6 +63,7 @@ def read_mask(
         path: the structure's file: 0 and one positive value.
         image: the CT (Z, Y, X); not used here.
         geometry: the CT's grid.
+        name: not used here; a file holds one structure.
 
     Returns:
         The mask (Z, Y, X), which may be empty, and a remark, always "" here.
@@ -70,17 +71,7 @@ def read_mask(
     Raises:
         CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``, ``E_LABEL_VALUES``.
     """
-    try:
-        array, grid = read_image(path)
-    except CaseError as error:
-        off_grid = error.code in ("E_IMAGE_SHAPE", "E_IMAGE_GEOMETRY")
-        code = "E_LABEL_GRID" if off_grid else "E_LABEL_UNREADABLE"
-        remedy = "export the structure again, on the CT's grid"
-        raise CaseError(code, "structure", path.name, remedy, problem=error.problem) from error
-    if not geometry.close_to(grid):
-        remedy = "resample or export the structure on the CT's grid"
-        problem = f"it lies on another grid: {_difference(geometry, grid)}"
-        raise CaseError("E_LABEL_GRID", "structure", path.name, remedy, problem=problem)
+    array = read_on_grid(path, geometry)
     inside = array > 0
     top = array.max()
     if array.min() < 0 or inside.all() or bool((array[inside] != top).any()):
@@ -89,15 +80,3 @@ def read_mask(
         problem = f"values {shown}"
         raise CaseError("E_LABEL_VALUES", "structure", path.name, remedy, problem=problem)
     return inside, ""
-
-
-def _difference(image: Geometry, mask: Geometry) -> str:
-    """Names what differs most plainly."""
-    pairs = (
-        ("size (z, y, x)", image.size, mask.size),
-        ("spacing (z, y, x) mm", image.spacing_mm, mask.spacing_mm),
-        ("direction", image.direction, mask.direction),
-        ("origin (x, y, z) mm", image.origin_mm, mask.origin_mm),
-    )
-    name, wanted, got = next(p for p in pairs if not np.allclose(p[1], p[2], rtol=1e-6, atol=1e-6))
-    return f"{name} {tuple(got)} where the CT has {tuple(wanted)}"

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from core.data.archive import Archive
+from core.data.archive import Archive, CaseRef
 from core.data.caselist import SPLITS
 from core.errors import Finding, UserError
 
@@ -104,7 +104,8 @@ def assign_splits(
     1. A case with a split in the archive's own ``cases.csv`` keeps it, whatever `explicit` says.
     2. Else a case that `explicit` names gets the split given there.
     3. Else, if there is neither a split in ``cases.csv`` (for any case) nor an `explicit` list, all
-       cases are divided by `split_cases` over the organs that their structures' names mean.
+       cases are divided by `split_cases` over the organs that their structures' names mean, the
+       cases of one patient (``cases.csv``) together.
 
     Once either list exists, a case that neither names is *not used*: someone chose the cases, and
     drawing further ones would change a published test set. `unassigned` makes findings of these,
@@ -119,18 +120,43 @@ def assign_splits(
         Split by case id, sorted by id; cases that are not used are missing.
 
     Raises:
-        UserError: unusable fractions, or an unknown split in `explicit`.
+        UserError: unusable fractions, an unknown split in `explicit`, a patient in two splits.
     """
     for case, split in (explicit or {}).items():
         if split not in SPLITS:
             raise UserError(f"splits, case {case}", split, "use train, val or test")
     listed = {ref.case: ref.split for ref in archive.cases if ref.split is not None}
     if not listed and explicit is None:
-        annotated = {ref.case: frozenset(ref.structures) for ref in archive.cases}
-        return split_cases(annotated, fractions, int(fractions.get("seed", 0)))
+        drawn = split_cases(_by_patient(archive), fractions, int(fractions.get("seed", 0)))
+        return {ref.case: drawn[_patient(ref)] for ref in archive.cases}
     known = {ref.case for ref in archive.cases}
     named = {case: split for case, split in (explicit or {}).items() if case in known}
-    return dict(sorted({**named, **listed}.items()))
+    result = dict(sorted({**named, **listed}.items()))
+    for patient, parts in patients_in_splits(archive, result).items():
+        problem = f"cases of one patient stand in {' and '.join(parts)}"
+        raise UserError("cases.csv, patient", patient, "put them into one split", problem=problem)
+    return result
+
+
+def patients_in_splits(archive: Archive, splits: Mapping[str, str]) -> dict[str, list[str]]:
+    """Patients (``cases.csv``) whose cases lie in more than one split, with these splits."""
+    parts: dict[str, set[str]] = {}
+    for ref in archive.cases:
+        if ref.patient and ref.case in splits:
+            parts.setdefault(ref.patient, set()).add(splits[ref.case])
+    return {p: sorted(s, key=SPLITS.index) for p, s in sorted(parts.items()) if len(s) > 1}
+
+
+def _patient(ref: CaseRef) -> str:
+    return f"patient {ref.patient}" if ref.patient else ref.case
+
+
+def _by_patient(archive: Archive) -> dict[str, frozenset[str]]:
+    annotated: dict[str, frozenset[str]] = {}
+    for ref in archive.cases:
+        name = _patient(ref)
+        annotated[name] = annotated.get(name, frozenset()) | frozenset(ref.structures)
+    return annotated
 
 
 def unassigned(

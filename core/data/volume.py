@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from core.data import nrrd
 from core.data.nifti import cut_short
 from core.errors import CaseError
 
 SPACING_LIMITS_MM = (0.05, 20.0)
+LARGEST_MM, FARTHEST_MM = 3000.0, 1e6
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,52 @@ def read_image(path: Path | str) -> tuple[npt.NDArray[Any], Geometry]:
     return _narrow(array), geometry
 
 
+def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
+    """Reads a mask or label map and requires it to lie on the CT's grid.
+
+    Args:
+        path: a file that SimpleITK reads.
+        geometry: the CT's grid.
+
+    Returns:
+        Voxels (Z, Y, X), int16 or float32.
+
+    Raises:
+        CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``.
+    """
+    try:
+        array, grid = read_image(path)
+    except CaseError as error:
+        off_grid = error.code in ("E_IMAGE_SHAPE", "E_IMAGE_GEOMETRY")
+        code = "E_LABEL_GRID" if off_grid else "E_LABEL_UNREADABLE"
+        remedy = "export the structure again, on the CT's grid"
+        raise CaseError(code, "structure", path.name, remedy, problem=error.problem) from error
+    if not geometry.close_to(grid):
+        remedy = "resample or export the structure on the CT's grid"
+        problem = f"it lies on another grid: {_difference(geometry, grid)}"
+        raise CaseError("E_LABEL_GRID", "structure", path.name, remedy, problem=problem)
+    return array
+
+
+def _difference(image: Geometry, mask: Geometry) -> str:
+    """Names what differs most plainly."""
+    pairs = (
+        ("size (z, y, x)", image.size, mask.size),
+        ("spacing (z, y, x) mm", image.spacing_mm, mask.spacing_mm),
+        ("direction", image.direction, mask.direction),
+        ("origin (x, y, z) mm", image.origin_mm, mask.origin_mm),
+    )
+    name, wanted, got = next(p for p in pairs if not np.allclose(p[1], p[2], rtol=1e-6, atol=1e-6))
+    return f"{name} {tuple(got)} where the CT has {tuple(wanted)}"
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         remedy = "give the path of an existing file"
         raise CaseError("E_IMAGE_MISSING", "image", path, remedy, problem="no such file")
     remedy = "copy or export the file again; NRRD, NIfTI and MetaImage are read"
+    if path.suffix in (".nrrd", ".nhdr") and (problem := nrrd.doubt(path)):
+        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -188,7 +231,10 @@ def _checked_geometry(image: Any, path: Path) -> Geometry:
     elif not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
         problem = f"direction {geometry.direction} is no rotation"
         remedy = "correct the direction matrix: its columns must be orthonormal"
-    elif not all(math.isfinite(v) for v in geometry.origin_mm):
+    elif max(n * s for n, s in zip(geometry.size, geometry.spacing_mm, strict=True)) > LARGEST_MM:
+        problem = f"size {geometry.size} at spacing {geometry.spacing_mm} mm (z, y, x)"
+        remedy = f"correct the spacing; images of up to {LARGEST_MM:g} mm are read"
+    elif not all(abs(v) <= FARTHEST_MM for v in geometry.origin_mm):
         problem, remedy = f"origin {geometry.origin_mm}", "correct the origin"
     else:
         return geometry

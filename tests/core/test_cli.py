@@ -244,6 +244,21 @@ def test_notes_tell_what_was_left_out(
     assert (cell["n"], cell["missed"], cell["dice"], cell["hd95_mm"]) == (2, 2, 0.0, None)
 
 
+def test_evaluate_writes_cases_as_csv_only_where_asked(ball_archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ["evaluate", "--pred", ball_archive, "--data", ball_archive, "--csv", out / "s.csv"]
+    assert _run(*common) == 0
+    assert [file.name for file in out.iterdir()] == ["s.csv"]
+    lines = (out / "s.csv").read_text().splitlines()
+    assert lines[0].startswith("organ,n,missed,dice,hd95_mm,")
+    assert [line.split(",")[0] for line in lines[1:]] == ["Brainstem", "Parotid_L", "mean"]
+    assert lines[1].startswith("Brainstem,2,0,1.0,0.0,")
+    assert "c4" not in (out / "s.csv").read_text()
+    assert _run(*common, "--per-case") == 0
+    cases = (out / "s.cases.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in cases] == ["case", "c4", "c4", "c5", "c5"]
+
+
 @pytest.mark.parametrize(("split", "noted"), [("test", False), ("val", True), ("all", True)])
 def test_scores_on_seen_cases_are_marked(
     ball_archive: Path,

@@ -17,10 +17,19 @@ from core.anatomy import vocabulary
 from core.data.archive import Archive, open_archive, read_case
 from core.data.volume import Geometry, Volume, write_labelmap, write_mask
 from core.errors import CaseError, UserError
-from core.evaluation import as_json, choose_cases, evaluate, table, vocabulary_of
+from core.evaluation import (
+    as_json,
+    as_rows,
+    case_rows,
+    choose_cases,
+    evaluate,
+    table,
+    vocabulary_of,
+)
 from core.predicted import find_predictions, read_prediction
 
 ORGANS = ("Brainstem", "Parotid_L")
+COLUMNS = (("hd95_mm", 2), ("msd_mm", 2), ("surface_dice_1mm", 3))
 Mask = npt.NDArray[np.bool_]
 
 
@@ -98,12 +107,36 @@ def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
 
     text = table(result, per_case=True)
     lines = [line.split() for line in text.splitlines()]
-    assert ["Parotid_L", "2", "1", f"{parotid['dice']:.3f}", f"{parotid['hd95_mm']:.2f}"] in lines
-    assert ["c5", "Parotid_L", "0.000", "-"] in lines
+    row = next(line for line in lines if line[:1] == ["Parotid_L"])
+    low, high = parotid["intervals"]["dice"]
+    assert row[1:4] == ["2", "1", f"{parotid['dice']:.3f}"]
+    assert row[4:6] == [f"[{low:.3f},", f"{high:.3f}]"]
+    assert row[6:9] == [f"{parotid[key]:.{n}f}" for key, n in COLUMNS]
+    assert row[10] == "0.50"
+    volume_ml = f"{_volume(archive, 'c5').masks['Parotid_L'].sum() * 0.064:.1f}"
+    missed = ["c5", "Parotid_L", "0.000", "-", "-", "0.000", "0.000", volume_ml, "0.0"]
+    assert missed in lines
     assert "directed 95th percentiles" in text
+    assert "it counts as 0 in Dice, surface Dice and found" in text
     assert "a metre" in text
     assert "take care." in text
     assert not [line for line in table(result, per_case=False).splitlines() if "c5" in line]
+
+
+def test_rows_hold_the_same_numbers_and_cases_only_by_themselves(archive: Archive) -> None:
+    refs = choose_cases(archive, "test", None)
+    result = evaluate(archive, refs, ORGANS, lambda v: (v.masks, 1.0), penalty="")
+    header, *rows = as_rows(result)
+    content = as_json(result, per_case=False)
+    assert [row[0] for row in rows] == [*ORGANS, "mean"]
+    first = dict(zip(header, rows[0], strict=True))
+    assert first["msd_mm"] == content["organs"]["Brainstem"]["msd_mm"] == 0.0
+    assert first["volume_ml_low"] == content["organs"]["Brainstem"]["intervals"]["volume_ml"][0]
+    assert rows[-1][header.index("volume_ml")] is None
+    assert not {"c4", "c5"} & {str(value) for row in rows for value in row}
+    columns, *cases = case_rows(result)
+    assert len(cases) == 4
+    assert {row[columns.index("case")] for row in cases} == {"c4", "c5"}
 
 
 def test_organs_that_a_case_does_not_annotate_are_not_scored(archive: Archive) -> None:

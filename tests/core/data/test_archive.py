@@ -131,6 +131,31 @@ def test_two_files_of_one_organ_leave_it_out(tmp_path: Path) -> None:
     assert read_case(archive, archive.cases[0], ORGANS)[0].annotated == {"Brainstem"}
 
 
+def test_the_plainer_of_two_names_is_taken_and_the_other_named(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1", ("Larynx", "Larynx_MD"))
+    archive = open_archive(tmp_path)
+    assert codes(archive.findings) == [("W_LABEL_SECOND", "c1", "Larynx")]
+    assert archive.cases[0].structures["Larynx"].name == "Larynx.nrrd"
+
+
+def test_a_name_without_its_side_is_asked_and_answered(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1", ("Parotis", "BrainStem", "GTV"))
+    write_case(tmp_path / "c2", ("Parotis", "Mandible"))
+    archive = open_archive(tmp_path)
+    asked = [f for f in archive.findings if f.code == "W_STRUCTURE_ASKED"]
+    assert len(asked) == 1
+    assert "2 cases" in asked[0].message
+    assert "Parotid_L or Parotid_R" in asked[0].message
+    assert "`none`" in asked[0].remedy
+    assert dict(archive.names) == {"BrainStem": 1, "GTV": 1, "Mandible": 1, "Parotis": 2}
+    answered = open_archive(tmp_path, aliases={"Parotid_R": ["parotis"], "none": ["Mandible"]})
+    assert [list(c.structures) for c in answered.cases] == [
+        ["Brainstem", "Parotid_R"],
+        ["Parotid_R"],
+    ]
+    assert {f.code for f in answered.findings} == {"W_STRUCTURE_UNKNOWN"}
+
+
 def test_structures_without_an_image_are_a_finding(tmp_path: Path) -> None:
     write_case(tmp_path / "c1")
     write_case(tmp_path / "c2")
@@ -237,12 +262,12 @@ def test_an_unreadable_mask_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "code"),
     [
-        (ct() + 1000, "E_IMAGE_HU"),
+        (ct() + 1000, "E_HU_OFFSET"),
         (ct() / np.float32(3000), "E_IMAGE_HU"),
         (np.zeros(GRID.size, dtype=np.int16), "E_IMAGE_HU"),
         (np.full(GRID.size, -1000, dtype=np.int16), "E_IMAGE_HU"),
         (ct().astype(np.float32) * 1e6, "E_IMAGE_HU"),
-        (ct() - np.int16(1024), "E_IMAGE_HU"),
+        (ct() - np.int16(1024), "E_HU_OFFSET"),
         (np.where(ct() > 800, np.nan, ct()).astype(np.float32), "E_IMAGE_VALUES"),
     ],
     ids=["no intercept", "scaled", "zeros", "air", "huge", "twice", "nan"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from core.plan import Preprocess
 SETTINGS = Preprocess([4.0, 4.0, 4.0], [20, 22, 24], [-200.0, 300.0])
 GRID = Geometry((24, 28, 30), (4.0, 3.5, 3.5), (-50.0, -40.0, 12.0))
 ORGANS = ("Brainstem", "Parotid_L", "Parotid_R")
+SHIFT = {"Brainstem": (3, 0, 0), "Parotid_L": (0, 0, 5), "Parotid_R": (0, 0, -5)}
 PDDCA = {"Brainstem": "BrainStem", "Parotid_L": "Parotid_L", "Parotid_R": "Parotid_R"}
 
 
@@ -28,7 +30,7 @@ def masks_of(seed: int) -> dict[str, npt.NDArray[np.bool_]]:
     rng = np.random.default_rng(seed)
     masks = {}
     for organ in ORGANS:
-        z, y, x = rng.integers(8, 12, 3)
+        z, y, x = rng.integers(8, 12, 3) + SHIFT[organ]
         masks[organ] = np.zeros(GRID.size, dtype=np.bool_)
         masks[organ][z : z + 6, y : y + 7, x : x + 5 + len(masks)] = True
     return masks
@@ -62,11 +64,10 @@ def files_below(folder: Path) -> dict[Path, int]:
 
 
 def test_what_is_opened_is_what_was_prepared(archive: Archive, tmp_path: Path) -> None:
-    seen: list[tuple[int, int, str]] = []
+    seen: list[tuple[int, int, bool]] = []
     report = build(archive, tmp_path / "c", progress=lambda *step: seen.append(step))
     assert (report.built, report.reused) == (3, 0)
-    assert seen[0] == (0, 3, "case_0")
-    assert seen[-1] == (3, 3, "")
+    assert seen == [(1, 3, True), (2, 3, True), (3, 3, True)]
     entries = open_cache(tmp_path / "c", ORGANS, SETTINGS)
     assert entries == list(report.entries)
     assert [(e.case, e.split) for e in entries] == [
@@ -279,3 +280,53 @@ def test_a_full_disk_is_an_error_for_the_user(
     with pytest.raises(UserError, match="free space"):
         build(archive, tmp_path / "c")
     assert not list((tmp_path / "c" / "entries").iterdir())
+
+
+def test_processes_of_one_call_give_the_same(archive: Archive, tmp_path: Path) -> None:
+    one, two = build(archive, tmp_path / "a"), build(archive, tmp_path / "b", jobs=2)
+    assert [e.folder.name for e in one.entries] == [e.folder.name for e in two.entries]
+    assert (two.built, two.reused, two.findings) == (3, 0, one.findings)
+    for a, b in zip(one.entries, two.entries, strict=True):
+        assert (a.folder / "image.npy").read_bytes() == (b.folder / "image.npy").read_bytes()
+
+
+def test_a_changed_bit_is_found_and_the_entry_built_again(archive: Archive, tmp_path: Path) -> None:
+    path = build(archive, tmp_path / "c").entries[0].folder / "bits.npy"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 4
+    path.write_bytes(bytes(data))
+    report = build(archive, tmp_path / "c")
+    assert (report.built, report.reused) == (1, 2)
+    assert path.read_bytes() != bytes(data)
+
+
+def test_a_cache_says_what_it_was_made_of(archive: Archive, tmp_path: Path) -> None:
+    report = build(archive, tmp_path / "c")
+    (index,) = (tmp_path / "c" / "index").iterdir()
+    made_of = json.loads(index.read_text())["made_of"]
+    assert made_of["archive"] == "pddca"
+    assert made_of["organs"] == list(ORGANS)
+    assert made_of["crop"] == [20, 22, 24]
+    assert made_of["cases"] == {"train": 2, "val": 0, "test": 1}
+    assert made_of["annotated"] == {"Brainstem": 3, "Parotid_L": 3, "Parotid_R": 2}
+    assert made_of["versions"]["numpy"] == np.__version__
+    entry = json.loads((report.entries[0].folder / "entry.json").read_text())
+    assert entry["made_of"]["spacing_mm"] == [4.0, 4.0, 4.0]
+    assert len(entry["made_of"]["files"]) == 64
+
+
+def test_what_check_calls_an_error_is_left_out(archive: Archive, tmp_path: Path) -> None:
+    folder = archive.root / "case_1" / "structures"
+    for organ, other in (("Parotid_L", "Parotid_R"), ("Parotid_R", "Parotid_L")):
+        write_mask(folder / f"{organ}.nrrd", masks_of(1)[other], GRID)
+    shutil.copytree(archive.root / "case_0", archive.root / "case_2_copy")
+    again = open_archive(archive.root)
+    splits = {"case_0": "train", "case_1": "train", "case_2": "val", "case_2_copy": "test"}
+    report = build(again, tmp_path / "c", splits=splits)
+    assert {(f.case, f.code, f.organ) for f in report.findings} == {
+        ("case_1", "E_ORGAN_SIDE", "Parotid_L"),
+        ("case_1", "E_ORGAN_SIDE", "Parotid_R"),
+        ("case_0", "E_DUPLICATE", ""),
+    }
+    assert [e.case for e in report.entries] == ["case_1", "case_2", "case_2_copy"]
+    assert report.entries[0].annotated == {"Brainstem"}

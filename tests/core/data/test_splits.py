@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.archive import Archive, CaseRef
+from core.data.archive import Archive, CaseRef, open_archive
 from core.data.splits import assign_splits, case_hash, split_cases, split_hash, unassigned
 from core.errors import UserError
 
@@ -174,3 +174,29 @@ def test_hashes_are_hmacs_under_the_secret() -> None:
     assert case_hash("a", b"s") != case_hash("a", b"t")
     assert case_hash("a", b"s") != case_hash("b", b"s")
     assert len(case_hash("a", b"s")) == 64
+
+
+def test_cases_of_one_patient_stay_together(tmp_path: Path) -> None:
+    rows = "".join(f"c{i},,P{i // 3}\n" for i in range(12))
+    for i in range(12):
+        (tmp_path / f"c{i}").mkdir()
+        (tmp_path / f"c{i}" / "img.nrrd").touch()
+    (tmp_path / "cases.csv").write_text(f"case,split,patient\n{rows}")
+    fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
+    drawn = assign_splits(open_archive(tmp_path), fractions)
+    assert len(drawn) == 12
+    assert len({(case_patient(c), s) for c, s in drawn.items()}) == 4
+    assert set(drawn.values()) == {"train", "val", "test"}
+
+
+def case_patient(case: str) -> int:
+    return int(case[1:]) // 3
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
+    for case in ("a", "b"):
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "img.nrrd").touch()
+    (tmp_path / "cases.csv").write_text("case,split,patient\na,train,P1\nb,test,P1\n")
+    with pytest.raises(UserError, match="one patient stand in train and test"):
+        assign_splits(open_archive(tmp_path), {"train": 1.0})

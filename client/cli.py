@@ -1,0 +1,190 @@
+"""The subcommands of a site: check, prepare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.cli import ARCHIVE_FORMATS
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from core.data.archive import Archive
+    from core.plan import Plan
+
+
+def register(subparsers: Any) -> None:
+    """Adds check and prepare to the subparsers of a command line."""
+    _add_check(subparsers)
+    _add_prepare(subparsers)
+
+
+def _parser(subparsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    add("--jobs", type=int, default=_cores(), help="processes (default: the cores, 8 at most)")
+    return parser
+
+
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _add_check(subparsers: Any) -> None:
+    parser = _parser(
+        subparsers,
+        "check",
+        "what of an archive can be used, and what is wrong with the rest",
+        "hnfed check /data/archive --site site.yaml --json findings.json",
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", type=Path, help="folder of the archive")
+    add("--format", choices=ARCHIVE_FORMATS, help="format of DATA (default: the site's, or auto)")
+    add("--site", metavar="SITE.yaml", type=Path, help="the site's spellings, splits and secret")
+    add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
+    add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
+    add("--names", action="store_true", help="print what each structure's name means; nothing else")
+    parser.set_defaults(handler=_check)
+
+
+def _add_prepare(subparsers: Any) -> None:
+    parser = _parser(
+        subparsers,
+        "prepare",
+        "archive -> cache that training uses; what is there already is kept",
+        "hnfed prepare site.yaml demo --jobs 8",
+    )
+    add = parser.add_argument
+    add("site", metavar="SITE.yaml", type=Path, help="the site file")
+    add("config", metavar="CONFIG", nargs="?", help="plan with `preprocess` and organs")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+    add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
+    parser.set_defaults(handler=_prepare)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from client.site import site_from_file
+    from core.check import check_archive
+    from core.check_text import screen
+    from core.data.archive import open_archive
+    from core.files import replace_file
+
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UserError("--json", args.json, "give a file in a folder that exists")
+    secret, aliases, splits, format = secrets.token_bytes(32), None, None, args.format
+    if args.site is not None:
+        site = site_from_file(args.site, "check")
+        source = site.sources[0]
+        secret, aliases, format = site.secret, source.aliases, format or source.format
+        if source.splits:
+            splits = {case: part for part, cases in source.splits.items() for case in cases}
+    archive = open_archive(args.data, format=format or "auto", aliases=aliases)
+    if args.names:
+        return _names(archive, aliases, args.json)
+    report = check_archive(
+        archive,
+        splits=splits,
+        secret=secret,
+        show_paths=args.show_paths,
+        jobs=args.jobs,
+        progress=_Progress("read"),
+    )
+    print(screen(report))
+    if args.json is not None:
+        replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
+    return 1 if report.errors else 0
+
+
+def _names(
+    archive: Archive, aliases: Mapping[str, Sequence[str]] | None, target: Path | None
+) -> int:
+    """Prints the table of names; no image is opened. 1 where a name is to be answered."""
+    from core.anatomy import vocabulary
+    from core.files import replace_file
+    from core.name_table import name_json, name_rows, name_text
+
+    rows = name_rows(archive.names, vocabulary(), aliases)
+    print(name_text(rows))
+    if target is not None:
+        replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
+    return int(any(row.kind == "ask" for row in rows))
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from client.site import count_codes, site_from_file
+    from core.errors import Finding
+
+    config, overrides = args.config, list(args.overrides)
+    if config is not None and "=" in config and not Path(config).exists():
+        config, overrides = None, [config, *overrides]
+    plan = _plan(config, overrides)
+    site = site_from_file(args.site, "prepare")
+    if args.cache is not None:
+        site = replace(site, cache=args.cache)
+    told = _Progress("prepared")
+    entries, findings = site.prepare(plan, jobs=args.jobs, progress=told)
+    errors: list[Finding] = [f for f in findings if f.severity == "error"]
+    parts = {part: sum(e.split == part for e in entries) for part in ("train", "val", "test")}
+    shown = ", ".join(f"{part} {n}" for part, n in parts.items())
+    print(f"{len(entries)} cases prepared ({shown}); {told.built} new")
+    for code, n in count_codes(errors).items():
+        print(f"left out: {code} x{n}")
+    if errors:
+        print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
+    return 0
+
+
+def _plan(config: str | None, overrides: list[str]) -> Plan:
+    """The plan of a command line; without CONFIG the shipped defaults, for all built-in organs."""
+    from core.anatomy import BUILT_IN
+    from core.config import load
+
+    if config is not None:
+        return load(config, overrides)[0].plan
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "defaults.yaml"
+        organs = ", ".join(BUILT_IN)
+        path.write_text(f"phases: [{{name: all, sites: [site], organs: [{organs}]}}]\n")
+        return load(str(path), overrides)[0].plan
+
+
+class _Progress:
+    """A line of progress with the time left; on a terminal it is overwritten."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.start = time.monotonic()
+        self.told = 0.0
+        self.built = 0
+
+    def __call__(self, done: int, count: int, built: bool = False) -> None:
+        self.built += built
+        now = time.monotonic()
+        last = done == count
+        live = sys.stderr.isatty()
+        if not last and now - self.told < (0.2 if live else 10.0):
+            return
+        self.told = now
+        left = (now - self.start) / max(done, 1) * (count - done)
+        about = f", about {left / 60:.0f} min left" if left > 120 else f", about {left:.0f} s left"
+        end = "\r" if live and not last else "\n"
+        text = f"{self.word} {done} of {count} cases{'' if last else about}"
+        print(text.ljust(60) if live else text, end=end, file=sys.stderr, flush=True)
