@@ -88,13 +88,17 @@ def _check(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():
         raise UserError("--json", args.json, "give a file in a folder that exists")
     secret, aliases, splits, format = secrets.token_bytes(32), None, None, args.format
+    structure_set = ""
     if args.site is not None:
         site = site_from_file(args.site, "check")
         source = site.sources[0]
         secret, aliases, format = site.secret, source.aliases, format or source.format
+        structure_set = source.structure_set
         if source.splits:
             splits = {case: part for part, cases in source.splits.items() for case in cases}
-    archive = open_archive(args.data, format=format or "auto", aliases=aliases)
+    archive = open_archive(
+        args.data, format=format or "auto", aliases=aliases, structure_set=structure_set
+    )
     if args.names:
         return _names(archive, aliases, args.json)
     report = check_archive(

@@ -44,6 +44,7 @@ class Source:
     splits: dict[str, list[str]] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
     label: str = ""
+    structure_set: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,11 @@ class Site:
         opened: list[tuple[Source, Archive, Archive, dict[str, str]]] = []
         for source in self.sources:
             archive = open_archive(
-                source.root, format=source.format, vocab=vocab, aliases=source.aliases
+                source.root,
+                format=source.format,
+                vocab=vocab,
+                aliases=source.aliases,
+                structure_set=source.structure_set,
             )
             chosen, explicit, left = _chosen(source, archive)
             splits = assign_splits(chosen, source.split, explicit)
@@ -215,7 +220,9 @@ def site_from_file(path: Path, run: str) -> Site:
     Raises:
         UserError: no such file, no YAML, an unknown key, a missing or unusable value.
     """
-    known = ("name", "format", "root", "aliases", "split", "device", "cache", "state")
+    known = (
+        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state"
+    )  # fmt: skip
     values = read_yaml(path)
     for key in values:
         if key not in known:
@@ -243,6 +250,7 @@ def site_from_file(path: Path, run: str) -> Site:
                 label=str(values["name"]),
                 format=str(values.get("format", "auto")),
                 aliases=_aliases(values.get("aliases") or {}),
+                structure_set=str(values.get("structure_set") or ""),
                 split={} if explicit else dict(split),
                 splits=explicit,
             ),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from core.anatomy import Organ, vocabulary
-from core.data import nnunet, openkbp, pddca
+from core.data import dicom, nnunet, openkbp, pddca
 from core.data.caselist import Row, read_rows
 from core.data.folders import CaseFolder
 from core.data.hounsfield import refuse
@@ -25,7 +25,7 @@ from core.data.volume import Geometry, Volume
 from core.errors import CaseError, Finding, UserError
 from core.names import NONE, Match, assign, matcher
 
-FORMATS = ("pddca", "nnunet", "openkbp")
+FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class CaseRef:
         site: from ``cases.csv``, else None.
         split: train, val or test from ``cases.csv``, else None.
         names: the structure's name by TG-263 name, where one file holds many.
-        patient: from ``cases.csv``, else None; cases of one patient belong into one split.
+        patient: from ``cases.csv``, else a digest of DICOM's patient id, else None; cases of one
+            patient belong into one split.
     """
 
     case: str
@@ -74,6 +75,7 @@ def open_archive(
     format: str = "auto",
     vocab: Mapping[str, Organ] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
+    structure_set: str = "",
 ) -> Archive:
     """Lists the cases of an archive; reads ``cases.csv`` at its root where there is one.
 
@@ -82,6 +84,7 @@ def open_archive(
         format: ``auto`` or one of `FORMATS`.
         vocab: organs from `core.anatomy.vocabulary`; the built-in ones if None.
         aliases: the site's own spellings by TG-263 name; under ``none``, names that are no organ.
+        structure_set: label of the structure set to be taken where a CT has several (DICOM).
 
     Raises:
         UserError: no such folder, no case in it, two formats in one folder, a format that is not
@@ -92,7 +95,7 @@ def open_archive(
         raise UserError("root", root, "give the folder of an archive", problem="no such folder")
     vocab = vocabulary() if vocab is None else vocab
     doubtful_aliases = _check_aliases(vocab, aliases or {})
-    name, folders = _find(root, format)
+    name, folders = _find(root, format, structure_set)
     rows = read_rows(root / "cases.csv")
     named, findings = _name(root, folders, rows)
     findings += doubtful_aliases
@@ -101,7 +104,10 @@ def open_archive(
     names: Counter[str] = Counter()
     cases: list[CaseRef] = []
     for case, (folder, row) in sorted(named.items()):
+        findings += [replace(remark, case=case) for remark in folder.remarks]
         if not folder.files:
+            if any(remark.severity == "error" for remark in folder.remarks):
+                continue
             remedy = "put the image back, or remove the folder"
             message = f"{folder.own_name}: structures without an image"
             findings.append(Finding("E_IMAGE_MISSING", "error", case, "", message, remedy))
@@ -114,7 +120,8 @@ def open_archive(
         findings += doubtful
         site, split = (row.site, row.split) if row else (None, None)
         ref = CaseRef(case, folder.files, structures, len(unknown), site, split, names=inside)
-        cases.append(replace(ref, patient=row.patient if row else None))
+        patient = (row.patient if row else None) or folder.patient or None
+        cases.append(replace(ref, patient=patient))
     findings += [_unmapped(raw, count, lookup(raw)) for raw, count in sorted(unmapped.items())]
     return Archive(name, root, tuple(cases), tuple(findings), dict(sorted(names.items())))
 
@@ -123,6 +130,8 @@ def _reader(format: str) -> ModuleType:
     match format:
         case "pddca":
             return pddca
+        case "dicom":
+            return dicom
         case "nnunet":
             return nnunet
         case "openkbp":
@@ -132,15 +141,18 @@ def _reader(format: str) -> ModuleType:
             raise UserError("format", format, remedy, problem="no archive format that is read")
 
 
-def _find(root: Path, format: str) -> tuple[str, list[CaseFolder]]:
+def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFolder]]:
     """The archive's format and its case folders, at least one of them with an image."""
     tried = FORMATS if format == "auto" else (format,)
-    found = {name: _reader(name).find(root) for name in tried}
+    found = {
+        name: dicom.find(root, structure_set) if name == "dicom" else _reader(name).find(root)
+        for name in tried
+    }
     found = {name: cases for name, cases in found.items() if any(c.files for c in cases)}
     if not found:
         layouts = (
-            "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), dataset.json with imagesTr and "
-            "labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
+            "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
+            "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
         )
         problem = "no case below this folder"
         raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.errors import Finding
+
 
 @dataclass(frozen=True)
 class CaseFolder:
@@ -19,6 +21,8 @@ class CaseFolder:
         names: the name of each structure, where one file holds many; empty where a structure is
             called by its file.
         case: the case's name; "" where it is called by its folder.
+        patient: the same text for all cases of one patient, where the files say so; else "".
+        remarks: what was chosen or passed over; `case` in them is not filled in yet.
     """
 
     folder: Path
@@ -26,6 +30,8 @@ class CaseFolder:
     structures: tuple[Path, ...]
     names: tuple[str, ...] = ()
     case: str = ""
+    patient: str = ""
+    remarks: tuple[Finding, ...] = ()
 
     @property
     def own_name(self) -> str:

@@ -156,7 +156,7 @@ def read_image(path: Path | str) -> tuple[npt.NDArray[Any], Geometry]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         problem = f"{int(array.size - np.isfinite(array).sum())} voxels are NaN or infinite"
         raise CaseError("E_IMAGE_VALUES", "image", path, "export it again", problem=problem)
-    return _narrow(array), geometry
+    return narrow(array), geometry
 
 
 def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
@@ -223,6 +223,20 @@ def _checked_geometry(image: Any, path: Path) -> Geometry:
         remedy = "give a volume of several slices with one value a voxel"
         raise CaseError("E_IMAGE_SHAPE", "image", path, remedy, problem=problem)
     geometry = Geometry.of_sitk(image)
+    require_possible(geometry, path)
+    return geometry
+
+
+def require_possible(geometry: Geometry, source: Path | str) -> None:
+    """Requires a grid that a CT can have.
+
+    Args:
+        geometry: the grid.
+        source: what it was read from, for the message.
+
+    Raises:
+        CaseError: ``E_IMAGE_GEOMETRY``: spacing, direction, extent or origin cannot be.
+    """
     low, high = SPACING_LIMITS_MM
     matrix = np.array(geometry.direction).reshape(3, 3)
     if not all(low <= s <= high for s in geometry.spacing_mm):
@@ -237,11 +251,11 @@ def _checked_geometry(image: Any, path: Path) -> Geometry:
     elif not all(abs(v) <= FARTHEST_MM for v in geometry.origin_mm):
         problem, remedy = f"origin {geometry.origin_mm}", "correct the origin"
     else:
-        return geometry
-    raise CaseError("E_IMAGE_GEOMETRY", "image", path, remedy, problem=problem)
+        return
+    raise CaseError("E_IMAGE_GEOMETRY", "image", source, remedy, problem=problem)
 
 
-def _narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """int16 for whole numbers that fit, else float32."""
     bounds = np.iinfo(np.int16)
     whole = array.dtype.kind in "iu"

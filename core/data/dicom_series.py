@@ -1,0 +1,174 @@
+"""A CT series: slices read by GDCM, put in order by where they lie, required to be whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from core.data.volume import Geometry, narrow, require_possible
+from core.errors import CaseError
+
+POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
+LARGEST_SLICE = 4096
+# Positions are often written to a tenth of a millimetre.
+ROUNDING_MM = 0.06
+UNEVEN, TILT_DEGREES, SHOWN = 0.05, 0.1, 4
+REMEDY = "export the series again"
+_READER: Any = sitk.ImageFileReader
+
+
+def read_series(files: Sequence[Path]) -> tuple[npt.NDArray[Any], Geometry]:
+    """Reads a CT series; each slice by its own rescale slope and intercept.
+
+    Slices are ordered along the normal of their plane, whatever their names and numbers say.
+
+    Args:
+        files: one slice each, in any order.
+
+    Returns:
+        HU (Z, Y, X) as int16 or float32, and the grid.
+
+    Raises:
+        CaseError: ``E_IMAGE_MISSING``, ``E_IMAGE_UNREADABLE``, ``E_IMAGE_SHAPE`` (multi-frame,
+            one slice only), ``E_IMAGE_GEOMETRY`` (slices that differ, gantry tilt, uneven),
+            ``E_SLICES_MISSING``, ``E_SLICES_DOUBLED``, ``E_IMAGE_VALUES``. Each with positions in
+            mm along the normal.
+    """
+    slices = [_read(path) for path in files]
+    if len(slices) < 2:
+        raise _refused("E_IMAGE_SHAPE", "a series of one slice", "give the whole series")
+    first = slices[0]
+    normal = np.array(first.GetDirection()).reshape(3, 3)[:, 2]
+    slices.sort(key=lambda s: float(np.dot(normal, s.GetOrigin())))
+    levels = np.array([np.dot(normal, s.GetOrigin()) for s in slices])
+    _require_alike(slices, levels)
+    step = _require_even(levels)
+    offset = np.subtract(slices[-1].GetOrigin(), slices[0].GetOrigin())
+    _require_upright(offset, normal)
+    columns, rows, _ = first.GetSize()
+    dx, dy, _ = first.GetSpacing()
+    size = (len(slices), rows, columns)
+    direction = tuple(first.GetDirection())
+    geometry = Geometry(size, (step, dy, dx), tuple(slices[0].GetOrigin()), direction)
+    require_possible(geometry, "series")
+    return _voxels(slices), geometry
+
+
+def _read(path: Path) -> Any:
+    """One slice as an image of SimpleITK, with the tags that say where it lies."""
+    if not path.is_file():
+        raise CaseError("E_IMAGE_MISSING", "slice", path.name, REMEDY, problem="no such file")
+    reader: Any = _READER()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size, values = reader.GetSize(), reader.GetNumberOfComponents()
+        flat = len(size) == 2 or (len(size) == 3 and size[2] == 1)
+        if not flat or values != 1:
+            problem = f"{values} values a pixel, size {size}: no CT slice"
+            remedy = "export the CT as single-frame images"
+            raise CaseError("E_IMAGE_SHAPE", "slice", path.name, remedy, problem=problem)
+        if not all(0 < n <= LARGEST_SLICE for n in size[:2]):
+            problem = f"{size[0]} x {size[1]} pixels"
+            raise CaseError("E_IMAGE_UNREADABLE", "slice", path.name, REMEDY, problem=problem)
+        absent = [k for k in (POSITION, ORIENTATION, PIXEL_SPACING) if not reader.HasMetaDataKey(k)]
+        if absent:
+            problem = f"tag ({absent[0].replace('|', ',')}) is missing: where it lies is not known"
+            raise CaseError("E_IMAGE_GEOMETRY", "slice", path.name, REMEDY, problem=problem)
+        image = reader.Execute()
+    except RuntimeError as error:
+        problem = "truncated or damaged, or packed in a way that GDCM does not read"
+        raise CaseError(
+            "E_IMAGE_UNREADABLE", "slice", path.name, REMEDY, problem=problem
+        ) from error
+    numbers = (*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection())
+    if not all(map(math.isfinite, numbers)):
+        problem = "its position is no number"
+        raise CaseError("E_IMAGE_GEOMETRY", "slice", path.name, REMEDY, problem=problem)
+    return image
+
+
+def _require_alike(slices: Sequence[Any], levels: npt.NDArray[np.float64]) -> None:
+    """All slices have the size, the pixel spacing and the orientation of the first."""
+    for what, values, tolerance in (
+        ("size", np.array([s.GetSize() for s in slices], dtype=np.float64), 0.0),
+        ("pixel spacing", np.array([s.GetSpacing()[:2] for s in slices]), 1e-4),
+        ("orientation", np.array([s.GetDirection() for s in slices]), 1e-4),
+    ):
+        other = np.abs(values - values[len(values) // 2]).max(axis=1) > tolerance
+        if other.any():
+            count = f"{int(other.sum())} of {len(slices)} slices"
+            problem = f"{count} have another {what}, at {_at(levels[other])}"
+            raise _refused("E_IMAGE_GEOMETRY", problem, "keep one series of one orientation")
+
+
+def _require_even(levels: npt.NDArray[np.float64]) -> float:
+    """The distance of the slices in mm."""
+    gaps = np.diff(levels)
+    usual = float(np.median(gaps))
+    doubled = gaps < max(0.25 * usual, 1e-3)
+    if doubled.any():
+        problem = f"{int(doubled.sum())} slices lie where another one lies, at "
+        problem += _at(levels[1:][doubled])
+        raise _refused("E_SLICES_DOUBLED", problem, "keep one of each; export the series once")
+    step = float((levels[-1] - levels[0]) / len(gaps))
+    grid = levels[0] + step * np.arange(len(levels))
+    if np.abs(levels - grid).max() <= max(UNEVEN * step, ROUNDING_MM):
+        return step
+    multiples = np.round(gaps / gaps.min())
+    wide = multiples > 1
+    if wide.mean() <= 0.5 and np.abs(gaps / gaps.min() - multiples).max() < 0.25:
+        lost = int((multiples - 1).sum())
+        problem = f"{lost} slices are missing, after {_at(levels[:-1][wide])}"
+        raise _refused("E_SLICES_MISSING", problem, "copy or export the missing slices")
+    odd = np.abs(gaps - usual) > max(UNEVEN * usual, ROUNDING_MM)
+    odd = odd if odd.any() else np.ones_like(odd)
+    problem = f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart, uneven after "
+    problem += _at(levels[:-1][odd])
+    raise _refused("E_IMAGE_GEOMETRY", problem, "export the series with slices of one distance")
+
+
+def _require_upright(offset: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> None:
+    """The slices lie one above the other: no gantry tilt."""
+    along = float(offset @ normal)
+    aside = float(np.linalg.norm(offset - along * normal))
+    tilt = math.degrees(math.atan2(aside, along))
+    if tilt > TILT_DEGREES:
+        problem = f"gantry tilt of {tilt:.1f} degrees: each slice is shifted against the last"
+        remedy = "resample the series without tilt in the scanner or the planning system"
+        raise _refused("E_IMAGE_GEOMETRY", problem, remedy)
+
+
+def _voxels(slices: Sequence[Any]) -> npt.NDArray[Any]:
+    """The slices as one volume, int16 where all values are whole and fit."""
+    planes = [sitk.GetArrayViewFromImage(s)[0] for s in slices]
+    shape = (len(planes), *planes[0].shape)
+    if all(plane.dtype.kind in "iu" for plane in planes):
+        low, high = min(p.min() for p in planes), max(p.max() for p in planes)
+        small = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
+        return np.stack(
+            planes, out=np.empty(shape, np.int16 if small else np.float32), casting="unsafe"
+        )
+    values = np.stack(planes, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise _refused("E_IMAGE_VALUES", "voxels are NaN or infinite", REMEDY)
+    rounded = np.rint(values)
+    if np.array_equal(rounded, values) and np.abs(rounded).max() < 2**31:
+        return narrow(rounded.astype(np.int32))
+    return narrow(values)
+
+
+def _at(levels: npt.NDArray[np.float64]) -> str:
+    shown = ", ".join(f"{level:.2f}" for level in levels[:SHOWN])
+    return f"{shown} mm" + (f" and {len(levels) - SHOWN} more" if len(levels) > SHOWN else "")
+
+
+def _refused(code: str, problem: str, remedy: str) -> CaseError:
+    return CaseError(code, "series", "CT", remedy, problem=problem)
