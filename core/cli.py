@@ -10,8 +10,8 @@ from typing import Any
 
 from core.errors import UserError
 
-CONTOUR_FORMATS = ("nrrd", "nifti")
-ARCHIVE_FORMATS = ("auto", "pddca", "nnunet", "openkbp")
+CONTOUR_FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
+ARCHIVE_FORMATS = ("auto", "pddca", "dicom", "nnunet", "openkbp")
 SPLITS = ("test", "val", "train", "all")
 WIDTH = 56
 
@@ -80,7 +80,7 @@ def _add_predict(subparsers: Any) -> None:
         metavar="INPUT",
         type=Path,
         required=True,
-        help="a CT (NRRD, NIfTI), a folder of CTs, or an archive (pddca, openkbp)",
+        help="a CT (NRRD, NIfTI, folder of DICOM), a folder of CTs, or an archive",
     )
     add(
         "-o",
@@ -88,7 +88,7 @@ def _add_predict(subparsers: Any) -> None:
         metavar="OUTPUT",
         type=Path,
         required=True,
-        help="folder for CASE/NAME.nrrd, CASE.nii.gz and labels.json",
+        help="folder for CASE/NAME.nrrd, CASE.nii.gz, CASE/RS.dcm ...",
     )
     add(
         "--model",
@@ -102,7 +102,8 @@ def _add_predict(subparsers: Any) -> None:
         metavar="F[,F]",
         type=_formats,
         default=("nrrd",),
-        help="nrrd: a mask an organ; nifti: one label map (default: nrrd)",
+        help="nrrd (a mask an organ; default), nifti (a label map), segnrrd (3D Slicer), rtstruct, "
+        "dicomseg",
     )
     _add_model_choice(parser)
 
@@ -195,7 +196,7 @@ def _formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in CONTOUR_FORMATS:
             raise argparse.ArgumentTypeError(
-                f"{name!r}: use {', '.join(CONTOUR_FORMATS)} or both, with a comma"
+                f"{name!r}: use {', '.join(CONTOUR_FORMATS)}, several with commas"
             )
     return names
 

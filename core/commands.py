@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from core import advice
-from core.checkpoint import resolve_model
-from core.contours import find_cts, write_contours, write_label_table
-from core.data.archive import open_archive, read_image_of
+from core.contours import DICOM_FORMATS, Contours, find_cts, write_contours, write_label_table
+from core.data.archive import Archive, CaseRef, open_archive, read_image_of
+from core.data.dicom_source import read_headers
 from core.data.volume import Volume
 from core.errors import CaseError, Finding, UserError
 from core.evaluation import (
@@ -35,78 +34,77 @@ from core.evaluation import (
 from core.evaluation import evaluate as score_archive
 from core.files import replace_csv, replace_file
 from core.predicted import find_predictions, read_prediction
-from core.prediction import common_preprocess, load_models, predict_volume, select_labels
+from core.prediction import Doubt
 from core.report import read_run
 from core.report_view import records
+from core.segmenter import Segmenter, chosen_organs, load_segmenter, organ_list
+from core.suitable import implausible, require_suitable
 
 SHOWN_FINDINGS = 12
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Contours every CT of INPUT; exit code 1 where one could not be read."""
+    """Contours every CT of INPUT; exit code 1 where one could not be."""
     archive = find_cts(args.input)
+    for name in args.format:
+        if name in DICOM_FORMATS and archive.format != "dicom":
+            remedy = "give the folder of its DICOM files, or use nrrd, nifti or segnrrd"
+            problem = f"refers to DICOM files, and INPUT is {archive.format}"
+            raise UserError("--format", name, remedy, problem=problem)
     _make_folder(args.output, "--output")
-    segment, organs, _ = _loaded(args)
+    segmenter = load_segmenter(args)
     if "nifti" in args.format:
-        write_label_table(args.output, organs)
+        write_label_table(args.output, segmenter.organs)
     failed: list[Finding] = []
     progress = _Progress()
     for done, ref in enumerate(archive.cases):
         progress(done, len(archive.cases), ref.case)
         try:
-            image, geometry = read_image_of(archive, ref)
-            labels = segment(image, geometry)
+            _contour(archive, ref, segmenter, args)
         except CaseError as error:
             failed.append(_left_out(error, ref.case))
-            continue
-        write_contours(args.output, ref.case, labels, organs, geometry, args.format)
-        absent = [organ for i, organ in enumerate(organs, start=1) if not (labels == i).any()]
-        if absent:
-            print(f"{ref.case}: not found: {', '.join(absent)}", file=sys.stderr)
-    _print_findings([*archive.findings, *failed])
+    _print_findings([*(f for f in archive.findings if not _of_structures(f)), *failed])
     written = len(archive.cases) - len(failed)
     print(f"{written} of {len(archive.cases)} CTs contoured in {args.output}")
     return 1 if failed else 0
 
 
-def _loaded(
-    args: argparse.Namespace,
-) -> tuple[Callable[..., npt.NDArray[np.uint8]], tuple[str, ...], float]:
-    """The models of a command line: a function (image, geometry) -> labels of the chosen organs."""
-    paths = [resolve_model(model, args.phase, args.site) for model in args.model]
-    models, metas = load_models(paths, args.device)
-    for path, meta in zip(paths, metas, strict=True):
-        print(
-            f"model: {path} (phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
-            file=sys.stderr,
-        )
-    known = tuple(metas[0]["organs"])
-    organs = _chosen_organs(args.organs, known)
-    settings = common_preprocess(metas)
-    diagonal = math.hypot(*(n * s for n, s in zip(settings.crop, settings.spacing_mm, strict=True)))
+def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) -> None:
+    """Contours one CT and writes what was asked for."""
+    image, geometry = read_image_of(archive, ref)
+    require_suitable(image, geometry, segmenter.settings)
+    labels, doubts = segmenter(image, geometry)
+    organs = segmenter.organs
+    counts = np.bincount(labels.ravel(), minlength=len(organs) + 1)[1:]
+    ml = {o: float(n) * geometry.voxel_ml() for o, n in zip(organs, counts, strict=True)}
+    if warning := implausible(ml):
+        print(f"{ref.case}: {warning}", file=sys.stderr)
+    headers: Sequence[Any] = ()
+    if set(args.format) & set(DICOM_FORMATS):
+        headers = read_headers(ref.files, geometry)
+    notes = {organ: _note(doubts, organ) for organ in organs}
+    drawn = Contours(ref.case, labels, organs, geometry, segmenter.model, notes, headers)
+    write_contours(args.output, drawn, args.format)
+    if doubts:
+        rows = [(d.organ, f"{d.z_mm:.2f}", f"{d.probability:.3f}") for d in doubts]
+        header = ("organ", "z_mm", "probability")
+        replace_csv(args.output / f"{ref.case}.uncertain.csv", header, rows)
+        count = Counter(d.organ for d in doubts)
+        told = ", ".join(f"{organ} {n}" for organ, n in count.items())
+        print(f"{ref.case}: uncertain slices: {told}", file=sys.stderr)
+    absent = [organ for organ, volume in ml.items() if volume == 0]
+    if absent:
+        print(f"{ref.case}: not found: {', '.join(absent)}", file=sys.stderr)
 
-    def segment(image: npt.NDArray[Any], geometry: Any) -> npt.NDArray[np.uint8]:
-        labels = predict_volume(models, metas, image, geometry, args.device)
-        return select_labels(labels, known, organs)
 
-    return segment, organs, diagonal
-
-
-def _organ_list(given: Sequence[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    return tuple(dict.fromkeys(name for item in given for name in item.split(",") if name))
+def _note(doubts: Sequence[Doubt], organ: str) -> str:
+    levels = [f"{d.z_mm:.1f}" for d in doubts if d.organ == organ]
+    return f"uncertain at z = {', '.join(levels)} mm" if levels else ""
 
 
-def _chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The organs of ``--organs`` in the order of `known`; all where nothing was asked for."""
-    asked = _organ_list(given)
-    for name in asked or ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError("--organs", name, f"{hint}choose of {', '.join(known)}")
-    return tuple(known) if asked is None else tuple(o for o in known if o in asked)
+def _of_structures(finding: Finding) -> bool:
+    """Findings about contours that are there already: of no interest to who draws new ones."""
+    return finding.code.startswith(("W_STRUCTURE", "W_LABEL", "E_LABEL"))
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -130,12 +128,14 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _of_model(args: argparse.Namespace) -> Evaluation:
-    segment, organs, diagonal_mm = _loaded(args)
+    segmenter = load_segmenter(args)
+    organs, crop = segmenter.organs, segmenter.settings
+    diagonal_mm = math.hypot(*np.multiply(crop.crop, crop.spacing_mm))
     archive = open_archive(args.data, format=args.format, vocab=vocabulary_of(organs))
     refs = choose_cases(archive, args.split, args.site)
 
     def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
-        labels = segment(volume.image, volume.geometry)
+        labels, _ = segmenter(volume.image, volume.geometry)
         return {organ: labels == i for i, organ in enumerate(organs, start=1)}, diagonal_mm
 
     notes = []
@@ -157,14 +157,14 @@ def _of_model(args: argparse.Namespace) -> Evaluation:
 
 
 def _of_contours(args: argparse.Namespace) -> Evaluation:
-    asked = _organ_list(args.organs)
+    asked = organ_list(args.organs)
     vocab = vocabulary_of(asked or ())
     archive = open_archive(args.data, format=args.format, vocab=vocab)
     refs = choose_cases(archive, args.split, args.site)
     found = find_predictions(args.pred, [ref.case for ref in refs], vocab, asked)
     annotated = sorted({organ for ref in refs for organ in ref.structures})
     known = found.organs if asked is None else tuple(dict.fromkeys([*found.organs, *annotated]))
-    organs = _chosen_organs(args.organs, known)
+    organs = chosen_organs(args.organs, known)
 
     def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
         predicted = read_prediction(found, volume.case, volume.image, volume.geometry)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from core.anatomy import BUILT_IN
 from core.data.archive import Archive, CaseRef, open_archive
+from core.data.dicomseg import write_dicomseg
+from core.data.grid import bounding_box
+from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
 from core.errors import UserError
 from core.predicted import is_image, stem_of
 
-FORMATS = ("nrrd", "nifti")
-_REMEDY = "give a CT as NRRD or NIfTI, a folder of such files, or an archive (pddca, openkbp)"
+FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
+DICOM_FORMATS = ("rtstruct", "dicomseg")
+OTHER_COLOUR = (200, 200, 200)
+_REMEDY = "give a CT as NRRD or NIfTI, a folder of such files or of DICOM, or an archive"
 
 
 def find_cts(path: Path) -> Archive:
@@ -45,10 +53,6 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        if next(path.rglob("*.dcm"), None) is not None:
-            raise UserError(
-                "--input", path, "convert the series to NRRD or NIfTI first", problem="DICOM"
-            ) from error
         raise UserError("--input", path, _REMEDY, problem=error.problem) from error
 
 
@@ -71,37 +75,105 @@ def _name(path: Path) -> str:
     return path.resolve().parent.name if stem == "img" else stem.removesuffix("_0000")
 
 
-def write_contours(
-    folder: Path,
-    case: str,
-    labels: npt.NDArray[np.uint8],
-    organs: Sequence[str],
-    geometry: Geometry,
-    formats: Sequence[str],
-) -> list[Path]:
-    """Writes ``CASE/NAME.nrrd`` for each organ (``nrrd``), one ``CASE.nii.gz`` (``nifti``).
+@dataclass(frozen=True)
+class Contours:
+    """What was drawn on one CT.
+
+    Attributes:
+        case: case id, one path component.
+        labels: uint8 (Z, Y, X) on the CT's grid; organ i has the value i + 1.
+        organs: organs in that order.
+        geometry: the CT's grid.
+        model: which model drew them, in words.
+        notes: what is to be known about an organ, such as doubtful slices.
+        headers: of the CT's slices (`core.data.dicom_source.read_headers`); () if it is no DICOM.
+    """
+
+    case: str
+    labels: npt.NDArray[np.uint8]
+    organs: Sequence[str]
+    geometry: Geometry
+    model: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    headers: Sequence[Any] = ()
+
+
+def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
+    """Writes contours.
+
+    ``nrrd``: ``CASE/NAME.nrrd`` for each organ, empty where it was not found; ``nifti``:
+    ``CASE.nii.gz``; ``segnrrd``: ``CASE.seg.nrrd`` for 3D Slicer; ``rtstruct``: ``CASE/RS.dcm``;
+    ``dicomseg``: ``CASE/SEG.dcm``.
 
     Args:
         folder: OUTPUT.
-        case: case id, one path component.
-        labels: (Z, Y, X) on the CT's grid; organ i has the value i + 1.
-        organs: organs in that order; one that was not found is written as an empty mask.
-        geometry: the CT's grid.
-        formats: of `FORMATS`.
+        drawn: what to write.
+        formats: of `FORMATS`; those of `DICOM_FORMATS` need `Contours.headers`.
 
     Returns:
         The files written.
+
+    Raises:
+        CaseError: the CT's headers do not carry a DICOM SEG.
     """
+    case, labels, organs = drawn.case, drawn.labels, drawn.organs
     assert case == Path(case).name, case
+    own = folder / case
+    own.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if "nrrd" in formats:
         for i, organ in enumerate(organs, start=1):
-            written.append(folder / case / f"{organ}.nrrd")
-            write_mask(written[-1], labels == i, geometry)
+            written.append(own / f"{organ}.nrrd")
+            write_mask(written[-1], labels == i, drawn.geometry)
     if "nifti" in formats:
         written.append(folder / f"{case}.nii.gz")
-        write_labelmap(written[-1], labels, geometry)
+        write_labelmap(written[-1], labels, drawn.geometry)
+    if "segnrrd" in formats:
+        written.append(folder / f"{case}.seg.nrrd")
+        write_labelmap(written[-1], labels, drawn.geometry, _segments(labels, organs))
+    structures = [
+        Drawn(organ, labels == i, _colour(organ), drawn.notes.get(organ, ""))
+        for i, organ in enumerate(organs, start=1)
+    ]
+    if "rtstruct" in formats:
+        written.append(own / "RS.dcm")
+        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, drawn.model)
+    if "dicomseg" in formats:
+        written.append(own / "SEG.dcm")
+        write_dicomseg(written[-1], structures, drawn.headers, drawn.model)
+    if not any(own.iterdir()):
+        own.rmdir()
     return written
+
+
+def _colour(organ: str) -> tuple[int, int, int]:
+    return BUILT_IN[organ].colour if organ in BUILT_IN else OTHER_COLOUR
+
+
+def _segments(labels: npt.NDArray[np.uint8], organs: Sequence[str]) -> dict[str, str]:
+    """The fields by which 3D Slicer knows the segments of a label map."""
+    told = {
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
+    for i, organ in enumerate(organs):
+        box = bounding_box(labels == i + 1)
+        extent = "0 -1 0 -1 0 -1"
+        if box is not None:
+            extent = " ".join(f"{side.start} {side.stop - 1}" for side in reversed(box))
+        told |= {
+            f"Segment{i}_ID": organ,
+            f"Segment{i}_Name": organ,
+            f"Segment{i}_NameAutoGenerated": "0",
+            f"Segment{i}_Color": " ".join(f"{value / 255:.6f}" for value in _colour(organ)),
+            f"Segment{i}_ColorAutoGenerated": "0",
+            f"Segment{i}_LabelValue": str(i + 1),
+            f"Segment{i}_Layer": "0",
+            f"Segment{i}_Extent": extent,
+            f"Segment{i}_Tags": "|",
+        }
+    return told
 
 
 def write_label_table(folder: Path, organs: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ from core.models.build import build
 from core.models.stages import load_unique
 from core.optimisation import memory_advice, resolve_device, to_device
 from core.plan import Model, Preprocess
+
+DOUBTFUL = 0.6
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A slice in which the models are not sure of an organ: z in patient mm, mean probability."""
+
+    organ: str
+    z_mm: float
+    probability: float
 
 
 def load_models(
@@ -84,6 +95,28 @@ def predict_volume(
         Label map (Z, Y, X) on the CT's grid: 0 background, i + 1 the organ at place i of the
         models.
     """
+    return predict_doubted(models, metas, image, geometry, device)[0]
+
+
+def predict_doubted(
+    models: Sequence[nn.Module],
+    metas: Sequence[Mapping[str, Any]],
+    image: npt.NDArray[Any],
+    geometry: Geometry,
+    device: str | torch.device,
+) -> tuple[npt.NDArray[np.uint8], list[Doubt]]:
+    """`predict_volume`, and the slices of the crop in which the models are not sure.
+
+    Args:
+        models: as for `predict_volume`.
+        metas: as for `predict_volume`.
+        image: (Z, Y, X) in HU.
+        geometry: grid of `image`.
+        device: ``auto | cpu | cuda:N``.
+
+    Returns:
+        The label map, and the doubtful slices, by organ from inferior to superior.
+    """
     target = resolve_device(device)
     settings = common_preprocess(metas)
     crop, crop_geometry = prepare_image(image, geometry, settings)
@@ -91,7 +124,32 @@ def predict_volume(
         scaled = scale_image(crop, settings.window_hu)
         sides = _averaged(metas[0])
         probabilities = probabilities_of(models, scaled, target, average_mirrored=sides)
-    return restore(probabilities, crop_geometry, geometry)
+    doubts = doubtful_slices(probabilities, crop_geometry, metas[0]["organs"])
+    return restore(probabilities, crop_geometry, geometry), doubts
+
+
+def doubtful_slices(
+    probabilities: Tensor, crop_geometry: Geometry, organs: Sequence[str]
+) -> list[Doubt]:
+    """Slices in which an organ's own voxels have a mean probability below `DOUBTFUL`.
+
+    Args:
+        probabilities: (1 + C, Z, Y, X), background first.
+        crop_geometry: grid of the crop, along the patient's axes.
+        organs: the C organs.
+    """
+    labels = probabilities.argmax(dim=0)
+    found = []
+    for i, organ in enumerate(organs, start=1):
+        inside = labels == i
+        count = inside.sum(dim=(1, 2))
+        total = (probabilities[i] * inside).sum(dim=(1, 2))
+        for level in torch.nonzero(count).flatten().tolist():
+            mean = float(total[level] / count[level])
+            if mean < DOUBTFUL:
+                z = crop_geometry.origin_mm[2] + level * crop_geometry.spacing_mm[0]
+                found.append(Doubt(organ, z, mean))
+    return found
 
 
 def select_labels(

@@ -17,3 +17,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def hnfed_version() -> str:
+    """This package's version; ``0`` where it runs without being installed."""
+    return versions().get("hnfed", "0")

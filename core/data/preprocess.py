@@ -59,7 +59,7 @@ def prepare_image(
 
 def place_crop(image: npt.NDArray[Any], geometry: Geometry, settings: Preprocess) -> Geometry:
     """Returns the grid of the crop, found from the image alone (see `core.data.roi`)."""
-    coarse, origin_xyz = _coarse_lps(image, geometry)
+    coarse, origin_xyz = coarse_lps(image, geometry)
     roi = find_roi(coarse, (COARSE_MM,) * 3)
     spacing = np.asarray(settings.spacing_mm, dtype=float)[::-1]
     extent = np.asarray(settings.crop)[::-1] * spacing
@@ -206,10 +206,10 @@ def restore(
     return labels
 
 
-def _coarse_lps(
+def coarse_lps(
     image: npt.NDArray[Any], geometry: Geometry
 ) -> tuple[npt.NDArray[np.float32], Floats]:
-    """Returns the CT on a 4 mm grid along the patient's axes, and its origin (x, y, z) in mm."""
+    """Returns the CT (Z, Y, X) on a 4 mm grid along the patient's axes; its origin (x, y, z)."""
     steps = [max(1, int(COARSE_MM / 2 / s)) for s in geometry.spacing_mm]
     thin = np.ascontiguousarray(image[:: steps[0], :: steps[1], :: steps[2]], dtype=np.float32)
     spacing = [s * n for s, n in zip(geometry.spacing_mm, steps, strict=True)]

@@ -77,7 +77,8 @@ def find_roi(image: npt.NDArray[Any], spacing_mm: tuple[float, float, float]) ->
     top = int(levels[-1])
     # From the top slice downwards.
     slab = body[: top + 1][::-1][: max(1, round(HEAD_MM / step_mm[0]))]
-    head = _head_slices(slab, step_mm[2])
+    head = head_slices(slab, step_mm[2])
+    head = head if head.any() else np.asarray(slab.any(axis=(1, 2)))
     centres = np.array([ndimage.center_of_mass(level) for level in slab[head]])
     y, x = np.median(centres, axis=0)
     highest = (top + 1) * step_mm[0]
@@ -105,14 +106,13 @@ def body_mask(image: npt.NDArray[Any]) -> Mask:
     return np.asarray(labels == sizes.argmax())
 
 
-def _head_slices(slab: Mask, step_x_mm: float) -> Mask:
-    """Returns which slices are no wider than a head; all that hold anything, if none is."""
+def head_slices(slab: Mask, step_x_mm: float) -> Mask:
+    """Returns which slices of a body mask (Z, Y, X) are no wider than a head."""
     width = np.array(
         [np.ptp(np.flatnonzero(level.any(axis=0))) if level.any() else 0 for level in slab]
     )
     filled = np.asarray(slab.any(axis=(1, 2)))
-    head = np.asarray(filled & (width * step_x_mm <= HEAD_WIDTH_MM))
-    return head if head.any() else filled
+    return np.asarray(filled & (width * step_x_mm <= HEAD_WIDTH_MM))
 
 
 def _cap_mm(slab: Mask, head: Mask, step_z_mm: float) -> float:

@@ -275,32 +275,47 @@ def write_mask(path: Path | str, mask: npt.NDArray[np.bool_], geometry: Geometry
     write_image(path, mask.astype(np.uint8), geometry)
 
 
-def write_labelmap(path: Path | str, labels: npt.NDArray[Any], geometry: Geometry) -> None:
+def write_labelmap(
+    path: Path | str,
+    labels: npt.NDArray[Any],
+    geometry: Geometry,
+    fields: Mapping[str, str] | None = None,
+) -> None:
     """Writes a label map (Z, Y, X), 0 = background, as uint8 (uint16 above 255 labels).
 
     Args:
         path: file to write; a half-written file never bears this name.
         labels: whole numbers, 0 or more.
         geometry: where the labels lie.
+        fields: further header fields (NRRD).
     """
     top = int(labels.max()) if labels.size else 0
-    write_image(path, labels.astype(np.uint8 if top <= 255 else np.uint16), geometry)
+    write_image(path, labels.astype(np.uint8 if top <= 255 else np.uint16), geometry, fields)
 
 
-def write_image(path: Path | str, array: npt.NDArray[Any], geometry: Geometry) -> None:
+def write_image(
+    path: Path | str,
+    array: npt.NDArray[Any],
+    geometry: Geometry,
+    fields: Mapping[str, str] | None = None,
+) -> None:
     """Writes an image (Z, Y, X) of any number type, compressed, complete or not at all.
 
     Args:
         path: file to write (``.nrrd``, ``.nii.gz``, ``.mha``); its folder is made where missing.
         array: voxels on the grid `geometry`.
         geometry: where they lie.
+        fields: further header fields (NRRD).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     part = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.part{suffix}")
+    image = geometry.to_sitk(array)
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     try:
-        sitk.WriteImage(geometry.to_sitk(array), str(part), useCompression=True)
+        sitk.WriteImage(image, str(part), useCompression=True)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -18,10 +18,12 @@ import torch
 
 from core import checkpoint
 from core.data.archive import open_archive
+from core.data.rtstruct import draw
 from core.data.volume import Geometry, read_image, write_image
 from core.models.build import build
 from core.models.stages import unique_state
 from core.plan import Model, Preprocess
+from simulations.benchmarks.dicom_example import write_series, write_structures
 from simulations.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +81,7 @@ def test_one_ct_in_both_formats(ball_archive: Path, run: Path, tmp_path: Path) -
         "labels.json",
         "patient",
         "patient.nii.gz",
+        "patient.uncertain.csv",  # untrained
         "patient/Brainstem.nrrd",
         "patient/Parotid_L.nrrd",
     ]
@@ -326,7 +329,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     "arguments",
     [
         ["predict"],
-        ["predict", "-i", "a", "-o", "b", "--model", "c", "--format", "rtstruct"],
+        ["predict", "-i", "a", "-o", "b", "--model", "c", "--format", "stl"],
         ["evaluate", "--data", "a"],
         ["evaluate", "--data", "a", "--model", "b", "--pred", "c"],
         ["evaluate", "--data", "a", "--pred", "b", "--split", "tests"],
@@ -410,3 +413,77 @@ def test_two_cts_of_one_name_are_refused(
         write_image(tmp_path / f"a{suffix}", image, Geometry((8, 8, 8), (1.0, 1.0, 1.0)))
     assert _run("predict", "-i", tmp_path, "-o", tmp_path / "o", "--model", run) == 1
     assert "two CTs are called a" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------
+# predict: DICOM
+
+
+@pytest.fixture(scope="module")
+def dicom_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cylinder of soft tissue as a DICOM series, with a structure set of somebody's."""
+    size = (40, 48, 48)
+    y, x = np.mgrid[:48, :48]
+    body = np.hypot((y - 24) / 16.0, (x - 24) / 18.0) < 1
+    noise = np.random.default_rng(0).normal(0, 10, size)
+    image = (np.where(body, 20.0, -1000.0) + noise).astype(np.int16)
+    folder = tmp_path_factory.mktemp("dicom")
+    write_series(folder / "p", image, Geometry(size, (4.0, 4.0, 4.0), (3.0, -90.0, 5.0)))
+    square = np.array([[80.0, 0, 85], [90, 0, 85], [90, 10, 85]])
+    write_structures(folder / "p" / "rs.dcm", {"GTV Smith": [square]})
+    return folder
+
+
+def test_a_dicom_series_in_every_format(
+    dicom_head: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats = "nrrd,nifti,segnrrd,rtstruct,dicomseg"
+    assert _run("predict", "-i", dicom_head, "-o", tmp_path, "--model", run, "--phase", "pretrain",
+                "--format", formats) == 0  # fmt: skip
+    written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert written - {"p.uncertain.csv"} == {
+        "labels.json", "p.nii.gz", "p.seg.nrrd", "p/Brainstem.nrrd", "p/Parotid_L.nrrd",
+        "p/RS.dcm", "p/SEG.dcm",
+    }  # fmt: skip
+    assert "Smith" not in capsys.readouterr().err
+    labels, geometry = read_image(tmp_path / "p.nii.gz")
+    slicer = sitk.ReadImage(str(tmp_path / "p.seg.nrrd"))
+    assert np.array_equal(sitk.GetArrayFromImage(slicer), labels)
+    assert slicer.GetMetaData("Segment1_Name") == "Parotid_L"
+    assert slicer.GetMetaData("Segment1_LabelValue") == "2"
+    extent = [int(v) for v in slicer.GetMetaData("Segment0_Extent").split()]
+    where = np.argwhere(labels == 1)[:, ::-1]
+    assert extent == [v for low, high in zip(where.min(0), where.max(0), strict=True)
+                      for v in (low, high)]  # fmt: skip
+    mask, remark = draw(tmp_path / "p" / "RS.dcm", "Brainstem", geometry)
+    assert remark == ""
+    assert np.array_equal(mask, labels == 1)
+
+
+def test_untrained_weights_are_uncertain(dicom_head: Path, run: Path, tmp_path: Path) -> None:
+    assert _run("predict", "-i", dicom_head, "-o", tmp_path, "--model", run, "--phase", "pretrain",
+                "--format", "rtstruct", "--organs", "Brainstem") == 0  # fmt: skip
+    rows = (tmp_path / "p.uncertain.csv").read_text().splitlines()
+    assert rows[0] == "organ,z_mm,probability"
+    assert {row.split(",")[0] for row in rows[1:]} == {"Brainstem"}
+    assert all(0 < float(row.split(",")[2]) < 0.6 for row in rows[1:])
+
+
+def test_rtstruct_needs_a_dicom_ct(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("predict", "-i", ball_archive, "-o", tmp_path / "out", "--model", run, "--site",
+                "north", "--format", "nrrd,rtstruct") == 1  # fmt: skip
+    assert "refers to DICOM files" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_chest_is_not_contoured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.full((40, 60, 110), -1000, dtype=np.int16)
+    image[:, 10:50, 5:105] = 30
+    write_image(tmp_path / "chest.nrrd", image, Geometry(image.shape, (4.0, 4.0, 4.0)))
+    assert _run("predict", "-i", tmp_path / "chest.nrrd", "-o", tmp_path / "out", "--model", run,
+                "--site", "north") == 1  # fmt: skip
+    assert "E_NOT_HEAD_NECK" in capsys.readouterr().err
