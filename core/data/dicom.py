@@ -9,6 +9,7 @@ case is the series with most slices. What was passed over is said in the case's 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -35,8 +36,10 @@ OTHER_SUFFIXES = {
 }  # fmt: skip
 TAGS = (
     "Modality", "ImageType", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
-    "FrameOfReferenceUID", "SeriesNumber", "PatientID",
+    "FrameOfReferenceUID", "SeriesNumber", "PatientID", "Rows", "Columns", "NumberOfFrames",
 )  # fmt: skip
+# What a damaged header may ask memory for.
+MOST_PIXELS = 2**26
 # Without a preamble a file begins with its first element, of group 0002 or 0008.
 FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x02\x00\x01\x00", b"\x08\x00")
 
@@ -125,7 +128,7 @@ def _read_tree(root: Path) -> _Tree:
         if header is None:
             tree.unreadable.append(path)
             continue
-        kind = _text(header, "Modality")
+        kind = header["Modality"]
         if kind == "RTSTRUCT":
             try:
                 tree.sets[path] = rtstruct.read_structure_set(path)
@@ -152,33 +155,37 @@ def _candidates(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _header(path: Path) -> Any:
+def _header(path: Path) -> dict[str, str] | None:
+    """What the header says under `TAGS`; None where it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            header = pydicom.dcmread(path, True, force=True, specific_tags=list(TAGS))
-            for name in TAGS:
-                header.get(name)
+            header: Any = pydicom.dcmread(
+                path, stop_before_pixels=True, force=True, specific_tags=list(TAGS)
+            )
+            told = {name: _element(header, name) for name in TAGS}
+            sizes = [int(told[name] or 1) for name in ("Rows", "Columns", "NumberOfFrames")]
+            if math.prod(sizes) > MOST_PIXELS:
+                return None
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception:
             return None
-    told = _text(header, "Modality") or header.file_meta.get("MediaStorageSOPClassUID")
-    return header if told else None
+    return told if told["Modality"] or header.file_meta.get("MediaStorageSOPClassUID") else None
 
 
-def _add_slice(tree: _Tree, path: Path, header: Any) -> None:
-    uid = _text(header, "SeriesInstanceUID")
-    if "LOCALIZER" in str(header.get("ImageType")):
-        tree.localizers[_text(header, "StudyInstanceUID")] += 1
+def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:
+    if "LOCALIZER" in header["ImageType"]:
+        tree.localizers[header["StudyInstanceUID"]] += 1
         return
+    uid = header["SeriesInstanceUID"]
     one = tree.series.setdefault(
         uid,
         _Series(
-            _text(header, "StudyInstanceUID"), uid, _text(header, "FrameOfReferenceUID"),
-            _text(header, "PatientID"), _text(header, "SeriesNumber"),
+            header["StudyInstanceUID"], uid, header["FrameOfReferenceUID"], header["PatientID"],
+            header["SeriesNumber"],
         ),
     )  # fmt: skip
-    instance = _text(header, "SOPInstanceUID")
+    instance = header["SOPInstanceUID"]
     if instance and instance in one.instances:
         one.copies += 1
         return
@@ -309,6 +316,11 @@ def _digest(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else ""
 
 
-def _text(header: Any, name: str) -> str:
-    value = header.get(name)
+def _element(header: Any, name: str) -> str:
+    """One element as text; numbers and ids need no more decoding than this."""
+    element = header.get_item(name)
+    value = element.value if element is not None else None
+    if isinstance(value, bytes):
+        packed = len(value) == 2 and name in ("Rows", "Columns")
+        value = int.from_bytes(value, "little") if packed else value.decode("latin-1")
     return "" if value is None else str(value).strip(" \0")

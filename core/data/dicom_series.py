@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from core.data.volume import Geometry, narrow, require_possible
+from core.data.volume import Geometry, require_possible
 from core.errors import CaseError
 
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-LARGEST_SLICE = 4096
 # Positions are often written to a tenth of a millimetre.
 ROUNDING_MM = 0.06
 UNEVEN, TILT_DEGREES, SHOWN = 0.05, 0.1, 4
@@ -40,24 +40,59 @@ def read_series(files: Sequence[Path]) -> tuple[npt.NDArray[Any], Geometry]:
             ``E_SLICES_MISSING``, ``E_SLICES_DOUBLED``, ``E_IMAGE_VALUES``. Each with positions in
             mm along the normal.
     """
-    slices = [_read(path) for path in files]
-    if len(slices) < 2:
+    if len(files) < 2:
         raise _refused("E_IMAGE_SHAPE", "a series of one slice", "give the whole series")
-    first = slices[0]
-    normal = np.array(first.GetDirection()).reshape(3, 3)[:, 2]
-    slices.sort(key=lambda s: float(np.dot(normal, s.GetOrigin())))
-    levels = np.array([np.dot(normal, s.GetOrigin()) for s in slices])
-    _require_alike(slices, levels)
+    places: list[_Place] = []
+    voxels = np.empty(0, dtype=np.int16)
+    for i, path in enumerate(files):
+        image = _read(path)
+        plane = sitk.GetArrayViewFromImage(image)[0]
+        if i == 0:
+            voxels = np.empty((len(files), *plane.shape), dtype=np.int16)
+        places.append(
+            _Place(plane.shape, image.GetSpacing(), image.GetDirection(), image.GetOrigin())
+        )
+        if plane.shape == voxels.shape[1:]:
+            voxels = _put(voxels, i, plane)
+    normal = np.array(places[0].direction).reshape(3, 3)[:, 2]
+    levels = np.array([float(np.dot(normal, place.origin)) for place in places])
+    order = np.argsort(levels, kind="stable")
+    levels, places = levels[order], [places[i] for i in order]
+    _require_alike(places, levels)
     step = _require_even(levels)
-    offset = np.subtract(slices[-1].GetOrigin(), slices[0].GetOrigin())
-    _require_upright(offset, normal)
-    columns, rows, _ = first.GetSize()
-    dx, dy, _ = first.GetSpacing()
-    size = (len(slices), rows, columns)
-    direction = tuple(first.GetDirection())
-    geometry = Geometry(size, (step, dy, dx), tuple(slices[0].GetOrigin()), direction)
+    _require_upright(np.subtract(places[-1].origin, places[0].origin), normal)
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise _refused("E_IMAGE_VALUES", "voxels are NaN or infinite", REMEDY)
+    if (np.diff(order) != 1).any():
+        voxels = voxels[order]
+    dx, dy, _ = places[0].spacing
+    rows, columns = places[0].shape
+    size, spacing = (len(files), rows, columns), (step, dy, dx)
+    geometry = Geometry(size, spacing, places[0].origin, places[0].direction)
     require_possible(geometry, "series")
-    return _voxels(slices), geometry
+    return voxels, geometry
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one slice lies: rows and columns, spacing, direction and origin as SimpleITK's."""
+
+    shape: tuple[int, int]
+    spacing: tuple[float, float, float]
+    direction: tuple[float, ...]
+    origin: tuple[float, float, float]
+
+
+def _put(voxels: npt.NDArray[Any], index: int, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Puts a plane into a volume, which becomes float32 where the plane needs it."""
+    bounds = np.iinfo(np.int16)
+    fits = bounds.min <= plane.min() and plane.max() <= bounds.max
+    if fits and plane.dtype.kind == "f":
+        fits = np.array_equal(np.rint(plane), plane)
+    if voxels.dtype == np.int16 and not fits:
+        voxels = voxels.astype(np.float32)
+    voxels[index] = plane
+    return voxels
 
 
 def _read(path: Path) -> Any:
@@ -68,21 +103,16 @@ def _read(path: Path) -> Any:
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        size, values = reader.GetSize(), reader.GetNumberOfComponents()
-        flat = len(size) == 2 or (len(size) == 3 and size[2] == 1)
-        if not flat or values != 1:
+        image = reader.Execute()
+        size, values = image.GetSize(), image.GetNumberOfComponentsPerPixel()
+        if len(size) != 3 or size[2] != 1 or values != 1:
             problem = f"{values} values a pixel, size {size}: no CT slice"
             remedy = "export the CT as single-frame images"
             raise CaseError("E_IMAGE_SHAPE", "slice", path.name, remedy, problem=problem)
-        if not all(0 < n <= LARGEST_SLICE for n in size[:2]):
-            problem = f"{size[0]} x {size[1]} pixels"
-            raise CaseError("E_IMAGE_UNREADABLE", "slice", path.name, REMEDY, problem=problem)
-        absent = [k for k in (POSITION, ORIENTATION, PIXEL_SPACING) if not reader.HasMetaDataKey(k)]
+        absent = [k for k in (POSITION, ORIENTATION, PIXEL_SPACING) if not image.HasMetaDataKey(k)]
         if absent:
             problem = f"tag ({absent[0].replace('|', ',')}) is missing: where it lies is not known"
             raise CaseError("E_IMAGE_GEOMETRY", "slice", path.name, REMEDY, problem=problem)
-        image = reader.Execute()
     except RuntimeError as error:
         problem = "truncated or damaged, or packed in a way that GDCM does not read"
         raise CaseError(
@@ -95,16 +125,16 @@ def _read(path: Path) -> Any:
     return image
 
 
-def _require_alike(slices: Sequence[Any], levels: npt.NDArray[np.float64]) -> None:
+def _require_alike(places: Sequence[_Place], levels: npt.NDArray[np.float64]) -> None:
     """All slices have the size, the pixel spacing and the orientation of the first."""
     for what, values, tolerance in (
-        ("size", np.array([s.GetSize() for s in slices], dtype=np.float64), 0.0),
-        ("pixel spacing", np.array([s.GetSpacing()[:2] for s in slices]), 1e-4),
-        ("orientation", np.array([s.GetDirection() for s in slices]), 1e-4),
+        ("size", np.array([place.shape for place in places], dtype=np.float64), 0.0),
+        ("pixel spacing", np.array([place.spacing[:2] for place in places]), 1e-4),
+        ("orientation", np.array([place.direction for place in places]), 1e-4),
     ):
         other = np.abs(values - values[len(values) // 2]).max(axis=1) > tolerance
         if other.any():
-            count = f"{int(other.sum())} of {len(slices)} slices"
+            count = f"{int(other.sum())} of {len(places)} slices"
             problem = f"{count} have another {what}, at {_at(levels[other])}"
             raise _refused("E_IMAGE_GEOMETRY", problem, "keep one series of one orientation")
 
@@ -144,25 +174,6 @@ def _require_upright(offset: npt.NDArray[np.float64], normal: npt.NDArray[np.flo
         problem = f"gantry tilt of {tilt:.1f} degrees: each slice is shifted against the last"
         remedy = "resample the series without tilt in the scanner or the planning system"
         raise _refused("E_IMAGE_GEOMETRY", problem, remedy)
-
-
-def _voxels(slices: Sequence[Any]) -> npt.NDArray[Any]:
-    """The slices as one volume, int16 where all values are whole and fit."""
-    planes = [sitk.GetArrayViewFromImage(s)[0] for s in slices]
-    shape = (len(planes), *planes[0].shape)
-    if all(plane.dtype.kind in "iu" for plane in planes):
-        low, high = min(p.min() for p in planes), max(p.max() for p in planes)
-        small = np.iinfo(np.int16).min <= low and high <= np.iinfo(np.int16).max
-        return np.stack(
-            planes, out=np.empty(shape, np.int16 if small else np.float32), casting="unsafe"
-        )
-    values = np.stack(planes, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise _refused("E_IMAGE_VALUES", "voxels are NaN or infinite", REMEDY)
-    rounded = np.rint(values)
-    if np.array_equal(rounded, values) and np.abs(rounded).max() < 2**31:
-        return narrow(rounded.astype(np.int32))
-    return narrow(values)
 
 
 def _at(levels: npt.NDArray[np.float64]) -> str:

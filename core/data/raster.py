@@ -72,7 +72,7 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
         side = min(level for level, _ in drawn if abs(level - place) <= nearest + 1e-6)
         kept = [polygon for level, polygon in drawn if abs(level - side) <= 0.01]
         between += len(drawn) - len(kept)
-        mask[place] = _fill(kept, geometry.size[1:])
+        _fill(kept, mask[place])
     return Raster(mask, points, tilted, outside, between)
 
 
@@ -116,25 +116,29 @@ def _to_mm(index: Points, geometry: Geometry) -> Points:
     return points
 
 
-def _fill(polygons: Sequence[Points], shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Even-odd fill of polygons (N, 2), x then y in pixels, at the pixel centres of (Y, X)."""
-    height, width = shape
+def _fill(polygons: Sequence[Points], mask: npt.NDArray[np.bool_]) -> None:
+    """Even-odd fill of polygons (N, 2), x then y in pixels, at the pixel centres of mask (Y, X)."""
     start = np.concatenate(polygons)
     end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    height, width = mask.shape
+    left, top = np.clip(np.ceil(start.min(axis=0)), 0, (width, height)).astype(np.int64)
+    right, bottom = np.clip(np.floor(start.max(axis=0)) + 1, 0, (width, height)).astype(np.int64)
+    if right <= left or bottom <= top:
+        return
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-    first = np.clip(np.ceil(low), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(high), 0, height).astype(np.int64)
+    first = np.clip(np.ceil(low), top, bottom).astype(np.int64)
+    last = np.clip(np.ceil(high), top, bottom).astype(np.int64)
     rows_of = np.maximum(last - first, 0)
     edge = np.repeat(np.arange(len(start)), rows_of)
     before = np.cumsum(rows_of) - rows_of
     row = np.arange(len(edge)) - before[edge] + first[edge]
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
     crossing = x0 + (row - y0) * (x1 - x0) / (y1 - y0)
-    column = np.clip(np.ceil(crossing), 0, width).astype(np.int64)
-    flips = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
-    inside = np.cumsum(flips.reshape(height, width + 1), axis=1)[:, :width] % 2
-    filled: npt.NDArray[np.bool_] = inside.astype(np.bool_)
-    return filled
+    column = np.clip(np.ceil(crossing), left, right).astype(np.int64)
+    rows, columns = int(bottom - top), int(right - left) + 1
+    place = (row - top) * columns + (column - left)
+    flips = np.bincount(place, minlength=rows * columns).reshape(rows, columns)
+    mask[top:bottom, left:right] = np.cumsum(flips, axis=1)[:, :-1] % 2
 
 
 def _outlines(mask: npt.NDArray[np.bool_]) -> list[Points]:
