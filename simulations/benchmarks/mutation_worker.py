@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -211,6 +212,7 @@ def main() -> None:
     """Reads the range of seeds that the command line names."""
     folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     kinds = sys.argv[4:]
+    os.chdir(folder)  # a damaged site file may name a folder relative to here
     write_clean(folder / "clean")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
