@@ -16,11 +16,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+from pydicom.valuerep import VR
 
 from core.data import rtstruct
 from core.data.dicom_series import read_series
@@ -40,6 +46,8 @@ TAGS = (
 )  # fmt: skip
 # What a damaged header may ask memory for.
 MOST_PIXELS = 2**26
+UNDEFINED = 0xFFFFFFFF
+TYPES = frozenset(str(vr) for vr in VR)
 # Without a preamble a file begins with its first element, of group 0002 or 0008.
 FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x02\x00\x01\x00", b"\x08\x00")
 
@@ -156,21 +164,46 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 
 def _header(path: Path) -> dict[str, str] | None:
-    """What the header says under `TAGS`; None where it cannot be read."""
-    with warnings.catch_warnings():
+    """What the header says under `TAGS`; None where it cannot be read, or its pixels cannot be."""
+    with warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")
         try:
-            header: Any = pydicom.dcmread(
-                path, stop_before_pixels=True, force=True, specific_tags=list(TAGS)
-            )
+            header: Any = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             told = {name: _element(header, name) for name in TAGS}
+            known = all(_known(part) for part in (header, header.file_meta))
             sizes = [int(told[name] or 1) for name in ("Rows", "Columns", "NumberOfFrames")]
-            if math.prod(sizes) > MOST_PIXELS:
+            if not known or math.prod(sizes) > MOST_PIXELS:
                 return None
+            if told["Modality"] == "CT" and not _has_pixels(header, file):
+                return None
+            kind = told["Modality"] or header.file_meta.get("MediaStorageSOPClassUID")
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception:
             return None
-    return told if told["Modality"] or header.file_meta.get("MediaStorageSOPClassUID") else None
+    return told if kind else None
+
+
+def _known(data: Any) -> bool:
+    """Whether every element is of a type that exists: what pydicom forgives, GDCM may not."""
+    return all((vr := data.get_item(tag).VR) is None or vr in TYPES for tag in data.keys())  # noqa: SIM118
+
+
+def _has_pixels(header: Any, file: BinaryIO) -> bool:
+    """Whether the pixels stand where the header ends, and are no longer than the file.
+
+    A damaged length anywhere before them would lead elsewhere, and ask GDCM for gigabytes.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return True
+    order: Literal["little", "big"] = "big" if syntax == ExplicitVRBigEndian else "little"
+    start = file.read(12)
+    if [int.from_bytes(start[i : i + 2], order) for i in (0, 2)] != [0x7FE0, 0x0010]:
+        return False
+    plain = syntax == ImplicitVRLittleEndian
+    length = int.from_bytes(start[4:8] if plain else start[8:12], order)
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    return length == UNDEFINED or length <= left + 4
 
 
 def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:
