@@ -1,4 +1,4 @@
-"""The subcommands that need no federation: predict, evaluate, report, advise, compare, config."""
+"""The subcommands that need no federation: predict, evaluate, report, export, compare ..."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 def register(subparsers: Any) -> None:
-    """Adds predict, evaluate, report, compare and config to the subparsers of a command line."""
+    """Adds predict, evaluate, report, export, compare ... to the subparsers of a command line."""
     _add_predict(subparsers)
     _add_evaluate(subparsers)
     report = _parser(
@@ -27,6 +27,19 @@ def register(subparsers: Any) -> None:
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
     _add_compare(subparsers)
+    bundle = _parser(
+        subparsers,
+        "export",
+        "a model as a MONAI bundle: labels, preprocessing, model card, checksums",
+        _export,
+        "hnfed export runs/demo --phase pretrain -o bundle",
+    )
+    bundle.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    bundle.add_argument("--phase", metavar="P", help="default: the last phase with weights")
+    bundle.add_argument("--site", metavar="SITE", help="that site's own weights")
+    bundle.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="new folder"
+    )
     advise = _parser(
         subparsers,
         "advise",
@@ -199,6 +212,14 @@ def _formats(text: str) -> tuple[str, ...]:
                 f"{name!r}: use {', '.join(CONTOUR_FORMATS)}, several with commas"
             )
     return names
+
+
+def _export(args: argparse.Namespace) -> int:
+    from core.bundle import export
+
+    files = export(args.run, args.output, args.phase, args.site)
+    print(f"{len(files)} files in {args.output}; model card: {args.output / 'docs' / 'README.md'}")
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -189,21 +189,27 @@ def _known(data: Any) -> bool:
 
 
 def _has_pixels(header: Any, file: BinaryIO) -> bool:
-    """Whether the pixels stand where the header ends, and are no longer than the file.
+    """Whether the pixels stand where the header ends, and end where the file ends.
 
-    A damaged length anywhere before them would lead elsewhere, and ask GDCM for gigabytes.
+    A damaged length before them would lead elsewhere, and what follows them would be read as
+    elements: either may ask GDCM for gigabytes. Padding may follow.
     """
     syntax = header.file_meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian
     if syntax == DeflatedExplicitVRLittleEndian:
         return True
     order: Literal["little", "big"] = "big" if syntax == ExplicitVRBigEndian else "little"
-    start = file.read(12)
+    place, start = file.tell(), file.read(12)
     if [int.from_bytes(start[i : i + 2], order) for i in (0, 2)] != [0x7FE0, 0x0010]:
         return False
     plain = syntax == ImplicitVRLittleEndian
     length = int.from_bytes(start[4:8] if plain else start[8:12], order)
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    return length == UNDEFINED or length <= left + 4
+    if length == UNDEFINED:
+        return True
+    end = place + (8 if plain else 12) + length
+    file.seek(end)
+    behind = file.read(4)
+    whole = end <= os.fstat(file.fileno()).st_size
+    return whole and (not behind or behind in (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc"))
 
 
 def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:

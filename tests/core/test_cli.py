@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.bundle import verify_net_in_out
 
 from core import checkpoint
 from core.data.archive import open_archive
@@ -487,3 +489,56 @@ def test_a_chest_is_not_contoured(
     assert _run("predict", "-i", tmp_path / "chest.nrrd", "-o", tmp_path / "out", "--model", run,
                 "--site", "north") == 1  # fmt: skip
     assert "E_NOT_HEAD_NECK" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------
+# export
+
+
+def test_a_bundle_gives_the_same_voxels(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    assert _run("export", run, "--phase", "pretrain", "-o", bundle) == 0
+    ct = ball_archive / "c4" / "img.nrrd"
+    for model, out in ((run, "a"), (bundle, "b")):
+        choice = () if model is bundle else ("--phase", "pretrain")
+        assert _run("predict", "-i", ct, "-o", tmp_path / out, "--model", model, *choice) == 0
+    for organ in ORGANS:
+        one, other = (tmp_path / out / "c4" / f"{organ}.nrrd" for out in "ab")
+        assert one.read_bytes() == other.read_bytes()
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(bundle),
+    )
+    for line in (bundle / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+    labels = json.loads((bundle / "labels.json").read_text())
+    assert labels["Parotid_L"] == {"label": 2, "tg263": "Parotid_L", "colour": [0, 158, 115]}
+    assert "splits" not in json.loads((bundle / "models" / "best.json").read_text())
+    assert _run("export", run, "--phase", "pretrain", "-o", bundle) == 1
+    assert "new or empty" in capsys.readouterr().err
+
+
+def test_the_card_withholds_what_the_run_withholds(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    cell = {"n": None, "missed": None, "dice": None, "hd95_mm": None, "suppressed": True}
+    shown = {"n": 3, "missed": 1, "dice": 0.5, "hd95_mm": 4.25}
+    sites = {"north": {"test": {"Brainstem": shown, "Parotid_L": cell}}}
+    metrics = {"schema": 1, "phases": [{"name": "pretrain", "sites": sites}]}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    cases = tmp_path / "run" / "sites" / "north" / "pretrain" / "cases.csv"
+    cases.parent.mkdir(parents=True)
+    rows = [f"secret{i},{organ},0.{4 + i},1.0" for i in range(3) for organ in ORGANS]
+    cases.write_text("\n".join(["case,organ,dice,hd95_mm", *rows]))
+    assert _run("export", tmp_path / "run", "--phase", "pretrain", "-o", tmp_path / "b") == 0
+    card = (tmp_path / "b" / "docs" / "README.md").read_text()
+    assert "| north | Brainstem | 3 | 1 | 0.500 | [0." in card
+    assert "| north | Parotid_L | withheld |" in card
+    assert not [
+        p for p in (tmp_path / "b").rglob("*") if p.is_file() and b"secret" in p.read_bytes()
+    ]
