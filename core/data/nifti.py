@@ -48,6 +48,8 @@ def _length(header: bytes) -> int:
     else:
         dim = struct.unpack_from(order + "8h", header, 40)
         bits = struct.unpack_from(order + "h", header, 72)[0]
-        offset = int(struct.unpack_from(order + "f", header, 108)[0])
+        offset = struct.unpack_from(order + "f", header, 108)[0]
     voxels = math.prod(int(n) for n in dim[1 : 1 + min(max(dim[0], 0), 7)])
+    if not math.isfinite(offset):  # some writers leave it so; the voxels follow the header
+        offset = 352
     return int(offset) + voxels * int(bits) // 8

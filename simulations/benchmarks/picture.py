@@ -50,7 +50,7 @@ def draw(run: Path, archive: Path, case: str, phase: str, out: Path) -> None:
     contours = {
         roi.name: [_index(text, geometry) for text in roi.contours] for roi in structures.rois
     }
-    figure: Any = Figure(figsize=(9, 4.6), facecolor="#14171c", layout="constrained")
+    figure: Any = Figure(figsize=(9, 5.0), facecolor="#14171c", layout="constrained")
     for axes, organs in zip(figure.subplots(1, 2), _two_levels(contours), strict=True):
         level, names = organs
         _, dy, dx = geometry.spacing_mm
