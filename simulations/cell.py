@@ -15,7 +15,8 @@ from core.errors import UserError
 from core.files import replace_file
 from core.phases import fingerprint
 from core.plan import Config, SimulatedSite
-from simulations.run import CELL, archive_root, begun, by_content, resolve
+from core.run_folder import CELL, begun, by_content
+from simulations.run import archive_root, resolve
 from simulations.study import Cell
 
 ROOT = Path(__file__).resolve().parent.parent

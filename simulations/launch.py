@@ -16,22 +16,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from core.app_folder import QUIET, stage_app, toml_of, write_private
 from core.errors import UserError
 from simulations import supervise
 
-# Flower and Ray: no telemetry, no update check, no `uv sync` of our dependencies at each run.
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+# Ray: no telemetry.
+QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -51,49 +47,6 @@ BOILERPLATE = re.compile(
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SOCKET_PATH_BYTES = 107 - 75  # what Ray's session leaves of a Unix socket's path
-
-
-def app_dir() -> Path:
-    """The folder that Flower's app is assembled from: the root of the source tree.
-
-    Raises:
-        UserError: hnfed is not installed from its source tree.
-    """
-    root = Path(__file__).resolve().parents[1]
-    if not (root / "pyproject.toml").is_file():
-        raise UserError(
-            "installation", root, "clone the repository and run: pip install -e .",
-            problem="no pyproject.toml beside the packages, which Flower needs",
-        )  # fmt: skip
-    return root
-
-
-def stage_app(source: Path, target: Path) -> None:
-    """Copies an app's pyproject.toml and the files of its ``fab-include`` list, nothing else.
-
-    Flower's command line may rewrite a pyproject.toml and looks at .gitignore: it sees a copy.
-
-    Args:
-        source: folder with a pyproject.toml that has ``tool.flwr.app.fab-include``.
-        target: folder to make.
-
-    Raises:
-        UserError: the list is missing or a pattern of it matches nothing.
-    """
-    settings: dict[str, Any] = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))
-    patterns = settings.get("tool", {}).get("flwr", {}).get("app", {}).get("fab-include", [])
-    if not patterns:
-        raise UserError("tool.flwr.app.fab-include", patterns, "list the files that sites may get")
-    target.mkdir(parents=True)
-    shutil.copyfile(source / "pyproject.toml", target / "pyproject.toml")
-    for pattern in patterns:
-        found = [path for path in sorted(source.glob(pattern)) if path.is_file()]
-        if not found:
-            raise UserError("tool.flwr.app.fab-include", pattern, "correct it", problem="no file")
-        for path in found:
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
 
 
 def run_flower(
@@ -148,7 +101,7 @@ def run_flower(
         done = False
         try:
             stage_app(source, home / "app")
-            _write_private(home / "run.toml", _toml(run_config))
+            write_private(home / "run.toml", toml_of(run_config))
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home), federation],
                 cwd=home, env=_environment(home, environment or {}, keep_heap),
@@ -193,24 +146,12 @@ def _environment(home: Path, extra: Mapping[str, str], keep_heap: bool) -> dict[
     scripts = str(Path(sys.executable).parent)
     direct = ",".join(filter(None, [ours.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
     return {
-        **ours, **QUIET, **(KEEP_HEAP if keep_heap else {}), **extra,
+        **ours, **QUIET, **QUIET_RAY, **(KEEP_HEAP if keep_heap else {}), **extra,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,
         "FLWR_HOME": str(home), "RAY_TMPDIR": str(home),
     }  # fmt: skip
-
-
-def _toml(values: Mapping[str, str]) -> str:
-    def quoted(text: str) -> str:
-        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-    return "".join(f"{name} = {quoted(value)}\n" for name, value in values.items())
-
-
-def _write_private(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
 
 
 def _short_temporary_folder() -> str:

@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,19 +14,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from core.checkpoint import load
 from core.config import load as load_config
 from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
 from core.files import replace_file
-from core.phases import network, parts_of, require_same_input
-from core.plan import Config, Phase, Plan, SimulatedSite, Simulation
+from core.phases import network, parts_of
+from core.plan import Config, SimulatedSite, Simulation
+from core.run_folder import keep_plan, pinned, run_folder, run_id
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
-CELL = "cell.json"  # what a grid of runs keeps of one of them, written before the run begins
-BEFORE_THE_START = {CELL, "init", "plan.json"}
 
 
 def simulate(
@@ -49,16 +45,16 @@ def simulate(
         UserError: what cannot work, before any archive is prepared.
     """
     asked, resolved = resolve(config, overrides)
-    folder = _run_folder(Path(config).stem, out, resume)
+    folder = run_folder(Path(config).stem, out, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = replace(resolved, phases=[_pinned(resolved, p, folder) for p in resolved.phases])
-    _same_plan(resolved, folder, resume)
+    resolved = replace(resolved, phases=[pinned(resolved, p, folder) for p in resolved.phases])
+    keep_plan(resolved, folder, resume)
     replace_file(folder / "config.yaml", to_yaml(asked))
     run_config = {
         "plan": plan_json(resolved.plan),
-        "run_id": _run_id(folder, resume),
+        "run_id": run_id(folder, resume),
         "out": str(folder),
         "resume": "1" if resume else "",
         "tracking": json.dumps(asdict(resolved.tracking)),
@@ -113,7 +109,8 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
             print(f"hnfed: error: {error}", file=sys.stderr)
             return 1
         return 0
-    from simulations.launch import app_dir, run_flower
+    from core.app_folder import app_dir
+    from simulations.launch import run_flower
 
     print("starting Flower and Ray (about 20 s) ...", flush=True)
     return run_flower(
@@ -159,84 +156,6 @@ def _show(line: str) -> None:
     _, found, text = line.partition(LINE)
     if found:
         print(text, flush=True)
-
-
-def _run_folder(name: str, out: Path | None, resume: bool) -> Path:
-    if resume:
-        folder = out or Path("runs") / name
-        if not (folder / "config.yaml").is_file():
-            raise UserError("--resume", folder, "give the folder of an earlier run with --out")
-        return folder.resolve()
-    if out is not None:
-        if begun(out):
-            raise UserError(
-                "--out",
-                out,
-                "choose a new folder, or add --resume to continue that run",
-                problem="the folder is not empty",
-            )
-        folder = out
-    else:
-        candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
-        folder = next(c for c in candidates if not c.exists())
-    return folder.resolve()
-
-
-def begun(folder: Path) -> bool:
-    """True where a folder holds more than what is written before a run begins."""
-    names = [p.name for p in folder.iterdir()] if folder.exists() else []
-    parts = {n[1:].removesuffix(".next") if n.endswith(".next") else n for n in names}
-    return bool(parts - BEFORE_THE_START)
-
-
-def _run_id(folder: Path, resume: bool) -> str:
-    """Hnfed's own id of a run (D3): the folder's name with something that no other run has."""
-    path = folder / "run_id"
-    if not resume or not path.is_file():
-        replace_file(path, f"{folder.name}-{secrets.token_hex(3)}")
-    return path.read_text(encoding="utf-8")
-
-
-def _pinned(plan: Plan, phase: Phase, folder: Path) -> Phase:
-    """A checkpoint that a phase starts from is copied into the run, named by its SHA-256 (D1)."""
-    if not phase.init.endswith(".safetensors"):
-        return phase
-    source = Path(phase.init)
-    if not source.is_file():
-        raise UserError(
-            f"phases.{phase.name}.init", phase.init, "give the path of an existing checkpoint"
-        )
-    _, meta = load(source)
-    require_same_input(meta, plan, f"phases.{phase.name}.init", phase.init)
-    pinned = by_content(phase)
-    digest = pinned.init.removeprefix("sha256:")
-    target = folder / "init"
-    target.mkdir(exist_ok=True)
-    shutil.copyfile(source, target / f"{digest}.safetensors")
-    shutil.copyfile(source.with_suffix(".json"), target / f"{digest}.json")
-    return pinned
-
-
-def by_content(phase: Phase) -> Phase:
-    """The phase with the file that it starts from named by its SHA-256, as the plan has it (D1)."""
-    digest = hashlib.sha256(Path(phase.init).read_bytes()).hexdigest()
-    return replace(phase, init=f"sha256:{digest}")
-
-
-def _same_plan(config: Config, folder: Path, resume: bool) -> None:
-    """Keeps the plan's canonical form beside the run; a resumed run must bring the same."""
-    text = plan_json(config.plan)
-    path = folder / "plan.json"
-    if not resume:
-        replace_file(path, text)
-    elif not path.is_file() or path.read_text(encoding="ascii") != text:
-        raise UserError(
-            "--resume",
-            folder,
-            "give the same configuration and overrides as the run (its config.yaml), "
-            "or start a new run",
-            problem="the run was started with another plan",
-        )
 
 
 def _site_map(config: Config, folder: Path) -> dict[str, Any]:

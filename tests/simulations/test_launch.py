@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from core.app_folder import app_dir, stage_app
 from core.errors import UserError
 from simulations import launch, supervise
 
@@ -140,7 +141,7 @@ def test_success_and_failure_have_their_exit_codes(
 def test_termination_ends_everything(tiny_app: Path, tmp_path: Path) -> None:
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
-    environment = {**os.environ, "PYTHONPATH": str(launch.app_dir()), "TMPDIR": "/tmp"}
+    environment = {**os.environ, "PYTHONPATH": str(app_dir()), "TMPDIR": "/tmp"}
     with subprocess.Popen(
         [sys.executable, str(script), str(tiny_app), str(tmp_path), "hang"],
         stdout=subprocess.PIPE,
@@ -175,7 +176,7 @@ def test_a_launch_that_cannot_be_submitted_fails(
 
 
 def test_only_listed_files_are_staged(tiny_app: Path, tmp_path: Path) -> None:
-    launch.stage_app(tiny_app, tmp_path / "copy")
+    stage_app(tiny_app, tmp_path / "copy")
     found = {str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*.*")}
     assert found == {
         "pyproject.toml",
@@ -186,14 +187,14 @@ def test_only_listed_files_are_staged(tiny_app: Path, tmp_path: Path) -> None:
     }
     (tiny_app / "pyproject.toml").write_text(PYPROJECT.replace("client/**", "nowhere/**"))
     with pytest.raises(UserError, match="nowhere"):
-        launch.stage_app(tiny_app, tmp_path / "other")
+        stage_app(tiny_app, tmp_path / "other")
     (tiny_app / "pyproject.toml").write_text(PYPROJECT.replace("fab-include", "fab-other"))
     with pytest.raises(UserError, match="fab-include"):
-        launch.stage_app(tiny_app, tmp_path / "third")
+        stage_app(tiny_app, tmp_path / "third")
 
 
 def test_app_dir_holds_the_apps() -> None:
-    settings = tomllib.loads((launch.app_dir() / "pyproject.toml").read_text())
+    settings = tomllib.loads((app_dir() / "pyproject.toml").read_text())
     assert settings["tool"]["flwr"]["app"]["components"]["serverapp"] == "server.app:app"
 
 

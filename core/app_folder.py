@@ -1,0 +1,79 @@
+"""What Flower bundles and sends to every site: the app's sources, assembled in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+# Flower: no telemetry, no update check, no `uv sync` of our dependencies at each run.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+}
+
+
+def app_dir() -> Path:
+    """The folder that Flower's app is assembled from: the root of the source tree.
+
+    Raises:
+        UserError: hnfed is not installed from its source tree.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").is_file():
+        raise UserError(
+            "installation", root, "clone the repository and run: pip install -e .",
+            problem="no pyproject.toml beside the packages, which Flower needs",
+        )  # fmt: skip
+    return root
+
+
+def stage_app(source: Path, target: Path) -> None:
+    """Copies an app's pyproject.toml and the files of its ``fab-include`` list, nothing else.
+
+    Flower's command line may rewrite a pyproject.toml and looks at .gitignore: it sees a copy.
+
+    Args:
+        source: folder with a pyproject.toml that has ``tool.flwr.app.fab-include``.
+        target: folder to make.
+
+    Raises:
+        UserError: the list is missing or a pattern of it matches nothing.
+    """
+    settings: dict[str, Any] = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))
+    patterns = settings.get("tool", {}).get("flwr", {}).get("app", {}).get("fab-include", [])
+    if not patterns:
+        raise UserError("tool.flwr.app.fab-include", patterns, "list the files that sites may get")
+    target.mkdir(parents=True)
+    shutil.copyfile(source / "pyproject.toml", target / "pyproject.toml")
+    for pattern in patterns:
+        found = [path for path in sorted(source.glob(pattern)) if path.is_file()]
+        if not found:
+            raise UserError("tool.flwr.app.fab-include", pattern, "correct it", problem="no file")
+        for path in found:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def toml_of(values: Mapping[str, str]) -> str:
+    """Run configuration as Flower reads it from a file (D1)."""
+
+    def quoted(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+    return "".join(f"{name} = {quoted(value)}\n" for name, value in values.items())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a new file that only its owner can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

@@ -1,0 +1,67 @@
+"""A kit: the folder by which a coordinator or a site takes part in one federation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.errors import UserError
+
+FILE, SCHEMA = "kit.json", 1
+SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What ``kit.json`` says.
+
+    Attributes:
+        folder: of the kit.
+        federation: its name.
+        role: `SERVER`, or the site's name.
+        host: under which sites reach the server.
+        port: the same.
+        internal_port: the SuperLink's, on the loopback address of the server's machine.
+    """
+
+    folder: Path
+    federation: str
+    role: str
+    host: str
+    port: int
+    internal_port: int
+
+    @property
+    def ca(self) -> Path:
+        """The certificate that signs the server's."""
+        return self.folder / "ca.crt"
+
+    def text(self) -> str:
+        """Content of ``kit.json``."""
+        values = {k: v for k, v in asdict(self).items() if k != "folder"}
+        return json.dumps({"schema": SCHEMA, **values}, indent=2) + "\n"
+
+
+def read_kit(folder: Path, role: str) -> Kit:
+    """Reads a kit.
+
+    Args:
+        folder: of the kit.
+        role: ``server`` or ``site``: what the kit must be for.
+
+    Raises:
+        UserError: no kit, or one for another role.
+    """
+    path = folder / FILE
+    remedy = "give the folder that `hnfed provision` made for this machine"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("schema") != SCHEMA:
+            raise ValueError("another version of hnfed made it")
+        kit = Kit(folder=folder.resolve(), **values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError("KIT", folder, remedy, problem=f"no kit ({error})") from error
+    if (kit.role == SERVER) != (role == SERVER):
+        raise UserError("KIT", folder, remedy, problem=f"this kit is for {kit.role}")
+    return kit
