@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -32,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     """Runs the plan that `run_config` holds (D1)."""
     given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
     plan = plan_from_json(given["plan"])
-    out = Path(given["out"])
+    out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
     if given["resume"]:
         recorder.take_over(p.name for p in plan.phases)
@@ -51,6 +52,20 @@ def main(grid: Grid, context: Context) -> None:
             {"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)}
         )
         recorder.tracker.finish()
+
+
+def run_folder_of(out: str) -> Path:
+    """The run's folder: a path in a simulation; in deployment a name below the kit's runs (D1).
+
+    Raises:
+        UserError: a path where only a name may be.
+    """
+    root = os.environ.get("HNFED_RUNS", "")
+    if not root:
+        return Path(out)
+    if not out or out != Path(out).name or out in (".", ".."):
+        raise UserError("out", out, "give the name of a folder, without a path")
+    return Path(root) / out
 
 
 def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 
 import client.cli
 import core.cli
+import server.cli
 from core.errors import UserError
 
 EXAMPLES = """examples:
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(handler=_simulate)
     _register_grid(commands)
     client.cli.register(commands)
+    server.cli.register(commands)
     core.cli.register(commands)
     return parser
 

@@ -1,0 +1,242 @@
+"""`hnfed server`: the SuperLink on the loopback address, nginx before it, the roster in it.
+
+Sites reach nginx, and by it the fleet API only: Flower's control API has no login, so whoever
+reaches it could run code at every site.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from core.app_folder import QUIET
+from core.errors import UserError
+from core.kit import Kit
+from server.provision import ROSTER
+
+CONNECTION = "hnfed"
+START_SECONDS, RETRY_SECONDS, GRACE_SECONDS = 90.0, 5.0, 8.0
+RUNS = "HNFED_RUNS"
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal asked to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def serve(kit: Kit, *, once: bool = False) -> int:
+    """Runs the server until it is told to stop; starts what dies again.
+
+    Args:
+        kit: the server's.
+        once: for tests: returns as soon as everything has come up.
+
+    Returns:
+        130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: nginx or Flower is missing, or a port is taken.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    home = kit.folder / "flower"
+    home.mkdir(mode=0o700, exist_ok=True)
+    write_connection(kit)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        while True:
+            for name, start in (("superlink", _superlink), ("nginx", _nginx)):
+                child = children.get(name)
+                if child is not None and child.poll() is None:
+                    continue
+                if child is not None:
+                    _tell(f"{name} ended with {child.returncode}; starting it again")
+                    time.sleep(RETRY_SECONDS)
+                children[name] = start(kit)
+                if name == "superlink":
+                    _wait(kit, kit.internal_port, children[name])
+                    for line in admit(kit):
+                        _tell(line)
+                else:
+                    _wait(kit, kit.port, children[name])
+                    _tell(f"ready: sites dial {kit.host}:{kit.port}")
+            if once:
+                return 0
+            time.sleep(1.0)
+    except Stopped as stopped:
+        _tell("stopping")
+        return 128 + stopped.number
+    finally:
+        for child in reversed(list(children.values())):
+            _end(child)
+
+
+def admit(kit: Kit) -> list[str]:
+    """Makes Flower's list of nodes that of ``roster.json``: keys and names.
+
+    Returns:
+        What was changed, a line each.
+    """
+    roster: dict[str, str] = json.loads((kit.folder / ROSTER).read_text())
+    known = {n["name"]: n for n in _nodes(kit) if n.get("status") != "unregistered"}
+    kept = json.loads(_told(kit)) if Path(_admitted(kit)).is_file() else {}
+    done = []
+    for name, node in known.items():
+        if roster.get(name) != kept.get(name) or name not in roster:
+            flower(kit, "supernode", "unregister", str(node["node-id"]), CONNECTION)
+            kept.pop(name, None)
+            done.append(f"{name}: its former key is refused from now on")
+    for name, public in roster.items():
+        if name in kept and name in known:
+            continue
+        path = kit.folder / "flower" / f"{name}.pub"
+        path.write_text(public + "\n", encoding="ascii")
+        flower(kit, "supernode", "register", str(path), CONNECTION, "--name", name)
+        kept[name] = public
+        done.append(f"{name}: admitted")
+    _admitted(kit).write_text(json.dumps(kept), encoding="ascii")
+    return done
+
+
+def flower(kit: Kit, *arguments: str) -> str:
+    """Flower's command line on this server's SuperLink; what it printed.
+
+    Raises:
+        UserError: it failed.
+    """
+    command = [str(Path(sys.executable).with_name("flwr")), *arguments]
+    done = subprocess.run(
+        command, env=environment(kit), capture_output=True, text=True, timeout=120, check=False
+    )
+    if done.returncode:
+        lines = [s for s in (done.stdout + done.stderr).splitlines() if s.strip()]
+        raise UserError(
+            "server", f"{kit.host}:{kit.port}", "start it with `hnfed server KIT`, read its log",
+            problem=lines[-1][:300] if lines else "Flower did not answer",
+        )  # fmt: skip
+    return done.stdout
+
+
+def environment(kit: Kit) -> dict[str, str]:
+    """Environment of Flower's processes of this server."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **ours,
+        **QUIET,
+        "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
+        "FLWR_HOME": str(kit.folder / "flower"),
+        RUNS: str(kit.folder / "runs"),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def write_connection(kit: Kit) -> None:
+    """Tells Flower's command line how to reach the SuperLink."""
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f'address = "127.0.0.1:{kit.internal_port}"\nroot-certificates = "{kit.ca}"\n'
+    )
+    (kit.folder / "flower" / "config.toml").write_text(text, encoding="utf-8")
+
+
+def _nodes(kit: Kit) -> list[dict[str, Any]]:
+    found: Mapping[str, Any] = json.loads(
+        flower(kit, "supernode", "list", CONNECTION, "--format", "json")
+    )
+    return list(found.get("nodes", []))
+
+
+def _admitted(kit: Kit) -> Path:
+    return kit.folder / "flower" / "admitted.json"
+
+
+def _told(kit: Kit) -> str:
+    return _admitted(kit).read_text(encoding="ascii")
+
+
+def _superlink(kit: Kit) -> subprocess.Popen[bytes]:
+    home = kit.folder / "flower"
+    command = [
+        str(Path(sys.executable).with_name("flower-superlink")),
+        "--host", "127.0.0.1", "--port", str(kit.internal_port),
+        "--ssl-ca-certfile", str(kit.ca),
+        "--ssl-certfile", str(kit.folder / "server.crt"),
+        "--ssl-keyfile", str(kit.folder / "server.key"),
+        "--enable-supernode-auth", "--database", str(home / "state.db"),
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    return _start(command, kit, "superlink.log")
+
+
+def _nginx(kit: Kit) -> subprocess.Popen[bytes]:
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        remedy = "install it from the distribution: apt install nginx"
+        raise UserError("nginx", "(missing)", remedy, problem="it stands between sites and Flower")
+    config = kit.folder / "nginx.conf"
+    return _start([program, "-p", f"{kit.folder}/", "-c", str(config)], kit, "nginx.log")
+
+
+def _start(command: list[str], kit: Kit, log: str) -> subprocess.Popen[bytes]:
+    with (kit.folder / "flower" / log).open("ab") as file:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            cwd=kit.folder / "runs", env=environment(kit), start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(kit: Kit, port: int, child: subprocess.Popen[bytes]) -> None:
+    """Until something healthy answers on the port."""
+    context = ssl.create_default_context(cafile=str(kit.ca))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while child.poll() is None and time.monotonic() < deadline:
+        try:
+            with opener.open(f"https://127.0.0.1:{port}/health", timeout=3.0) as reply:
+                if reply.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise UserError(
+        "server", f"127.0.0.1:{port}",
+        f"read {kit.folder}/flower/*.log; is the port taken, or the certificate too old?",
+        problem="what should listen there does not answer",
+    )  # fmt: skip
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the child's session, SIGKILL to what is left of it."""
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
