@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import work
+from client.outbox import OutboxError, write_receipt
+from client.outbox import require_allowed as require_leaving
 from client.personal import Personal, cached_base, keep_base
+from client.policy import Policy, PolicyError, read_policy
+from client.policy import require_allowed as require_plan
 from client.site import Site, simulated_site, site_from_file
 from core.config import plan_from_json
 from core.errors import UserError
+from core.models.stages import unique_state
 from core.optimisation import DeviceMemoryError, NonFiniteError
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
-from core.protocol import NEED_BASE, OK, Header, Order
+from core.protocol import NEED_BASE, OK, Header, Order, Result
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -43,6 +49,15 @@ def site_of(context: Context) -> Site:
     return simulated_site(local, int(context.node_config["partition-id"]), run)
 
 
+def policy_of(context: Context) -> Policy | None:
+    """The site's policy; a simulated site has none, a real one must."""
+    if "policy" in context.node_config:
+        return read_policy(Path(str(context.node_config["policy"])))
+    if "site" in context.node_config:
+        raise UserError("policy", "(missing)", "start the node with `hnfed client KIT`")
+    return None
+
+
 def guarded(handler: Handler) -> Handler:
     """No exception leaves the site: its text may hold a patient's name. The site's log gets it."""
 
@@ -55,17 +70,13 @@ def guarded(handler: Handler) -> Handler:
             name = _log(context, error)
             order = _order_of(message)
             header = Header(name, order.run, order.phase, order.round, code)
-            return Message(
-                RecordDict(
-                    {
-                        "header": ConfigRecord(header.to_config()),
-                        "metrics": MetricRecord(
-                            {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}
-                        ),
-                    }
-                ),
-                reply_to=message,
-            )
+            metrics = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}
+            config = header.to_config()
+            try:
+                write_receipt(site_of(context).run_folder, "error", config, metrics, {})
+            except Exception:  # a site that is not set up has no place for receipts
+                traceback.print_exc()
+            return _message(message, config, metrics, {})
 
     return safe
 
@@ -75,11 +86,17 @@ def guarded(handler: Handler) -> Handler:
 def query(message: Message, context: Context) -> Message:
     """Who the site is and what it has; builds its cache where needed."""
     site, plan = site_of(context), plan_from_json(str(context.run_config["plan"]))
-    config, metrics = work.describe(site, plan, fingerprint()).to_records()
-    return Message(
-        RecordDict({"header": ConfigRecord(config), "metrics": MetricRecord(metrics)}),
-        reply_to=message,
-    )
+    policy = policy_of(context)
+    if policy is not None:
+        require_plan(plan, site.name, policy)
+    told = work.describe(site, plan, fingerprint())
+    if policy is not None and not policy.counts:
+        hidden = dict.fromkeys(told.left_out, -1)
+        told = replace(
+            told, cases=(-1, -1, -1), annotated=(), voxels=(), totals=(), left_out=hidden
+        )
+    config, metrics = told.to_records()
+    return _release(message, site, "query", config, metrics)
 
 
 @app.train()
@@ -90,16 +107,20 @@ def train(message: Message, context: Context) -> Message:
     phase = plan.phase(order.phase)
     state = _incoming(message, site, plan, order)
     if state is None:
-        return _pack(message, Header(site.name, order.run, order.phase, order.round, NEED_BASE), {})
+        return _need_base(message, site, order)
+    policy = policy_of(context)
     if phase.share == "none":
         header, result = work.train_personal(site, plan, phase, order, state)
-        return _pack(message, header, result.to_metrics(phase.organs))
+        metrics = _told(result, policy).to_metrics(phase.organs)
+        return _release(message, site, "train", header.to_config(), metrics)
     trained, result = work.train_shared(site, plan, phase, order, state)
     header = Header(site.name, order.run, order.phase, order.round, OK)
-    shared = parts_of(network(plan, phase), plan, phase).shared
-    return _pack(
-        message, header, result.to_metrics(phase.organs), {n: trained[n].cpu() for n in shared}
-    )
+    model = network(plan, phase)
+    shared = parts_of(model, plan, phase).shared
+    shapes = {n: tuple(v.shape) for n, v in unique_state(model).items() if n in shared}
+    metrics = _told(result, policy).to_metrics(phase.organs)
+    leaving = {n: trained[n].cpu() for n in shared}
+    return _release(message, site, "train", header.to_config(), metrics, leaving, shapes)
 
 
 @app.evaluate()
@@ -110,10 +131,11 @@ def evaluate(message: Message, context: Context) -> Message:
     phase = plan.phase(order.phase)
     state = _incoming(message, site, plan, order)
     if state is None:
-        return _pack(message, Header(site.name, order.run, order.phase, order.round, NEED_BASE), {})
+        return _need_base(message, site, order)
     result = work.evaluate(site, plan, phase, order, state)
     header = Header(site.name, order.run, order.phase, order.round, OK)
-    return _pack(message, header, result.to_metrics(phase.organs))
+    metrics = _told(result, policy_of(context)).to_metrics(phase.organs)
+    return _release(message, site, "evaluate", header.to_config(), metrics)
 
 
 def _unpack(message: Message, context: Context) -> tuple[Site, Plan, Order]:
@@ -121,7 +143,10 @@ def _unpack(message: Message, context: Context) -> tuple[Site, Plan, Order]:
     plan = plan_from_json(str(context.run_config["plan"]))
     if order.fingerprint != fingerprint():
         raise CodeDiffersError
-    return site_of(context), plan, order
+    site, policy = site_of(context), policy_of(context)
+    if policy is not None:
+        require_plan(plan, site.name, policy)
+    return site, plan, order
 
 
 def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[str, Tensor] | None:
@@ -152,14 +177,43 @@ def _arrays(message: Message, key: str) -> Mapping[str, Tensor]:
     return record.to_torch_state_dict()
 
 
-def _pack(
+def _need_base(message: Message, site: Site, order: Order) -> Message:
+    header = Header(site.name, order.run, order.phase, order.round, NEED_BASE)
+    return _release(message, site, "train", header.to_config(), {})
+
+
+def _told(result: Result, policy: Policy | None) -> Result:
+    """The result without what the site's policy keeps back."""
+    if policy is not None and not policy.counts:
+        result = replace(result, cases=0, annotated=())
+    if policy is not None and not policy.scores:
+        result = replace(result, scores={})
+    return result
+
+
+def _release(
     message: Message,
-    header: Header,
+    site: Site,
+    kind: str,
+    config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     state: Mapping[str, Tensor] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Message:
+    """The one way out: checked against the allow-list, a receipt written, then sent."""
+    require_leaving(config, metrics, state or {}, shapes or {})
+    write_receipt(site.run_folder, kind, config, metrics, state or {})
+    return _message(message, config, metrics, state or {})
+
+
+def _message(
+    message: Message,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    state: Mapping[str, Tensor],
 ) -> Message:
     content = RecordDict(
-        {"header": ConfigRecord(header.to_config()), "metrics": MetricRecord(dict(metrics))}
+        {"header": ConfigRecord(dict(config)), "metrics": MetricRecord(dict(metrics))}
     )
     if state:
         content["arrays"] = ArrayRecord(dict(state))
@@ -173,6 +227,10 @@ class CodeDiffersError(RuntimeError):
 def _code_of(error: Exception) -> str:
     if isinstance(error, CodeDiffersError):
         return "E_CODE"
+    if isinstance(error, PolicyError):
+        return "E_POLICY"
+    if isinstance(error, OutboxError):
+        return "E_OUTBOX"
     if isinstance(error, NonFiniteError):
         return "E_NONFINITE"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -1,4 +1,4 @@
-"""The subcommands of a site: check, prepare."""
+"""The subcommands of a site: check, prepare, client, approve, receipts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Any) -> None:
-    """Adds check and prepare to the subparsers of a command line."""
+    """Adds the subcommands of a site to the subparsers of a command line."""
     _add_check(subparsers)
     _add_prepare(subparsers)
+    _add_client(subparsers)
+    _add_approve(subparsers)
+    _add_receipts(subparsers)
 
 
 def _parser(subparsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -76,6 +79,109 @@ def _add_prepare(subparsers: Any) -> None:
     add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
     add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
     parser.set_defaults(handler=_prepare)
+
+
+def _add_client(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "client",
+        help="start a site's long-running process",
+        description="Start a site's long-running process; outbound connections only.",
+        epilog="example:\n  hnfed client kits/nyu --site nyu.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
+    parser.add_argument(
+        "--site", metavar="SITE.yaml", type=Path, help="site file (default: KIT/site.yaml)"
+    )
+    parser.set_defaults(handler=_client)
+
+
+def _add_approve(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "approve",
+        help="look at the code that wants to run at this site, and pin it",
+        description="Look at the code that wants to run at this site, and pin it.",
+        epilog="example:\n  hnfed approve kits/nyu",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
+    parser.add_argument("--diff", action="store_true", help="show the whole difference")
+    parser.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
+    parser.set_defaults(handler=_approve)
+
+
+def _add_receipts(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "receipts",
+        help="what has left this site",
+        description="What has left this site.",
+        epilog="example:\n  hnfed receipts kits/nyu --site nyu.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
+    parser.add_argument(
+        "--site", metavar="SITE.yaml", type=Path, help="site file (default: KIT/site.yaml)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
+    parser.set_defaults(handler=_receipts)
+
+
+def _client(args: argparse.Namespace) -> int:
+    from client.node import run_node
+    from client.policy import read_policy
+    from core.kit import read_kit
+
+    kit = read_kit(args.kit, "site")
+    read_policy(kit.folder / "policy.yaml")
+    return run_node(kit, args.site or kit.folder / "site.yaml")
+
+
+def _approve(args: argparse.Namespace) -> int:
+    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, summary
+    from core.kit import read_kit
+
+    kit = read_kit(args.kit, "site")
+    for entry in approved(kit):
+        print(f"approved {entry['sha256'][:16]} at {entry['at']}")
+    waiting = candidates(kit)
+    if not waiting:
+        print("no bundle waits for approval")
+        return 0
+    for digest, content in waiting.items():
+        lines = difference(kit, content)
+        shown = lines if args.diff else lines[:SHOWN_LINES] if approved(kit) else []
+        print("\n".join(shown))
+        if len(shown) < len(lines):
+            print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
+        print(f"bundle {digest}: {summary(content)}")
+        if args.yes is not None:
+            agreed = digest.startswith(args.yes) and len(args.yes) >= 16
+        else:
+            agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
+        if agreed:
+            approve(kit, digest, content)
+            print(f"approved {digest[:16]}")
+        else:
+            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {digest[:16]}")
+    return 0
+
+
+def _receipts(args: argparse.Namespace) -> int:
+    from client.outbox import read_receipts, summary
+    from client.site import site_from_file
+    from core.files import replace_file
+    from core.kit import read_kit
+
+    kit = read_kit(args.kit, "site")
+    site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
+    found = read_receipts(site.base_folder.parent)
+    print(summary(found))
+    if args.json is not None:
+        replace_file(args.json, json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -28,6 +28,8 @@ CODES = {
     "E_STATE": "the site lacks the personal weights that the round starts from",
     "E_NONFINITE": "loss or weights became NaN or infinite",
     "E_MEMORY": "the device ran out of memory",
+    "E_POLICY": "the site's own policy does not allow what the plan asks for",
+    "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
     "E_ERROR": "Flower reported an error instead of a reply",
     "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",

@@ -48,6 +48,7 @@ def call_roster(
     """
     nodes: dict[str, int] = {}
     described: dict[str, Description] = {}
+    registered: dict[int, str] = {}
     refused: set[str] = set()
     asked: set[int] = set()
     silent = 0
@@ -60,6 +61,7 @@ def call_roster(
             time.sleep(0.2)
             continue
         asked |= set(fresh)
+        registered |= _registered(grid)
         order = ConfigRecord({"run": run, "fingerprint": fingerprint})
         names = {str(node): node for node in fresh}
         done = exchange(
@@ -72,6 +74,15 @@ def call_roster(
         )
         for name, node in names.items():
             verdict = _admit(done.replies.get(name), sites, nodes, organs, fingerprint)
+            if isinstance(verdict, Description) and registered.get(node, "") not in (
+                "",
+                verdict.site,
+            ):
+                verdict = (
+                    registered[node],
+                    "E_SITE",
+                    "the node calls itself by a name that its key does not have",
+                )
             if isinstance(verdict, Description):
                 nodes[verdict.site], described[verdict.site] = node, verdict
                 continue
@@ -81,6 +92,12 @@ def call_roster(
     for site in sorted(set(sites) - set(nodes) - refused):
         say(_refusal(site, "E_LOST", "the site did not come before the deadline"))
     return nodes, described
+
+
+def _registered(grid: Grid) -> dict[int, str]:
+    """Names under which the coordinator registered the nodes' keys; none in a simulation."""
+    ask = getattr(grid, "get_nodes", None)
+    return {} if ask is None else {node.node_id: str(node.name or "") for node in ask()}
 
 
 def declared(description: Description, plan: Plan, phase: Phase) -> list[float]:

@@ -1,0 +1,182 @@
+"""`hnfed client`: the SuperNode of a site, kept running; outbound connections only."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from client import approval_guard
+from client.site import site_from_file
+from core.app_folder import QUIET
+from core.errors import UserError
+from core.files import replace_file
+from core.kit import Kit
+
+# After a hard kill the server holds the node for a minute, and refuses it until then.
+RETRY_SECONDS, LONGEST_RETRY_SECONDS, GRACE_SECONDS = 20.0, 120.0, 8.0
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What Flower says when it is refused, and what that means to the person at the site.
+REASONS = (
+    (("CERTIFICATE_VERIFY_FAILED", "certificate verify failed"),
+     "the server's certificate is not the one of this kit's federation, or is out of date"),
+    (("2001", "invalid authentication"), "the server wants a key, and this node showed none"),
+    (("2004", "PERMISSION_DENIED", "not registered"),
+     "the server does not know this kit's key, has revoked it, or still holds the node's last "
+     "connection (up to 60 s after a hard kill)"),
+    (("Connection refused", "ConnectError", "timed out", "unreachable"),
+     "nothing answers there: is the server up, and the port open on the way out?"),
+)  # fmt: skip
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal asked to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_node(kit: Kit, site_file: Path) -> int:
+    """Runs the SuperNode until told to stop; starts it again when it ends.
+
+    Args:
+        kit: the site's.
+        site_file: YAML, see docs/deployment.md.
+
+    Returns:
+        130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: kit and site file do not belong together, or the key is not private.
+    """
+    site = site_from_file(site_file, "node")
+    if site.name != kit.role:
+        remedy = f"write name: {kit.role} into the site file, or take the other kit"
+        raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+    key = kit.folder / "node.key"
+    if not key.is_file():
+        raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")
+    if key.stat().st_mode & 0o077:
+        raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    home = site.base_folder.parent / "flower"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _wrapper(home)
+    retry = RETRY_SECONDS
+    child: subprocess.Popen[str] | None = None
+    try:
+        while True:
+            started = time.monotonic()
+            child = _start(kit, site_file.resolve(), home)
+            _tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
+            said = _follow(child, home / "supernode.log")
+            code = child.wait()
+            if time.monotonic() - started > 300:
+                retry = RETRY_SECONDS
+            _tell(f"the node ended ({code}): {reason_of(said)}; trying again in {retry:.0f} s")
+            time.sleep(retry)
+            retry = min(2 * retry, LONGEST_RETRY_SECONDS)
+    except Stopped as stopped:
+        _tell("stopping")
+        return 128 + stopped.number
+    finally:
+        if child is not None:
+            _end(child)
+
+
+def reason_of(said: str) -> str:
+    """What Flower's last words mean to the person at the site."""
+    for words, reason in REASONS:
+        if any(word in said for word in words):
+            return reason
+    return "see supernode.log in the site's state folder"
+
+
+def _wrapper(home: Path) -> None:
+    """``flwr-clientapp``, first on the node's PATH: checks the bundle before Flower installs it."""
+    folder = home / "bin"
+    folder.mkdir(exist_ok=True)
+    path = folder / "flwr-clientapp"
+    guard = Path(approval_guard.__file__).resolve()
+    replace_file(path, f'#!/bin/sh\nexec "{sys.executable}" -P "{guard}" "$@"\n')
+    path.chmod(0o700)
+
+
+def _start(kit: Kit, site_file: Path, home: Path) -> subprocess.Popen[str]:
+    scripts = str(Path(sys.executable).parent)
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
+    path = os.pathsep.join([str(home / "bin"), scripts, ours.get("PATH", os.defpath)])
+    environment = {
+        **ours, **QUIET, "PATH": path, "FLWR_HOME": str(home), "HNFED_KIT": str(kit.folder),
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)  # the app's own code, and no other, is imported
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("flower-supernode")),
+        "--superlink", f"{kit.host}:{kit.port}",
+        "--root-certificates", str(kit.ca),
+        "--auth-supernode-private-key", str(kit.folder / "node.key"),
+        "--node-config", f'site="{site_file}" policy="{kit.folder / "policy.yaml"}"',
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=home, env=environment, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+
+
+def _follow(child: subprocess.Popen[str], log: Path) -> str:
+    """Writes Flower's log to the site's disk; returns its last words when the node ends."""
+    assert child.stdout is not None
+    last: list[str] = []
+    thread = threading.Thread(target=_read, args=(child.stdout, log, last), daemon=True)
+    thread.start()
+    while child.poll() is None:
+        time.sleep(0.5)
+    thread.join(timeout=2.0)
+    return "\n".join(last)
+
+
+def _read(stream: IO[str], log: Path, last: list[str]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        for raw in stream:
+            line = COLOUR.sub("", raw).rstrip()
+            file.write(line + "\n")
+            file.flush()
+            last.append(line)
+            del last[:-40]
+            if "is not approved at this site" in line:
+                _tell(line)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """SIGTERM to the node's session (it signs off then), SIGKILL to what is left of it."""
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
