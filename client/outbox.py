@@ -68,7 +68,7 @@ def require_allowed(
     for key, value in metrics.items():
         if key not in NUMBERS and not LEFT_OUT.fullmatch(key):
             raise OutboxError(f"metrics: {key!r}")
-        listed = value if isinstance(value, list) else [value]
+        listed: list[object] = value if isinstance(value, list) else [value]
         if len(listed) > LONGEST or not all(_is_number(v) for v in listed):
             raise OutboxError(f"metrics: value of {key}")
     for name, tensor in state.items():
@@ -103,7 +103,7 @@ def write_receipt(
         state: the same.
     """
     digest = hashlib.sha256(json.dumps([dict(config), dict(metrics)], sort_keys=True).encode())
-    tensors = []
+    tensors: list[dict[str, Any]] = []
     for name in sorted(state):
         content = state[name].detach().cpu().contiguous().numpy().tobytes()
         digest.update(name.encode() + content)
