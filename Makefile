@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := core server client simulations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench real-data clean
+.PHONY: help install demo test check fix bench deploy-test real-data clean
 
 help:
 	@echo "make demo               install, run the demo federation, print the path of its report"
@@ -16,7 +16,8 @@ help:
 	@echo "make bench              the benchmarks; writes runs/benchmarks.json"
 	@echo "make real-data DATA=DIR the tests that need real data in DIR"
 	@echo "make clean              remove .venv and caches (never runs/)"
-	@echo "Not there yet: make chaos, make deploy-test (they come with server deployment)."
+	@echo "make deploy-test        a federation over TLS on the loopback address (needs nginx)"
+	@echo "Not there yet: make chaos."
 	@echo "PYTHON=... names another Python 3.11 to build .venv from."
 
 install: $(STAMP)
@@ -32,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/hnfed simulate demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not deployment' -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(PACKAGES)
@@ -45,6 +46,9 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m simulations.benchmarks --json runs/benchmarks.json
+
+deploy-test: $(STAMP)
+	$(BIN)/python -m pytest -m deployment tests/deployment
 
 real-data: $(STAMP)
 	@test -n '$(DATA)' || { echo "name the folder: make real-data DATA=DIR" >&2; exit 2; }

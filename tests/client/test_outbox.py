@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.outbox import OutboxError, read_receipts, require_allowed, summary, write_receipt
+from core.optimisation import NonFiniteError
+from core.protocol import CODES, Header
+
+SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
+HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()
+METRICS = {"cases": 12, "seconds": 1.5, "loss": [0.1, 0.2], "val.dice": [0.5], "left_out.E_X": 2}
+
+
+def good() -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+
+
+def test_what_may_leave_leaves() -> None:
+    require_allowed(HEADER, METRICS, good(), SHAPES)
+    require_allowed({"site": "nyu", "version.torch": "2.13.0+cpu", "code": "OK"}, {}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics"),
+    [
+        ({"note": "x"}, {}),
+        ({"site": "Doe, Jane"}, {}),
+        ({"site": "/data/DOE"}, {}),
+        ({"site": "a" * 129}, {}),
+        ({"code": "E_SECRET"}, {}),
+        ({"round": 1.5}, {}),
+        ({"version.torch/../x": "1"}, {}),
+        ({}, {"patient": 1}),
+        ({}, {"left_out.DOE^JANE": 1}),
+        ({}, {"loss": [float("nan")]}),
+        ({}, {"loss": [1e16]}),
+        ({}, {"loss": ["text"]}),
+        ({}, {"cases": True}),
+        ({}, {"annotated": list(range(257))}),
+    ],
+)
+def test_scalars_that_may_not(config: dict[str, Any], metrics: dict[str, Any]) -> None:
+    with pytest.raises(OutboxError):
+        require_allowed(config, metrics, {}, {})
+
+
+def test_tensors_that_may_not() -> None:
+    for name, value in {
+        "encoder.w": torch.zeros(2),
+        "head.weight": torch.zeros(3, 2),
+        "body.1": torch.zeros(4, dtype=torch.complex64),
+    }.items():
+        with pytest.raises(OutboxError):
+            require_allowed(HEADER, {}, {name: value}, SHAPES)
+    with pytest.raises(NonFiniteError):
+        require_allowed(HEADER, {}, {"body.1": torch.tensor([1.0, float("inf"), 0, 0])}, SHAPES)
+
+
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(["site", "code", "round", "cases"]), st.text(max_size=12)),
+        st.one_of(
+            st.text(max_size=40), st.integers(), st.floats(), st.binary(max_size=8), st.none()
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_else_is_stopped(values: dict[str, Any]) -> None:
+    """What passes is short text of a few signs under a known name, or a whole number."""
+    try:
+        require_allowed(values, {}, {}, {})
+    except OutboxError:
+        return
+    for key, value in values.items():
+        assert key in {*HEADER, "fingerprint", "split_hash"} or key.startswith("version.")
+        if isinstance(value, str):
+            assert len(value) <= 128
+            assert not set(value) & set(" /\\^,;'\"<>\n")
+            assert key != "code" or value in CODES
+        else:
+            assert isinstance(value, int)
+
+
+def test_receipts_say_what_left(tmp_path: Path) -> None:
+    run = tmp_path / "run-1"
+    write_receipt(run, "query", {"site": "nyu", "code": "OK"}, {"cases": [1, 2, 3]}, {})
+    write_receipt(run, "train", HEADER, METRICS, good())
+    found = read_receipts(tmp_path)
+    last = found["run-1"][-1]
+    assert last["bytes"] == 4 * (6 + 4)
+    assert [t["name"] for t in last["tensors"]] == ["body.1", "head.weight"]
+    assert last["scalars"]["round"] == 3
+    text = summary(found)
+    assert "pretrain to 3" in text
+    assert "val.dice" in text
+    write_receipt(run, "train", HEADER, METRICS, {**good(), "body.1": torch.ones(4)})
+    assert read_receipts(tmp_path)["run-1"][-1]["sha256"] != last["sha256"]
+    json.dumps(found)
+    assert "nothing has left" in summary(read_receipts(tmp_path / "none"))

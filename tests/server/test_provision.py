@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from core.errors import UserError
+from core.kit import SERVER, read_kit
+from server.provision import Federation, provision, read_federation
+
+HN = Federation("hn", "fed.example.org", 28443, 28444, ("nyu", "miccai"), 365)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_kits(tmp_path: Path) -> None:
+    done = provision(HN, tmp_path)
+    assert len(done) == 4
+    assert {p.name for p in tmp_path.iterdir()} == {"ca", "server", "nyu", "miccai"}
+    for key in tmp_path.rglob("*.key"):
+        assert key.stat().st_mode & 0o077 == 0, key
+    assert tmp_path.stat().st_mode & 0o077 == 0
+    kit = read_kit(tmp_path / "nyu", "site")
+    assert (kit.role, kit.host, kit.port) == ("nyu", "fed.example.org", 28443)
+    roster = json.loads((tmp_path / "server" / "roster.json").read_text())
+    assert roster["nyu"] == (tmp_path / "nyu" / "node.pub").read_text().strip()
+    private = serialization.load_ssh_private_key((tmp_path / "nyu" / "node.key").read_bytes(), None)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    assert public.decode() == roster["nyu"]
+    assert not list((tmp_path / "nyu").glob("server*")), "no key of the server in a site's kit"
+    for name in ("server", "nyu"):
+        check = subprocess.run(
+            ["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / name, capture_output=True, check=False
+        )
+        assert check.returncode == 0
+
+
+def test_the_certificate_holds_for_the_names_that_sites_dial(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    certificate = x509.load_pem_x509_certificate((tmp_path / "server" / "server.crt").read_bytes())
+    ca = x509.load_pem_x509_certificate((tmp_path / "ca" / "ca.crt").read_bytes())
+    certificate.verify_directly_issued_by(ca)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "fed.example.org" in names.get_values_for_type(x509.DNSName)
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    context = ssl.create_default_context(cafile=str(tmp_path / "nyu" / "ca.crt"))
+    assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_again_changes_nothing(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    (tmp_path / "nyu" / "policy.yaml").write_text("scores: false\n")
+    before = content(tmp_path)
+    assert provision(HN, tmp_path) == []
+    assert content(tmp_path) == before
+
+
+def test_a_certificate_that_ends_soon_or_has_other_names_is_made_anew(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    keys = content(tmp_path / "nyu")
+    later = datetime.now(UTC) + timedelta(days=350)
+    assert len(provision(HN, tmp_path, now=later)) == 1
+    moved = Federation("hn", "10.1.2.3", 28443, 28444, HN.sites, 365)
+    assert "10.1.2.3" in provision(moved, tmp_path)[0]
+    assert content(tmp_path / "nyu")["node.key"] == keys["node.key"]
+
+
+def test_sites_come_and_go(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    provision(HN, tmp_path, add=["third"])
+    assert "third" in json.loads((tmp_path / "server" / "roster.json").read_text())
+    old = (tmp_path / "nyu" / "node.pub").read_text()
+    provision(HN, tmp_path, revoke=["nyu"])
+    assert set(json.loads((tmp_path / "server" / "roster.json").read_text())) == {"miccai", "third"}
+    assert not (tmp_path / "nyu").exists()
+    provision(HN, tmp_path)
+    assert not (tmp_path / "nyu").exists(), "revoked, though the file still lists it"
+    provision(HN, tmp_path, add=["nyu"])
+    assert (tmp_path / "nyu" / "node.pub").read_text() != old, "back with a new key"
+    with pytest.raises(UserError, match="--revoke"):
+        provision(HN, tmp_path, revoke=["nobody"])
+
+
+def test_nginx_lets_the_fleet_api_through_and_nothing_else(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    text = (tmp_path / "server" / "nginx.conf").read_text()
+    assert "location / { return 403; }" in text
+    assert text.count("proxy_pass") == 2
+    if program := shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin"):
+        kit = tmp_path / "server"
+        (kit / "flower").mkdir()
+        done = subprocess.run(
+            [program, "-t", "-p", f"{kit}/", "-c", str(kit / "nginx.conf")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("name: hn\nsites: [a]\n", "server.host"),
+        ("name: HN\nserver: {host: x}\nsites: [a]\n", "name"),
+        ("name: hn\nserver: {host: x}\nsites: []\n", "list the sites"),
+        ("name: hn\nserver: {host: x}\nsites: [a, a]\n", "each site once"),
+        ("name: hn\nserver: {host: x}\nsites: [server]\n", "small letters"),
+        ("name: hn\nserver: {host: x}\nsites: [../a]\n", "small letters"),
+        ("name: hn\nserver: {host: 'x y'}\nsites: [a]\n", "dial"),
+        ("name: hn\nserver: {host: x, port: 0}\nsites: [a]\n", "port"),
+        ("name: hn\nserver: {host: x, port: 28444}\nsites: [a]\n", "another number"),
+        ("name: hn\nhosts: 1\n", "use one of"),
+    ],
+)
+def test_unusable_federation_files(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(UserError, match=word):
+        read_federation(tmp_path / "f.yaml")
+
+
+def test_kits_of_the_wrong_kind(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    with pytest.raises(UserError, match="this kit is for nyu"):
+        read_kit(tmp_path / "nyu", SERVER)
+    with pytest.raises(UserError, match="this kit is for server"):
+        read_kit(tmp_path / "server", "site")
+    with pytest.raises(UserError, match="no kit"):
+        read_kit(tmp_path, "site")
