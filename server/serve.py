@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from core.app_folder import QUIET
 from core.errors import UserError
+from core.files import replace_file
 from core.kit import Kit
 from server.provision import ROSTER
 
@@ -92,24 +92,39 @@ def admit(kit: Kit) -> list[str]:
         What was changed, a line each.
     """
     roster: dict[str, str] = json.loads((kit.folder / ROSTER).read_text())
-    known = {n["name"]: n for n in _nodes(kit) if n.get("status") != "unregistered"}
-    kept = json.loads(_told(kit)) if Path(_admitted(kit)).is_file() else {}
+    path = kit.folder / "flower" / "admitted.json"
+    admitted: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
+    told = _json(flower(kit, "supernode", "list", CONNECTION, "--format", "json"))
+    living = {str(node["node-id"]) for node in told["nodes"]}
     done = []
-    for name, node in known.items():
-        if roster.get(name) != kept.get(name) or name not in roster:
-            flower(kit, "supernode", "unregister", str(node["node-id"]), CONNECTION)
-            kept.pop(name, None)
+    for name, entry in list(admitted.items()):
+        if entry["node"] not in living:
+            del admitted[name]
+        elif roster.get(name) != entry["key"]:
+            flower(kit, "supernode", "unregister", entry["node"], CONNECTION)
+            del admitted[name]
             done.append(f"{name}: its former key is refused from now on")
-    for name, public in roster.items():
-        if name in kept and name in known:
+    for name, key in roster.items():
+        if name in admitted:
             continue
-        path = kit.folder / "flower" / f"{name}.pub"
-        path.write_text(public + "\n", encoding="ascii")
-        flower(kit, "supernode", "register", str(path), CONNECTION, "--name", name)
-        kept[name] = public
+        public = kit.folder / "flower" / f"{name}.pub"
+        public.write_text(key + "\n", encoding="ascii")
+        made = _json(
+            flower(
+                kit, "supernode", "register", str(public), CONNECTION, "--name", name,
+                "--format", "json",
+            )
+        )  # fmt: skip
+        admitted[name] = {"key": key, "node": str(made["node-id"])}
         done.append(f"{name}: admitted")
-    _admitted(kit).write_text(json.dumps(kept), encoding="ascii")
+    replace_file(path, json.dumps(admitted, indent=1) + "\n")
     return done
+
+
+def _json(text: str) -> dict[str, Any]:
+    """What Flower's command line printed as JSON, behind whatever else it said."""
+    found: dict[str, Any] = json.loads(text[text.index("{") :])
+    return found
 
 
 def flower(kit: Kit, *arguments: str) -> str:
@@ -153,21 +168,6 @@ def write_connection(kit: Kit) -> None:
         f'address = "127.0.0.1:{kit.internal_port}"\nroot-certificates = "{kit.ca}"\n'
     )
     (kit.folder / "flower" / "config.toml").write_text(text, encoding="utf-8")
-
-
-def _nodes(kit: Kit) -> list[dict[str, Any]]:
-    found: Mapping[str, Any] = json.loads(
-        flower(kit, "supernode", "list", CONNECTION, "--format", "json")
-    )
-    return list(found.get("nodes", []))
-
-
-def _admitted(kit: Kit) -> Path:
-    return kit.folder / "flower" / "admitted.json"
-
-
-def _told(kit: Kit) -> str:
-    return _admitted(kit).read_text(encoding="ascii")
 
 
 def _superlink(kit: Kit) -> subprocess.Popen[bytes]:

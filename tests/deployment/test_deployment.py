@@ -57,9 +57,12 @@ def node(place: Place, name: str, *, ca: Path | None = None, key: Path | None = 
         command += ["--auth-supernode-private-key", str(key)]
     home = place.folder / "nodes" / name
     home.mkdir(parents=True, exist_ok=True)
-    return place.start(
-        Machine(home / "log", *command, env={"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"})
-    )
+    env = {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{FLOWER}:{os.environ['PATH']}",
+    }
+    return place.start(Machine(home / "log", *command, env=env))
 
 
 def test_the_control_api_is_out_of_reach(place: Place, server: Machine) -> None:
@@ -84,11 +87,9 @@ def test_another_authority_or_name_is_refused_by_the_site(place: Place, server: 
     provision(Federation("no", "127.0.0.1", 1, 2, ("nyu",), 30), other)
     key = place.kit("nyu").folder / "node.key"
     wrong = node(place, "wrong-ca", ca=other / "ca" / "ca.crt", key=key)
-    assert wrong.says("CERTIFICATE_VERIFY_FAILED", 30)
+    assert wrong.says("unable to get local issuer certificate", 60)
     name = node(place, "wrong-name", host="127.0.0.2", key=key)
-    assert name.says("CERTIFICATE_VERIFY_FAILED", 30) or name.says("not valid for", 1)
-    assert wrong.end() != 0
-    assert name.end() != 0
+    assert name.says("certificate is not valid for '127.0.0.2'", 60)
 
 
 def test_an_expired_certificate_is_refused_by_the_site(place: Place) -> None:
@@ -103,7 +104,7 @@ def test_an_expired_certificate_is_refused_by_the_site(place: Place) -> None:
     nginx = place.start(Machine(kit / "log", program, "-p", f"{kit}/", "-c", kit / "nginx.conf"))
     key = old / "nyu" / "node.key"
     late = node(place, "expired", ca=old / "ca" / "ca.crt", key=key, port=federation.port)
-    assert late.says("CERTIFICATE_VERIFY_FAILED", 30)
+    assert late.says("certificate has expired", 60)
     nginx.end()
 
 
