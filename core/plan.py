@@ -139,6 +139,8 @@ class Guards:
     """Bounds on what the server accepts in a reply."""
 
     max_cases: int = 100_000
+    norm: str = "clip"
+    norm_factor: float = 5.0
 
 
 @dataclass(frozen=True)

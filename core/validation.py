@@ -59,6 +59,10 @@ def _check_sections(plan: Plan) -> None:
         (loss.ce, loss.focal, loss.dice, loss.gdice)
     ):
         raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
+    _one_of("federation.guards.norm", plan.federation.guards.norm, ("clip", "reject", "off"))
+    if plan.federation.guards.norm_factor < 1:
+        value = plan.federation.guards.norm_factor
+        raise UserError("federation.guards.norm_factor", value, "give a number of at least 1")
     if plan.federation.round_retries < 0 or plan.federation.min_sites < 0:
         raise UserError("federation", "round_retries, min_sites", "give numbers >= 0")
     if len(plan.organ_names) > MAX_ORGANS:

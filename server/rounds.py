@@ -25,6 +25,7 @@ from server.aggregate import aggregate_head, average
 from server.exchange import Exchange, exchange
 from server.figures import best_round, published_weights, round_event, round_line
 from server.guards import Accepted, inspect
+from server.norms import limit
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import declared, frequencies, require_same_split
@@ -164,6 +165,7 @@ class PhaseRun:
         started = time.monotonic()
         factors = list(progress.organ_factors)
         done, good, rejected = self._asked(state, progress)
+        clipped: dict[str, float] = {}
         progress.round += 1
         if self.personal:
             for site, reply in good.items():
@@ -184,6 +186,7 @@ class PhaseRun:
                 names = ", ".join(silent)
                 note = f"organ weights are static: no val score of {names}"
                 self.recorder.note(note, self.phase.name)
+            good, clipped = self._limited(good, state, rejected, progress.round)
             new = self._aggregate(state, good, progress.round)
         seconds = time.monotonic() - started
         progress.seconds += seconds
@@ -200,12 +203,41 @@ class PhaseRun:
         )
         if not self.personal:
             event["weights"] = published_weights(self.plan, self.phase, event, factors)
+        if clipped:
+            event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
             event["trainable"] = self.trainable[progress.round]
         self.recorder.say(event)
         self.recorder.track(self.phase.name, progress.round, event)
         tell(round_line(self.phase, event, progress.seconds))
         return new
+
+    def _limited(
+        self,
+        good: dict[str, Accepted],
+        state: State,
+        rejected: dict[str, str],
+        round_: int,
+    ) -> tuple[dict[str, Accepted], dict[str, float]]:
+        """Updates held against the round's median length; what is refused goes to `rejected`."""
+        kept, clipped, odd = limit(good, state, self.plan.federation.guards)
+        if len(kept) < quorum_of(self.plan, self.phase):
+            raise RunFailed(
+                self._too_few(f"round {round_}", len(kept), dict.fromkeys(odd, "E_NORM"))
+            )
+        for site in odd:
+            rejected[site] = "E_NORM"
+            self.recorder.say(
+                {
+                    "event": "rejected",
+                    "phase": self.phase.name,
+                    "round": round_,
+                    "site": site,
+                    "code": "E_NORM",
+                    "detail": "the update is much longer than the round's median",
+                }
+            )
+        return kept, clipped
 
     def _asked(
         self, state: State, progress: Progress

@@ -1,0 +1,75 @@
+"""An update much longer than the round's median is shortened, or refused (guard of the plan)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from core.plan import Guards
+from server.guards import Accepted
+from server.strategy import ARRAYS
+
+# With two updates nothing says which of them is the odd one.
+FEWEST = 3
+
+
+def limit(
+    good: Mapping[str, Accepted], before: Mapping[str, Tensor], guards: Guards
+) -> tuple[dict[str, Accepted], dict[str, float], list[str]]:
+    """Holds each update against the median length of the round's updates.
+
+    Args:
+        good: accepted replies by site.
+        before: weights that the sites were sent.
+        guards: `norm` is ``clip``, ``reject`` or ``off``; `norm_factor` the multiple of the median.
+
+    Returns:
+        The replies that remain; by site the factor that its update was shortened by; and the sites
+        whose updates are refused.
+    """
+    if guards.norm == "off" or len(good) < FEWEST:
+        return dict(good), {}, []
+    lengths = {site: _length(one.state, before) for site, one in good.items()}
+    longest = guards.norm_factor * statistics.median(lengths.values())
+    odd = [site for site, length in lengths.items() if length > longest > 0]
+    if guards.norm == "reject":
+        return {s: one for s, one in good.items() if s not in odd}, {}, odd
+    factors = {site: longest / lengths[site] for site in odd}
+    kept = {
+        site: _shortened(one, before, factors[site]) if site in factors else one
+        for site, one in good.items()
+    }
+    return kept, factors, []
+
+
+def _length(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
+    squares = [
+        float((tensor.double() - before[name].double()).square().sum())
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    ]
+    return math.sqrt(math.fsum(squares))
+
+
+def _shortened(one: Accepted, before: Mapping[str, Tensor], factor: float) -> Accepted:
+    state = {}
+    for name, tensor in one.state.items():
+        if tensor.is_floating_point():
+            start = before[name].double()
+            moved = start + (tensor.double() - start) * factor
+            state[name] = moved.to(tensor.dtype)
+        else:
+            state[name] = tensor
+    with torch.no_grad():
+        arrays = ArrayRecord(state)
+    content = RecordDict({k: v for k, v in one.message.content.items() if k != ARRAYS})
+    content[ARRAYS] = arrays
+    message = one.message
+    message.content = content
+    return replace(one, state=state, message=message)
