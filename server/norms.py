@@ -36,7 +36,7 @@ def limit(
     if guards.norm == "off" or len(good) < FEWEST:
         return dict(good), {}, []
     lengths = {site: _length(one.state, before) for site, one in good.items()}
-    longest = guards.norm_factor * statistics.median(lengths.values())
+    longest = guards.norm_factor * statistics.median_low(lengths.values())
     odd = [site for site, length in lengths.items() if length > longest > 0]
     if guards.norm == "reject":
         return {s: one for s, one in good.items() if s not in odd}, {}, odd
