@@ -354,3 +354,16 @@ def test_no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     cli._quiet_environment()
     assert [os.environ[n] for n in names] == ["0", "1", "0"]
+
+
+def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "smoke", "seed=3"]) == 0
+    first = capsys.readouterr().out
+    assert main(["config", "show", "smoke", "train.lr=0.5", "--debug", "seed=4"]) == 0
+    second = capsys.readouterr().out
+    assert first != second
+    assert "0.5" in second
+    for wrong in (["config", "show", "smoke", "--debug", "lr"], ["report", "x", "a=b"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
