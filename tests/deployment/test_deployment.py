@@ -166,6 +166,39 @@ def test_the_plan_gives_the_weights_of_the_simulation(place: Place, server: Mach
         assert client.end() == 143
 
 
+def test_a_killed_superlink_and_resume_give_the_same_weights(place: Place, server: Machine) -> None:
+    clients = [place.client(name) for name in SITES]
+    kit = place.folder / "kits" / "server"
+    words = ("run", place.folder / "plan.yaml", "--server", kit, "--name", "again")
+    run = hnfed(place.folder / "killed.log", *words)
+    assert run.says("pretrain 1/2", 300), run.log.read_text()
+    (pid,) = [
+        int(p.parent.name)
+        for p in Path("/proc").glob("[0-9]*/cmdline")
+        if b"flower-superlink" in (line := _read(p)) and str(kit).encode() in line
+    ]
+    os.kill(pid, signal.SIGKILL)
+    assert run.process.wait(200) == 1
+    assert server.says("superlink ended with -9; starting it again", 30)
+    assert not (kit / "runs" / "again" / "checkpoints" / "personalise").exists()
+    more = hnfed(place.folder / "resumed.log", *words, "--resume")
+    assert more.process.wait(500) == 0, more.log.read_text()
+    path = "checkpoints/pretrain/last.safetensors"
+    ours = safetensors.torch.load_file(kit / "runs" / "again" / path)
+    theirs = safetensors.torch.load_file(place.folder / "inline" / path)
+    for key in ours:
+        assert float((ours[key] - theirs[key]).abs().max()) <= 1e-6, key
+    for client in clients:
+        assert client.end() == 143
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def test_unapproved_code_does_not_run(place: Place, server: Machine) -> None:
     for name in SITES:
         (place.folder / "kits" / name / "approved.json").unlink()
