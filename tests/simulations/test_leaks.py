@@ -72,7 +72,9 @@ def hits(folder: Path, words: Sequence[str] = IDENTIFIERS) -> Iterator[str]:
 
 
 @pytest.mark.real_data
-def test_hospital_archives(real_data: Path, tmp_path: Path, capfd) -> None:
+def test_hospital_archives(
+    real_data: Path, tmp_path: Path, task_identity: None, tiny: list[str], capfd
+) -> None:
     """The invented identifiers of DICOM studies, wherever such data is at hand."""
     listed = next(real_data.rglob("synthetic_from_openkbp/expected.json"), None)
     if listed is None or "dicom" not in FORMATS:
@@ -85,6 +87,22 @@ def test_hospital_archives(real_data: Path, tmp_path: Path, capfd) -> None:
     site.write_text(f"name: nyu\nroot: {listed.parent / 'archive'}\n{places}")
     main(["check", str(listed.parent / "archive"), "--json", str(out / "a.json")])
     assert main(["prepare", str(site), "smoke", "--jobs", "1"]) == 0
+    source = (
+        f"{{root: '{listed.parent / 'archive'}', split: {{train: 0.34, val: 0.33, test: 0.33}}}}"
+    )
+    plan = [
+        *(item for item in tiny if not item.startswith("simulation.sites")),
+        f"simulation.sites={{nyu: {source}, miccai: {source}}}",
+        f"simulation.cache={out / 'simulated'}",
+        "phases.pretrain.organs=[Brainstem, Bone_Mandible]",
+        "phases.personalise.organs=[Parotid_L]",
+        "tracking.mode=offline",
+    ]
+    assert simulate("smoke", plan, out / "run", resume=False) == 0
+    write_report(out / "run")
+    (out / "run" / "config.yaml").unlink()  # says where the archive lies: the user's own words
+    for path in out.rglob("cases.csv"):  # the site's own figures, with its own case ids
+        path.unlink()
     text = "".join(capfd.readouterr())
     found = [w for w in words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text)]
     assert found == []
