@@ -20,6 +20,7 @@ import torch
 from core import checkpoint
 from core.anatomy import BUILT_IN
 from core.commands import predict
+from core.contours import FORMATS
 from core.errors import UserError
 from core.files import replace_file
 from core.models.build import build
@@ -67,6 +68,8 @@ def export(run: Path, out: Path, phase: str | None = None, site: str | None = No
     kept = {key: meta[key] for key in TOLD if key in meta}
     checkpoint.save(out / "models", "best", state, kept)
     scores = _scores(run, str(meta.get("phase", "")))
+    if source.parent.parent.parent.name == "sites":  # one site's own weights: only it judged them
+        scores = [row for row in scores if row["site"] == source.parent.parent.name]
     texts = {
         "configs/metadata.json": _json(_metadata(meta)),
         "configs/inference.json": _json(_inference()),
@@ -95,19 +98,23 @@ def network(root: str) -> torch.nn.Module:
     return model.eval()
 
 
-def run(root: str, source: str, output: str, formats: Sequence[str] = ("nrrd",)) -> int:
+def run(root: str, source: str, output: str, formats: Sequence[str] | str = ("nrrd",)) -> int:
     """What `monai.bundle run` does: `hnfed predict` with the bundle's model.
 
     Args:
         root: folder of the bundle.
         source: CT, or folder of CTs.
         output: folder for the contours.
-        formats: as for `hnfed predict`.
+        formats: as for `hnfed predict`; a list, or names joined by commas.
     """
+    chosen = formats.split(",") if isinstance(formats, str) else list(formats)
+    for name in chosen:
+        if name not in FORMATS:
+            raise UserError("formats", name, f"use {', '.join(FORMATS)}")
     return predict(
         argparse.Namespace(
             input=Path(source), output=Path(output), model=[root], phase=None, site=None,
-            organs=None, device="auto", format=tuple(formats),
+            organs=None, device="auto", format=tuple(chosen),
         )
     )  # fmt: skip
 

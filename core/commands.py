@@ -64,9 +64,10 @@ def predict(args: argparse.Namespace) -> int:
         except CaseError as error:
             failed.append(_left_out(error, ref.case))
     _print_findings([*(f for f in archive.findings if not _of_structures(f)), *failed])
+    lost = [f for f in archive.findings if f.severity == "error" and not _of_structures(f)]
     written = len(archive.cases) - len(failed)
-    print(f"{written} of {len(archive.cases)} CTs contoured in {args.output}")
-    return 1 if failed else 0
+    print(f"{written} of {len(archive.cases) + len(lost)} CTs contoured in {args.output}")
+    return 1 if failed or lost else 0
 
 
 def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.anatomy import BUILT_IN
+from core.data import dicom
 from core.data.archive import Archive, CaseRef, open_archive
 from core.data.dicomseg import write_dicomseg
 from core.data.grid import bounding_box
@@ -48,6 +49,10 @@ def find_cts(path: Path) -> Archive:
     if not path.is_dir():
         raise UserError("--input", path, _REMEDY, problem="no such file or folder")
     files = [p for p in sorted(path.iterdir()) if is_image(p)]
+    if files and any(case.files for case in dicom.find(path)):
+        remedy = "give them one after the other, each in a folder of its own"
+        problem = "holds DICOM series and other images"
+        raise UserError("--input", path, remedy, problem=problem)
     if files:
         return _loose(files)
     try:

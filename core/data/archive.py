@@ -154,7 +154,9 @@ def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFo
             "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
             "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
         )
+        lost = sum(len(case.remarks) for case in dicom.find(root)) if "dicom" in tried else 0
         problem = "no case below this folder"
+        problem += f"; {lost} DICOM files or folders of them cannot be used" if lost else ""
         raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)
     if len(found) > 1:
         remedy = "name the one to read with `format`, or give a folder that holds one"
@@ -168,7 +170,12 @@ def _name(
     """Gives each case folder its id and its row of ``cases.csv``."""
     names = Counter(f.own_name for f in folders)
     short = {f.own_name: f for f in folders if names[f.own_name] == 1}
-    by_path = {f.place(root): f for f in folders}
+    by_path: dict[str, CaseFolder] = {}
+    for one in folders:
+        place = one.place(root)
+        while place in by_path:
+            place += "_"
+        by_path[place] = one
     cases: dict[str, tuple[CaseFolder, Row | None]] = {}
     findings: list[Finding] = []
     for row in rows or ():
@@ -185,7 +192,7 @@ def _name(
         if id(folder) in listed:
             continue
         own = folder.own_name
-        case = own if names[own] == 1 else path.replace("/", "__")
+        case = own if names[own] == 1 or path == "." else path.replace("/", "__")
         while case in cases:
             case += "_"
         cases[case] = (folder, None)

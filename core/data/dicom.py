@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
 from core.data import rtstruct
@@ -42,11 +39,15 @@ OTHER_SUFFIXES = {
 }  # fmt: skip
 TAGS = (
     "Modality", "ImageType", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
-    "FrameOfReferenceUID", "SeriesNumber", "PatientID", "Rows", "Columns", "NumberOfFrames",
+    "FrameOfReferenceUID", "SeriesNumber", "PatientID", "ImagePositionPatient", "Rows", "Columns",
+    "NumberOfFrames",
 )  # fmt: skip
 # What a damaged header may ask memory for.
 MOST_PIXELS = 2**26
+ALL_ONE_PATIENT = 3
 UNDEFINED = 0xFFFFFFFF
+# Padding (FFFC,FFFC) or signatures (FFFA,FFFA) may follow the pixels.
+BEHIND = (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc", b"\xfa\xff\xfa\xff", b"\xff\xfa\xff\xfa")
 TYPES = frozenset(str(vr) for vr in VR)
 # Without a preamble a file begins with its first element, of group 0002 or 0008.
 FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x02\x00\x01\x00", b"\x08\x00")
@@ -64,7 +65,7 @@ class _Series:
     patient: str
     number: str
     files: list[Path] = field(default_factory=list)
-    instances: set[str] = field(default_factory=set)
+    instances: set[tuple[str, str]] = field(default_factory=set)
     copies: int = 0
 
     @property
@@ -102,12 +103,38 @@ def find(root: Path, structure_set: str = "") -> list[CaseFolder]:
     for path, error in tree.damaged_sets:
         found.append(_lost(path, "W_DICOM_UNREADABLE", error.problem))
     chosen = _cases_of(tree, drawn_on)
-    folders = Counter(one.folder for one in chosen)
+    names = _names_of(chosen)
     for one in chosen:
-        several = folders[one.folder] > 1
-        case = f"{one.folder.name}_{one.number or one.uid.rsplit('.', 1)[-1]}" if several else ""
-        found.append(_case(tree, one, drawn_on, structure_set, case))
-    return list(_with_unreadable(found, tree.unreadable))
+        found.append(_case(tree, one, drawn_on, structure_set, names[one.uid]))
+    return list(_with_unreadable(_told_apart(found), tree.unreadable))
+
+
+def _names_of(chosen: Sequence[_Series]) -> dict[str, str]:
+    """What each case is called beside its folder: "" where it is alone there."""
+    folders = Counter(one.folder for one in chosen)
+    stems = {
+        one.uid: f"{one.folder.name}_{re.sub(r'[^A-Za-z0-9.-]', '-', one.number) or 'series'}"
+        for one in chosen
+    }
+    doubled = Counter((one.folder, stems[one.uid]) for one in chosen)
+    names = {}
+    for one in chosen:
+        name = stems[one.uid] if folders[one.folder] > 1 else ""
+        if name and doubled[one.folder, name] > 1:
+            name += f"_{_digest(one.uid)[:6]}"
+        names[one.uid] = name
+    return names
+
+
+def _told_apart(found: list[CaseFolder]) -> list[CaseFolder]:
+    """Without patients where all cases bear one id: an id that an anonymiser wrote is none."""
+    told = {case.patient for case in found if case.files}
+    if len(told) > 1 or "" in told or sum(bool(case.files) for case in found) < ALL_ONE_PATIENT:
+        return found
+    message = "all cases bear one PatientID: it is not taken for one patient"
+    remedy = "name patients in cases.csv (column patient) where several cases are of one"
+    remark = Finding("W_PATIENT_ID", "warning", "", "", message, remedy)
+    return [replace(case, patient="", remarks=(*case.remarks, remark)) for case in found]
 
 
 def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:
@@ -131,8 +158,8 @@ def read_mask(
 
 def _read_tree(root: Path) -> _Tree:
     tree = _Tree()
-    for path in _candidates(root):
-        header = _header(path)
+    for path, begins in _candidates(root):
+        header = _header(path) if begins else None
         if header is None:
             tree.unreadable.append(path)
             continue
@@ -147,8 +174,8 @@ def _read_tree(root: Path) -> _Tree:
     return tree
 
 
-def _candidates(root: Path) -> Iterator[Path]:
-    """Files that begin as DICOM files do."""
+def _candidates(root: Path) -> Iterator[tuple[Path, bool]]:
+    """Files that begin as DICOM files do; False: empty, or not to be opened."""
     for folder, _, files in walk(root):
         for name in files:
             path = folder / name
@@ -158,9 +185,12 @@ def _candidates(root: Path) -> Iterator[Path]:
                 with path.open("rb") as file:
                     start = file.read(132)
             except OSError:
+                yield path, False
                 continue
+            if not start and path.suffix.lower() in ("", ".dcm"):
+                yield path, False
             if start[128:] == b"DICM" or start.startswith(FIRST_GROUPS):
-                yield path
+                yield path, True
 
 
 def _header(path: Path) -> dict[str, str] | None:
@@ -194,22 +224,21 @@ def _has_pixels(header: Any, file: BinaryIO) -> bool:
     A damaged length before them would lead elsewhere, and what follows them would be read as
     elements: either may ask GDCM for gigabytes. Padding may follow.
     """
-    syntax = header.file_meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian
-    if syntax == DeflatedExplicitVRLittleEndian:
+    if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return True
-    order: Literal["little", "big"] = "big" if syntax == ExplicitVRBigEndian else "little"
+    plain, little = header.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
     place, start = file.tell(), file.read(12)
     if [int.from_bytes(start[i : i + 2], order) for i in (0, 2)] != [0x7FE0, 0x0010]:
         return False
-    plain = syntax == ImplicitVRLittleEndian
     length = int.from_bytes(start[4:8] if plain else start[8:12], order)
     if length == UNDEFINED:
         return True
     end = place + (8 if plain else 12) + length
     file.seek(end)
-    behind = file.read(4)
+    behind = file.read(1 << 16)
     whole = end <= os.fstat(file.fileno()).st_size
-    return whole and (not behind or behind in (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc"))
+    return whole and (behind.startswith(BEHIND) or not behind.strip(b"\0"))
 
 
 def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:
@@ -224,8 +253,8 @@ def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:
             header["SeriesNumber"],
         ),
     )  # fmt: skip
-    instance = header["SOPInstanceUID"]
-    if instance and instance in one.instances:
+    instance = header["SOPInstanceUID"], header["ImagePositionPatient"]
+    if instance[0] and instance in one.instances:
         one.copies += 1
         return
     one.instances.add(instance)
@@ -234,12 +263,21 @@ def _add_slice(tree: _Tree, path: Path, header: Mapping[str, str]) -> None:
 
 def _series_of(drawn: StructureSet, series: Sequence[_Series]) -> list[str]:
     """UIDs of the CT series that a structure set is drawn on."""
-    listed = frozenset[str]().union(*drawn.series.values())
-    if named := [one.uid for one in series if one.uid in listed]:
+    of_patient = [one for one in series if _may_be_one(one.patient, drawn.patient)]
+    listed = _listed(drawn)
+    if named := [one.uid for one in of_patient if one.uid in listed]:
         return named
-    near = [one for one in series if one.frame and one.frame in drawn.series]
+    near = [one for one in of_patient if one.frame and one.frame in drawn.series]
     near.sort(key=lambda one: (one.study == drawn.study, len(one.files)))
     return [one.uid for one in near[-1:]]
+
+
+def _listed(drawn: StructureSet) -> frozenset[str]:
+    return frozenset[str]().union(*drawn.series.values())
+
+
+def _may_be_one(patient: str, other: str) -> bool:
+    return not patient or not other or patient == other
 
 
 def _cases_of(tree: _Tree, drawn_on: Mapping[str, Sequence[Path]]) -> list[_Series]:
@@ -287,9 +325,14 @@ def _case(
         path = max(paths, key=lambda p: _rank(tree.sets[p], wanted))
         chosen = tree.sets[path]
         if len(paths) > 1:
-            labels = ", ".join(repr(tree.sets[p].label) for p in paths if p != path)
-            message = f"structure set {chosen.label!r} is read, {labels} passed over"
+            labels = _quoted([tree.sets[p].label for p in paths if p != path])
+            message = f"structure set {_quoted([chosen.label])} is read, {labels} passed over"
             say("W_STRUCTURE_SET_SECOND", message, "or name another in the site's `structure_set`")
+        if wanted and chosen.label.lower() != wanted.lower():
+            say("W_STRUCTURE_SET_WANTED", f"no structure set {_quoted([wanted])} on this CT")
+        if _listed(chosen) and one.uid not in _listed(chosen):
+            message = f"structure set {_quoted([chosen.label])} names a series that is not here: "
+            say("W_STRUCTURE_SET_FRAME", f"{message}matched by its frame of reference")
         names = _drawn_names(chosen, one, say)
         structures = (path,) * len(names)
     return CaseFolder(
@@ -298,10 +341,15 @@ def _case(
     )  # fmt: skip
 
 
-def _rank(one: StructureSet, wanted: str) -> tuple[bool, bool, str, int, str]:
+def _rank(one: StructureSet, wanted: str) -> tuple[bool, bool, bool, bool, str, int, str]:
     drawn = sum(bool(roi.contours) for roi in one.rois)
     named = bool(wanted) and one.label.lower() == wanted.lower()
-    return named, one.approved, one.drawn_at, drawn, one.label
+    return named, drawn > 0, not one.ours, one.approved, one.drawn_at, drawn, one.label
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Names between quotes, without quotes of their own: what is quoted can be hidden."""
+    return ", ".join("'" + re.sub(r"['\"]", "", name) + "'" for name in names)
 
 
 def _drawn_names(chosen: StructureSet, one: _Series, say: Say) -> tuple[str, ...]:
@@ -312,10 +360,9 @@ def _drawn_names(chosen: StructureSet, one: _Series, say: Say) -> tuple[str, ...
     drawn = [roi.name for roi in chosen.rois if roi.contours and roi.name not in elsewhere]
     absent = sorted({r.name for r in chosen.rois if not r.contours and r.name not in drawn})
     if absent:
-        listed = ", ".join(map(repr, absent))
-        say("W_LABEL_ABSENT", f"named, but not drawn, so not annotated: {listed}")
+        say("W_LABEL_ABSENT", f"named, but not drawn, so not annotated: {_quoted(absent)}")
     if elsewhere:
-        listed = ", ".join(map(repr, sorted(elsewhere)))
+        listed = _quoted(sorted(elsewhere))
         say("W_LABEL_ELSEWHERE", f"drawn in another frame of reference, left out: {listed}")
     return tuple(sorted(drawn))
 
@@ -324,7 +371,9 @@ def _lost(path: Path, code: str, problem: str) -> CaseFolder:
     remedy = "put the CT that it belongs to back, or remove it"
     if code == "W_DICOM_UNREADABLE":
         remedy = "export it again"
-    finding = Finding(code, "error", "", "", f"structure set {path.name!r}: {problem}", remedy)
+    finding = Finding(
+        code, "error", "", "", f"structure set {_quoted([path.name])}: {problem}", remedy
+    )
     return CaseFolder(path.parent, (), (), (), path.stem, "", (finding,))
 
 
@@ -343,7 +392,8 @@ def _told(case: CaseFolder, lost: list[Path]) -> CaseFolder:
     if not lost:
         return case
     severity = "warning" if case.files else "error"
-    message = f"{len(lost)} files begin as DICOM but cannot be read ({lost[0].name!r} is one)"
+    one = _quoted([lost[0].name])
+    message = f"{len(lost)} files are empty, or begin as DICOM but cannot be read ({one} is one)"
     finding = Finding("W_DICOM_UNREADABLE", severity, "", "", message, "copy or export them again")
     return CaseFolder(
         case.folder, case.files, case.structures, case.names, case.case, case.patient,

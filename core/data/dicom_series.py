@@ -60,7 +60,7 @@ def read_series(files: Sequence[Path]) -> tuple[npt.NDArray[Any], Geometry]:
     levels, places = levels[order], [places[i] for i in order]
     _require_alike(places, levels)
     step = _require_even(levels)
-    _require_upright(np.subtract(places[-1].origin, places[0].origin), normal)
+    _require_upright(places, levels, normal)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise _refused("E_IMAGE_VALUES", "voxels are NaN or infinite", REMEDY)
     if (np.diff(order) != 1).any():
@@ -165,15 +165,26 @@ def _require_even(levels: npt.NDArray[np.float64]) -> float:
     raise _refused("E_IMAGE_GEOMETRY", problem, "export the series with slices of one distance")
 
 
-def _require_upright(offset: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> None:
-    """The slices lie one above the other: no gantry tilt."""
-    along = float(offset @ normal)
-    aside = float(np.linalg.norm(offset - along * normal))
-    tilt = math.degrees(math.atan2(aside, along))
+def _require_upright(
+    places: Sequence[_Place],
+    levels: npt.NDArray[np.float64],
+    normal: npt.NDArray[np.float64],
+) -> None:
+    """The slices lie one above the other: no gantry tilt, none shifted sideways."""
+    offsets = np.array([place.origin for place in places]) - np.array(places[0].origin)
+    aside = np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1)
+    tilt = math.degrees(math.atan2(aside[-1], float(offsets[-1] @ normal)))
     if tilt > TILT_DEGREES:
         problem = f"gantry tilt of {tilt:.1f} degrees: each slice is shifted against the last"
         remedy = "resample the series without tilt in the scanner or the planning system"
         raise _refused("E_IMAGE_GEOMETRY", problem, remedy)
+    shifted = aside > max(ROUNDING_MM, UNEVEN * min(places[0].spacing[:2]))
+    if shifted.any():
+        problem = (
+            f"{int(shifted.sum())} slices are shifted sideways by up to {aside.max():.1f} mm, "
+        )
+        problem += f"at {_at(levels[shifted])}"
+        raise _refused("E_IMAGE_GEOMETRY", problem, "keep one reconstruction of the scan")
 
 
 def _at(levels: npt.NDArray[np.float64]) -> str:

@@ -8,6 +8,7 @@ A mask that is traced and rasterised again is the same mask.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Raster:
         tilted: contours that do not lie in one slice of the grid.
         outside: contours further than half a slice above or below the grid.
         between: contours passed over because another plane lies nearer to their slice.
+        doubled: contours that repeat another one of their slice; drawn once, they would cancel out.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -38,6 +40,7 @@ class Raster:
     tilted: int = 0
     outside: int = 0
     between: int = 0
+    doubled: int = 0
 
 
 def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
@@ -52,7 +55,7 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
     """
     depth = geometry.size[0]
     planes: dict[int, list[tuple[float, Points]]] = defaultdict(list)
-    points = tilted = outside = between = 0
+    points = tilted = outside = between = doubled = 0
     for contour in contours:
         if len(contour) < 3:
             points += 1
@@ -64,7 +67,8 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
         elif not -0.5 <= level <= depth - 0.5:
             outside += 1
         else:
-            place = min(max(round(level), 0), depth - 1)
+            # Halfway between two slices it goes up, always: no slice is skipped.
+            place = min(max(math.floor(level + 0.5 + 1e-4), 0), depth - 1)
             planes[place].append((level, index[:, :2]))
     mask = np.zeros(geometry.size, dtype=np.bool_)
     for place, drawn in planes.items():
@@ -72,8 +76,10 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
         side = min(level for level, _ in drawn if abs(level - place) <= nearest + 1e-6)
         kept = [polygon for level, polygon in drawn if abs(level - side) <= 0.01]
         between += len(drawn) - len(kept)
-        _fill(kept, mask[place])
-    return Raster(mask, points, tilted, outside, between)
+        once = list({_signature(polygon): polygon for polygon in kept}.values())
+        doubled += len(kept) - len(once)
+        _fill(once, mask[place])
+    return Raster(mask, points, tilted, outside, between, doubled)
 
 
 def trace(mask: npt.NDArray[np.bool_], geometry: Geometry) -> list[Points]:
@@ -96,6 +102,12 @@ def trace(mask: npt.NDArray[np.bool_], geometry: Geometry) -> list[Points]:
             index = np.column_stack([polygon, np.full(len(polygon), float(z))])
             found.append(_to_mm(index, geometry))
     return found
+
+
+def _signature(polygon: Points) -> bytes:
+    """The same for the same points, wherever a contour begins and whichever way it runs."""
+    points = np.round(polygon, 3)
+    return bytes(points[np.lexsort(points.T)].tobytes())
 
 
 def _matrix(geometry: Geometry) -> Points:

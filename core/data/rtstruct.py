@@ -57,6 +57,7 @@ class StructureSet:
         label: StructureSetLabel.
         approved: True where ApprovalStatus says so.
         drawn_at: date and time of the structure set, in the order of time as text.
+        ours: True for what `hnfed predict` wrote.
         rois: its structures.
     """
 
@@ -66,6 +67,7 @@ class StructureSet:
     label: str
     approved: bool
     drawn_at: str
+    ours: bool
     rois: tuple[Roi, ...]
 
 
@@ -111,6 +113,7 @@ def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool
         (flat, "of one or two points, or open, hold no area"),
         (drawn.tilted, "lie in no slice of the CT"),
         (drawn.outside, "lie above or below the CT"),
+        (drawn.doubled, "are there twice"),
         (drawn.between, "lie between slices that have contours of their own"),
     )
     told = [f"{count} contours {what}" for count, what in remarks if count]
@@ -172,6 +175,7 @@ def _parse(data: Any) -> StructureSet:
         label=_text(data, "StructureSetLabel"),
         approved=_text(data, "ApprovalStatus") == "APPROVED",
         drawn_at=_text(data, "StructureSetDate").ljust(8) + _text(data, "StructureSetTime"),
+        ours=_text(data, "Manufacturer") == "hnfed",
         rois=tuple(rois),
     )
 

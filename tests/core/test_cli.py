@@ -542,3 +542,33 @@ def test_the_card_withholds_what_the_run_withholds(run: Path, tmp_path: Path) ->
     assert not [
         p for p in (tmp_path / "b").rglob("*") if p.is_file() and b"secret" in p.read_bytes()
     ]
+
+
+def test_a_sites_own_weights_bear_its_own_scores(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    cell = {"n": 3, "missed": 0, "dice": 0.5, "hd95_mm": 4.25}
+    sites = {site: {"test": {"Brainstem": cell}} for site in ("north", "south")}
+    metrics = {"schema": 1, "phases": [{"name": "own", "sites": sites}]}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    out = tmp_path / "b"
+    assert _run("export", tmp_path / "run", "--phase", "own", "--site", "south", "-o", out) == 0
+    card = (out / "docs" / "README.md").read_text()
+    assert "| south | Brainstem" in card
+    assert "north" not in card
+
+
+def test_lost_series_and_mixed_folders_are_no_success(
+    dicom_head: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dicom_head / "p", tmp_path / "in" / "good")
+    shutil.copytree(dicom_head / "p", tmp_path / "in" / "bad")
+    for path in (tmp_path / "in" / "bad").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    assert _run("predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", run, "--phase",
+                "pretrain") == 1  # fmt: skip
+    assert "1 of 2" in capsys.readouterr().out
+    mixed = tmp_path / "in" / "good"
+    write_image(mixed / "other.nrrd", np.zeros((4, 4, 4), np.int16), Geometry((4, 4, 4), (1, 1, 1)))
+    assert _run("predict", "-i", mixed, "-o", tmp_path / "out2", "--model", run, "--phase",
+                "pretrain") == 1  # fmt: skip
+    assert "DICOM series and other images" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def head(geometry: Geometry = GEOMETRY) -> Volume:
 
 def prepared(folder: Path, volume: Volume) -> Entry:
     (folder / "entries").mkdir(parents=True)
-    write_entry(folder / "entries" / "key", volume, [], ORGANS, SETTINGS, "")
+    write_entry(folder / "entries" / "key", volume, [], ORGANS, SETTINGS, (), "made")
     line = {"key": "key", "case": volume.case, "split": "test"}
     return open_entry(folder, line, ORGANS)
 

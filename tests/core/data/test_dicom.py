@@ -343,3 +343,93 @@ def test_cases_of_one_patient_stay_together(tmp_path: Path, image: np.ndarray) -
 def test_the_remedy_names_dicom_where_nothing_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="RTSTRUCT"):
         open_archive(tmp_path)
+
+
+def test_patients_in_one_folder_with_one_series_number(tmp_path: Path, image: np.ndarray) -> None:
+    for patient in "AB":
+        name = f"{patient}{{}}.dcm"
+        write_series(
+            tmp_path / "flat", image, GRID, patient=patient, number=2,
+            name=lambda z, name=name: name.format(z),
+        )  # fmt: skip
+        rois = {"Brainstem": box(GRID)}
+        write_structures(tmp_path / "flat" / f"RS{patient}.dcm", rois, patient=patient)
+    archive = open_archive(tmp_path)
+    assert len({ref.case for ref in archive.cases}) == 2
+    assert len({ref.patient for ref in archive.cases}) == 2
+    assert all("/" not in ref.case for ref in archive.cases)
+
+
+def test_structures_of_another_patient_are_not_drawn(tmp_path: Path, image: np.ndarray) -> None:
+    """An anonymiser may give everybody one frame of reference."""
+
+    def shared(data: Any) -> None:
+        data.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = "1.2.3.4"
+
+    def frame(level: int, data: Any) -> None:
+        data.FrameOfReferenceUID = "1.2.3.4"
+
+    write_series(tmp_path / "A", image, GRID, patient="A", change=frame)
+    rois = {"Brainstem": box(GRID)}
+    write_structures(tmp_path / "B" / "RS.dcm", rois, patient="B", change=shared)
+    archive, ref = only_case(tmp_path)
+    assert not ref.structures
+    assert codes(archive) == ["W_STRUCTURE_SET_ALONE"]
+
+
+def test_slices_shifted_sideways_are_refused(tmp_path: Path, image: np.ndarray) -> None:
+    write_series(tmp_path / "p", image, GRID, change=moved(3, (5.0, 0, 0)))
+    archive, ref = only_case(tmp_path)
+    with pytest.raises(CaseError, match=r"shifted sideways by up to 5\.0 mm, at 107\.50"):
+        read_image_of(archive, ref)
+
+
+def test_our_own_contours_and_empty_sets_are_not_preferred(
+    tmp_path: Path, image: np.ndarray
+) -> None:
+    def ours(data: Any) -> None:
+        data.Manufacturer = "hnfed"
+
+    write_series(tmp_path / "p", image, GRID)
+    folder, rois = tmp_path / "p", {"Brainstem": box(GRID)}
+    write_structures(folder / "1", rois, label="clinical", drawn_at="20190101")
+    write_structures(folder / "2", rois, label="net", drawn_at="20260101", change=ours)
+    write_structures(folder / "3", {"poi": []}, label="poi", approved=True, drawn_at="20250101")
+    archive, ref = only_case(tmp_path, structure_set="nobody's")
+    assert read_structure_set(ref.structures["Brainstem"]).label == "clinical"
+    assert "W_STRUCTURE_SET_WANTED" in codes(archive)
+
+
+def test_what_may_follow_the_pixels(tmp_path: Path, image: np.ndarray) -> None:
+    write_series(tmp_path / "p", image, GRID)
+    for level, behind in ((2, b"\0" * 10), (3, b"\xfa\xff\xfa\xffSQ\0\0\0\0\0\0")):
+        path = tmp_path / "p" / f"CT{level:02d}.dcm"
+        path.write_bytes(path.read_bytes() + behind)
+    archive, ref = only_case(tmp_path)
+    assert len(ref.files) == 8
+    np.testing.assert_array_equal(read_image_of(archive, ref)[0], image)
+
+
+def test_empty_files_and_reused_ids_are_told(tmp_path: Path, image: np.ndarray) -> None:
+    def same(level: int, data: Any) -> None:
+        if level > 4:
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+
+    write_series(tmp_path / "p", image, GRID, change=same)
+    (tmp_path / "p" / "CT07.dcm").write_bytes(b"")
+    archive, ref = only_case(tmp_path)
+    assert len(ref.files) == 7, "one id, but other places: no copies"
+    assert codes(archive) == ["W_DICOM_UNREADABLE"]
+
+
+def test_one_id_for_all_is_no_patient(tmp_path: Path, image: np.ndarray) -> None:
+    for i in range(3):
+
+        def study(level: int, data: Any, i: int = i) -> None:
+            data.StudyInstanceUID = f"1.2.{i}"
+
+        folder = tmp_path / f"c{i}"
+        write_series(folder, image, GRID, patient="ANONYMOUS", series=f"s{i}", change=study)
+    archive = open_archive(tmp_path)
+    assert {ref.patient for ref in archive.cases} == {None}
+    assert codes(archive) == ["W_PATIENT_ID"] * 3

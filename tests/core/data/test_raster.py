@@ -136,3 +136,17 @@ def test_traced_outlines_have_the_area_of_the_pixels() -> None:
     ]
     assert sorted(areas) == [1.0, 25.0]
     assert sorted(len(c) for c in outlines) == [4, 4]
+
+
+def test_planes_halfway_between_slices_fill_every_slice_once() -> None:
+    drawn = rasterise([square(2.5, 8.5, z + 0.5) for z in range(5)], GRID)
+    assert np.flatnonzero(drawn.mask.any(axis=(1, 2))).tolist() == [1, 2, 3, 4, 5]
+    assert drawn.between == 0
+
+
+def test_a_contour_that_is_there_twice_counts_once() -> None:
+    one = square(2.5, 8.5, 2)
+    again = np.roll(one, 2, axis=0)[::-1]
+    drawn = rasterise([one, again], GRID)
+    assert drawn.doubled == 1
+    np.testing.assert_array_equal(drawn.mask, rasterise([one], GRID).mask)
