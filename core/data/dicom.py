@@ -45,6 +45,7 @@ TAGS = (
 # What a damaged header may ask memory for.
 MOST_PIXELS = 2**26
 ALL_ONE_PATIENT = 3
+DICOMDIR = "1.2.840.10008.1.3.10"
 UNDEFINED = 0xFFFFFFFF
 # Padding (FFFC,FFFC) or signatures (FFFA,FFFA) may follow the pixels.
 BEHIND = (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc", b"\xfa\xff\xfa\xff", b"\xff\xfa\xff\xfa")
@@ -206,11 +207,11 @@ def _header(path: Path) -> dict[str, str] | None:
                 return None
             if told["Modality"] == "CT" and not _has_pixels(header, file):
                 return None
-            kind = told["Modality"] or header.file_meta.get("MediaStorageSOPClassUID")
+            catalogue = header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception:
             return None
-    return told if kind else None
+    return told if told["Modality"] or catalogue else None
 
 
 def _known(data: Any) -> bool:
