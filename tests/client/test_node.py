@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.node import reason_of, run_node
+from core.errors import UserError
+from core.kit import read_kit
+from server.provision import Federation, provision
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "certificate"),
+        ("Exit Code: 305 ... code 2001", "showed none"),
+        ("code 2004", "revoked"),
+        ("httpx.ConnectError: Connection refused", "nothing answers"),
+        ("something new", "supernode.log"),
+    ],
+)
+def test_flowers_last_words_in_plain_ones(said: str, word: str) -> None:
+    assert word in reason_of(said)
+
+
+def test_kit_site_file_and_key_must_fit(tmp_path: Path) -> None:
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    kit = read_kit(tmp_path / "kits" / "nyu", "site")
+    site = tmp_path / "site.yaml"
+    text = f"root: {tmp_path}\ncache: {tmp_path}/cache\nstate: {tmp_path}/state\n"
+    site.write_text(f"name: miccai\n{text}")
+    with pytest.raises(UserError, match="the kit is nyu's"):
+        run_node(kit, site)
+    site.write_text(f"name: nyu\n{text}")
+    (kit.folder / "node.key").chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600"):
+        run_node(kit, site)
+    (kit.folder / "node.key").unlink()
+    with pytest.raises(UserError, match="no key"):
+        run_node(kit, site)

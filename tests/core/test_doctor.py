@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from core.doctor import FAIL, PASS, WARN, Check, examine, report
+from core.kit import SERVER, Kit, read_kit
+from server.provision import Federation, provision
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def kits(tmp_path: Path) -> Path:
+    provision(Federation("hn", "127.0.0.1", free_port(), free_port(), ("nyu",), 365), tmp_path)
+    return tmp_path
+
+
+def states(role: str, kit: Kit) -> dict[str, Check]:
+    return {check.name: check for check in examine(role, kit)}
+
+
+def test_a_site_learns_what_is_missing(kits: Path) -> None:
+    found = states("site", read_kit(kits / "nyu", "site"))
+    assert found["keys"].state == found["kit"].state == PASS
+    assert (found["approved code"].state, found["approved code"].remedy) == (
+        FAIL, "hnfed approve KIT")  # fmt: skip
+    assert found["server"].state == FAIL
+    assert "port open" in found["server"].remedy
+    assert all(check.remedy for check in found.values() if check.state != PASS)
+
+
+def test_open_keys_and_changed_files(kits: Path) -> None:
+    folder = kits / "nyu"
+    (folder / "node.key").chmod(0o644)
+    (folder / "README.md").write_text("other")
+    found = states("site", read_kit(folder, "site"))
+    assert found["keys"].state == FAIL
+    assert "chmod 600" in found["keys"].remedy
+    assert "README.md" in found["kit"].found
+
+
+def test_a_servers_certificate(kits: Path) -> None:
+    found = states(SERVER, read_kit(kits / "server", SERVER))
+    assert found["certificate"].state == PASS
+    assert "nginx" in found
+    old = Federation("hn", "fed.example.org", 1234, 1235, ("nyu",), 365)
+    kit = read_kit(kits / "server", SERVER)
+    moved = Kit(kit.folder, "hn", SERVER, old.host, kit.port, kit.internal_port)
+    found = states(SERVER, moved)
+    assert found["certificate"].state == FAIL
+    assert "fed.example.org" in found["certificate"].found
+
+
+def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = list(examine("site"))
+    assert checks[-1].state == WARN
+    assert report(iter([Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")])) == 1
+    out = capsys.readouterr().out
+    assert "-> do z" in out
+    assert report(iter([Check("a", WARN, "x", "w")])) == 0
