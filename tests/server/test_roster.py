@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,3 +187,12 @@ def test_what_a_site_declares() -> None:
     assert declared(description("a", annotated=(0, 4)), PLAN, PLAN.phases[0]) == [0.0, 1.0]
     assert declared(description("a", annotated=(0, 4)), PLAN, SECOND) == [1.0]
     assert declared(description("a", annotated=()), PLAN, PLAN.phases[0]) == [1.0, 1.0]
+
+
+def test_a_name_that_the_nodes_key_does_not_have_is_refused() -> None:
+    grid = Grid({5: describes("a"), 6: describes("a"), 7: describes("b")})
+    names = {5: "b", 6: "a", 7: "b"}
+    grid.get_nodes = lambda: [SimpleNamespace(node_id=n, name=names[n]) for n in names]  # type: ignore[method-assign]
+    nodes, _, events = call(grid, "a", "b")
+    assert nodes["a"] == 6, "the first that says it is a has b's key"
+    assert ("b", "E_SITE") in [(e["site"], e["code"]) for e in events]
