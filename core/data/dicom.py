@@ -237,7 +237,11 @@ def _case(
         if len(paths) > 1:
             labels = _quoted([tree.sets[p].label for p in paths if p != path])
             message = f"structure set {_quoted([chosen.label])} is read, {labels} passed over"
-            say("W_STRUCTURE_SET_SECOND", message, "or name another in the site's `structure_set`")
+            say(
+                "W_STRUCTURE_SET_SECOND",
+                message,
+                "nothing to do, or name another in the site's `structure_set`",
+            )
         if wanted and chosen.label.lower() != wanted.lower():
             say("W_STRUCTURE_SET_WANTED", f"no structure set {_quoted([wanted])} on this CT")
         if _listed(chosen) and one.uid not in _listed(chosen):
