@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import ARCHIVE_FORMATS
+from core.cli import ARCHIVE_FORMATS, subcommand
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,34 +26,24 @@ def register(subparsers: Any) -> None:
     """Adds the subcommands of a site to the subparsers of a command line."""
     _add_check(subparsers)
     _add_prepare(subparsers)
-    _add_client(subparsers)
-    _add_approve(subparsers)
-    _add_receipts(subparsers)
-
-
-def _parser(subparsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-    add("--jobs", type=int, default=_cores(), help="processes (default: the cores, 8 at most)")
-    return parser
+    _add_at_kit(subparsers)
 
 
 def _cores() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    text = "processes (default: the cores, 8 at most)"
+    parser.add_argument("--jobs", type=int, default=_cores(), help=text)
+
+
 def _add_check(subparsers: Any) -> None:
-    parser = _parser(
+    parser = subcommand(
         subparsers,
         "check",
         "what of an archive can be used, and what is wrong with the rest",
+        _check,
         "hnfed check /data/archive --site site.yaml --json findings.json",
     )
     add = parser.add_argument
@@ -63,14 +53,15 @@ def _add_check(subparsers: Any) -> None:
     add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
     add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
     add("--names", action="store_true", help="print what each structure's name means; nothing else")
-    parser.set_defaults(handler=_check)
+    _add_jobs(parser)
 
 
 def _add_prepare(subparsers: Any) -> None:
-    parser = _parser(
+    parser = subcommand(
         subparsers,
         "prepare",
         "archive -> cache that training uses; what is there already is kept",
+        _prepare,
         "hnfed prepare site.yaml demo --jobs 8",
     )
     add = parser.add_argument
@@ -78,55 +69,40 @@ def _add_prepare(subparsers: Any) -> None:
     add("config", metavar="CONFIG", nargs="?", help="plan with `preprocess` and organs")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
     add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
-    parser.set_defaults(handler=_prepare)
+    _add_jobs(parser)
 
 
-def _add_client(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
+def _add_at_kit(subparsers: Any) -> None:
+    """The subcommands that work on a site's kit."""
+    client = subcommand(
+        subparsers,
         "client",
-        help="start a site's long-running process",
-        description="Start a site's long-running process; outbound connections only.",
-        epilog="example:\n  hnfed client kits/nyu --site nyu.yaml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "start a site's long-running process; outbound connections only",
+        _client,
+        "hnfed client kits/nyu --site nyu.yaml",
     )
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
-    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
-    parser.add_argument(
-        "--site", metavar="SITE.yaml", type=Path, help="site file (default: KIT/site.yaml)"
-    )
-    parser.set_defaults(handler=_client)
-
-
-def _add_approve(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
+    look = subcommand(
+        subparsers,
         "approve",
-        help="look at the code that wants to run at this site, and pin it",
-        description="Look at the code that wants to run at this site, and pin it.",
-        epilog="example:\n  hnfed approve kits/nyu",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "look at the code that wants to run at this site, and pin it",
+        _approve,
+        "hnfed approve kits/nyu",
     )
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
-    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
-    parser.add_argument("--diff", action="store_true", help="show the whole difference")
-    parser.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
-    parser.set_defaults(handler=_approve)
-
-
-def _add_receipts(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
+    receipts = subcommand(
+        subparsers,
         "receipts",
-        help="what has left this site",
-        description="What has left this site.",
-        epilog="example:\n  hnfed receipts kits/nyu --site nyu.yaml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what has left this site",
+        _receipts,
+        "hnfed receipts kits/nyu --site nyu.yaml",
     )
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
-    parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
-    parser.add_argument(
-        "--site", metavar="SITE.yaml", type=Path, help="site file (default: KIT/site.yaml)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
-    parser.set_defaults(handler=_receipts)
+    for parser in (client, look, receipts):
+        parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
+    for parser in (client, receipts):
+        text = "site file (default: KIT/site.yaml)"
+        parser.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
+    look.add_argument("--diff", action="store_true", help="show the whole difference")
+    look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
+    receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
 
 
 def _client(args: argparse.Namespace) -> int:

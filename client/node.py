@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from client import approval_guard
@@ -20,9 +18,10 @@ from core.app_folder import QUIET
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
+from core.service import Stopped, end, stop_by_signal, tell
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
-RETRY_SECONDS, LONGEST_RETRY_SECONDS, GRACE_SECONDS = 20.0, 120.0, 8.0
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
 REASONS = (
@@ -35,14 +34,6 @@ REASONS = (
     (("Connection refused", "ConnectError", "timed out", "unreachable"),
      "nothing answers there: is the server up, and the port open on the way out?"),
 )  # fmt: skip
-
-
-class Stopped(Exception):  # noqa: N818
-    """A signal asked to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def run_node(kit: Kit, site_file: Path) -> int:
@@ -67,8 +58,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
         raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")
     if key.stat().st_mode & 0o077:
         raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_by_signal()
     home = site.base_folder.parent / "flower"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _wrapper(home)
@@ -78,20 +68,20 @@ def run_node(kit: Kit, site_file: Path) -> int:
         while True:
             started = time.monotonic()
             child = _start(kit, site_file.resolve(), home)
-            _tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
+            tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
             said = _follow(child, home / "supernode.log")
             code = child.wait()
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
-            _tell(f"the node ended ({code}): {reason_of(said)}; trying again in {retry:.0f} s")
+            tell(f"the node ended ({code}): {reason_of(said)}; trying again in {retry:.0f} s")
             time.sleep(retry)
             retry = min(2 * retry, LONGEST_RETRY_SECONDS)
     except Stopped as stopped:
-        _tell("stopping")
+        tell("stopping")
         return 128 + stopped.number
     finally:
         if child is not None:
-            _end(child)
+            end(child)
 
 
 def reason_of(said: str) -> str:
@@ -159,24 +149,4 @@ def _read(stream: IO[str], log: Path, last: list[str]) -> None:
             last.append(line)
             del last[:-40]
             if "is not approved at this site" in line:
-                _tell(line)
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """SIGTERM to the node's session (it signs off then), SIGKILL to what is left of it."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
-def _tell(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+                tell(line)

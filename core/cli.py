@@ -22,12 +22,12 @@ def register(subparsers: Any) -> None:
     """Adds predict, evaluate, report, export, compare ... to the subparsers of a command line."""
     _add_predict(subparsers)
     _add_evaluate(subparsers)
-    report = _parser(
+    report = subcommand(
         subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
     _add_compare(subparsers)
-    bundle = _parser(
+    bundle = subcommand(
         subparsers,
         "export",
         "a model as a MONAI bundle: labels, preprocessing, model card, checksums",
@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:
     bundle.add_argument(
         "-o", "--output", metavar="DIR", type=Path, required=True, help="new folder"
     )
-    advise = _parser(
+    advise = subcommand(
         subparsers,
         "advise",
         "what each site of a run should use: global, local, fine-tuned or frozen weights",
@@ -49,7 +49,7 @@ def register(subparsers: Any) -> None:
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
     advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
-    doctor = _parser(
+    doctor = subcommand(
         subparsers,
         "doctor",
         "is this machine ready: PASS, WARN or FAIL with the remedy",
@@ -59,7 +59,7 @@ def register(subparsers: Any) -> None:
     doctor.add_argument("--role", choices=("site", "server", "researcher"), help="default: by KIT")
     doctor.add_argument("--kit", metavar="KIT", type=Path, help="of the site or the server")
     config = subparsers.add_parser("config", help="look at configurations")
-    show = _parser(
+    show = subcommand(
         config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
         "show",
         "the resolved configuration, and where each value comes from",
@@ -70,9 +70,10 @@ def register(subparsers: Any) -> None:
     show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
 
 
-def _parser(
+def subcommand(
     subparsers: Any, name: str, text: str, handler: Handler, example: str
 ) -> argparse.ArgumentParser:
+    """Adds a subcommand with its help, an example of its use, ``--debug`` and its handler."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=text,
@@ -88,7 +89,7 @@ def _parser(
 
 
 def _add_predict(subparsers: Any) -> None:
-    parser = _parser(
+    parser = subcommand(
         subparsers,
         "predict",
         "contour CTs, in each CT's own geometry",
@@ -131,7 +132,7 @@ def _add_predict(subparsers: Any) -> None:
 
 
 def _add_evaluate(subparsers: Any) -> None:
-    parser = _parser(
+    parser = subcommand(
         subparsers,
         "evaluate",
         "Dice, surface distances and volumes per organ, of a model or of contours that exist",
@@ -178,7 +179,7 @@ def _add_evaluate(subparsers: Any) -> None:
 
 
 def _add_compare(subparsers: Any) -> None:
-    parser = _parser(
+    parser = subcommand(
         subparsers,
         "compare",
         "lay runs side by side: tables with intervals, differences, speed of learning",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from core.checkpoint import load
-from core.config import plan_json
+from core.config import plan_json, to_yaml
 from core.errors import UserError
 from core.files import replace_file
 from core.phases import require_same_input
@@ -100,3 +101,33 @@ def keep_plan(config: Config, folder: Path, resume: bool) -> None:
             "or start a new run",
             problem="the run was started with another plan",
         )
+
+
+def begin(
+    asked: Config, resolved: Config, folder: Path, *, out: str, resume: bool, local: str
+) -> dict[str, str]:
+    """Makes a run's folder, with its plan and configuration; returns what the apps are told (D1).
+
+    Args:
+        asked: the configuration as the user gave it.
+        resolved: the same as it runs.
+        folder: from `run_folder`.
+        out: how the server finds the folder.
+        resume: go on with the run that the folder holds.
+        local: site map of a simulation as JSON; "" in deployment.
+
+    Raises:
+        UserError: another plan than the run's, or a checkpoint that cannot be started from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = replace(resolved, phases=[pinned(resolved, p, folder) for p in resolved.phases])
+    keep_plan(resolved, folder, resume)
+    replace_file(folder / "config.yaml", to_yaml(asked))
+    return {
+        "plan": plan_json(resolved.plan),
+        "run_id": run_id(folder, resume),
+        "out": out,
+        "resume": "1" if resume else "",
+        "tracking": json.dumps(asdict(resolved.tracking)),
+        "local": local,
+    }

@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core.cli import subcommand
+
 
 def register(subparsers: Any) -> None:
     """Adds provision, server and run to the subparsers of a command line."""
-    make = _parser(
+    make = subcommand(
         subparsers,
         "provision",
         "certificate authority, server certificate, one kit a site",
@@ -22,7 +24,7 @@ def register(subparsers: Any) -> None:
     make.add_argument(
         "--revoke", metavar="SITE", action="append", default=[], help="refuse this site's key"
     )
-    server = _parser(
+    server = subcommand(
         subparsers,
         "server",
         "start the coordinator's long-running process",
@@ -30,7 +32,7 @@ def register(subparsers: Any) -> None:
         "hnfed server kits/server",
     )
     server.add_argument("kit", metavar="KIT", type=Path, help="the server's kit")
-    run = _parser(
+    run = subcommand(
         subparsers,
         "run",
         "submit a plan to a running federation, and follow it to its end",
@@ -42,23 +44,6 @@ def register(subparsers: Any) -> None:
     run.add_argument("--server", metavar="KIT", type=Path, required=True, help="the server's kit")
     run.add_argument("--name", default="", help="of the run folder below KIT/runs")
     run.add_argument("--resume", action="store_true", help="go on with the run of that name")
-
-
-def _parser(
-    subparsers: Any, name: str, text: str, handler: Any, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _provision(args: argparse.Namespace) -> int:

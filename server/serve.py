@@ -9,41 +9,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from core.app_folder import QUIET
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
+from core.service import Stopped, end, stop_by_signal, tell
 from server.provision import ROSTER
 
 CONNECTION = "hnfed"
-START_SECONDS, RETRY_SECONDS, GRACE_SECONDS = 90.0, 5.0, 8.0
+START_SECONDS, RETRY_SECONDS = 90.0, 5.0
 RUNS = "HNFED_RUNS"
 
 
-class Stopped(Exception):  # noqa: N818
-    """A signal asked to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def serve(kit: Kit, *, once: bool = False) -> int:
+def serve(kit: Kit) -> int:
     """Runs the server until it is told to stop; starts what dies again.
 
     Args:
         kit: the server's.
-        once: for tests: returns as soon as everything has come up.
 
     Returns:
         130 after Ctrl-C, 143 after SIGTERM.
@@ -51,8 +41,7 @@ def serve(kit: Kit, *, once: bool = False) -> int:
     Raises:
         UserError: nginx or Flower is missing, or a port is taken.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_by_signal()
     home = kit.folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
     write_connection(kit)
@@ -64,25 +53,23 @@ def serve(kit: Kit, *, once: bool = False) -> int:
                 if child is not None and child.poll() is None:
                     continue
                 if child is not None:
-                    _tell(f"{name} ended with {child.returncode}; starting it again")
+                    tell(f"{name} ended with {child.returncode}; starting it again")
                     time.sleep(RETRY_SECONDS)
                 children[name] = start(kit)
                 if name == "superlink":
                     _wait(kit, kit.internal_port, children[name])
                     for line in admit(kit):
-                        _tell(line)
+                        tell(line)
                 else:
                     _wait(kit, kit.port, children[name])
-                    _tell(f"ready: sites dial {kit.host}:{kit.port}")
-            if once:
-                return 0
+                    tell(f"ready: sites dial {kit.host}:{kit.port}")
             time.sleep(1.0)
     except Stopped as stopped:
-        _tell("stopping")
+        tell("stopping")
         return 128 + stopped.number
     finally:
         for child in reversed(list(children.values())):
-            _end(child)
+            end(child)
 
 
 def admit(kit: Kit) -> list[str]:
@@ -94,7 +81,7 @@ def admit(kit: Kit) -> list[str]:
     roster: dict[str, str] = json.loads((kit.folder / ROSTER).read_text())
     path = kit.folder / "flower" / "admitted.json"
     admitted: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
-    told = _json(flower(kit, "supernode", "list", CONNECTION, "--format", "json"))
+    told = json_of(flower(kit, "supernode", "list", CONNECTION, "--format", "json"))
     living = {str(node["node-id"]) for node in told["nodes"]}
     done = []
     for name, entry in list(admitted.items()):
@@ -109,7 +96,7 @@ def admit(kit: Kit) -> list[str]:
             continue
         public = kit.folder / "flower" / f"{name}.pub"
         public.write_text(key + "\n", encoding="ascii")
-        made = _json(
+        made = json_of(
             flower(
                 kit, "supernode", "register", str(public), CONNECTION, "--name", name,
                 "--format", "json",
@@ -121,7 +108,7 @@ def admit(kit: Kit) -> list[str]:
     return done
 
 
-def _json(text: str) -> dict[str, Any]:
+def json_of(text: str) -> dict[str, Any]:
     """What Flower's command line printed as JSON, behind whatever else it said."""
     found: dict[str, Any] = json.loads(text[text.index("{") :])
     return found
@@ -220,23 +207,3 @@ def _wait(kit: Kit, port: int, child: subprocess.Popen[bytes]) -> None:
         f"read {kit.folder}/flower/*.log; is the port taken, or the certificate too old?",
         problem="what should listen there does not answer",
     )  # fmt: skip
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the child's session, SIGKILL to what is left of it."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
-
-
-def _tell(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

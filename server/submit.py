@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -10,18 +9,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from core.app_folder import app_dir, stage_app, toml_of, write_private
-from core.config import load, plan_json, to_yaml
+from core.config import load
 from core.errors import UserError
-from core.files import replace_file
 from core.kit import Kit
 from core.phases import network, parts_of
-from core.run_folder import keep_plan, pinned, run_folder, run_id
-from server.serve import CONNECTION, environment, flower
+from core.run_folder import begin, run_folder
+from server.serve import CONNECTION, environment, flower, json_of
 
 MARK = "hnfed| "
 POLL_SECONDS = 1.0
@@ -54,19 +51,7 @@ def submit(
     root = kit.folder / "runs"
     out = root / name if name else None
     folder = run_folder(Path(config).stem, out, resume, root)
-    asked = resolved
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = replace(resolved, phases=[pinned(resolved, p, folder) for p in resolved.phases])
-    keep_plan(resolved, folder, resume)
-    replace_file(folder / "config.yaml", to_yaml(asked))
-    values = {
-        "plan": plan_json(resolved.plan),
-        "run_id": run_id(folder, resume),
-        "out": folder.name,
-        "resume": "1" if resume else "",
-        "tracking": json.dumps(asdict(resolved.tracking)),
-        "local": "",
-    }
+    values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
     status = _run(kit, values)
     from core.report import write_report
 
@@ -82,23 +67,17 @@ def submit(
     return 0 if status == "finished:completed" else 1
 
 
-def bundle(folder: Path) -> Path:
-    """Assembles the app in a folder, as it is sent to sites."""
-    stage_app(app_dir(), folder / "app")
-    return folder / "app"
-
-
 def _run(kit: Kit, values: dict[str, str]) -> str:
     """Submits the app; hands on the run's own lines; returns Flower's last word on it."""
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         place = Path(scratch)
-        app = bundle(place)
+        stage_app(app_dir(), place / "app")
         write_private(place / "run.toml", toml_of(values))
         told = flower(
-            kit, "run", str(app), CONNECTION, "--run-config", str(place / "run.toml"),
+            kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),
             "--format", "json",
         )  # fmt: skip
-    run = str(json.loads(told[told.index("{") :])["run-id"])
+    run = str(json_of(told)["run-id"])
     stream = subprocess.Popen(
         [str(Path(sys.executable).with_name("flwr")), "log", run, CONNECTION, "--stream"],
         env=environment(kit), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -129,5 +108,5 @@ def _follow(stream: subprocess.Popen[str]) -> None:
 
 def _status(kit: Kit, run: str) -> str:
     told = flower(kit, "list", CONNECTION, "--run-id", run, "--format", "json")
-    runs: list[dict[str, Any]] = json.loads(told[told.index("{") :])["runs"]
+    runs: list[dict[str, Any]] = json_of(told)["runs"]
     return str(runs[0]["status"])

@@ -10,18 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from core.config import load as load_config
-from core.config import plan_json, to_yaml
 from core.data.archive import open_archive
 from core.errors import UserError
-from core.files import replace_file
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
-from core.run_folder import keep_plan, pinned, run_folder, run_id
+from core.run_folder import begin, run_folder
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
@@ -48,19 +46,8 @@ def simulate(
     folder = run_folder(Path(config).stem, out, resume)
     started = time.monotonic()
     local = _site_map(resolved, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = replace(resolved, phases=[pinned(resolved, p, folder) for p in resolved.phases])
-    keep_plan(resolved, folder, resume)
-    replace_file(folder / "config.yaml", to_yaml(asked))
-    run_config = {
-        "plan": plan_json(resolved.plan),
-        "run_id": run_id(folder, resume),
-        "out": str(folder),
-        "resume": "1" if resume else "",
-        "tracking": json.dumps(asdict(resolved.tracking)),
-        "local": json.dumps(local),
-    }
-    status = _launch(resolved, run_config, folder, len(local["sites"]))
+    values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    status = _launch(resolved, values, folder, len(local["sites"]))
     from core.report import write_report
 
     report = write_report(folder)

@@ -144,17 +144,17 @@ def _reader(format: str) -> ModuleType:
 def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFolder]]:
     """The archive's format and its case folders, at least one of them with an image."""
     tried = FORMATS if format == "auto" else (format,)
-    found = {
+    listed = {
         name: dicom.find(root, structure_set) if name == "dicom" else _reader(name).find(root)
         for name in tried
     }
-    found = {name: cases for name, cases in found.items() if any(c.files for c in cases)}
+    found = {name: cases for name, cases in listed.items() if any(c.files for c in cases)}
     if not found:
         layouts = (
             "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
             "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
         )
-        lost = sum(len(case.remarks) for case in dicom.find(root)) if "dicom" in tried else 0
+        lost = sum(len(case.remarks) for case in listed.get("dicom", ()))
         problem = "no case below this folder"
         problem += f"; {lost} DICOM files or folders of them cannot be used" if lost else ""
         raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)

@@ -309,10 +309,7 @@ def _told(case: CaseFolder, lost: list[Path]) -> CaseFolder:
     one = _quoted([lost[0].name])
     message = f"{len(lost)} files are empty, or begin as DICOM but cannot be read ({one} is one)"
     finding = Finding("W_DICOM_UNREADABLE", severity, "", "", message, "copy or export them again")
-    return CaseFolder(
-        case.folder, case.files, case.structures, case.names, case.case, case.patient,
-        (*case.remarks, finding),
-    )  # fmt: skip
+    return replace(case, remarks=(*case.remarks, finding))
 
 
 def _digest(patient: str) -> str:

@@ -216,45 +216,49 @@ def federate(
     return make
 
 
+def header(**changes: Any) -> Act:
+    def do(message: Message, reply: Message) -> Message:
+        reply.content["header"] = ConfigRecord(dict(reply.content["header"]) | changes)
+        return reply
+
+    return do
+
+
+def metrics(**changes: Any) -> Act:
+    def do(message: Message, reply: Message) -> Message:
+        merged = dict(reply.content["metrics"]) | {
+            k.replace("__", "."): v for k, v in changes.items()
+        }
+        reply.content["metrics"] = MetricRecord(merged)
+        return reply
+
+    return do
+
+
+def arrays(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Act:
+    def do(message: Message, reply: Message) -> Message:
+        state = dict(reply.content["arrays"].to_torch_state_dict())
+        reply.content["arrays"] = ArrayRecord(dict(change(state)))
+        return reply
+
+    return do
+
+
+def error(code: int = 1) -> Act:
+    return lambda message, reply: Message(Error(code, "text of Jane Doe"), reply_to=message)
+
+
+def drop(record: str) -> Act:
+    def do(message: Message, reply: Message) -> Message:
+        del reply.content[record]
+        return reply
+
+    return do
+
+
 @pytest.fixture
 def act() -> dict[str, Callable[..., Act]]:
     """Ways in which a reply can be wrong."""
-
-    def header(**changes: Any) -> Act:
-        def do(message: Message, reply: Message) -> Message:
-            reply.content["header"] = ConfigRecord(dict(reply.content["header"]) | changes)
-            return reply
-
-        return do
-
-    def metrics(**changes: Any) -> Act:
-        def do(message: Message, reply: Message) -> Message:
-            merged = dict(reply.content["metrics"]) | {
-                k.replace("__", "."): v for k, v in changes.items()
-            }
-            reply.content["metrics"] = MetricRecord(merged)
-            return reply
-
-        return do
-
-    def arrays(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Act:
-        def do(message: Message, reply: Message) -> Message:
-            state = dict(reply.content["arrays"].to_torch_state_dict())
-            reply.content["arrays"] = ArrayRecord(dict(change(state)))
-            return reply
-
-        return do
-
-    def error(code: int = 1) -> Act:
-        return lambda message, reply: Message(Error(code, "text of Jane Doe"), reply_to=message)
-
-    def drop(record: str) -> Act:
-        def do(message: Message, reply: Message) -> Message:
-            del reply.content[record]
-            return reply
-
-        return do
-
     return {
         "header": header,
         "metrics": metrics,

@@ -7,44 +7,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import Error, Message
 
 from core.plan import Phase, Plan, Weighting
-from tests.server.conftest import ORGANS, Act, Fakes, Federated
+from tests.server.conftest import ORGANS, Act, Fakes, Federated, drop, header, metrics
+from tests.server.conftest import arrays as weights
 
 SITES = ["a", "b", "c", "d", "e"]
 ROUNDS = 10
 Make = Callable[..., Federated]
-
-
-def header(**changes: Any) -> Act:
-    def do(message: Message, reply: Message) -> Message:
-        reply.content["header"] = ConfigRecord(dict(reply.content["header"]) | changes)
-        return reply
-
-    return do
-
-
-def metrics(**changes: Any) -> Act:
-    def do(message: Message, reply: Message) -> Message:
-        reply.content["metrics"] = MetricRecord(dict(reply.content["metrics"]) | changes)
-        return reply
-
-    return do
-
-
-def weights(change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Act:
-    def do(message: Message, reply: Message) -> Message:
-        state = dict(reply.content["arrays"].to_torch_state_dict())
-        reply.content["arrays"] = ArrayRecord(dict(change(state)))
-        return reply
-
-    return do
 
 
 def one(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -60,27 +36,8 @@ def first_to(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return change
 
 
-def drop(record: str) -> Act:
-    def do(message: Message, reply: Message) -> Message:
-        del reply.content[record]
-        return reply
-
-    return do
-
-
 def error(code: int) -> Act:
     return lambda message, reply: Message(Error(code, "/data/DOE^JANE.dcm"), reply_to=message)
-
-
-def replay() -> Act:
-    kept: list[Message] = []
-
-    def do(message: Message, reply: Message) -> Message:
-        reply.content["header"] = ConfigRecord(dict(reply.content["header"]) | {"round": 1})
-        kept.append(reply)
-        return reply
-
-    return do
 
 
 # kind -> (fault, codes that may follow; () where the update counts, shortened)
@@ -127,7 +84,7 @@ KINDS: dict[str, tuple[Callable[[], Act], tuple[str, ...]]] = {
     "another phase": (lambda: header(phase="other"), ("E_STALE",)),
     "another site's name": (lambda: header(site="z"), ("E_STALE",)),
     "a number as name": (lambda: header(site=3), ("E_SCHEMA",)),
-    "an old reply again": (replay, ("E_STALE",)),
+    "an old reply again": (lambda: header(round=0), ("E_STALE",)),
     "a code of its own": (lambda: header(code="E_JANE_DOE"), ("E_INTERNAL",)),
     "out of memory": (lambda: header(code="E_MEMORY"), ("E_MEMORY",)),
     "disk full": (lambda: header(code="E_INTERNAL"), ("E_INTERNAL",)),
