@@ -1,7 +1,8 @@
 """Checkpoints: weights as safetensors beside readable JSON, and how MODEL is found on disk.
 
 A checkpoint is a pair ``STEM.safetensors`` and ``STEM.json``. The JSON holds the SHA-256 of the
-weights, so a torn or altered pair is never loaded. Nothing here unpickles anything.
+weights and of its own content, so a torn or altered pair is never loaded. Nothing here unpickles
+anything.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from core.errors import UserError
 from core.files import flush_folder, write_flushed
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no checksum of the JSON itself
 _EMPTY_BYTES = len(safetensors.torch.save({}))
 _REQUIRED = ("organs", "preprocess", "model")
 
@@ -39,7 +40,8 @@ def save(
         stem: name of the pair, such as ``best`` or ``last``.
         state: tensors by name, de-duplicated (no two may share memory); any device, any memory
             format.
-        meta: anything that JSON can hold; ``schema``, ``sha256`` and ``saved`` (UTC) are added.
+        meta: anything that JSON can hold; ``schema``, ``sha256``, ``saved`` (UTC) and
+            ``meta_sha256`` are added.
 
     Returns:
         The JSON's content as written.
@@ -47,12 +49,14 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = safetensors.torch.save(tensors)
-    written = {
+    written: dict[str, Any] = {
         **meta,
         "schema": SCHEMA,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "saved": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
+    written |= json.loads(json.dumps(written, allow_nan=False))
+    written["meta_sha256"] = _digest(written)
     text = json.dumps(written, indent=2, sort_keys=True, allow_nan=False) + "\n"
     weights_next = folder / f".{stem}.safetensors.next"
     meta_next = _next_meta(folder / f"{stem}.safetensors")
@@ -121,14 +125,27 @@ def load_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise UserError("model", meta_path, "restore the file from the run folder")
     schema = meta.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise UserError(
             "model",
             meta_path,
             "use the hnfed version that wrote it, or a newer one",
             problem=f"schema {schema!r}, this version reads up to {SCHEMA}",
         )
+    if schema > 1 and meta.get("meta_sha256") != _digest(meta):
+        raise UserError(
+            "model",
+            meta_path,
+            "restore the file from the run folder; it is not to be edited",
+            problem="its content is not what was written (meta_sha256 differs)",
+        )
     return meta
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of the JSON's content without its own checksum."""
+    content = {k: v for k, v in meta.items() if k != "meta_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def require_described(meta: Mapping[str, Any], path: Path) -> None:

@@ -36,7 +36,7 @@ def test_round_trip_keeps_every_bit_and_the_description(tmp_path: Path) -> None:
     state, meta = checkpoint.load(path)
     assert _equal(state, _state(0))
     assert meta["round"] == 3
-    assert meta["schema"] == 1
+    assert meta["schema"] == checkpoint.SCHEMA
     assert len(meta["sha256"]) == 64
     assert sorted(p.name for p in path.parent.iterdir()) == ["best.json", "best.safetensors"]
 
@@ -73,7 +73,7 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(
     path.write_bytes(b"not a checkpoint")
     meta = json.loads((tmp_path / "best.json").read_text())
     meta["sha256"] = hashlib.sha256(b"not a checkpoint").hexdigest()
-    (tmp_path / "best.json").write_text(json.dumps(meta))
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 1}))
     with pytest.raises(UserError, match="not safetensors"):
         checkpoint.load(path)
 
@@ -97,8 +97,16 @@ def test_broken_json_is_a_user_error(tmp_path: Path, text: str) -> None:
 def test_newer_schema_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path)
     meta = json.loads((tmp_path / "best.json").read_text())
-    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 2}))
-    with pytest.raises(UserError, match="schema 2"):
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 3}))
+    with pytest.raises(UserError, match="schema 3"):
+        checkpoint.load(path)
+
+
+def test_an_edited_json_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    meta = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "round": 4}))
+    with pytest.raises(UserError, match="meta_sha256"):
         checkpoint.load(path)
 
 
