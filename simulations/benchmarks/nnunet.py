@@ -162,10 +162,11 @@ def hnfed(*arguments: str) -> float:
 
 
 def scored(data: Path, out: Path, *what: str) -> tuple[float, float]:
-    """Mean test Dice and HD95 (mm) of a model or of contours."""
+    """Mean test Dice and HD95 (mm; NaN where every organ is missed) of a model or of contours."""
     hnfed("evaluate", *what, "--data", str(data), "--organs", *ORGANS, "--json", str(out))
     mean = json.loads(out.read_text())["mean"]
-    return float(mean["dice"]), float(mean["hd95_mm"])
+    distance = mean["hd95_mm"]
+    return float(mean["dice"]), float("nan") if distance is None else float(distance)
 
 
 def main() -> None:
@@ -216,7 +217,14 @@ def main() -> None:
     ours, ours_mm = scored(options.data, work / "ours.json", *model)
     theirs, theirs_mm = scored(options.data, work / "theirs.json", "--pred", str(contours))
     rows = [
-        row("pooled test Dice", ours, "Dice", f"nnU-Net v2: {theirs:.3f}", ours / theirs, 1.0),
+        row(
+            "pooled test Dice",
+            ours,
+            "Dice",
+            f"nnU-Net v2: {theirs:.3f}",
+            ours / max(theirs, 1e-3),
+            1.0,
+        ),
         row("pooled test HD95", ours_mm, "mm", f"nnU-Net v2: {theirs_mm:.1f} mm"),
         row(
             "CPU time of training, nnU-Net's",
