@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +18,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import work
+from client.approval_guard import STARTED
 from client.outbox import OutboxError, write_receipt
 from client.outbox import require_allowed as require_leaving
 from client.personal import Personal, cached_base, keep_base
@@ -31,6 +35,7 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
+END_SECONDS = 60.0
 
 
 def site_of(context: Context) -> Site:
@@ -64,7 +69,7 @@ def guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def safe(message: Message, context: Context) -> Message:
         try:
-            return handler(message, context)
+            return _within_limits(handler, message, context)
         except Exception as error:
             code = _code_of(error)
             name = _log(context, error)
@@ -79,6 +84,40 @@ def guarded(handler: Handler) -> Handler:
             return _message(message, config, metrics, {})
 
     return safe
+
+
+def _within_limits(handler: Handler, message: Message, context: Context) -> Message:
+    """The handler's reply, in the time and GPU memory that the site's policy gives it.
+
+    Raises:
+        OvertimeError: it takes longer. At a site the process ends after its reply, and with it what
+            hangs; a minute later it is ended in any case.
+    """
+    policy = policy_of(context)
+    if policy is None:
+        return handler(message, context)
+    if torch.cuda.is_available() and policy.gpu_memory_share < 1.0:
+        torch.cuda.set_per_process_memory_fraction(policy.gpu_memory_share)
+    done: list[Message] = []
+    failed: list[Exception] = []
+
+    def work_on() -> None:
+        try:
+            done.append(handler(message, context))
+        except Exception as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=work_on, daemon=True)
+    worker.start()
+    worker.join(policy.longest_s)
+    if failed:
+        raise failed[0]
+    if not done:
+        end = threading.Timer(END_SECONDS, os._exit, (1,))
+        end.daemon = True
+        end.start()
+        raise OvertimeError(f"longest_s: {policy.longest_s}")
+    return done[0]
 
 
 @app.query()
@@ -183,12 +222,19 @@ def _need_base(message: Message, site: Site, order: Order) -> Message:
 
 
 def _told(result: Result, policy: Policy | None) -> Result:
-    """The result without what the site's policy keeps back."""
+    """The result without what the site's policy keeps back; tells how long the process took."""
+    result = replace(result, startup=_startup(result.seconds))
     if policy is not None and not policy.counts:
         result = replace(result, cases=0, annotated=())
     if policy is not None and not policy.scores:
         result = replace(result, scores={})
     return result
+
+
+def _startup(working_s: float) -> float:
+    """Seconds from the start of this message's process to its work; 0 in a simulation."""
+    started = os.environ.get(STARTED, "")
+    return max(time.time() - float(started) - working_s, 0.0) if started else 0.0
 
 
 def _release(
@@ -224,7 +270,13 @@ class CodeDiffersError(RuntimeError):
     """The server runs another `core`."""
 
 
+class OvertimeError(RuntimeError):
+    """An order took longer than the site's policy allows."""
+
+
 def _code_of(error: Exception) -> str:
+    if isinstance(error, OvertimeError):
+        return "E_TIME"
     if isinstance(error, CodeDiffersError):
         return "E_CODE"
     if isinstance(error, PolicyError):

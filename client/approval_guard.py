@@ -11,8 +11,11 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+STARTED = "HNFED_STARTED"  # when this message's process began, seconds since 1970
 
 
 class NotApprovedError(Exception):
@@ -44,6 +47,7 @@ def require_approved(content: bytes, kit: Path) -> None:
 
 def main() -> None:
     """Runs `flwr-clientapp` with the check in front of its installer."""
+    os.environ[STARTED] = repr(time.time())
     from flwr.supernode.cli import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp
 

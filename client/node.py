@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from typing import IO
 from client import approval_guard
 from client.site import site_from_file
 from core.app_folder import QUIET
+from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
@@ -22,6 +24,7 @@ from core.service import Stopped, end, stop_by_signal, tell
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
+CONNECT_SECONDS = 20.0  # without a connection by then the site is told what it can see
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
 REASONS = (
@@ -69,11 +72,12 @@ def run_node(kit: Kit, site_file: Path) -> int:
             started = time.monotonic()
             child = _start(kit, site_file.resolve(), home)
             tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
-            said = _follow(child, home / "supernode.log")
+            said = _follow(child, home / "supernode.log", kit)
             code = child.wait()
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
-            tell(f"the node ended ({code}): {reason_of(said)}; trying again in {retry:.0f} s")
+            reason = reason_of(said) or why_not(kit)
+            tell(f"the node ended ({code}): {reason}; trying again in {retry:.0f} s")
             time.sleep(retry)
             retry = min(2 * retry, LONGEST_RETRY_SECONDS)
     except Stopped as stopped:
@@ -85,11 +89,19 @@ def run_node(kit: Kit, site_file: Path) -> int:
 
 
 def reason_of(said: str) -> str:
-    """What Flower's last words mean to the person at the site."""
+    """What Flower's last words mean to the person at the site; "" where they say nothing."""
     for words, reason in REASONS:
         if any(word in said for word in words):
             return reason
-    return "see supernode.log in the site's state folder"
+    return ""
+
+
+def why_not(kit: Kit) -> str:
+    """What stands between this site and the server, as far as the site can see."""
+    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit) if c.state == FAIL]
+    return "no connection yet; " + (
+        "; ".join(wrong) or "the server answers; see supernode.log in the site's state folder"
+    )
 
 
 def _wrapper(home: Path) -> None:
@@ -128,19 +140,24 @@ def _start(kit: Kit, site_file: Path, home: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def _follow(child: subprocess.Popen[str], log: Path) -> str:
+def _follow(child: subprocess.Popen[str], log: Path, kit: Kit) -> str:
     """Writes Flower's log to the site's disk; returns its last words when the node ends."""
     assert child.stdout is not None
     last: list[str] = []
-    thread = threading.Thread(target=_read, args=(child.stdout, log, last), daemon=True)
+    connected = threading.Event()
+    wondering = time.monotonic() + CONNECT_SECONDS
+    thread = threading.Thread(target=_read, args=(child.stdout, log, last, connected), daemon=True)
     thread.start()
     while child.poll() is None:
         time.sleep(0.5)
+        if not connected.is_set() and time.monotonic() > wondering:
+            tell(why_not(kit))
+            wondering = math.inf
     thread.join(timeout=2.0)
     return "\n".join(last)
 
 
-def _read(stream: IO[str], log: Path, last: list[str]) -> None:
+def _read(stream: IO[str], log: Path, last: list[str], connected: threading.Event) -> None:
     with log.open("a", encoding="utf-8") as file:
         for raw in stream:
             line = COLOUR.sub("", raw).rstrip()
@@ -150,3 +167,5 @@ def _read(stream: IO[str], log: Path, last: list[str]) -> None:
             del last[:-40]
             if "is not approved at this site" in line:
                 tell(line)
+            if "SuperNode ID" in line:
+                connected.set()

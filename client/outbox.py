@@ -27,9 +27,21 @@ RECEIPTS = "receipts.jsonl"
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")
+HASH = re.compile(r"[0-9a-f]{16,64}")
+HASHES = ("fingerprint", "split_hash")
 VERSION = re.compile(r"version\.[A-Za-z0-9_]{1,20}")
 CONFIG = {f.name for f in fields(Header)} | {"fingerprint", "split_hash"}
-NUMBERS = {"cases", "steps", "skipped", "seconds", "annotated", "loss", "voxels", "totals"}
+NUMBERS = {
+    "cases",
+    "steps",
+    "skipped",
+    "seconds",
+    "startup",
+    "annotated",
+    "loss",
+    "voxels",
+    "totals",
+}
 NUMBERS |= {f"{split}.{name}" for split in ("val", "test") for name in SUM_FIELDS}
 LARGEST, LONGEST = 1e15, 256
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)
@@ -60,9 +72,10 @@ def require_allowed(
     for key, value in config.items():
         if key not in CONFIG and not VERSION.fullmatch(key):
             raise OutboxError(f"config: {key!r}")
-        if key == "code" and value not in CODES:
+        if key == "code" and not (isinstance(value, str) and value in CODES):
             raise OutboxError(f"code: {value!r}")
-        text = isinstance(value, str) and TEXT.fullmatch(value)
+        allowed = HASH if key in HASHES else TEXT
+        text = isinstance(value, str) and allowed.fullmatch(value)
         if not text and not (isinstance(value, bool | int) and abs(value) <= LARGEST):
             raise OutboxError(f"config: value of {key}")
     for key, value in metrics.items():

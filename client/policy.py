@@ -25,6 +25,8 @@ class Policy:
         scores: control scores may go to the server.
         counts: exact numbers of cases may go to the server.
         min_cell: no score of fewer cases leaves in a personal phase.
+        longest_s: seconds that one order may take here; what takes longer is ended.
+        gpu_memory_share: of the device's memory, what a training step may take.
     """
 
     organs: tuple[str, ...] = ()
@@ -34,6 +36,8 @@ class Policy:
     scores: bool = True
     counts: bool = True
     min_cell: int = 11
+    longest_s: int = 86_400
+    gpu_memory_share: float = 1.0
 
 
 class PolicyError(RuntimeError):
@@ -63,6 +67,8 @@ def read_policy(path: Path) -> Policy:
             made[key] = tuple(value)
         elif type(value) is not type(default) or (type(value) is int and value < 1):
             raise UserError(f"policy: {key}", value, f"give a value like {default!r}")
+        elif type(value) is float and not 0 < value <= 1:
+            raise UserError(f"policy: {key}", value, "give a share above 0, at most 1.0")
         else:
             made[key] = value
     return Policy(**made)

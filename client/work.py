@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.files import replace_csv
 from core.losses import class_weights
 from core.metrics import CaseScore, OrganSum, organ_sums
-from core.models.stages import unique_state
+from core.models.stages import head_rows, unique_state
 from core.overlay import write_overlays
 from core.phases import (
     apply_freeze,
@@ -33,6 +33,7 @@ from core.phases import (
 )
 from core.plan import Phase, Plan
 from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
+from core.updates import length, shortened
 from core.versions import versions
 from core.weighting import organ_factors, organ_weights, term_factors
 
@@ -116,9 +117,41 @@ def train_shared(
         now = unique_state(own)
         mine = Kept({n: now[n].detach().cpu().clone() for n in parts.personal}, {}, 0, -1.0)
         personal.keep(order.round, mine, {order.base_round, order.best_round})
-    return unique_state(model), replace(
-        result, seconds=time.perf_counter() - started, scores={"val": scores}
-    )
+    trained = unique_state(model)
+    if not strategy.by_rows:
+        rows = [n for n in head_rows(model) if n in parts.shared]
+        trained = returned(trained, state, result.annotated, rows)
+    if strategy.name == "dp":
+        trained = clipped(trained, incoming, strategy.clip_norm)
+    return trained, replace(result, seconds=time.perf_counter() - started, scores={"val": scores})
+
+
+def returned(
+    trained: State, before: State, annotated: Sequence[int], heads: Sequence[str]
+) -> State:
+    """Rows of organs that no case here annotates go back as they came (D11).
+
+    Args:
+        trained: weights after training.
+        before: weights that came in.
+        annotated: training cases that annotate each organ.
+        heads: parameters whose dim 0 is (background, organ 1, ...).
+    """
+    state = dict(trained)
+    for name in heads:
+        head = state[name].detach().clone()
+        for c, count in enumerate(annotated, start=1):
+            if count == 0:
+                head[c] = before[name][c].to(head.device)
+        state[name] = head
+    return state
+
+
+def clipped(trained: State, incoming: State, norm: float) -> State:
+    """The update of what travels, shortened here to at most `norm` before it leaves (DP-FedAvg)."""
+    after = {n: trained[n].detach().cpu() for n in incoming}
+    long = length(after, incoming)
+    return trained | shortened(after, incoming, norm / long) if long > norm else trained
 
 
 def train_personal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -23,7 +24,8 @@ from core.kit import SERVER, Kit
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 ROLES = ("site", "server", "researcher")
 PACKAGES = ("torch", "flwr", "monai", "ray", "SimpleITK", "pydicom", "wandb")
-LEAST_GB, LEAST_DISK_GB, SKEW_S, SOON_DAYS = 6.0, 10.0, 240.0, 30
+LEAST_GB, LEAST_DISK_GB, SOON_DAYS = 6.0, 10.0, 30
+AHEAD_S, BEHIND_S = 5.0, 300.0  # a node's signature is valid between
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def examine(role: str, kit: Kit | None = None) -> Iterator[Check]:
     checks: list[Callable[[], Check]] = [_python, _packages, _device, _memory, _disk, _quiet]
     for check in checks:
         yield _guarded(check)
+    if role != "site":
+        yield _guarded(_tracking)
     if role == "server":
         yield _guarded(_nginx)
     if kit is None:
@@ -59,7 +63,7 @@ def examine(role: str, kit: Kit | None = None) -> Iterator[Check]:
         yield _guarded(lambda: _port(kit))
     else:
         yield _guarded(lambda: _approved(kit))
-        yield from _dial(kit)
+        yield from dial(kit)
 
 
 def _guarded(check: Callable[[], Check]) -> Check:
@@ -120,6 +124,21 @@ def _quiet() -> Check:
     return Check("telemetry", PASS, "off: hnfed turns Flower's and Ray's off")
 
 
+def _tracking() -> Check:
+    """W&B: only the server's side opens it, offline unless the plan says otherwise."""
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in ("disabled", "offline"):
+        return Check("W&B", PASS, f"WANDB_MODE={mode}: nothing is sent")
+    if os.environ.get("WANDB_API_KEY") or _has_login(Path.home() / ".netrc"):
+        return Check("W&B", PASS, "a key is there: tracking.mode=online can send")
+    remedy = "for tracking.mode=online: set WANDB_API_KEY, or run `wandb login`"
+    return Check("W&B", WARN, "no key: runs are kept offline, as by default", remedy)
+
+
+def _has_login(netrc: Path) -> bool:
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+
+
 def _nginx() -> Check:
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if found is None:
@@ -178,7 +197,7 @@ def _approved(kit: Kit) -> Check:
     return Check("approved code", PASS, f"{count} bundles")
 
 
-def _dial(kit: Kit) -> Iterator[Check]:
+def dial(kit: Kit) -> Iterator[Check]:
     """Name, port, certificate, proxy and clock of the server, as seen from this site."""
     where = f"{kit.host}:{kit.port}"
     try:
@@ -190,9 +209,10 @@ def _dial(kit: Kit) -> Iterator[Check]:
     context = ssl.create_default_context(cafile=str(kit.ca))
     link = HTTPSConnection(kit.host, kit.port, context=context, timeout=10)
     try:
-        link.request("GET", "/health")
-        reply = link.getresponse()
-        reply.read()
+        with contextlib.closing(link):
+            link.request("GET", "/health")
+            reply = link.getresponse()
+            reply.read()
     except ssl.SSLCertVerificationError as error:
         remedy = "ask the coordinator: is it this federation's server, its certificate renewed?"
         yield Check("TLS", FAIL, f"{where}: {error.verify_message}", remedy)
@@ -206,10 +226,15 @@ def _dial(kit: Kit) -> Iterator[Check]:
     yield Check("server", PASS if good else FAIL, f"answers {reply.status}", remedy)
     told = reply.getheader("Date")
     if told:
-        skew = abs(parsedate_to_datetime(told).timestamp() - time.time())
-        state = PASS if skew < SKEW_S else FAIL
-        remedy = "" if state == PASS else "set the clock (NTP): a node's signature would be refused"
-        yield Check("clock", state, f"{skew:.0f} s apart from the server's", remedy)
+        yield clock(time.time() - parsedate_to_datetime(told).timestamp())
+
+
+def clock(ahead_s: float) -> Check:
+    """This machine's clock against the server's: one that is off gets its signatures refused."""
+    good = -BEHIND_S < ahead_s < AHEAD_S
+    found = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the server's"
+    remedy = "" if good else "set the clock (NTP): a node's signature would be refused"
+    return Check("clock", PASS if good else FAIL, found, remedy)
 
 
 def report(checks: Iterator[Check]) -> int:

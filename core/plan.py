@@ -128,10 +128,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Strategy:
-    """Aggregation: `fedavg` or `fedprox`, by configuration."""
+    """Aggregation by one of Flower's strategies; `trim`, `malicious` and so on are theirs."""
 
     name: str = "fedavg"
     proximal_mu: float = 0.01
+    trim: float = 0.2
+    malicious: int = 1
+    clip_norm: float = 1.0
+    noise_multiplier: float = 1.0
+
+    @property
+    def by_rows(self) -> bool:
+        """True where head rows are averaged by the cases that annotate their organ (D11)."""
+        return self.name in ("fedavg", "fedprox")
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,7 @@ class Federation:
     strategy: Strategy = field(default_factory=Strategy)
     min_sites: int = 0
     round_timeout_s: float = 3600.0
+    round_timeout_factor: float = 0.0
     query_timeout_s: float = 600.0
     prepare_timeout_s: float = 7200.0
     round_retries: int = 2

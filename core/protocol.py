@@ -28,6 +28,7 @@ CODES = {
     "E_STATE": "the site lacks the personal weights that the round starts from",
     "E_NONFINITE": "loss or weights became NaN or infinite",
     "E_MEMORY": "the device ran out of memory",
+    "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's own policy does not allow what the plan asks for",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
@@ -117,6 +118,7 @@ class Result:
         annotated: per organ of the phase, training cases that annotate it; empty where not told.
         loss: mean of `LOSS_TERMS` over the steps; empty where nothing was trained.
         seconds: of computing at the site.
+        startup: seconds that the process of this exchange took to begin; 0 where it runs on.
         scores: per split (``val``, ``test``) and organ, sums over the cases (control scores, D5).
     """
 
@@ -126,6 +128,7 @@ class Result:
     steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    startup: float = 0.0
     scores: Mapping[str, Mapping[str, OrganSum]] = field(default_factory=dict)
 
     def to_metrics(self, organs: Sequence[str]) -> dict[str, int | float | list[int] | list[float]]:
@@ -135,6 +138,7 @@ class Result:
             "steps": self.steps,
             "skipped": self.skipped,
             "seconds": float(self.seconds),
+            "startup": float(self.startup),
         }
         if self.annotated:
             metrics["annotated"] = list(self.annotated)
@@ -170,6 +174,7 @@ class Result:
             steps=int(metrics["steps"]),
             skipped=int(metrics["skipped"]),
             seconds=float(metrics["seconds"]),
+            startup=float(metrics.get("startup", 0.0)),
             scores=scores,
         )
 

@@ -11,12 +11,13 @@ from core.anatomy import one_sided, require_known, vocabulary
 from core.candidates import KINDS
 from core.config import finite
 from core.errors import UserError
-from core.plan import Config, Phase, Plan, Simulation
+from core.plan import Config, Phase, Plan, Simulation, Strategy
 from core.published import TABLES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
+STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
 
 
 def check(plan: Plan) -> None:
@@ -43,7 +44,7 @@ def _check_sections(plan: Plan) -> None:
     _one_of("train.optimizer", plan.train.optimizer, ("adamw", "sgd"))
     _one_of("train.schedule", plan.train.schedule, ("poly", "cosine", "constant"))
     _one_of("train.amp", plan.train.amp, ("off", "bf16", "fp16"))
-    _one_of("federation.strategy.name", plan.federation.strategy.name, ("fedavg", "fedprox"))
+    _strategy(plan.federation.strategy)
     if len(pre.spacing_mm) != 3 or min(pre.spacing_mm) <= 0:
         raise UserError(
             "preprocess.spacing_mm", pre.spacing_mm, "give three positive mm: [z, y, x]"
@@ -60,6 +61,10 @@ def _check_sections(plan: Plan) -> None:
     ):
         raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
     _one_of("federation.guards.norm", plan.federation.guards.norm, ("clip", "reject", "off"))
+    factor = plan.federation.round_timeout_factor
+    if factor != 0 and factor < 1:
+        remedy = "give 0 (off), or a number of at least 1"
+        raise UserError("federation.round_timeout_factor", factor, remedy)
     if plan.federation.guards.norm_factor < 1:
         value = plan.federation.guards.norm_factor
         raise UserError("federation.guards.norm_factor", value, "give a number of at least 1")
@@ -267,6 +272,19 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
             )
+
+
+def _strategy(settings: Strategy) -> None:
+    _one_of("federation.strategy.name", settings.name, STRATEGIES)
+    field = "federation.strategy."
+    if not 0 <= settings.trim < 0.5:
+        raise UserError(field + "trim", settings.trim, "give a share of at least 0, below 0.5")
+    if settings.malicious < 0:
+        raise UserError(field + "malicious", settings.malicious, "give a number of sites >= 0")
+    if settings.clip_norm <= 0:
+        raise UserError(field + "clip_norm", settings.clip_norm, "give a length above 0")
+    if settings.noise_multiplier < 0:
+        raise UserError(field + "noise_multiplier", settings.noise_multiplier, "give a number >= 0")
 
 
 def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:

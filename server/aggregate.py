@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flwr.app import MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping
 from torch import Tensor
 
 from server.guards import Accepted
-from server.strategy import ARRAYS, METRICS, WEIGHT
+from server.strategy import ARRAYS, METRICS, WEIGHT, Aggregator
 
 State = Mapping[str, Tensor]
 
 
 def average(
-    strategy: FedAvg, round_: int, state: State, good: Mapping[str, Accepted], *, equal: bool
+    strategy: Aggregator, round_: int, state: State, good: Mapping[str, Accepted], *, equal: bool
 ) -> dict[str, Tensor]:
     """The strategy's average of the replies, sorted by site, into a copy of `state`.
 
@@ -33,6 +33,8 @@ def average(
         weight = 1.0 if equal else float(good[site].result.cases)
         message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})
         replies.append(message)
+    if isinstance(strategy, DifferentialPrivacyClientSideFixedClipping):
+        strategy.num_sampled_clients = len(replies)
     averaged, _ = strategy.aggregate_train(round_, replies)
     assert averaged is not None
     new = dict(state)

@@ -44,6 +44,10 @@ def register(subparsers: Any) -> None:
     run.add_argument("--server", metavar="KIT", type=Path, required=True, help="the server's kit")
     run.add_argument("--name", default="", help="of the run folder below KIT/runs")
     run.add_argument("--resume", action="store_true", help="go on with the run of that name")
+    run.add_argument(
+        "--auto-resume", metavar="TIMES", type=int, nargs="?", const=10, default=0,
+        help="resume by itself what dies (10 times if no number is given)",
+    )  # fmt: skip
 
 
 def _provision(args: argparse.Namespace) -> int:
@@ -68,4 +72,5 @@ def _run(args: argparse.Namespace) -> int:
     from server.submit import submit
 
     kit = read_kit(args.server, SERVER)
-    return submit(kit, args.config, args.overrides, name=args.name, resume=args.resume)
+    return submit(kit, args.config, args.overrides, name=args.name, resume=args.resume,
+                  again=args.auto_resume)  # fmt: skip

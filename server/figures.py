@@ -28,7 +28,9 @@ def round_event(
     """The journal's ``round`` event.
 
     Seconds of compute are those of all sites together, at most until the slowest one answered: so
-    waiting is never another site's computing, whether sites work side by side or in turn.
+    waiting is never another site's computing, whether sites work side by side or in turn. Where a
+    message has its own process (in deployment) sites do work side by side: there it is the
+    slowest site's own, and startup what its process took to begin.
 
     Args:
         phase: of the round.
@@ -43,7 +45,11 @@ def round_event(
     sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
     losses = [r.result.loss for r in good.values() if r.result.loss]
     slowest = max((done.seconds[s] for s in good), default=0.0)
-    compute = min(sum(r.result.seconds for r in good.values()), slowest)
+    last = max(good, key=lambda s: done.seconds[s], default="")
+    startup = max(good[last].result.startup, 0.0) if last else 0.0
+    working = [good[last]] if startup else list(good.values())
+    compute = min(sum(r.result.seconds for r in working), slowest)
+    startup = min(startup, slowest - compute)
     cells, mean = published(sums, phase.organs, min_cell)
     terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSS_TERMS)}
     return {
@@ -57,7 +63,8 @@ def round_event(
         "best_round": best_round(phase, progress),
         "seconds": round(seconds, 3),
         "seconds_compute": round(compute, 3),
-        "seconds_waiting": round(slowest - compute, 3),
+        "seconds_startup": round(startup, 3),
+        "seconds_waiting": round(slowest - compute - startup, 3),
         "seconds_transport": round(max(seconds - slowest, 0.0), 3),
         "bytes_to_sites": sum(done.sent.values()),
         "bytes_from_sites": sum(done.received.values()),

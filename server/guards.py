@@ -73,7 +73,8 @@ def inspect(
         return Rejected("E_SCHEMA", f"header or metrics ({type(error).__name__})")
     if (header.site, header.run, header.phase, header.round) != (site, run, phase.name, round_):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
-    return _numbers(result, guards, cases) or _with_state(reply, header, result, expected)
+    wrong = _numbers(result, guards, cases)
+    return wrong or _with_state(reply, header, result, expected, cases[0] < 0)
 
 
 def known_code(code: object) -> str:
@@ -96,7 +97,7 @@ def _numbers(result: Result, guards: Guards, described: tuple[int, int, int]) ->
     told = [(s, most.get(k, 0)) for k, sums in result.scores.items() for s in sums.values()]
     if not all(_possible(s, n) for s, n in told):
         return Rejected("E_COUNT", "scores outside their range")
-    if not all(math.isfinite(v) for v in (result.seconds, *result.loss)):
+    if not all(math.isfinite(v) for v in (result.seconds, result.startup, *result.loss)):
         return Rejected("E_NONFINITE", "loss or seconds")
     return None
 
@@ -113,8 +114,13 @@ def _possible(s: OrganSum, most: int) -> bool:
 
 
 def _with_state(
-    reply: Message, header: Header, result: Result, expected: Mapping[str, Tensor]
+    reply: Message,
+    header: Header,
+    result: Result,
+    expected: Mapping[str, Tensor],
+    withheld: bool,
 ) -> Accepted | Rejected:
+    """Names, shapes, types and values; only a site that withholds its counts may tell none."""
     records = reply.content.array_records
     if not expected:
         if records:
@@ -137,7 +143,7 @@ def _with_state(
             return Rejected("E_SCHEMA", f"dtype of {name}")
         if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
-    if result.cases < 1 and result.annotated:
+    if result.cases < 1 and not (withheld and not result.annotated):
         return Rejected("E_COUNT", "an update from no case")
     return Accepted(header, result, state, reply)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from core.plan import Guards
+from core.updates import length, shortened
 from server.guards import Accepted
 from server.strategy import ARRAYS
 
@@ -35,7 +34,7 @@ def limit(
     """
     if guards.norm == "off" or len(good) < FEWEST:
         return dict(good), {}, []
-    lengths = {site: _length(one.state, before) for site, one in good.items()}
+    lengths = {site: length(one.state, before) for site, one in good.items()}
     longest = guards.norm_factor * statistics.median_low(lengths.values())
     odd = [site for site, length in lengths.items() if length > longest > 0]
     if guards.norm == "reject":
@@ -48,28 +47,10 @@ def limit(
     return kept, factors, []
 
 
-def _length(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
-    squares = [
-        float((tensor.double() - before[name].double()).square().sum())
-        for name, tensor in state.items()
-        if tensor.is_floating_point()
-    ]
-    return math.sqrt(math.fsum(squares))
-
-
 def _shortened(one: Accepted, before: Mapping[str, Tensor], factor: float) -> Accepted:
-    state = {}
-    for name, tensor in one.state.items():
-        if tensor.is_floating_point():
-            start = before[name].double()
-            moved = start + (tensor.double() - start) * factor
-            state[name] = moved.to(tensor.dtype)
-        else:
-            state[name] = tensor
-    with torch.no_grad():
-        arrays = ArrayRecord(state)
+    state = shortened(one.state, before, factor)
     content = RecordDict({k: v for k, v in one.message.content.items() if k != ARRAYS})
-    content[ARRAYS] = arrays
+    content[ARRAYS] = ArrayRecord(state)
     message = one.message
     message.content = content
     return replace(one, state=state, message=message)

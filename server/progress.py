@@ -29,10 +29,13 @@ class Progress:
         acknowledged: last round whose weights a site keeps, where the phase leaves it any.
         best_of: the site's own best round; of a shared phase with weights that stay, the round of
             these beside the best shared ones.
+        odd: organs by site that stood out in the last scored round (`server.outliers`).
+        flagged: organs by site that the coordinator was told of.
         stopped: personal phases: whether the site is through.
         sent: bytes to the sites so far.
         received: bytes from the sites so far.
         seconds: of all rounds so far.
+        slowest: of the last rounds, seconds until the last reply that was accepted came.
     """
 
     round: int = 0
@@ -42,10 +45,13 @@ class Progress:
     organ_factors: list[float] = field(default_factory=list)
     acknowledged: dict[str, int] = field(default_factory=dict)
     best_of: dict[str, int] = field(default_factory=dict)
+    odd: dict[str, list[str]] = field(default_factory=dict)
+    flagged: dict[str, list[str]] = field(default_factory=dict)
     stopped: dict[str, bool] = field(default_factory=dict)
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    slowest: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Readable JSON."""

@@ -46,6 +46,11 @@ class Recorder:
         self.say({"event": "note", "text": text, "phase": phase})
         tell(f"note: {text}")
 
+    def told(self, phase: str, round_: int) -> bool:
+        """Whether the journal has the event of a round."""
+        rounds = (e for e in read_events(self.out / JOURNAL) if e["event"] == "round")
+        return any((e["phase"], e["round"]) == (phase, round_) for e in rounds)
+
     def store(self, phase: str) -> RoundStore:
         """The private rounds of a phase."""
         return RoundStore(self.out / "state" / phase)

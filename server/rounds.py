@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
+from core.errors import UserError
 from core.models.stages import head_rows
 from core.phases import (
     network,
@@ -19,17 +21,21 @@ from core.phases import (
     trainable_by_round,
     weights_meta,
 )
-from core.plan import Phase, Plan
+from core.plan import Federation, Phase, Plan
 from core.protocol import Description, Order, published
 from server.aggregate import aggregate_head, average
 from server.exchange import Exchange, exchange
 from server.figures import best_round, published_weights, round_event, round_line
 from server.guards import Accepted, inspect
 from server.norms import limit
+from server.outliers import repeated, standing_out, words
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import declared, frequencies, require_same_split
 from server.strategy import ARRAYS, ORDER, build_strategy
+
+# A deadline that is learned: from so many rounds, with time for a process to start.
+REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
 
 
 class RunFailed(RuntimeError):  # noqa: N818
@@ -74,6 +80,7 @@ class PhaseRun:
         has_base = bool(self.parts.base) and not local_start
         self.base_hash = state_hash(self.start, self.parts.base) if has_base else ""
         self.store = recorder.store(phase.name)
+        self.event: dict[str, Any] = {}  # of the last committed round
         self.strategy = build_strategy(plan.federation.strategy)
         self.voxels, self.totals = self._frequencies()
         self.meta = self._meta(inherited)
@@ -89,6 +96,11 @@ class PhaseRun:
         """
         state, progress = self._begin(resume)
         self._say_start()
+        if not self.personal and not self.plan.federation.strategy.by_rows:
+            name = self.plan.federation.strategy.name
+            self.recorder.note(
+                f"strategy {name}: all sites weigh equally, head rows too", self.phase.name
+            )
         reason = self._reason_to_stop(progress)
         while not reason:
             state = self._round(state, progress)
@@ -138,16 +150,40 @@ class PhaseRun:
         )
 
     def _begin(self, resume: bool) -> tuple[State, Progress]:
-        rounds = self.store.rounds() if resume else []
-        if rounds:
-            state, meta = self.store.get(rounds[-1])
+        found = self._last_whole() if resume else None
+        if found is not None:
+            state, meta = found
             require_same_split(meta, self.described, "--resume", self.recorder.run)
-            tell(f"{self.phase.name}: resumed after round {rounds[-1]}")
-            return state, Progress.from_json(meta["progress"])
+            tell(f"{self.phase.name}: resumed after round {meta['round']}")
+            progress = Progress.from_json(meta["progress"])
+            self.event = dict(meta["event"])
+            if self.event and not self.recorder.told(self.phase.name, progress.round):
+                self._announce(self.event, progress.seconds)
+            return state, progress
         self.store.clear()
         progress = Progress()
         self._commit(self.start, progress)
         return self.start, progress
+
+    def _last_whole(self) -> tuple[State, dict[str, Any]] | None:
+        """The last round that is whole on disk, with what is written beside it.
+
+        Raises:
+            UserError: there are rounds, and all are damaged.
+        """
+        rounds = self.store.rounds()
+        for round_ in reversed(rounds):
+            try:
+                return self.store.get(round_)
+            except UserError as error:
+                if round_ == rounds[0]:
+                    raise
+                self.recorder.note(
+                    f"round {round_} is damaged on disk: {error.problem}; "
+                    "the one before it is used",
+                    self.phase.name,
+                )
+        return None
 
     def _reason_to_stop(self, progress: Progress) -> str:
         """Why the phase is through; "" where another round follows."""
@@ -177,6 +213,7 @@ class PhaseRun:
             scored = progress.round - 1
             sums: Sums = {s: {} for s in good} | _scores(good, "val")
             told = judge(progress, sums, scored)
+            self._flag(progress, sums)
             self._remember_kept(progress, scored)
             progress.acknowledged |= dict.fromkeys(good, progress.round) if self.kept else {}
             if not told and scored == 0:
@@ -190,7 +227,7 @@ class PhaseRun:
             new = self._aggregate(state, good, progress.round)
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        self._commit(new, progress)
+        progress.slowest = [*progress.slowest, max(done.seconds[s] for s in good)][-REMEMBERED:]
         event = round_event(
             self.phase,
             done,
@@ -207,10 +244,27 @@ class PhaseRun:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
             event["trainable"] = self.trainable[progress.round]
-        self.recorder.say(event)
-        self.recorder.track(self.phase.name, progress.round, event)
-        tell(round_line(self.phase, event, progress.seconds))
+        self._commit(new, progress, event)
+        self._announce(event, progress.seconds)
         return new
+
+    def _announce(self, event: Mapping[str, Any], seconds_so_far: float) -> None:
+        """A committed round, to the journal, to W&B and to whoever follows."""
+        self.recorder.say(event)
+        self.recorder.track(self.phase.name, event["round"], event)
+        tell(round_line(self.phase, event, seconds_so_far))
+
+    def _flag(self, progress: Progress, sums: Sums) -> None:
+        """Tells of a site that stood out in two rounds, once for each set of organs."""
+        now = standing_out(sums)
+        for site, organs in repeated(progress.odd, now).items():
+            if progress.flagged.get(site) == organs:
+                continue
+            progress.flagged[site] = organs
+            event = {"phase": self.phase.name, "round": progress.round, "site": site}
+            self.recorder.say({"event": "flagged", **event, "organs": organs})
+            self.recorder.note(words(site, organs), self.phase.name)
+        progress.odd = now
 
     def _limited(
         self,
@@ -387,7 +441,7 @@ class PhaseRun:
             self.nodes,
             kind=kind,
             group=self.phase.name,
-            timeout_s=self.plan.federation.round_timeout_s,
+            timeout_s=deadline(self.plan.federation, progress.slowest),
             base=self._base if self.base_hash else None,
         )
         progress.sent += sum(done.sent.values())
@@ -423,6 +477,7 @@ class PhaseRun:
                     "bytes_to_site": done.sent.get(site, 0),
                     "seconds": round(done.seconds[site], 3),
                     "seconds_compute": round(verdict.result.seconds, 3),
+                    "seconds_startup": round(verdict.result.startup, 3),
                 }
             else:
                 rejected[site] = verdict.code
@@ -438,11 +493,14 @@ class PhaseRun:
     def _aggregate(self, state: State, good: Mapping[str, Accepted], round_: int) -> State:
         sites = sorted(good)
         told = all(good[s].result.annotated for s in sites)
-        if not told:
+        if not told and self.plan.federation.strategy.by_rows:
             self.recorder.note(
                 "not every site tells its counts: all sites weigh equally", self.phase.name
             )
-        new = average(self.strategy, round_, state, good, equal=not told)
+        by_rows = self.plan.federation.strategy.by_rows
+        new = average(self.strategy, round_, state, good, equal=not told or not by_rows)
+        if not by_rows:
+            return new
         weights = [
             [float(c) for c in good[s].result.annotated]
             if told
@@ -476,8 +534,12 @@ class PhaseRun:
         splits = dict(sorted((dict(inherited) | own).items()))
         return weights_meta(self.recorder.run, self.plan, self.phase, splits)
 
-    def _commit(self, state: State, progress: Progress) -> None:
+    def _commit(
+        self, state: State, progress: Progress, event: Mapping[str, Any] | None = None
+    ) -> None:
+        """Weights, where the phase stands, and the event that tells of the round, in one piece."""
         meta = self.meta | {"round": progress.round, "progress": progress.to_json()}
+        meta["event"] = self.event = dict(event or self.event)
         self.store.put(progress.round, state, meta)
         self.store.prune({progress.round, progress.round - 1, max(progress.best_round, 0)})
         if not self.phase.best_at_site:
@@ -486,6 +548,20 @@ class PhaseRun:
     def _export(self, stem: str, state: State, round_: int, score: object) -> None:
         about = self.meta | {"round": round_, "score": score}
         self.recorder.export(self.phase.name, stem, state, about)
+
+
+def deadline(federation: Federation, slowest: Sequence[float]) -> float:
+    """Seconds for an exchange: the plan's, or learned from how long the last rounds took.
+
+    Args:
+        federation: `round_timeout_factor` times the median of the last rounds, never more than
+            `round_timeout_s`; 0 leaves the latter.
+        slowest: seconds until the last reply came, of the last rounds.
+    """
+    cap, factor = federation.round_timeout_s, federation.round_timeout_factor
+    if not factor or len(slowest) < FEWEST_ROUNDS:
+        return cap
+    return min(cap, factor * statistics.median(slowest) + SLACK_SECONDS)
 
 
 def _scores(good: Mapping[str, Accepted], split: str) -> Sums:

@@ -15,18 +15,25 @@ from typing import Any
 from core.app_folder import app_dir, stage_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
+from core.journal import JOURNAL, read_events
 from core.kit import Kit
 from core.phases import network, parts_of
 from core.run_folder import begin, run_folder
 from server.serve import CONNECTION, environment, flower, json_of
 
 MARK = "hnfed| "
-POLL_SECONDS = 1.0
+POLL_SECONDS, RESUME_SECONDS = 1.0, 20.0
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def submit(
-    kit: Kit, config: str, overrides: Sequence[str], *, name: str = "", resume: bool = False
+    kit: Kit,
+    config: str,
+    overrides: Sequence[str],
+    *,
+    name: str = "",
+    resume: bool = False,
+    again: int = 0,
 ) -> int:
     """Runs a plan on the federation and follows it; Ctrl-C stops the run.
 
@@ -36,6 +43,7 @@ def submit(
         overrides: KEY=VALUE.
         name: of the run's folder below ``KIT/runs``; by default the plan's.
         resume: go on with the run of that name.
+        again: how often a run that ended before its end is resumed unattended.
 
     Returns:
         0 where all phases completed, else 1.
@@ -52,7 +60,7 @@ def submit(
     out = root / name if name else None
     folder = run_folder(Path(config).stem, out, resume, root)
     values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
-    status = _run(kit, values)
+    status = _run_on(kit, values, folder, again)
     from core.report import write_report
 
     print(f"report: {write_report(folder)}")
@@ -65,6 +73,36 @@ def submit(
             file=sys.stderr,
         )
     return 0 if status == "finished:completed" else 1
+
+
+def _run_on(kit: Kit, values: dict[str, str], folder: Path, again: int) -> str:
+    """Runs, and resumes what died `again` times; each committed round counts once.
+
+    A run that a guard or a user ended (its journal says ``run-end``) is not tried again without
+    another round done: the same would end it again.
+    """
+    for left in reversed(range(again + 1)):
+        before = _committed(folder)
+        try:
+            status = _run(kit, values)
+        except UserError as error:  # the server is down or starting again
+            if not left:
+                raise
+            status = f"unknown ({error.problem})"
+        if status == "finished:completed" or not left:
+            return status
+        refused = read_events(folder / JOURNAL)[-1:]
+        if refused and refused[0]["event"] == "run-end" and _committed(folder) == before:
+            return status
+        print(f"the run ended as {status}; resumed in {RESUME_SECONDS:.0f} s, {left} tries left",
+              flush=True)  # fmt: skip
+        time.sleep(RESUME_SECONDS)
+        values = {**values, "resume": "1"}
+    raise AssertionError("unreachable")
+
+
+def _committed(folder: Path) -> int:
+    return sum(e["event"] == "round" for e in read_events(folder / JOURNAL))
 
 
 def _run(kit: Kit, values: dict[str, str]) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,52 @@ def test_a_personal_phase_may_start_from_another_ones_weights(
     after = Personal(n.site.phase_folder("q")).best()
     frozen = parts_of(network(n.plan, second), n.plan, second).frozen
     assert all(torch.equal(after[k], own[k]) for k in frozen)
+
+
+# ------------------------------------------------------------------------------------- limits
+
+
+def test_a_hung_step_ends_when_the_policy_says_so(
+    node: Callable[..., Node],
+    make_phase: MakePhase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("client.app.END_SECONDS", 0.0)
+    monkeypatch.setattr("client.app.os._exit", ended.append)
+    released = threading.Event()
+    monkeypatch.setattr(work, "train_shared", lambda *_: released.wait(60))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("longest_s: 1\n")
+    n = node(make_phase())
+    n.node_config["policy"] = str(policy)
+    started = time.monotonic()
+    reply = n.ask("train", arrays=n.start())
+    assert code(reply) == "E_TIME"
+    assert time.monotonic() - started < 30
+    for _ in range(100):
+        if ended:
+            break
+        time.sleep(0.05)
+    assert ended == [1], "what hangs is ended with its process"
+    released.set()
+
+
+def test_within_its_limits_a_site_answers_as_ever(
+    node: Callable[..., Node],
+    make_phase: MakePhase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("longest_s: 600\n")
+    n = node(make_phase())
+    n.node_config["policy"] = str(policy)
+    monkeypatch.setenv("HNFED_STARTED", repr(time.time() - 100.0))
+    reply = n.ask("train", arrays=n.start())
+    assert code(reply) == OK
+    assert 50 < float(reply.content["metrics"]["startup"]) < 200  # type: ignore[arg-type, index]
 
 
 # ------------------------------------------------------------------------------------- errors

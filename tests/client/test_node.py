@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client.node import reason_of, run_node
+from client.node import reason_of, run_node, why_not
 from core.errors import UserError
 from core.kit import read_kit
 from server.provision import Federation, provision
@@ -17,11 +17,19 @@ from server.provision import Federation, provision
         ("Exit Code: 305 ... code 2001", "showed none"),
         ("code 2004", "revoked"),
         ("httpx.ConnectError: Connection refused", "nothing answers"),
-        ("something new", "supernode.log"),
     ],
 )
 def test_flowers_last_words_in_plain_ones(said: str, word: str) -> None:
     assert word in reason_of(said)
+
+
+def test_words_that_say_nothing() -> None:
+    assert reason_of("something new") == ""
+
+
+def test_a_node_without_a_connection_is_told_why(tmp_path: Path) -> None:
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    assert "port open" in why_not(read_kit(tmp_path / "kits" / "nyu", "site"))
 
 
 def test_kit_site_file_and_key_must_fit(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ def test_what_may_leave_leaves() -> None:
         ({"code": "E_SECRET"}, {}),
         ({"round": 1.5}, {}),
         ({"version.torch/../x": "1"}, {}),
+        ({"split_hash": "MRN12345"}, {}),
+        ({"fingerprint": "Doe.Jane"}, {}),
         ({}, {"patient": 1}),
         ({}, {"left_out.DOE^JANE": 1}),
         ({}, {"loss": [float("nan")]}),
@@ -86,6 +90,88 @@ def test_whatever_else_is_stopped(values: dict[str, Any]) -> None:
             assert key != "code" or value in CODES
         else:
             assert isinstance(value, int)
+
+
+TOKENS = (
+    "DOE^JANE",
+    "/data/MRN12345",
+    "1.2.840.113619.2.55 3",
+    "Müller",
+    "x\ny",
+    "a b",
+    "C:\\scan",
+)
+
+
+def anything(chance: random.Random) -> Any:
+    """A value of any kind, of a plausible or an absurd size."""
+    kinds: list[Callable[[], Any]] = [
+        lambda: chance.choice(TOKENS),
+        lambda: chance.choice(["nyu", "pretrain", "OK", "E_DATA", "E_JANE", "a" * 200]),
+        lambda: chance.choice([0, 3, -1, 10**18, True, None, 1.5, 1e300]),
+        lambda: chance.choice([float("nan"), float("inf"), -float("inf")]),
+        lambda: (
+            [chance.choice([1, 2.5, float("nan"), "DOE^JANE", None, True])]
+            * chance.choice([1, 3, 300])
+        ),
+        lambda: bytes(4),
+        lambda: {"patient": "DOE^JANE"},
+        lambda: torch.zeros(2),
+    ]
+    return chance.choice(kinds)()
+
+
+def escaped(config: Mapping[str, Any], metrics: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """What of an accepted reply is not on the list, judged apart from the code; "" if none."""
+    header = {"site", "run", "phase", "round", "code", "stopped", "best_round"}
+    for key, value in config.items():
+        if key not in header | {"fingerprint", "split_hash"} and not key.startswith("version."):
+            return key
+        if not isinstance(key, str) or any(t in f"{key}{value}" for t in TOKENS):
+            return f"{key}={value}"
+        if not isinstance(value, str | int) or len(str(value)) > 128:
+            return f"{key}={value}"
+    for key, value in metrics.items():
+        if not key.isascii() or any(c in key for c in " /\\^"):
+            return key
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                return f"{key}={number}"
+            if not abs(number) < 1e16:
+                return f"{key}={number}"
+    for name, tensor in state.items():
+        if name not in SHAPES or tuple(tensor.shape) != SHAPES[name]:
+            return name
+        if not bool(torch.isfinite(tensor.float()).all()):
+            return f"{name}: not finite"
+    return ""
+
+
+def test_five_thousand_random_replies_and_none_escapes() -> None:
+    chance = random.Random(5)
+    keys = [*HEADER, "fingerprint", "split_hash", "version.torch", "note", *TOKENS]
+    numbers = [*METRICS, "steps", "test.n", "left_out.W_X", "left_out.DOE", "patient", *TOKENS]
+    passed = stopped = 0
+    for _ in range(5000):
+        config, metrics, state = dict(HEADER), dict(METRICS), good()
+        for _ in range(chance.randrange(3)):
+            config[chance.choice(keys)] = anything(chance)
+        for _ in range(chance.randrange(3)):
+            metrics[chance.choice(numbers)] = anything(chance)
+        if chance.random() < 0.3:
+            name = chance.choice([*SHAPES, "encoder.w", *TOKENS])
+            shape = chance.choice([(2, 3), (4,), (3, 2)])
+            state[name] = torch.full(shape, chance.choice([0.0, float("nan"), float("inf")]))
+        try:
+            require_allowed(config, metrics, state, SHAPES)
+        except (OutboxError, NonFiniteError):
+            stopped += 1
+            continue
+        passed += 1
+        assert not escaped(config, metrics, state)
+    print(f"5000 replies: {stopped} stopped, {passed} passed, 0 escapes")
+    assert stopped > 1000
+    assert passed > 300
 
 
 def test_receipts_say_what_left(tmp_path: Path) -> None:

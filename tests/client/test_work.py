@@ -501,3 +501,36 @@ def test_fedprox_does_not_pull_what_stays(
     work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
     parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
     assert set(given[0][1]) == set(parts.shared)
+
+
+def test_rows_of_organs_that_no_case_annotates_go_back_as_they_came() -> None:
+    before = {"head": torch.zeros(3, 2), "body": torch.zeros(2)}
+    trained = {"head": torch.ones(3, 2), "body": torch.ones(2)}
+    made = work.returned(trained, before, [0, 4], ["head"])
+    assert made["head"].tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert torch.equal(made["body"], trained["body"])
+
+
+def test_an_update_leaves_no_longer_than_the_plan_says() -> None:
+    incoming = {"w": torch.zeros(4)}
+    made = work.clipped({"w": torch.full((4,), 3.0), "own": torch.ones(1)}, incoming, 1.5)
+    assert float(made["w"].norm()) == pytest.approx(1.5)
+    assert float(made["own"]) == 1.0
+    short = {"w": torch.full((4,), 0.1)}
+    assert work.clipped(short, incoming, 1.5) is short
+
+
+@pytest.mark.parametrize("name", ["median", "dp"])
+def test_a_site_trains_for_another_strategy(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase, name: str
+) -> None:
+    plan = replace(
+        make_plan(make_phase()),
+        federation=Federation(strategy=Strategy(name=name, clip_norm=0.01)),
+    )
+    state = start(plan)
+    site.prepare(plan)
+    trained, _ = work.train_shared(site, plan, plan.phases[0], order(), state)
+    moved = torch.cat([(trained[n].cpu() - state[n]).flatten() for n in state])
+    assert float(moved.norm()) > 0
+    assert (float(moved.norm()) <= 0.0101) == (name == "dp")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.doctor import FAIL, PASS, WARN, Check, examine, report
+from core.doctor import FAIL, PASS, WARN, Check, clock, examine, report
 from core.kit import SERVER, Kit, read_kit
 from server.provision import Federation, provision
 
@@ -65,3 +65,27 @@ def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "-> do z" in out
     assert report(iter([Check("a", WARN, "x", "w")])) == 0
+
+
+def test_tracking_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def found() -> Check:
+        return next(c for c in examine("researcher") if c.name == "W&B")
+
+    assert found().state == WARN
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n")
+    assert found().state == PASS
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "nothing is sent" in found().found
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "state"), [(0.0, PASS), (4.0, PASS), (-200.0, PASS), (30.0, FAIL), (-400.0, FAIL)]
+)
+def test_a_clock_is_right_where_the_server_takes_its_signatures(ahead_s: float, state: str) -> None:
+    found = clock(ahead_s)
+    assert found.state == state
+    assert ("NTP" in found.remedy) == (state == FAIL)

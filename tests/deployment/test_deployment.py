@@ -8,8 +8,10 @@ import shutil
 import signal
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import safetensors.torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.node import reason_of
+from core.doctor import PASS, dial
 from server.provision import Federation, provision
 from tests.deployment.conftest import SITES, Machine, Place, free_port, hnfed
 
@@ -44,12 +48,20 @@ def ask(place: Place, path: str, cafile: Path | None = None, host: str = "127.0.
         return error.code
 
 
-def node(place: Place, name: str, *, ca: Path | None = None, key: Path | None = None,
-         port: int = 0, host: str = "127.0.0.1") -> Machine:  # fmt: skip
+def node(
+    place: Place,
+    name: str,
+    *,
+    ca: Path | None = None,
+    key: Path | None = None,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    program: tuple[str, ...] = (str(FLOWER / "flower-supernode"),),
+) -> Machine:
     """A bare SuperNode that claims whatever it likes."""
     kit = place.kit("nyu")
     command = [
-        str(FLOWER / "flower-supernode"), "--superlink", f"{host}:{port or kit.port}",
+        *program, "--superlink", f"{host}:{port or kit.port}",
         "--root-certificates", str(ca or kit.ca), "--port", str(free_port()),
         "--max-retries", "1", "--node-config", 'site="x"',
     ]  # fmt: skip
@@ -122,6 +134,42 @@ def test_no_key_and_a_foreign_key_are_refused_by_the_server(place: Place, server
     foreign = node(place, "foreign", key=path)
     assert foreign.process.wait(60) != 0
     assert "2004" in foreign.log.read_text() or "PERMISSION" in foreign.log.read_text().upper()
+
+
+AN_HOUR_AHEAD = """
+from datetime import timedelta
+import flwr.supernode.node_auth_http_interceptor as signing
+now = signing.now
+signing.now = lambda: now() + timedelta(hours=1)
+from flwr.supernode.cli import flower_supernode
+flower_supernode()
+"""
+
+
+def test_a_skewed_clock_is_refused_by_the_server(place: Place, server: Machine) -> None:
+    key = place.kit("nyu").folder / "node.key"
+    skewed = node(place, "skewed", key=key, program=(sys.executable, "-c", AN_HOUR_AHEAD))
+    skewed.process.wait(90)
+    assert "SuperNode ID" not in skewed.log.read_text(), "its signature's time is out of bounds"
+    found = list(dial(place.kit("nyu")))
+    assert [c.state for c in found] == [PASS] * 3, "the site's doctor tells a clock that is off"
+
+
+def test_a_second_node_with_the_same_key_is_refused(place: Place, server: Machine) -> None:
+    first = place.client("nyu")
+    log = place.folder / "state" / "nyu" / "state" / "flower" / "supernode.log"
+    assert any(log.is_file() and "SuperNode ID" in log.read_text() for _ in _ticks(60)), first.log
+    twin = node(place, "twin", key=place.kit("nyu").folder / "node.key")
+    assert twin.process.wait(90) != 0
+    assert "holds the node's last" in reason_of(twin.log.read_text())
+    assert first.process.poll() is None, "the first one stays"
+    assert first.end() == 143
+
+
+def _ticks(seconds: int) -> Iterator[int]:
+    for second in range(2 * seconds):
+        yield second
+        time.sleep(0.5)
 
 
 def test_a_kit_and_a_site_file_of_another_name(place: Place) -> None:

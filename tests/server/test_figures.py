@@ -47,6 +47,25 @@ def test_waiting_is_never_another_sites_computing(
     assert sum(found) == event["seconds"]
 
 
+def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
+    good = {
+        site: Accepted(Header(site, "r", "p", 1), Result(seconds=s, startup=6.0), {}, Mock())
+        for site, s in {"a": 10.0, "b": 4.0}.items()
+    }
+    event = round_event(
+        Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
+        Exchange(seconds={"a": 19.0, "b": 12.0}),
+        good,
+        {},
+        Progress(round=1),
+        scored=0,
+        seconds=19.5,
+        min_cell=1,
+    )
+    parts = ("compute", "startup", "waiting", "transport")
+    assert [event[f"seconds_{part}"] for part in parts] == [10.0, 6.0, 3.0, 0.5]
+
+
 def test_a_round_tells_the_weights_it_trained_with() -> None:
     phase = Phase(name="p", sites=["a"], organs=["X", "Y"], rounds=4)
     weighting = Weighting(terms="shift", shift_end=1.0, by="dice", organs={"Y": 2.0})

@@ -276,6 +276,12 @@ def test_numbers_that_are_none(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_NONFINITE"
 
 
+def test_only_a_site_that_withholds_its_counts_may_train_on_none() -> None:
+    none = reply(metrics={"cases": 0, "annotated": []}, arrays=GOOD)
+    assert code_of(none) == "E_COUNT"
+    assert isinstance(verdict(none, cases=(-1, -1, -1)), Accepted)
+
+
 def test_a_withheld_cell_is_accepted() -> None:
     withheld = {"val.n": [-1.0, 2.0], "val.detected": [0.0, 1.0]}
     found = verdict(reply(metrics=withheld), {})

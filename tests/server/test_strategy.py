@@ -1,0 +1,97 @@
+"""Aggregation by Flower's other strategies: what a wrong site can do, and what travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.phases import start_state
+from core.plan import Guards, Phase, Strategy
+from core.validation import check
+from server.rounds import deadline
+from server.strategy import build_strategy
+from tests.server.conftest import ORGANS, Federated
+
+SITES = ["a", "b", "c", "d", "e"]
+Make = Callable[..., Federated]
+
+
+def moved(federate: Make, make_plan: Callable[..., Any], **strategy: Any) -> float:
+    """How far one round moves a weight where one of five sites sends nonsense."""
+    plan = make_plan(
+        Phase(name="p", sites=SITES, organs=ORGANS, rounds=1),
+        strategy=Strategy(**strategy),
+        guards=Guards(norm="off"),
+    )
+    add = {"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.0, "e": 1e6}
+    name = f"{strategy['name']}"
+    run = federate(plan, folder=name, add=add, cases=dict.fromkeys(SITES, 2))
+    run.run()
+    start = start_state(plan, plan.phases[0], None)
+    last = run.weights("last")
+    change = torch.cat([(last[n] - start[n]).flatten() for n in start])
+    return float(change.abs().max())
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum"])
+def test_one_wrong_site_of_five_does_not_decide(
+    federate: Make, make_plan: Callable[..., Any], name: str
+) -> None:
+    assert moved(federate, make_plan, name=name) < 2.0
+
+
+def test_the_mean_is_decided_by_it(federate: Make, make_plan: Callable[..., Any]) -> None:
+    assert moved(federate, make_plan, name="fedavg") > 1e4
+
+
+def test_noise_is_that_of_the_clipped_sum_over_the_replies(
+    federate: Make, make_plan: Callable[..., Any]
+) -> None:
+    phase = Phase(name="p", sites=SITES, organs=ORGANS, rounds=1)
+    kept = {}
+    for multiplier in (0.0, 2.0):
+        settings = Strategy(name="dp", clip_norm=1.0, noise_multiplier=multiplier)
+        plan = make_plan(phase, strategy=settings)
+        run = federate(
+            plan,
+            folder=f"dp{multiplier}",
+            add=dict.fromkeys(SITES, 0.0),
+            cases=dict.fromkeys(SITES, 2),
+        )
+        run.run()
+        kept[multiplier] = run.weights("last")
+        assert "strategy dp: all sites weigh equally" in run.notes()
+    noise = torch.cat([(kept[2.0][n] - kept[0.0][n]).flatten() for n in kept[0.0]])
+    assert float(noise.std()) == pytest.approx(2.0 * 1.0 / len(SITES), rel=0.1)
+
+
+def test_flowers_own_classes_do_it() -> None:
+    names = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
+    kinds = [type(build_strategy(Strategy(name=n))).__name__ for n in names]
+    assert len(set(kinds)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "mean"}, {"trim": 0.5}, {"malicious": -1}, {"clip_norm": 0.0},
+     {"noise_multiplier": -1.0}],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_cannot_work(make_plan: Callable[..., Any], change: dict[str, Any]) -> None:
+    (key,) = change
+    with pytest.raises(UserError, match=f"federation.strategy.{key}"):
+        check(make_plan(strategy=replace(Strategy(), **change)))
+
+
+def test_a_deadline_is_learned_from_the_fourth_round_on(make_plan: Callable[..., Any]) -> None:
+    federation = make_plan(round_timeout_s=1000.0, round_timeout_factor=3.0).federation
+    assert deadline(federation, [10.0, 20.0]) == 1000.0
+    assert deadline(federation, [10.0, 20.0, 90.0]) == 3 * 20.0 + 30.0
+    assert deadline(federation, [500.0] * 3) == 1000.0
+    off = make_plan(round_timeout_s=1000.0).federation
+    assert deadline(off, [1.0] * 9) == 1000.0

@@ -1,0 +1,92 @@
+"""A run that is told to stop at any moment stops soon, leaves no process, and can be resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST_S = 10.0
+
+
+def started(out: Path, cache: Path, *words: str) -> subprocess.Popen[bytes]:
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "simulations.cli", "simulate", "smoke", "--out", str(out),
+                "simulation.engine=inline", "tracking.mode=disabled",
+                f"simulation.cache={cache}", *words,
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=out.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        )  # fmt: skip
+
+
+def of_session(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def stopped(out: Path, cache: Path, number: int, after_s: float) -> bool:
+    """One signal, checked; False where the run had ended before it came."""
+    run = started(out, cache)
+    time.sleep(after_s)
+    if run.poll() is not None:
+        assert run.returncode == 0
+        return False
+    os.kill(run.pid, number)
+    begun = time.monotonic()
+    code = run.wait(60)
+    took = time.monotonic() - begun
+    assert code in (128 + number, -number), (out.parent / f"{out.name}.log").read_text()
+    assert code == 128 + number or not out.exists(), "killed only before anything of ours ran"
+    assert took <= LONGEST_S, f"{took:.1f} s"
+    assert of_session(run.pid) == []
+    return True
+
+
+def resumes(out: Path, cache: Path) -> None:
+    """What was begun goes on to its end."""
+    if (out / "plan.json").is_file() and (out / "config.yaml").is_file():
+        run = started(out, cache, "--resume")
+        assert run.wait(300) == 0, (out.parent / f"{out.name}.log").read_text()
+
+
+def test_two_signals(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for number, after_s in ((signal.SIGINT, 6.0), (signal.SIGTERM, 9.0)):
+        out = tmp_path / f"run{int(number)}"
+        stopped(out, cache, number, after_s)
+    resumes(out, cache)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(2400)
+def test_thirty_signals_at_random_moments(tmp_path: Path) -> None:
+    chance, cache, sent = random.Random(7), tmp_path / "cache", 0
+    begun = time.monotonic()
+    assert started(tmp_path / "whole", cache).wait(300) == 0
+    usual = time.monotonic() - begun
+    for i in range(30):
+        out = tmp_path / f"run{i}"
+        number = chance.choice([signal.SIGINT, signal.SIGTERM])
+        sent += stopped(out, cache, number, chance.uniform(0.5, 0.9 * usual))
+        if i % 10 == 9:
+            resumes(out, cache)
+    print(f"{sent} signals, each followed by its exit code within {LONGEST_S:.0f} s, no orphan")
+    assert sent >= 25
