@@ -36,6 +36,7 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
 END_SECONDS = 60.0
+NOTHING = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}  # metrics of a refusal
 
 
 def site_of(context: Context) -> Site:
@@ -71,19 +72,25 @@ def guarded(handler: Handler) -> Handler:
         try:
             return _within_limits(handler, message, context)
         except Exception as error:
-            code = _code_of(error)
-            name = _log(context, error)
-            order = _order_of(message)
-            header = Header(name, order.run, order.phase, order.round, code)
-            metrics = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}
-            config = header.to_config()
             try:
-                write_receipt(site_of(context).run_folder, "error", config, metrics, {})
-            except Exception:  # a site that is not set up has no place for receipts
+                return _refusal(message, context, error)
+            except Exception:  # telling of an error failed too
                 traceback.print_exc()
-            return _message(message, config, metrics, {})
+                return _message(message, Header("", "", "", 0, "E_INTERNAL").to_config(), NOTHING)
 
     return safe
+
+
+def _refusal(message: Message, context: Context, error: Exception) -> Message:
+    """The reply that tells the server of an error: a code, and whose it is."""
+    name = _log(context, error)
+    order = _order_of(message)
+    config = Header(name, order.run, order.phase, order.round, _code_of(error)).to_config()
+    try:
+        write_receipt(site_of(context).run_folder, "error", config, NOTHING, {})
+    except Exception:  # a site that is not set up has no place for receipts
+        traceback.print_exc()
+    return _message(message, config, NOTHING)
 
 
 def _within_limits(handler: Handler, message: Message, context: Context) -> Message:
@@ -249,14 +256,14 @@ def _release(
     """The one way out: checked against the allow-list, a receipt written, then sent."""
     require_leaving(config, metrics, state or {}, shapes or {})
     write_receipt(site.run_folder, kind, config, metrics, state or {})
-    return _message(message, config, metrics, state or {})
+    return _message(message, config, metrics, state)
 
 
 def _message(
     message: Message,
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
 ) -> Message:
     content = RecordDict(
         {"header": ConfigRecord(dict(config)), "metrics": MetricRecord(dict(metrics))}

@@ -1,5 +1,6 @@
 """What stands before Flower's `flwr-clientapp` at a site: unapproved code is never installed.
 
+What Flower would tell the server of an error, text and all, is replaced by a fixed sentence.
 Run as a file (`python -P approval_guard.py`), so that no package of ours is imported before the
 app's own. ``HNFED_KIT`` names the kit: ``approved.json`` lists the SHA-256 of the bundles that may
 run; another one is kept in ``pending/`` for `hnfed approve` and refused.
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 STARTED = "HNFED_STARTED"  # when this message's process began, seconds since 1970
+
+SAID = "an error at the site; its own log says which"
 
 
 class NotApprovedError(Exception):
@@ -45,6 +48,26 @@ def require_approved(content: bytes, kit: Path) -> None:
     raise NotApprovedError("E_BUNDLE")
 
 
+def scrub(module: Any) -> None:
+    """Makes Flower's runner tell of an error without its text: that may hold a name or a path.
+
+    Our handlers answer every error themselves. This is for what goes wrong around them: a bundle
+    that does not load, a reply that cannot be sent.
+
+    Args:
+        module: `flwr.supernode.runtime.run_clientapp`.
+    """
+    error, push_output = module.Error, module.push_task_output
+
+    def silent(code: int, reason: str = "") -> Any:
+        return error(code=code, reason=SAID if reason else "")
+
+    def push_silent(*arguments: Any, **options: Any) -> Any:
+        return push_output(*arguments, **options | {"details": SAID if options["details"] else ""})
+
+    module.Error, module.push_task_output = silent, push_silent
+
+
 def main() -> None:
     """Runs `flwr-clientapp` with the check in front of its installer."""
     os.environ[STARTED] = repr(time.time())
@@ -60,6 +83,7 @@ def main() -> None:
         return install(fab_file, *arguments, **options)
 
     module.install_from_fab = guarded
+    scrub(module)
     flwr_clientapp()
 
 

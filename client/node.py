@@ -20,7 +20,7 @@ from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
-from core.service import Stopped, end, stop_by_signal, tell
+from core.service import Stopped, end, stop_by_signal, tell, with_parent
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
@@ -137,6 +137,7 @@ def _start(kit: Kit, site_file: Path, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         cwd=home, env=environment, text=True, errors="replace", start_new_session=True,
+        preexec_fn=with_parent,
     )  # fmt: skip
 
 

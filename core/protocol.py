@@ -36,6 +36,7 @@ CODES = {
     "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",
     "E_COUNT": "counts outside the possible range",
     "E_NORM": "the update is much longer than the round's median",
+    "E_UNCHANGED": "the update changes no weight",
     "E_STALE": "the reply belongs to another run, phase or round",
     "E_LOST": "no reply before the deadline",
 }

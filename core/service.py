@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from types import FrameType
 from typing import Any
 
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Stopped(Exception):  # noqa: N818
@@ -24,6 +28,12 @@ def stop_by_signal() -> None:
     """Makes Ctrl-C and SIGTERM raise `Stopped`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+
+
+def with_parent() -> None:
+    """For `preexec_fn`: the child is asked to end when its parent dies, even by SIGKILL (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def end(child: subprocess.Popen[Any]) -> None:

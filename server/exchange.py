@@ -23,12 +23,15 @@ class Exchange:
         replies: by site; a site that did not answer before the deadline is absent.
         sent, received: bytes by site.
         seconds: from the first push to the reply, by site.
+        moving: seconds in which messages and their arrays went to and from Flower's server here:
+            all pushes, and the pull that brought the last reply.
     """
 
     replies: dict[str, Message] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    moving: float = 0.0
 
 
 def exchange(
@@ -61,7 +64,9 @@ def exchange(
 
     def push(site: str, content: RecordDict) -> None:
         message = Message(content, nodes[site], kind, group_id=group, ttl=timeout_s + 60.0)
+        begun = time.monotonic()
         (identifier,) = list(grid.push_messages([message]))
+        done.moving += time.monotonic() - begun
         done.sent[site] = done.sent.get(site, 0) + size_of(content)
         if identifier:
             waiting[identifier] = site
@@ -69,8 +74,11 @@ def exchange(
     for site in sorted(contents):
         push(site, contents[site])
     given: set[str] = set()
+    pulled = 0.0
     while waiting:
+        begun = time.monotonic()
         replies = list(grid.pull_messages(list(waiting)))
+        pulled = time.monotonic() - begun if replies else pulled
         if not replies and time.monotonic() - started >= timeout_s:
             break
         for reply in replies:
@@ -89,6 +97,7 @@ def exchange(
             done.seconds[site] = time.monotonic() - started
         if waiting and not replies:
             time.sleep(POLL_SECONDS)
+    done.moving += pulled
     return done
 
 

@@ -30,7 +30,9 @@ def round_event(
     Seconds of compute are those of all sites together, at most until the slowest one answered: so
     waiting is never another site's computing, whether sites work side by side or in turn. Where a
     message has its own process (in deployment) sites do work side by side: there it is the
-    slowest site's own, and startup what its process took to begin.
+    slowest site's own, startup what its process took to begin, and transport holds the time in
+    which messages moved between here and Flower's server. What is left is waiting: a node that
+    looks for its message every few seconds, and sends its reply on.
 
     Args:
         phase: of the round.
@@ -50,6 +52,7 @@ def round_event(
     working = [good[last]] if startup else list(good.values())
     compute = min(sum(r.result.seconds for r in working), slowest)
     startup = min(startup, slowest - compute)
+    moving = min(done.moving, slowest - compute - startup) if startup else 0.0
     cells, mean = published(sums, phase.organs, min_cell)
     terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSS_TERMS)}
     return {
@@ -64,8 +67,8 @@ def round_event(
         "seconds": round(seconds, 3),
         "seconds_compute": round(compute, 3),
         "seconds_startup": round(startup, 3),
-        "seconds_waiting": round(slowest - compute - startup, 3),
-        "seconds_transport": round(max(seconds - slowest, 0.0), 3),
+        "seconds_waiting": round(slowest - compute - startup - moving, 3),
+        "seconds_transport": round(max(seconds - slowest, 0.0) + moving, 3),
         "bytes_to_sites": sum(done.sent.values()),
         "bytes_from_sites": sum(done.received.values()),
         "accepted": sorted(good),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
@@ -74,7 +75,10 @@ def inspect(
     if (header.site, header.run, header.phase, header.round) != (site, run, phase.name, round_):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
     wrong = _numbers(result, guards, cases)
-    return wrong or _with_state(reply, header, result, expected, cases[0] < 0)
+    verdict = wrong or _with_state(reply, header, result, expected, cases[0] < 0)
+    if isinstance(verdict, Accepted) and not phase.thaw and _unchanged(verdict.state, expected):
+        return Rejected("E_UNCHANGED", "the weights came back as they went out")
+    return verdict
 
 
 def known_code(code: object) -> str:
@@ -111,6 +115,11 @@ def _possible(s: OrganSum, most: int) -> bool:
         and 0 <= s.dice <= s.n + 1e-6
         and min(s.detected, s.hd95_mm, s.penalised_mm) >= 0
     )
+
+
+def _unchanged(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> bool:
+    """True where training changed nothing at all; what thaws later may travel unchanged."""
+    return bool(state) and all(torch.equal(tensor, before[n]) for n, tensor in state.items())
 
 
 def _with_state(

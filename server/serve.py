@@ -21,7 +21,7 @@ from core.app_folder import QUIET
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
-from core.service import Stopped, end, stop_by_signal, tell
+from core.service import Stopped, end, stop_by_signal, tell, with_parent
 from server.provision import ROSTER
 
 CONNECTION = "hnfed"
@@ -185,6 +185,7 @@ def _start(command: list[str], kit: Kit, log: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             cwd=kit.folder / "runs", env=environment(kit), start_new_session=True,
+            preexec_fn=with_parent,
         )  # fmt: skip
 
 

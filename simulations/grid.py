@@ -181,7 +181,7 @@ def _begin(work: Work, jobs: int, lock: int) -> None:
         if bad:
             work.waiting.remove(cell)
             _say(work, cell, "skipped", f"skipped: it needs {', '.join(bad)}")
-        elif all(n in work.outcome for n in cell.needs):
+        elif len(work.running) < jobs and all(n in work.outcome for n in cell.needs):
             try:
                 wish = wanted(cell, work.study.config, work.out)
                 found = state(cell, work.out / cell.name, wish)
@@ -192,7 +192,7 @@ def _begin(work: Work, jobs: int, lock: int) -> None:
             if found == "done":
                 work.waiting.remove(cell)
                 _say(work, cell, "done before", f"done before: {_scores(work.out, cell, wish)}")
-            elif len(work.running) < jobs:
+            else:
                 work.waiting.remove(cell)
                 work.running.append(_start(cell, wish, work, found == "unfinished", lock))
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from monai.networks.nets.unetr import UNETR
 from torch import nn
 
 from core.errors import UserError
@@ -44,6 +43,8 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     Raises:
         UserError: a crop that is no multiple of the 16-voxel patch, or arguments that do not fit.
     """
+    from monai.networks.nets.unetr import UNETR  # takes seconds: each message is a new process
+
     if any(n % PATCH for n in crop):
         raise UserError(
             "preprocess.crop",

@@ -40,6 +40,11 @@ def error(code: int) -> Act:
     return lambda message, reply: Message(Error(code, "/data/DOE^JANE.dcm"), reply_to=message)
 
 
+def unchanged(message: Message, reply: Message) -> Message:
+    reply.content["arrays"] = message.content["arrays"]
+    return reply
+
+
 # kind -> (fault, codes that may follow; () where the update counts, shortened)
 KINDS: dict[str, tuple[Callable[[], Act], tuple[str, ...]]] = {
     "NaN in a weight": (
@@ -76,6 +81,7 @@ KINDS: dict[str, tuple[Callable[[], Act], tuple[str, ...]]] = {
         lambda: weights(lambda s: {k: v.long() for k, v in s.items()}),
         ("E_SCHEMA",),
     ),
+    "the weights that went out": (lambda: unchanged, ("E_UNCHANGED",)),
     "no weights": (lambda: drop("arrays"), ("E_SCHEMA",)),
     "no metrics": (lambda: drop("metrics"), ("E_SCHEMA",)),
     "no header": (lambda: drop("header"), ("E_SCHEMA",)),

@@ -113,6 +113,15 @@ def test_a_reply_that_is_there_counts_whenever_it_is_looked_at() -> None:
     assert set(found.replies) == {"a", "b"}
 
 
+def test_moving_a_message_is_told_apart_from_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("server.exchange.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("server.exchange.time.sleep", lambda _: [next(now) for _ in range(50)])
+    done = ask(Grid({1: says()}, late={1: 1}), {"a": 1}, timeout_s=1e6)
+    assert done.moving == 2.0, "one push and the pull that brought the reply, of one tick each"
+    assert done.seconds["a"] > 50.0
+
+
 def test_nobody_is_waited_for_once_all_have_answered() -> None:
     started = time.monotonic()
     ask(Grid({1: says()}), {"a": 1}, timeout_s=60)

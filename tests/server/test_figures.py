@@ -54,7 +54,7 @@ def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
     }
     event = round_event(
         Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
-        Exchange(seconds={"a": 19.0, "b": 12.0}),
+        Exchange(seconds={"a": 19.0, "b": 12.0}, moving=1.0),
         good,
         {},
         Progress(round=1),
@@ -63,7 +63,7 @@ def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
         min_cell=1,
     )
     parts = ("compute", "startup", "waiting", "transport")
-    assert [event[f"seconds_{part}"] for part in parts] == [10.0, 6.0, 3.0, 0.5]
+    assert [event[f"seconds_{part}"] for part in parts] == [10.0, 6.0, 2.0, 1.5]
 
 
 def test_a_round_tells_the_weights_it_trained_with() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,13 @@ def verdict(
     message: Message | None,
     expected: dict[str, Tensor] = EXPECTED,
     cases: tuple[int, int, int] = (3, 2, 2),
+    phase: Phase = PHASE,
 ) -> Accepted | Rejected:
     return inspect(
         message,
         site="a",
         run="r",
-        phase=PHASE,
+        phase=phase,
         round_=4,
         expected=expected,
         guards=Guards(max_cases=1000),
@@ -274,6 +276,15 @@ def test_metrics_of_another_form(change: dict[str, Any]) -> None:
 )
 def test_numbers_that_are_none(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_NONFINITE"
+
+
+def test_an_update_that_changes_nothing() -> None:
+    same = {name: tensor.clone() for name, tensor in EXPECTED.items()}
+    assert code_of(reply(arrays=same)) == "E_UNCHANGED"
+    moved = same | {"b": same["b"] + 1e-6}
+    assert isinstance(verdict(reply(arrays=moved)), Accepted)
+    thawing = replace(PHASE, freeze="encoder", thaw={"encoder": 5})
+    assert isinstance(verdict(reply(arrays=same), phase=thawing), Accepted), "nothing trains yet"
 
 
 def test_only_a_site_that_withholds_its_counts_may_train_on_none() -> None:

@@ -60,7 +60,7 @@ def test_noise_is_that_of_the_clipped_sum_over_the_replies(
         run = federate(
             plan,
             folder=f"dp{multiplier}",
-            add=dict.fromkeys(SITES, 0.0),
+            add=dict.fromkeys(SITES, 1e-3),
             cases=dict.fromkeys(SITES, 2),
         )
         run.run()

@@ -281,6 +281,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     popen = subprocess.Popen
 
     def start(command: Sequence[str], **options: Any) -> Any:
+        if "simulate" not in command:  # git, asked for the commit
+            return popen(command, **options)
         arguments = list(command[command.index("simulate") :])
         started.append(Path(arguments[arguments.index("--out") + 1]).name)
         return popen([sys.executable, "-c", FAKE, *arguments], **options)
@@ -357,6 +359,28 @@ def test_jobs_bounds_what_runs_side_by_side(
     assert max(most) == 3
     with pytest.raises(UserError, match="--jobs"):
         grid(study, [], tmp_path / "none", jobs=0)
+
+
+def test_waiting_cells_cost_nothing_while_others_run(
+    tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved: list[str] = []
+    real, begin = grid_module.wanted, grid_module._begin
+
+    def counted(cell: Any, *arguments: Any) -> Any:
+        resolved.append(cell.name)
+        return real(cell, *arguments)
+
+    def watched(work: Any, jobs: int, lock: int) -> None:
+        full, before = len(work.running) >= jobs, len(resolved)
+        begin(work, jobs, lock)
+        assert not full or len(resolved) == before, "a plan is resolved for nothing"
+
+    monkeypatch.setattr(grid_module, "wanted", counted)
+    monkeypatch.setattr(grid_module, "_begin", watched)
+    study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}}}, phases: [pretrain]}")
+    assert grid(study, [], tmp_path / "out", jobs=1) == 0
+    assert len(fake) == 3
 
 
 def test_a_cell_that_died_before_its_run_began_is_started_anew(

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core.service import end
+
+PARENT = """
+import subprocess, sys, time
+from core.service import with_parent
+child = subprocess.Popen(["sleep", "60"], start_new_session=True, preexec_fn=with_parent)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def soon(pid: int) -> bool:
+    limit = time.monotonic() + 5.0
+    while alive(pid) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a child of its parent's death"
+)
+def test_a_child_goes_with_a_killed_parent() -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root},
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.send_signal(signal.SIGKILL)
+    assert soon(child)
+
+
+def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.service.GRACE_SECONDS", 0.5)
+    deaf = subprocess.Popen(
+        [sys.executable, "-c", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\n"
+         "print(flush=True)\ntime.sleep(60)"],
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert deaf.stdout is not None
+    deaf.stdout.readline()
+    end(deaf)
+    assert deaf.wait(5) == -signal.SIGKILL
+    deaf.stdout.close()
