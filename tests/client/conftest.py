@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from client.app import app
 from client.site import Site, Source
+from core.config import plan_json
 from core.data.volume import Geometry, write_image, write_mask
+from core.phases import fingerprint, network, parts_of, start_state, state_hash
 from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train
+from core.protocol import Order
 
 BALLS = {"Brainstem": ((13, 12, 12), 3.0, 150.0), "Parotid_L": ((10, 11, 16), 2.5, 260.0)}
 SPLITS = ("train", "train", "train", "val", "test")
@@ -100,3 +106,81 @@ def make_plan() -> Callable[..., Plan]:
 @pytest.fixture(scope="session")
 def make_phase() -> Callable[..., Phase]:
     return tiny_phase
+
+
+MakePlan = Callable[..., Plan]
+MakePhase = Callable[..., Phase]
+
+
+class Node:
+    """A site's side of the wire: orders in, replies out."""
+
+    def __init__(self, site: Site, plan: Plan) -> None:
+        self.site = site
+        self.plan = plan
+        self.config: dict[str, Any] = {"plan": plan_json(plan), "run_id": "run", "local": "{}"}
+        self.node_config: dict[str, Any] = {"partition-id": 0}
+
+    @property
+    def context(self) -> Context:
+        return Context(
+            run_id=1,
+            node_id=2,
+            node_config=self.node_config,
+            state=RecordDict(),
+            run_config=self.config,
+        )
+
+    def ask(
+        self, kind: str, order: Order | None = None, **arrays: dict[str, torch.Tensor]
+    ) -> Message:
+        content: dict[str, Any] = {k: ArrayRecord(dict(v)) for k, v in arrays.items()}
+        content["order"] = ConfigRecord((order or self.order()).to_config())
+        message = Message(RecordDict(content), 2, kind)
+        message.metadata.__dict__["_message_id"] = "1"
+        return app(message, self.context)
+
+    def order(self, phase: str = "p", round_: int = 1, task: str = "train", **more: Any) -> Order:
+        return Order("run", phase, round_, task, **({"fingerprint": fingerprint()} | more))
+
+    def start(self, index: int = 0) -> dict[str, torch.Tensor]:
+        return start_state(self.plan, self.plan.phases[index], None)
+
+    def base(self, index: int = 0) -> tuple[dict[str, torch.Tensor], str]:
+        phase = self.plan.phases[index]
+        names = parts_of(network(self.plan, phase), self.plan, phase).base
+        base = {n: self.start(index)[n] for n in names}
+        return base, state_hash(base)
+
+
+@pytest.fixture
+def node(
+    prepared: Site, make_plan: MakePlan, task_identity: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Node]:
+    """Makes nodes that find the site of the test."""
+
+    def make(*phases: Phase) -> Node:
+        made = Node(prepared, make_plan(*phases))
+        monkeypatch.setattr("client.app.simulated_site", lambda *a: made.site)
+        return made
+
+    return make
+
+
+MakeNode = Callable[..., Node]
+
+
+def code(reply: Message) -> str:
+    return str(reply.content["header"]["code"])
+
+
+def everything(reply: Message) -> bytes:
+    """Every byte of a reply that is text, number or array."""
+    parts = [repr(reply.metadata).encode()]
+    for key, record in reply.content.items():
+        parts.append(key.encode())
+        if isinstance(record, ArrayRecord):
+            parts += [k.encode() + v.data for k, v in record.items()]
+        else:
+            parts.append(repr(dict(record)).encode())
+    return b"\n".join(parts)

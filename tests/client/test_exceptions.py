@@ -1,0 +1,139 @@
+"""An exception at any place of a site's work: the server hears a code, and never its text."""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, Error, Message
+
+from client.approval_guard import scrub
+from core.protocol import CODES, OK
+from tests.client.conftest import MakeNode, MakePhase, code, everything
+
+# Each is raised at, with a token of its own, while the site answers a message of that kind.
+PLACES = {
+    "query": [
+        ("client/app.py", "query"), ("core/config.py", "plan_from_json"),
+        ("client/app.py", "policy_of"), ("client/site.py", "entries"),
+        ("client/site.py", "split_hash"), ("client/work.py", "describe"),
+        ("core/versions.py", "versions"), ("client/site.py", "count_codes"),
+        ("core/protocol.py", "to_records"), ("core/data/cache.py", "open_cache"),
+    ],
+    "train": [
+        ("client/app.py", "_unpack"), ("client/app.py", "_order_of"),
+        ("client/app.py", "_incoming"), ("client/personal.py", "cached_base"),
+        ("client/personal.py", "keep_base"), ("client/work.py", "train_shared"),
+        ("client/work.py", "loaded"), ("core/models/build.py", "build"),
+        ("core/phases.py", "parts_of"), ("core/phases.py", "apply_freeze"),
+        ("client/site.py", "of_phase"), ("core/data/dataset.py", "__getitem__"),
+        ("core/data/dataset.py", "scale_image"), ("core/data/dataset.py", "load_label"),
+        ("core/engine.py", "train"), ("core/engine.py", "validate"),
+        ("core/losses.py", "segmentation_loss"), ("core/optimisation.py", "take_step"),
+        ("core/optimisation.py", "resolve_device"), ("core/metrics.py", "organ_sums"),
+        ("core/metrics.py", "score_case"), ("core/protocol.py", "to_metrics"),
+        ("client/app.py", "_told"), ("client/app.py", "_release"),
+        ("client/outbox.py", "require_allowed"), ("client/outbox.py", "write_receipt"),
+    ],
+    "evaluate": [("client/work.py", "evaluate"), ("client/work.py", "score")],
+}  # fmt: skip
+
+
+def forms(token: str) -> set[bytes]:
+    """A token as it may lie in bytes: utf-8 and -16, in a URL, in hex, in base64 at each offset."""
+    plain = token.encode()
+    found = {plain, token.encode("utf-16-le"), token.encode("utf-16-be")}
+    found |= {plain.hex().encode(), plain.hex().upper().encode()}
+    for shift in range(3):
+        text = base64.b64encode(b"\0" * shift + plain)
+        found.add(text[-(-8 * shift // 6) : -4])  # the letters that the token alone decides
+    return found
+
+
+@contextmanager
+def raising(place: tuple[str, str], token: str) -> Iterator[list[str]]:
+    """Whatever enters that function dies of an exception that tells the token."""
+    hits: list[str] = []
+
+    def on_call(frame: FrameType, event: str, argument: Any) -> None:
+        here = frame.f_code
+        if here.co_name == place[1] and here.co_filename.endswith(place[0]):
+            hits.append(token)
+            sys.settrace(on_call)  # Python ends a trace that raised
+            raise FileNotFoundError(f"/data/{token}/img.nrrd")
+
+    before = sys.gettrace()
+    threading.settrace(on_call)
+    sys.settrace(on_call)
+    try:
+        yield hits
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)  # type: ignore[arg-type]
+
+
+def all_bytes(reply: Message) -> bytes:
+    arrays = [r for r in reply.content.values() if isinstance(r, ArrayRecord)]
+    return everything(reply) + b"".join(a.deflate() for a in arrays) + reply.content.deflate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [(kind, place) for kind, places in PLACES.items() for place in places],
+    ids=lambda v: v if isinstance(v, str) else f"{v[0]}-{v[1]}",
+)
+def test_no_text_of_an_exception_leaves(
+    node: MakeNode, make_phase: MakePhase, kind: str, place: tuple[str, str]
+) -> None:
+    n = node(make_phase(freeze="encoder"))
+    base, digest = n.base()
+    shared = {k: v for k, v in n.start().items() if k not in base}
+    order = n.order(task=kind, base_hash=digest)
+    token = "DOE^JANE " + re.sub(r"\W", "", "".join(place))
+    with raising(place, token) as hits:
+        what = {} if kind == "query" else {"order": order, "arrays": shared, "base": base}
+        reply = n.ask(kind, **what)  # type: ignore[arg-type]
+    assert hits, "the place was reached"
+    assert code(reply) in CODES
+    assert code(reply) != OK
+    sent = all_bytes(reply)
+    assert not [form for form in forms(token) if form in sent]
+
+
+def test_a_token_is_found_in_any_form() -> None:
+    token = "DOE^JANE 1950"
+    for hidden in (
+        token.encode(), token.encode("utf-16-le"), token.encode().hex().encode(),
+        base64.b64encode(b"x" + token.encode() + b"yz"), base64.b64encode(b"xy" + token.encode()),
+    ):  # fmt: skip
+        assert any(form in b"..." + hidden + b"..." for form in forms(token)), hidden
+
+
+def test_flower_itself_tells_no_text_either() -> None:
+    """A bundle that does not load, a reply that cannot be sent: around our handlers."""
+    told: list[dict[str, Any]] = []
+    module = SimpleNamespace(Error=Error, push_task_output=lambda **options: told.append(options))
+    scrub(module)
+    error = module.Error(code=2, reason="<class 'OSError'>:<'/data/DOE^JANE/img.nrrd'>")
+    assert (error.code, "DOE" in error.reason) == (2, False)
+    module.push_task_output(sub_status="failed", details="/data/DOE^JANE/img.nrrd")
+    module.push_task_output(sub_status="completed", details="")
+    assert [("DOE" in t["details"], bool(t["details"])) for t in told] == [
+        (False, True), (False, False),
+    ]  # fmt: skip
+
+
+def test_the_runner_that_is_scrubbed_is_flowers() -> None:
+    from flwr.supernode.runtime import run_clientapp
+
+    source = Path(run_clientapp.__file__).read_text()
+    assert "Message(Error(code=e_code, reason=reason)" in source
+    assert "push_task_output(\n            client=client," in source

@@ -1,0 +1,163 @@
+"""Sixty identifiers around two sites: none in what leaves them, nor in what the server keeps."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.journal import read_events
+from tests.client.test_exceptions import PLACES, forms
+from tests.deployment.conftest import PLAN, Place, free_port, hnfed
+from tests.deployment.proxy import Proxy, dial_through
+
+pytestmark = [pytest.mark.deployment, pytest.mark.timeout(2400)]
+ROOT = Path(__file__).resolve().parents[2]
+LEAKY = ("nyu", "north")
+# Raised once each while the two leaky sites answer, in whatever round they are reached.
+RAISED = [*PLACES["train"], *PLACES["evaluate"]]
+ROUNDS = len(RAISED) // 2 + 1
+FAMILY = ("DOE^JANE", "MUSTERFRAU", "OBRIEN")
+
+
+def token(number: int) -> str:
+    return f"{FAMILY[number % len(FAMILY)]}{4711 + number}X"
+
+
+TOKENS = [token(i) for i in range(32)] + [f"RAISED{i:02d}{p[1].strip('_')}Q" for i, p in
+                                          enumerate(RAISED)]  # fmt: skip
+
+# Stands in the place of the node's `flwr-clientapp`: dies once at each place, then goes on as it.
+INJECTED = """
+import fcntl, runpy, sys, threading
+from pathlib import Path
+import torch
+guard, left = sys.argv[1], Path(sys.argv[2])
+sys.argv = [guard, *sys.argv[3:]]
+armed = [False]
+def places():
+    return [line.split("|") for line in left.read_text().splitlines()]
+def on_call(frame, event, argument):
+    code = frame.f_code
+    if code.co_name in ("train", "evaluate") and code.co_filename.endswith("client/app.py"):
+        armed[0] = True
+    if not armed[0] or not code.co_filename.endswith(".py"):
+        return
+    for name, function, token in wanted:
+        if code.co_name == function and code.co_filename.endswith(name):
+            wanted.clear()
+            with open(left, "r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                rest = [l for l in file.read().splitlines() if not l.endswith(token)]
+                file.seek(0); file.truncate(); file.write("".join(l + "\\n" for l in rest))
+            raise FileNotFoundError(f"/data/{token}/img.nrrd of {token}")
+wanted = places()
+threading.settrace(on_call)
+sys.settrace(on_call)
+runpy.run_path(guard, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def named(place: Place) -> Place:
+    """Names, ids, paths, spellings and environment of the leaky sites are full of identifiers."""
+    spare = iter(range(32))
+    for site in LEAKY:
+        values = yaml.safe_load((place.folder / f"{site}.yaml").read_text())
+        root = place.folder / f"archive of {token(next(spare))}" / token(next(spare))
+        shutil.copytree(values["root"], root)
+        (root / "cases.csv").unlink(missing_ok=True)
+        for case in sorted(p for p in root.iterdir() if p.is_dir()):
+            named = case.rename(case.with_name(token(next(spare))))
+            image = named / "img.nrrd"
+            header = f"DICOM_0010_0020:={token(next(spare))}\n".encode()
+            image.write_bytes(image.read_bytes().replace(b"encoding:", header + b"encoding:", 1))
+            extra = named / "structures" / f"PTV {token(next(spare))}.nrrd"
+            extra.write_bytes(next(named.glob("structures/*.nrrd")).read_bytes())
+        values |= {
+            "root": str(root),
+            "aliases": {"Parotid_L": [f"Parotis {token(next(spare))}"]},
+            "cache": str(place.folder / "state" / token(next(spare)) / "cache"),
+            "split": {"train": 0.5, "val": 0.25, "test": 0.25, "seed": 0},
+        }
+        (place.folder / f"{site}.yaml").write_text(yaml.safe_dump(values))
+    assert next(spare, None) is None
+    return place
+
+
+def searched(place: Place, proxy: Proxy) -> Iterator[tuple[str, bytes]]:
+    """All that left the sites, and all that lies at the coordinator's."""
+    yield "the wire", bytes(proxy.kept)
+    for path in (place.folder / "kits" / "server").rglob("*"):
+        if path.is_file():
+            yield str(path.relative_to(place.folder)), path.read_bytes()
+    for name in ("server.log", "wire.log"):
+        yield name, (place.folder / name).read_bytes()
+
+
+def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, proxy = named, Proxy(named.kit("server"), free_port(), keep=True)
+    for site in LEAKY:
+        dial_through(place.kit(site), proxy.port)
+    left = place.folder / "raise.txt"
+    texts = zip(RAISED, TOKENS[32:], strict=True)
+    left.write_text("".join(f"{p[0]}|{p[1]}|{t}\n" for p, t in texts))
+    (place.folder / "inject.py").write_text(INJECTED)
+    for variable in ("USER", "LOGNAME", "HOSTNAME"):
+        monkeypatch.setenv(variable, token(31))
+    plan = json.loads(json.dumps(PLAN))
+    plan["phases"] = [
+        plan["phases"][0] | {"rounds": ROUNDS, "patience": 10**6, "freeze": "encoder"}
+    ]
+    plan["federation"] |= {"min_sites": 1}
+    plan["tracking"] = {"mode": "offline"}
+    (place.folder / "wire.yaml").write_text(yaml.safe_dump(plan))
+    server, kit = place.server(), place.folder / "kits" / "server"
+    clients = [place.client(site) for site in ("miccai", *LEAKY)]
+    guard = ROOT / "client" / "approval_guard.py"
+    for site in LEAKY:
+        values = yaml.safe_load((place.folder / f"{site}.yaml").read_text())
+        wrapper = Path(values["state"]) / "flower" / "bin" / "flwr-clientapp"
+        assert clients[0].says("dialling", 60)
+        assert any(wrapper.is_file() or clients[0].says("nothing", 0.5) for _ in range(120))
+        wrapper.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -P "{place.folder}/inject.py" "{guard}" '
+            f'"{left}" "$@"\n'
+        )
+    try:
+        run = hnfed(place.folder / "wire.log", "run", place.folder / "wire.yaml", "--server", kit,
+                    "--name", "wire")  # fmt: skip
+        assert run.process.wait(2200) == 0, run.log.read_text()
+    finally:
+        for machine in (*clients, server):
+            machine.end()
+        proxy.close()
+    assert left.read_text() == "", "each place was reached, and its exception raised"
+    events = read_events(kit / "runs" / "wire" / "journal.jsonl")
+    codes = [e["code"] for e in events if e["event"] == "rejected"]
+    assert len(codes) >= len(RAISED)
+    files = hits = 0
+    host = socket.gethostname()
+    words = TOKENS + [w for w in (host, getpass.getuser()) if len(w) > 5]
+    for name, content in searched(place, proxy):
+        files += 1
+        for word in words:
+            found = [form for form in forms(word) if form in content]
+            if found and not (name.startswith("kits/server") and word == host):
+                hits += 1
+                print(f"{word} in {name}: {found[0][:40]!r}")
+    wire = bytes(proxy.kept)
+    assert b"pretrain" in wire, "what passed is readable: the search can find"
+    assert re.search(rb"split_hash", wire)
+    print(f"{len(words)} words in {files} files and {len(wire)} bytes of traffic: {hits} hits; "
+          f"{len(codes)} refusals")  # fmt: skip
+    assert len(TOKENS) >= 60
+    assert hits == 0
