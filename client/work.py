@@ -404,14 +404,26 @@ def score(
 
 
 def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
-    """``cases.csv``: per-case test figures, on the site's own disk, never sent."""
+    """``cases.csv``: per-case test figures, on the site's own disk, never sent.
+
+    `volume_ml` is that of the site's own contour, `predicted_ml` that of the prediction: as
+    ``hnfed evaluate --per-case`` calls them.
+    """
     folder = site.phase_folder(phase.name)
     folder.mkdir(parents=True, exist_ok=True)
     rows = (
-        (s.case, s.organ, f"{s.dice:.6f}", "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}")
+        (
+            s.case,
+            s.organ,
+            f"{s.dice:.6f}",
+            "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}",
+            f"{s.volume_ml:.6f}",
+            f"{s.predicted_ml:.6f}",
+        )
         for s in scores
     )
-    replace_csv(folder / "cases.csv", ("case", "organ", "dice", "hd95_mm"), rows)
+    columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml")
+    replace_csv(folder / "cases.csv", columns, rows)
 
 
 def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:

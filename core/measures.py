@@ -51,15 +51,11 @@ class CaseMeasures(CaseScore):
         surface_dice_1mm: share of the border voxels of both masks that lie within 1 mm of the other
             border; 0 where the organ was missed.
         surface_dice_2mm: the same within 2 mm.
-        volume_ml: of the reference.
-        predicted_ml: of the prediction.
     """
 
     msd_mm: float | None
     surface_dice_1mm: float
     surface_dice_2mm: float
-    volume_ml: float
-    predicted_ml: float
 
 
 def measure(
@@ -86,7 +82,7 @@ def measure(
     found = foreground(pred) if pred is not None else inside[:0]
     volume_ml, predicted_ml = inside.size * voxel_ml, found.size * voxel_ml
     if pred is None or not found.size:
-        return CaseMeasures(case, organ, 0.0, None, penalty_mm, None, 0.0, 0.0, volume_ml, 0.0)
+        return CaseMeasures(case, organ, 0.0, None, penalty_mm, volume_ml, 0.0, None, 0.0, 0.0)
     assert pred.shape == truth.shape, (organ, pred.shape, truth.shape)
     overlap = 2 * int(np.count_nonzero(truth.reshape(-1)[found])) / (inside.size + found.size)
     here, there = border(pred, found), border(truth, inside)
@@ -100,11 +96,11 @@ def measure(
         overlap,
         hd95,
         penalty_mm,
+        volume_ml,
+        predicted_ml,
         float(every.mean()),
         within_1mm,
         within_2mm,
-        volume_ml,
-        predicted_ml,
     )
 
 

@@ -40,6 +40,8 @@ class CaseScore:
         dice: 0 where the prediction is empty.
         hd95_mm: None where the prediction is empty (missed), NaN where it was not computed.
         penalty_mm: what a miss costs in `hd95_mm_penalised`: the diagonal of the crop.
+        volume_ml: of the annotation, on the CT's own grid.
+        predicted_ml: of the prediction on the same grid; 0 where it is empty.
     """
 
     case: str
@@ -47,6 +49,8 @@ class CaseScore:
     dice: float
     hd95_mm: float | None
     penalty_mm: float
+    volume_ml: float
+    predicted_ml: float
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def score_case(
     flat = np.ascontiguousarray(labelmap).reshape(-1)
     voxels = foreground(labelmap)
     labels = flat[voxels]
-    volumes = np.bincount(labels, minlength=len(organs) + 1)
+    counts = np.bincount(labels, minlength=len(organs) + 1)
+    voxel_ml = math.prod(spacing_mm) / 1000
     edges = border(labelmap, voxels) if hd95 else voxels[:0]
     edge_labels = flat[edges]
     scores = []
@@ -145,12 +150,16 @@ def score_case(
         inside = foreground(truth[organ])
         assert inside.size, f"{case}: empty truth of {organ}"
         both = int(np.count_nonzero(flat[inside] == position))
-        overlap = 2 * both / (int(volumes[position]) + inside.size)
-        distance: float | None = math.nan if volumes[position] else None
-        if hd95 and volumes[position]:
+        predicted = int(counts[position])
+        overlap = 2 * both / (predicted + inside.size)
+        distance: float | None = math.nan if predicted else None
+        if hd95 and predicted:
             here, there = edges[edge_labels == position], border(truth[organ], inside)
             distance = _hausdorff_mm(here, there, labelmap.shape, spacing_mm)
-        scores.append(CaseScore(case, organ, overlap, distance, penalty_mm))
+        volume_ml, predicted_ml = inside.size * voxel_ml, predicted * voxel_ml
+        scores.append(
+            CaseScore(case, organ, overlap, distance, penalty_mm, volume_ml, predicted_ml)
+        )
     return scores
 
 

@@ -208,6 +208,7 @@ class Simulation:
     sites: dict[str, SimulatedSite] = field(default_factory=dict)
     overlays: int = 2
     published: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

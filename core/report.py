@@ -20,6 +20,7 @@ from core.files import replace_file
 from core.journal import JOURNAL, read_events
 from core.report_format import FILTERS
 from core.report_view import view
+from core.report_volumes import Volumes
 
 REPORT = "report.html"
 PICTURES_A_SITE = 12
@@ -45,6 +46,8 @@ class RunFolder:
         events: the journal.
         metrics: `metrics.json`.
         dice: (site, phase) -> organ -> Dice of each test case, without the case.
+        volumes: (site, phase) -> organ -> case -> true and predicted volume in mL; the case joins
+            phases, and is not shown. Empty where a test did not write volumes.
         pictures: (site, phase) -> overlays.
         problems: files that could not be used, one sentence each.
     """
@@ -54,6 +57,7 @@ class RunFolder:
     events: list[dict[str, Any]]
     metrics: Mapping[str, Any]
     dice: Mapping[tuple[str, str], Mapping[str, list[float]]]
+    volumes: Mapping[tuple[str, str], Mapping[str, Volumes]]
     pictures: Mapping[tuple[str, str], list[Picture]]
     problems: tuple[str, ...]
 
@@ -106,11 +110,12 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     if broken:
         problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
     dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
+    volumes: dict[tuple[str, str], Mapping[str, Volumes]] = {}
     drawn: dict[tuple[str, str], list[Picture]] = {}
     for folder in sorted(run.glob("sites/*/*")):
         key = (folder.parent.name, folder.name)
         if (folder / "cases.csv").is_file():
-            dice[key] = _read_cases(folder / "cases.csv", problems)
+            dice[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
         if pictures and (folder / "overlays").is_dir():
             drawn[key] = _read_pictures(folder / "overlays", " ".join(key), problems)
     return RunFolder(
@@ -119,6 +124,7 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         events=[event for event in events if event["event"] != "unreadable"],
         metrics=_read_metrics(run / "metrics.json", problems),
         dice=dice,
+        volumes=volumes,
         pictures=drawn,
         problems=tuple(problems),
     )
@@ -153,17 +159,24 @@ def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return values
 
 
-def _read_cases(path: Path, problems: list[str]) -> dict[str, list[float]]:
-    """Dice by organ. Which case a score belongs to is not kept."""
+def _read_cases(
+    path: Path, problems: list[str]
+) -> tuple[dict[str, list[float]], dict[str, dict[str, tuple[float, float]]]]:
+    """Dice by organ, without its case; true and predicted mL by organ and case, where given."""
     scores: dict[str, list[float]] = {}
+    volumes: dict[str, dict[str, tuple[float, float]]] = {}
     name = "/".join(path.parts[-3:])
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                scores.setdefault(str(row["organ"]), []).append(float(row["dice"]))
+                organ = str(row["organ"])
+                scores.setdefault(organ, []).append(float(row["dice"]))
+                if row.get("volume_ml"):
+                    both = float(row["volume_ml"]), float(row["predicted_ml"])
+                    volumes.setdefault(organ, {})[str(row["case"])] = both
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
-    return scores
+    return scores, volumes
 
 
 def _read_pictures(folder: Path, name: str, problems: list[str]) -> list[Picture]:

@@ -21,11 +21,13 @@ class Series:
         name: for the legend and for readers of the page that speak.
         points: (x, y); where y is None the line is broken.
         style: CSS class with the colour, such as `c1`.
+        joined: False draws its points alone, as dots.
     """
 
     name: str
     points: Sequence[Point]
     style: str
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def line_chart(
     *,
     title: str,
     x_label: str = "",
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     mark: float | None = None,
     mark_label: str = "",
@@ -66,6 +69,7 @@ def line_chart(
         series: drawn in this order, the last on top.
         title: what it shows, for readers of the page that speak; not drawn.
         x_label: under the axis.
+        x_range: lowest and highest x; by default those of the points and the mark.
         y_range: lowest and highest y; by default 0 to the largest value.
         mark: x of a vertical line, the best round for instance.
         mark_label: written at that line.
@@ -80,7 +84,7 @@ def line_chart(
     low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
     if mark is not None:
         low_x, high_x = min(low_x, mark), max(high_x, mark)
-    span = (low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5)
+    span = x_range or ((low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5))
     values = y_range or (min(0.0, min(y for _, y in known)), max(y for _, y in known) or 1.0)
     steps = ticks(*values, 5 if size[1] > 180 else 3)
     if y_range is None:
@@ -229,16 +233,19 @@ def _line(frame: Frame, line: Series) -> Markup:
             pieces.append([])
         else:
             pieces[-1].append(frame.at(x, min(max(y, frame.y[0]), frame.y[1])))
+    if not line.joined:
+        pieces = [[at] for piece in pieces for at in piece]
     path = " ".join(
         "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces if len(piece) > 1
     )
     drawn = [Markup('<path class="line {}" d="{}"/>').format(line.style, path)] if path else []
     few = sum(map(len, pieces)) <= 12
+    radius = 2.6 if line.joined else 3.6
     for piece in pieces:
         if few or len(piece) == 1:
             for x, y in piece:
-                dot = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>'
-                drawn.append(Markup(dot).format(line.style, x, y))
+                dot = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>'
+                drawn.append(Markup(dot).format(line.style, x, y, radius))
     return Markup("<g><title>{}</title>{}</g>").format(line.name, Markup("").join(drawn))
 
 

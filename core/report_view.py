@@ -13,6 +13,7 @@ from core.advice import advise, command_to_test, sentence
 from core.report_format import date, number
 from core.report_published import beside_paper
 from core.report_tables import before_and_after, parts
+from core.report_volumes import volume_charts, without_volumes
 
 if TYPE_CHECKING:
     from core.report import RunFolder
@@ -39,6 +40,8 @@ def view(folder: RunFolder) -> dict[str, Any]:
     sites = _site_names(folder)
     styles = {site: f"c{i % COLOURS + 1}" for i, site in enumerate(sites)}
     phases = [_phase(folder, name, styles) for name in names]
+    asked = _section(folder.config, "simulation").get("volumes")
+    organs = [str(o) for o in asked] if isinstance(asked, list) else []
     return {
         "run": str(metrics.get("run") or start.get("run") or folder.name),
         "status": _status(metrics, start, end),
@@ -53,11 +56,12 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "styles": styles,
         "described": _described(events),
         "phases": phases,
+        "volumes": volume_charts(organs, names, folder.volumes),
         "published": beside_paper(folder.config, metrics),
         "rejected": [e for e in events if e["event"] == "rejected"],
         "notes": [e for e in events if e["event"] == "note"],
         "advice": _advice(folder),
-        "problems": folder.problems,
+        "problems": (*folder.problems, *without_volumes(organs, folder.dice, folder.volumes)),
         "has_cases": any(phase["strip"] for phase in phases),
     }
 

@@ -249,6 +249,15 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
     _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
     for name in simulation.published:
         _one_of("simulation.published", name, tuple(TABLES))
+    require_known(simulation.volumes, vocabulary(plan.organs), "simulation.volumes")
+    for organ in simulation.volumes:
+        if organ not in plan.organ_names:
+            raise UserError(
+                "simulation.volumes",
+                organ,
+                f"take it out, or choose from {', '.join(plan.organ_names)}",
+                problem="no phase contours it",
+            )
     if simulation.cpus_per_site < 1:
         raise UserError(
             "simulation.cpus_per_site", simulation.cpus_per_site, "give a whole number >= 1"

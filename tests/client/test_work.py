@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -342,9 +345,35 @@ def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: Ma
         cell = result.scores["test"][row["organ"]]
         assert float(row["dice"]) == pytest.approx(cell.dice, abs=1e-6)
         assert (row["hd95_mm"] == "") == (cell.detected == 0)
+        assert (float(row["predicted_ml"]) == 0) == (cell.detected == 0)
     pictures = list((site.phase_folder("p") / "overlays").glob("*.png"))
     assert pictures
     assert not any("DOE" in p.name for p in pictures)
+
+
+def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
+    prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan()
+    phase = plan.phases[0]
+    drawn: list[npt.NDArray[np.uint8]] = []
+    monkeypatch.setattr(work, "write_overlays", lambda *args: drawn.append(args[2]))
+    site = replace(prepared, overlays=1)
+    result = work.evaluate(site, plan, phase, order(1, "test"), start(plan))
+    (entry,) = prepared.of_phase(plan, phase, "test")
+    voxel_ml = math.prod(entry.source.spacing_mm) / 1000
+    with (prepared.phase_folder("p") / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["organ"] for r in rows] == phase.organs
+    for label, row in enumerate(rows, start=1):
+        true = entry.truth()[row["organ"]].sum() * voxel_ml
+        assert float(row["volume_ml"]) == pytest.approx(true, abs=1e-6)
+        predicted = (drawn[0] == label).sum() * voxel_ml
+        assert float(row["predicted_ml"]) == pytest.approx(predicted, abs=1e-6)
+    assert any(float(row["predicted_ml"]) > 0 for row in rows)
+    sums = {f"test.{name}" for name in ("n", "detected", "dice", "hd95_mm", "penalised_mm")}
+    counts = {"cases", "steps", "skipped", "seconds", "startup"}
+    assert set(result.to_metrics(phase.organs)) == counts | sums
 
 
 def test_a_site_draws_nothing_unless_told(prepared: Site, make_plan: MakePlan) -> None:

@@ -144,7 +144,9 @@ def test_score_case_scores_the_annotated_organs_of_the_phase_with_their_original
         assert (s.case, s.penalty_mm) == ("pt_1", 400.0)
         assert s.dice == pytest.approx(dice(pred, truth[s.organ]))
         assert s.hd95_mm == hd95_mm(pred, truth[s.organ], SPACING)
-    assert scores[2].hd95_mm is None  # C is missed
+        assert s.volume_ml == pytest.approx(truth[s.organ].sum() * math.prod(SPACING) / 1000)
+        assert s.predicted_ml == pytest.approx(pred.sum() * math.prod(SPACING) / 1000)
+    assert (scores[2].hd95_mm, scores[2].predicted_ml) == (None, 0.0)  # C is missed
     assert scores[1].hd95_mm == pytest.approx(monai_hd95(labels == 2, truth["B"]), abs=1e-3)
 
 
@@ -179,7 +181,7 @@ def test_score_case_of_an_empty_prediction():
 
 def scores_of(organ, values, penalty=100.0):
     return [
-        CaseScore(f"{organ}{i}", organ, d, None if h is None else float(h), penalty)
+        CaseScore(f"{organ}{i}", organ, d, None if h is None else float(h), penalty, 1.0, d)
         for i, (d, h) in enumerate(values)
     ]
 

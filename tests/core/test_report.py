@@ -373,6 +373,60 @@ def test_report_of_a_real_federation_has_no_pixel_and_no_case(tmp_path: Path) ->
     assert "0.741" in page.text
 
 
+def with_volumes(run: Path, organs: list[str]) -> Path:
+    """Asks for volumes; the chiasm's cases get them: in pretrain 50 % too large, one missed."""
+    config = (run / "config.yaml").read_text()
+    assert "  volumes: []\n" in config
+    (run / "config.yaml").write_text(config.replace("volumes: []", f"volumes: {organs}"))
+    for path in run.glob("sites/*/pretrain/cases.csv"):
+        lines = ["case,organ,dice,hd95_mm,volume_ml,predicted_ml"]
+        for line in path.read_text().splitlines()[1:]:
+            case, organ = line.split(",")[:2]
+            true = 0.9 - 0.1 * int(case[-1])
+            predicted = 0.0 if case.endswith("3") else 1.5 * true
+            volumes = f"{true:.6f},{predicted:.6f}" if organ == "OpticChiasm" else ","
+            lines.append(f"{line},{volumes}")
+        path.write_text("\n".join(lines) + "\n")
+    return run
+
+
+def test_volumes_are_drawn_of_the_organs_that_the_plan_asks_for(tmp_path: Path) -> None:
+    run = with_volumes(make_run(tmp_path / "run"), ["OpticChiasm"])
+    page = Page(write_report(run))
+    assert "volumes" in page.ids
+    section = page.source.split('<section id="volumes">')[1].split("</section>")[0]
+    for site in ("miccai", "nyu"):
+        assert f"predicted and true volume of OpticChiasm at {site} in mL" in section
+    assert section.count("<b>pretrain 1.20</b> (5 cases, 1 missed)") == 2  # 4 x 1.5 and a 0
+    assert "canary" not in page.source
+    assert "no volumes" not in page.text
+
+
+def test_volumes_are_drawn_only_where_asked_for(tmp_path: Path) -> None:
+    page = Page(write_report(with_volumes(make_run(tmp_path / "run"), [])))
+    assert "volumes" not in page.ids
+    assert "mL" not in page.text
+    assert "no volumes" not in page.text
+
+
+def test_a_test_without_volumes_is_told(tmp_path: Path) -> None:
+    """As one of an earlier version; its Dice is shown all the same."""
+    page = Page(write_report(with_volumes(make_run(tmp_path / "run"), ["Brainstem"])))
+    assert "volumes" not in page.ids
+    for site in ("miccai", "nyu"):
+        assert f"{site}/pretrain/cases.csv has no volumes" in page.text
+    assert "personalise/cases.csv" not in page.text
+    assert page.text.count("Every test case") == 2
+
+
+def test_a_server_has_no_volumes_to_draw(tmp_path: Path) -> None:
+    run = with_volumes(make_run(tmp_path / "run"), ["OpticChiasm"])
+    shutil.rmtree(run / "sites")
+    page = Page(write_report(run))
+    assert "volumes" not in page.ids
+    assert "no volumes" not in page.text
+
+
 def test_what_is_no_picture_or_too_many_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     folder = run / "sites" / "nyu" / "pretrain" / "overlays"

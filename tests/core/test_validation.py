@@ -80,6 +80,7 @@ def fails(*overrides: str) -> UserError:
         ("simulation.engine=threads", "simulation.engine"),
         ("simulation.baseline=mixed", "simulation.baseline"),
         ("simulation.cpus_per_site=0", "simulation.cpus_per_site"),
+        ("simulation.volumes=[Brainstm]", "simulation.volumes"),
         ("simulation.phantom_spacing_mm=[4.0]", "simulation.phantom_spacing_mm"),
         ("simulation.phantom_spacing_mm=[4.0, 0.0, 4.0]", "simulation.phantom_spacing_mm"),
     ],
@@ -98,6 +99,14 @@ def test_an_own_organ_is_known_by_its_definition() -> None:
     assert fails("phases.pretrain.organs=[Lens_L]").field == "phases.pretrain.organs"
     overrides = ["organs.Lens_L.aliases=[lens left]", "phases.pretrain.organs=[Lens_L]"]
     assert load("smoke", overrides)[0].organ_names[0] == "Lens_L"
+
+
+def test_volumes_are_asked_of_organs_that_a_phase_contours() -> None:
+    assert "Brainstem" in fails("simulation.volumes=[Brainstm]").remedy
+    error = fails("simulation.volumes=[Brainstem, Larynx]")
+    assert (error.field, error.value) == ("simulation.volumes", "Larynx")
+    assert "Brainstem" in error.remedy
+    assert load("smoke", ["simulation.volumes=[Brainstem]"])[0].simulation.volumes == ["Brainstem"]
 
 
 def test_a_site_that_the_simulation_does_not_have() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def test_a_plan_of_the_paper_runs_on_phantoms(plan: str, tiny: list[str], tmp_pa
     assert all(p["mean"]["n"] > 0 for p in metrics["phases"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert ("Beside the paper" in page) == bool(config.simulation.published)
+    assert ("true volume of OpticChiasm at miccai in mL" in page) == (plan == "figure5")
+    if plan == "figure5":
+        section = page.split('<section id="volumes">')[1].split("</section>")[0]
+        assert re.search(r"<b>pretrained \d+\.\d\d</b> .*<b>mixed \d+\.\d\d</b>", section)
     if plan == "table1":
         assert "this run: transfer" in page
         assert "UNETR, pretrained: the printed average is 61.3, that of the rows 61.24." in page
