@@ -31,7 +31,7 @@ def fails(*overrides: str) -> UserError:
         ("train.optimizer=lion", "train.optimizer"),
         ("train.schedule=none", "train.schedule"),
         ("train.amp=fp8", "train.amp"),
-        ("federation.strategy.name=krum", "federation.strategy.name"),
+        ("federation.strategy.name=mean", "federation.strategy.name"),
         ("preprocess.spacing_mm=[1.0, 1.0]", "preprocess.spacing_mm"),
         ("preprocess.spacing_mm=[1.0, 0.0, 1.0]", "preprocess.spacing_mm"),
         ("preprocess.crop=[32, 32]", "preprocess.crop"),
