@@ -48,7 +48,7 @@ bench: $(STAMP)
 	$(BIN)/python -m simulations.benchmarks --json runs/benchmarks.json
 
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -m chaos -s tests
+	$(BIN)/python -m pytest -m chaos -s tests  # one suite: pytest -m chaos -s FILE
 
 deploy-test: $(STAMP)
 	$(BIN)/python -m pytest -m deployment tests/deployment
