@@ -28,7 +28,7 @@ from client.site import Site, simulated_site, site_from_file
 from core.config import plan_from_json
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.optimisation import DeviceMemoryError, NonFiniteError
+from core.optimisation import DeviceMemoryError, NonFiniteError, resolve_device
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
@@ -103,22 +103,23 @@ def _within_limits(handler: Handler, message: Message, context: Context) -> Mess
     policy = policy_of(context)
     if policy is None:
         return handler(message, context)
-    if torch.cuda.is_available() and policy.gpu_memory_share < 1.0:
-        torch.cuda.set_per_process_memory_fraction(policy.gpu_memory_share)
+    device = resolve_device(site_of(context).device)
+    if device.type == "cuda" and policy.gpu_memory_share < 1.0:
+        torch.cuda.set_per_process_memory_fraction(policy.gpu_memory_share, device)
     done: list[Message] = []
-    failed: list[Exception] = []
+    failed: list[BaseException] = []
 
     def work_on() -> None:
         try:
             done.append(handler(message, context))
-        except Exception as error:
+        except BaseException as error:
             failed.append(error)
 
     worker = threading.Thread(target=work_on, daemon=True)
     worker.start()
     worker.join(policy.longest_s)
     if failed:
-        raise failed[0]
+        raise failed[0] if isinstance(failed[0], Exception) else RuntimeError from failed[0]
     if not done:
         end = threading.Timer(END_SECONDS, os._exit, (1,))
         end.daemon = True
@@ -192,6 +193,8 @@ def _unpack(message: Message, context: Context) -> tuple[Site, Plan, Order]:
     site, policy = site_of(context), policy_of(context)
     if policy is not None:
         require_plan(plan, site.name, policy)
+    if site.name not in plan.phase(order.phase).sites:  # what the policy let pass is not for it
+        raise PolicyError("phase")
     return site, plan, order
 
 
@@ -232,7 +235,7 @@ def _told(result: Result, policy: Policy | None) -> Result:
     """The result without what the site's policy keeps back; tells how long the process took."""
     result = replace(result, startup=_startup(result.seconds))
     if policy is not None and not policy.counts:
-        result = replace(result, cases=0, annotated=())
+        result = replace(result, cases=0, annotated=(), steps=0, skipped=0)
     if policy is not None and not policy.scores:
         result = replace(result, scores={})
     return result

@@ -132,7 +132,7 @@ def load_meta(path: Path) -> dict[str, Any]:
             "use the hnfed version that wrote it, or a newer one",
             problem=f"schema {schema!r}, this version reads up to {SCHEMA}",
         )
-    if schema > 1 and meta.get("meta_sha256") != _digest(meta):
+    if not _is_whole(meta):
         raise UserError(
             "model",
             meta_path,
@@ -140,6 +140,11 @@ def load_meta(path: Path) -> dict[str, Any]:
             problem="its content is not what was written (meta_sha256 differs)",
         )
     return meta
+
+
+def _is_whole(meta: Mapping[str, Any]) -> bool:
+    """Whether the JSON's content is what was written; schema 1 could not tell."""
+    return meta.get("schema") == 1 or meta.get("meta_sha256") == _digest(meta)
 
 
 def _digest(meta: Mapping[str, Any]) -> str:
@@ -280,7 +285,7 @@ def _waiting_meta(path: Path) -> dict[str, Any]:
         ValueError,
     ):  # a file cut short precedes the renames: it says nothing
         return {}
-    return meta if isinstance(meta, dict) else {}
+    return meta if isinstance(meta, dict) and _is_whole(meta) else {}
 
 
 def _finish_interrupted(path: Path) -> None:

@@ -210,12 +210,12 @@ def _cost(rounds: Sequence[Event], block: Event) -> dict[str, Any]:
         return sum(values) if values else None
 
     cost: dict[str, Any] = {
-        key: total(f"seconds_{key}") for key in ("compute", "waiting", "transport")
+        key: total(f"seconds_{key}") for key in ("compute", "startup", "waiting", "transport")
     }
     for key in ("bytes_to_sites", "bytes_from_sites"):
         cost[key] = block[key] if number(block.get(key)) is not None else total(key)
-    shares = [(key, cost[key] or 0.0, f"f{i + 1}") for i, key in enumerate(list(cost)[:3])]
-    cost["bar"] = charts.stacked_bar(shares, title="compute, waiting and transport")
+    shares = [(key, cost[key] or 0.0, f"f{i + 1}") for i, key in enumerate(list(cost)[:4])]
+    cost["bar"] = charts.stacked_bar(shares, title="compute, startup, waiting and transport")
     return cost
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flwr.app import MetricRecord, RecordDict
-from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping
 from torch import Tensor
 
 from server.guards import Accepted
@@ -33,8 +32,6 @@ def average(
         weight = 1.0 if equal else float(good[site].result.cases)
         message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})
         replies.append(message)
-    if isinstance(strategy, DifferentialPrivacyClientSideFixedClipping):
-        strategy.num_sampled_clients = len(replies)
     averaged, _ = strategy.aggregate_train(round_, replies)
     assert averaged is not None
     new = dict(state)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -35,14 +37,42 @@ def main(grid: Grid, context: Context) -> None:
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    with _alone(out):
+        _main(grid, plan, recorder, given)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds the run's folder: two servers that write into it would mix their rounds.
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    lock = FileLock(out / "state" / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        remedy = "wait for its end, or stop it, and resume the run then"
+        problem = "another server is at work on this run"
+        error = UserError("out", out.name, remedy, problem=problem)
+        tell(f"error: {error}")
+        raise error from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _main(grid: Grid, plan: Plan, recorder: Recorder, given: Mapping[str, str]) -> None:
     if given["resume"]:
         recorder.take_over(p.name for p in plan.phases)
     started = time.monotonic()
-    status = "failed"
+    status = "interrupted"
     try:
         _run(grid, plan, recorder, resume=bool(given["resume"]))
         status = "completed"
     except (RunFailed, UserError) as error:
+        status = "failed"
         recorder.say({"event": "note", "text": str(error)})
         tell(f"error: {error}")
         raise

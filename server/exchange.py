@@ -25,6 +25,7 @@ class Exchange:
         seconds: from the first push to the reply, by site.
         moving: seconds in which messages and their arrays went to and from Flower's server here:
             all pushes, and the pull that brought the last reply.
+        lasted: seconds of the whole exchange, and of those before it in the same round.
     """
 
     replies: dict[str, Message] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Exchange:
     received: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     moving: float = 0.0
+    lasted: float = 0.0
 
 
 def exchange(
@@ -98,6 +100,7 @@ def exchange(
         if waiting and not replies:
             time.sleep(POLL_SECONDS)
     done.moving += pulled
+    done.lasted = time.monotonic() - started
     return done
 
 

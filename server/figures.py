@@ -32,7 +32,7 @@ def round_event(
     message has its own process (in deployment) sites do work side by side: there it is the
     slowest site's own, startup what its process took to begin, and transport holds the time in
     which messages moved between here and Flower's server. What is left is waiting: a node that
-    looks for its message every few seconds, and sends its reply on.
+    looks for its message every few seconds and sends its reply on, a site that is late or lost.
 
     Args:
         phase: of the round.
@@ -67,8 +67,8 @@ def round_event(
         "seconds": round(seconds, 3),
         "seconds_compute": round(compute, 3),
         "seconds_startup": round(startup, 3),
-        "seconds_waiting": round(slowest - compute - startup - moving, 3),
-        "seconds_transport": round(max(seconds - slowest, 0.0) + moving, 3),
+        "seconds_waiting": round(done.lasted - compute - startup - moving, 3),
+        "seconds_transport": round(seconds - done.lasted + moving, 3),
         "bytes_to_sites": sum(done.sent.values()),
         "bytes_from_sites": sum(done.received.values()),
         "accepted": sorted(good),

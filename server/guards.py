@@ -17,6 +17,7 @@ from core.protocol import CODES, OK, Header, Result
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
+LONGEST_MM = 1e4  # no distance in a patient is longer
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _possible(s: OrganSum, most: int) -> bool:
         s.detected <= s.n <= most
         and 0 <= s.dice <= s.n + 1e-6
         and min(s.detected, s.hd95_mm, s.penalised_mm) >= 0
+        and max(s.hd95_mm, s.penalised_mm) <= s.n * LONGEST_MM
     )
 
 

@@ -52,6 +52,8 @@ def repeated(
 
 def words(site: str, organs: Sequence[str]) -> str:
     """What the coordinator is told of a site; no score is in it (D5)."""
+    if not organs:
+        return f"{site} stands out (on which organs is not told: too few cases)"
     listed = ", ".join(organs)
     pairs = [o for o in organs if o.endswith("_L") and f"{o[:-2]}_R" in organs]
     if pairs:

@@ -32,7 +32,7 @@ from server.outliers import repeated, standing_out, words
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import declared, frequencies, require_same_split
-from server.strategy import ARRAYS, ORDER, build_strategy
+from server.strategy import ARRAYS, ORDER, build_strategy, trimmed
 
 # A deadline that is learned: from so many rounds, with time for a process to start.
 REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
@@ -81,7 +81,6 @@ class PhaseRun:
         self.base_hash = state_hash(self.start, self.parts.base) if has_base else ""
         self.store = recorder.store(phase.name)
         self.event: dict[str, Any] = {}  # of the last committed round
-        self.strategy = build_strategy(plan.federation.strategy)
         self.voxels, self.totals = self._frequencies()
         self.meta = self._meta(inherited)
 
@@ -227,7 +226,8 @@ class PhaseRun:
             new = self._aggregate(state, good, progress.round)
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        progress.slowest = [*progress.slowest, max(done.seconds[s] for s in good)][-REMEMBERED:]
+        progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
+        progress.slowest = progress.slowest[-REMEMBERED:]
         event = round_event(
             self.phase,
             done,
@@ -248,6 +248,18 @@ class PhaseRun:
         self._announce(event, progress.seconds)
         return new
 
+    def _lasted(
+        self,
+        done: Exchange,
+        good: Mapping[str, Accepted],
+        rejected: Mapping[str, str],
+        progress: Progress,
+    ) -> float:
+        """Seconds that the round's sites took; where one was late, at least until the deadline."""
+        if "E_LOST" in rejected.values():
+            return deadline(self.plan.federation, progress.slowest)
+        return max(done.seconds[s] for s in good)
+
     def _announce(self, event: Mapping[str, Any], seconds_so_far: float) -> None:
         """A committed round, to the journal, to W&B and to whoever follows."""
         self.recorder.say(event)
@@ -255,15 +267,20 @@ class PhaseRun:
         tell(round_line(self.phase, event, seconds_so_far))
 
     def _flag(self, progress: Progress, sums: Sums) -> None:
-        """Tells of a site that stood out in two rounds, once for each set of organs."""
+        """Tells of a site that stood out in two rounds, once for each set of organs.
+
+        Of an organ with a suppressed score only the site is told.
+        """
         now = standing_out(sums)
         for site, organs in repeated(progress.odd, now).items():
             if progress.flagged.get(site) == organs:
                 continue
             progress.flagged[site] = organs
             event = {"phase": self.phase.name, "round": progress.round, "site": site}
-            self.recorder.say({"event": "flagged", **event, "organs": organs})
-            self.recorder.note(words(site, organs), self.phase.name)
+            cell = self.plan.federation.min_cell
+            shown = [o for o in organs if sums[site][o].n >= cell]
+            self.recorder.say({"event": "flagged", **event, "organs": shown})
+            self.recorder.note(words(site, shown), self.phase.name)
         progress.odd = now
 
     def _limited(
@@ -303,9 +320,12 @@ class PhaseRun:
         if self.personal:
             quorum = min(quorum, len(asked))
         rejected: dict[str, str] = {}
+        before = 0.0
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             orders = {s: self._order(round_, "train", progress, s) for s in asked}
             done = self._send(orders, state, "train", progress)
+            done.lasted += before
+            before = done.lasted
             good, rejected = self._sift(done, asked, round_, state)
             if len(good) >= quorum:
                 return done, good, rejected
@@ -435,13 +455,16 @@ class PhaseRun:
                     "bytes": size_bytes(state, self.parts.shared),
                 }
             )
+        federation = self.plan.federation
         done = exchange(
             self.grid,
             contents,
             self.nodes,
             kind=kind,
             group=self.phase.name,
-            timeout_s=deadline(self.plan.federation, progress.slowest),
+            timeout_s=deadline(federation, progress.slowest)
+            if kind == "train"
+            else federation.round_timeout_s,
             base=self._base if self.base_hash else None,
         )
         progress.sent += sum(done.sent.values())
@@ -498,7 +521,13 @@ class PhaseRun:
                 "not every site tells its counts: all sites weigh equally", self.phase.name
             )
         by_rows = self.plan.federation.strategy.by_rows
-        new = average(self.strategy, round_, state, good, equal=not told or not by_rows)
+        settings = self.plan.federation.strategy
+        if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
+            self.recorder.note(
+                f"round {round_}: nothing is trimmed from {len(good)} updates", self.phase.name
+            )
+        strategy = build_strategy(settings, len(good))
+        new = average(strategy, round_, state, good, equal=not told or not by_rows)
         if not by_rows:
             return new
         weights = [

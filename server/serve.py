@@ -109,8 +109,17 @@ def admit(kit: Kit) -> list[str]:
 
 
 def json_of(text: str) -> dict[str, Any]:
-    """What Flower's command line printed as JSON, behind whatever else it said."""
-    found: dict[str, Any] = json.loads(text[text.index("{") :])
+    """What Flower's command line printed as JSON, behind whatever else it said.
+
+    Raises:
+        UserError: it printed none.
+    """
+    try:
+        found: dict[str, Any] = json.loads(text[text.index("{") :])
+    except ValueError as error:
+        raise UserError(
+            "server", text.strip()[-200:], "read the server's log", problem="Flower told no JSON"
+        ) from error
     return found
 
 
@@ -121,13 +130,19 @@ def flower(kit: Kit, *arguments: str) -> str:
         UserError: it failed.
     """
     command = [str(Path(sys.executable).with_name("flwr")), *arguments]
-    done = subprocess.run(
-        command, env=environment(kit), capture_output=True, text=True, timeout=120, check=False
-    )
+    where, remedy = f"{kit.host}:{kit.port}", "start it with `hnfed server KIT`, read its log"
+    try:
+        done = subprocess.run(
+            command, env=environment(kit), capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            "server", where, remedy, problem="Flower did not answer within 120 s"
+        ) from None
     if done.returncode:
         lines = [s for s in (done.stdout + done.stderr).splitlines() if s.strip()]
         raise UserError(
-            "server", f"{kit.host}:{kit.port}", "start it with `hnfed server KIT`, read its log",
+            "server", where, remedy,
             problem=lines[-1][:300] if lines else "Flower did not answer",
         )  # fmt: skip
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flwr.app import MetricRecord
@@ -25,11 +26,20 @@ WEIGHT = "weight"
 Aggregator = FedAvg | DifferentialPrivacyClientSideFixedClipping
 
 
-def build_strategy(settings: Strategy) -> Aggregator:
-    """Flower's strategy of that name over whatever subset of sites answered (quorum is ours).
+def trimmed(settings: Strategy, replies: int) -> int:
+    """How many values the trimmed mean cuts off at either end: at least one where two are left."""
+    return min(math.ceil(settings.trim * replies - 1e-9), (replies - 1) // 2)
+
+
+def build_strategy(settings: Strategy, replies: int) -> Aggregator:
+    """Flower's strategy of that name over the updates of one round (quorum is ours).
 
     FedProx aggregates as FedAvg; its proximal term is added at the sites, from the plan. ``dp``
     averages updates that the sites clipped, all weighing the same, and adds noise.
+
+    Args:
+        settings: the plan's.
+        replies: how many updates there are.
     """
     common: dict[str, Any] = {
         "min_train_nodes": 1,
@@ -44,7 +54,7 @@ def build_strategy(settings: Strategy) -> Aggregator:
         case "median":
             return FedMedian(**common)
         case "trimmed-mean":
-            return FedTrimmedAvg(beta=settings.trim, **common)
+            return FedTrimmedAvg(beta=(trimmed(settings, replies) + 0.5) / (replies + 1), **common)
         case "krum":
             return Krum(num_malicious_nodes=settings.malicious, **common)
         case "dp":
@@ -52,6 +62,6 @@ def build_strategy(settings: Strategy) -> Aggregator:
                 FedAvg(**common),
                 noise_multiplier=settings.noise_multiplier,
                 clipping_norm=settings.clip_norm,
-                num_sampled_clients=1,  # set to the number of replies, round by round
+                num_sampled_clients=replies,
             )
     return FedAvg(**common)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from server.serve import CONNECTION, environment, flower, json_of
 
 MARK = "hnfed| "
 POLL_SECONDS, RESUME_SECONDS = 1.0, 20.0
+SILENT_SECONDS = 180.0  # a server that is started again answers by then
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -78,21 +79,19 @@ def submit(
 def _run_on(kit: Kit, values: dict[str, str], folder: Path, again: int) -> str:
     """Runs, and resumes what died `again` times; each committed round counts once.
 
-    A run that a guard or a user ended (its journal says ``run-end``) is not tried again without
-    another round done: the same would end it again.
+    A run that found that it cannot go on (its journal ends with ``run-end``, failed) is not tried
+    again without another round done: the same would end it again. Nor is one that a user stopped.
     """
     for left in reversed(range(again + 1)):
-        before = _committed(folder)
+        before = read_events(folder / JOURNAL)
         try:
             status = _run(kit, values)
         except UserError as error:  # the server is down or starting again
             if not left:
                 raise
             status = f"unknown ({error.problem})"
-        if status == "finished:completed" or not left:
-            return status
-        refused = read_events(folder / JOURNAL)[-1:]
-        if refused and refused[0]["event"] == "run-end" and _committed(folder) == before:
+        new = read_events(folder / JOURNAL)[len(before) :]
+        if status in ("finished:completed", "finished:stopped") or not left or _refused(new):
             return status
         print(f"the run ended as {status}; resumed in {RESUME_SECONDS:.0f} s, {left} tries left",
               flush=True)  # fmt: skip
@@ -101,8 +100,10 @@ def _run_on(kit: Kit, values: dict[str, str], folder: Path, again: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _committed(folder: Path) -> int:
-    return sum(e["event"] == "round" for e in read_events(folder / JOURNAL))
+def _refused(new: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an attempt's events say that it found no way on, and committed no round."""
+    ended = bool(new) and new[-1]["event"] == "run-end" and new[-1]["status"] == "failed"
+    return ended and not any(event["event"] == "round" for event in new)
 
 
 def _run(kit: Kit, values: dict[str, str]) -> str:
@@ -124,8 +125,7 @@ def _run(kit: Kit, values: dict[str, str]) -> str:
     follower = threading.Thread(target=_follow, args=(stream,), daemon=True)
     follower.start()
     try:
-        while not (status := _status(kit, run)).startswith("finished"):
-            time.sleep(POLL_SECONDS)
+        status = _ended(kit, run)
     except (KeyboardInterrupt, SystemExit):
         flower(kit, "stop", run, CONNECTION)
         raise
@@ -134,6 +134,26 @@ def _run(kit: Kit, values: dict[str, str]) -> str:
         stream.kill()
         stream.wait()
     return status
+
+
+def _ended(kit: Kit, run: str) -> str:
+    """Waits for the end of a run; a server that does not answer is asked again for a while.
+
+    Raises:
+        UserError: it has been silent for too long.
+    """
+    heard = time.monotonic()
+    while True:
+        try:
+            status = _status(kit, run)
+            heard = time.monotonic()
+        except UserError:
+            if time.monotonic() - heard > SILENT_SECONDS:
+                raise
+            status = ""
+        if status.startswith("finished"):
+            return status
+        time.sleep(POLL_SECONDS)
 
 
 def _follow(stream: subprocess.Popen[str]) -> None:
@@ -146,5 +166,7 @@ def _follow(stream: subprocess.Popen[str]) -> None:
 
 def _status(kit: Kit, run: str) -> str:
     told = flower(kit, "list", CONNECTION, "--run-id", run, "--format", "json")
-    runs: list[dict[str, Any]] = json_of(told)["runs"]
+    runs: list[dict[str, Any]] = json_of(told).get("runs", [])
+    if not runs:
+        raise UserError("run", run, "read the server's log", problem="the server does not know it")
     return str(runs[0]["status"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
+import pwd
 import re
 import shutil
 import socket
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAKY = ("nyu", "north")
 # Raised once each while the two leaky sites answer, in whatever round they are reached.
 RAISED = [*PLACES["train"], *PLACES["evaluate"]]
-ROUNDS = len(RAISED) // 2 + 1
+ROUNDS = len(RAISED) // 2 + 2
 FAMILY = ("DOE^JANE", "MUSTERFRAU", "OBRIEN")
 
 
@@ -42,24 +43,30 @@ from pathlib import Path
 import torch
 guard, left = sys.argv[1], Path(sys.argv[2])
 sys.argv = [guard, *sys.argv[3:]]
-armed = [False]
-def places():
-    return [line.split("|") for line in left.read_text().splitlines()]
+armed, wanted = [False], [line.split("|") for line in left.read_text().splitlines()]
+def claimed(line):
+    with open(left, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        lines = file.read().splitlines()
+        if line not in lines:
+            return False  # the other site died there meanwhile
+        lines.remove(line)
+        file.seek(0)
+        file.truncate()
+        file.write("".join(each + "\\n" for each in lines))
+        return True
 def on_call(frame, event, argument):
     code = frame.f_code
     if code.co_name in ("train", "evaluate") and code.co_filename.endswith("client/app.py"):
         armed[0] = True
-    if not armed[0] or not code.co_filename.endswith(".py"):
+    if not armed[0]:
         return
-    for name, function, token in wanted:
-        if code.co_name == function and code.co_filename.endswith(name):
-            wanted.clear()
-            with open(left, "r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                rest = [l for l in file.read().splitlines() if not l.endswith(token)]
-                file.seek(0); file.truncate(); file.write("".join(l + "\\n" for l in rest))
-            raise FileNotFoundError(f"/data/{token}/img.nrrd of {token}")
-wanted = places()
+    for place in list(wanted):
+        if code.co_name == place[1] and code.co_filename.endswith(place[0]):
+            wanted.remove(place)
+            if claimed("|".join(place)):
+                wanted.clear()
+                raise FileNotFoundError(f"/data/{place[2]}/img.nrrd of {place[2]}")
 threading.settrace(on_call)
 sys.settrace(on_call)
 runpy.run_path(guard, run_name="__main__")
@@ -146,7 +153,7 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     assert len(codes) >= len(RAISED)
     files = hits = 0
     host = socket.gethostname()
-    words = TOKENS + [w for w in (host, getpass.getuser()) if len(w) > 5]
+    words = TOKENS + [w for w in (host, pwd.getpwuid(os.getuid()).pw_name) if len(w) > 5]
     for name, content in searched(place, proxy):
         files += 1
         for word in words:

@@ -34,7 +34,7 @@ def test_waiting_is_never_another_sites_computing(
     }
     event = round_event(
         phase,
-        Exchange(seconds=answered),
+        Exchange(seconds=answered, lasted=max(answered.values(), default=0.0)),
         good,
         {},
         Progress(round=1),
@@ -54,7 +54,7 @@ def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
     }
     event = round_event(
         Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
-        Exchange(seconds={"a": 19.0, "b": 12.0}, moving=1.0),
+        Exchange(seconds={"a": 19.0, "b": 12.0}, moving=1.0, lasted=19.0),
         good,
         {},
         Progress(round=1),
@@ -64,6 +64,22 @@ def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
     )
     parts = ("compute", "startup", "waiting", "transport")
     assert [event[f"seconds_{part}"] for part in parts] == [10.0, 6.0, 2.0, 1.5]
+
+
+def test_a_site_that_is_lost_is_waited_for() -> None:
+    good = {"a": Accepted(Header("a", "r", "p", 1), Result(seconds=8.0), {}, Mock())}
+    event = round_event(
+        Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
+        Exchange(seconds={"a": 10.0}, lasted=3600.0),
+        good,
+        {"b": "E_LOST"},
+        Progress(round=1),
+        scored=0,
+        seconds=3600.5,
+        min_cell=1,
+    )
+    parts = ("compute", "waiting", "transport")
+    assert [event[f"seconds_{part}"] for part in parts] == [8.0, 3592.0, 0.5]
 
 
 def test_a_round_tells_the_weights_it_trained_with() -> None:

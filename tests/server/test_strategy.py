@@ -14,7 +14,7 @@ from core.phases import start_state
 from core.plan import Guards, Phase, Strategy
 from core.validation import check
 from server.rounds import deadline
-from server.strategy import build_strategy
+from server.strategy import build_strategy, trimmed
 from tests.server.conftest import ORGANS, Federated
 
 SITES = ["a", "b", "c", "d", "e"]
@@ -72,7 +72,7 @@ def test_noise_is_that_of_the_clipped_sum_over_the_replies(
 
 def test_flowers_own_classes_do_it() -> None:
     names = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
-    kinds = [type(build_strategy(Strategy(name=n))).__name__ for n in names]
+    kinds = [type(build_strategy(Strategy(name=n), 5)).__name__ for n in names]
     assert len(set(kinds)) == len(names)
 
 
@@ -95,3 +95,13 @@ def test_a_deadline_is_learned_from_the_fourth_round_on(make_plan: Callable[...,
     assert deadline(federation, [500.0] * 3) == 1000.0
     off = make_plan(round_timeout_s=1000.0).federation
     assert deadline(off, [1.0] * 9) == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("trim", "replies", "cut"),
+    [(0.2, 5, 1), (0.2, 4, 1), (0.2, 3, 1), (0.2, 2, 0), (0.2, 6, 2), (0.4, 5, 2), (0.0, 5, 0)],
+)
+def test_the_trimmed_mean_trims_whenever_it_can(trim: float, replies: int, cut: int) -> None:
+    settings = Strategy(name="trimmed-mean", trim=trim)
+    assert trimmed(settings, replies) == cut
+    assert int(build_strategy(settings, replies).beta * replies) == cut  # type: ignore[union-attr]
