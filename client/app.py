@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -36,6 +37,9 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
 END_SECONDS = 60.0
+EXPIRED: WeakSet[threading.Thread] = (
+    WeakSet()
+)  # threads whose order was ended: they release nothing
 NOTHING = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}  # metrics of a refusal
 
 
@@ -121,6 +125,7 @@ def _within_limits(handler: Handler, message: Message, context: Context) -> Mess
     if failed:
         raise failed[0] if isinstance(failed[0], Exception) else RuntimeError from failed[0]
     if not done:
+        EXPIRED.add(worker)
         end = threading.Timer(END_SECONDS, os._exit, (1,))
         end.daemon = True
         end.start()
@@ -258,6 +263,8 @@ def _release(
 ) -> Message:
     """The one way out: checked against the allow-list, a receipt written, then sent."""
     require_leaving(config, metrics, state or {}, shapes or {})
+    if threading.current_thread() in EXPIRED:
+        raise OvertimeError("its refusal has gone out already")
     write_receipt(site.run_folder, kind, config, metrics, state or {})
     return _message(message, config, metrics, state)
 

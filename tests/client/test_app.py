@@ -15,6 +15,7 @@ from flwr.app import Message, RecordDict
 from client import work
 from client.app import app, site_of
 from client.personal import Personal
+from client.site import Site
 from core.errors import UserError
 from core.optimisation import NonFiniteError
 from core.phases import fingerprint, network, parts_of, state_hash
@@ -150,10 +151,16 @@ def test_a_hung_step_ends_when_the_policy_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[int] = []
+    real = work.train_shared
     monkeypatch.setattr("client.app.END_SECONDS", 0.0)
     monkeypatch.setattr("client.app.os._exit", ended.append)
     released = threading.Event()
-    monkeypatch.setattr(work, "train_shared", lambda *_: released.wait(60))
+
+    def hanging(*arguments: Any) -> Any:
+        released.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(work, "train_shared", hanging)
     policy = tmp_path / "policy.yaml"
     policy.write_text("longest_s: 1\n")
     n = node(make_phase())
@@ -168,6 +175,51 @@ def test_a_hung_step_ends_when_the_policy_says_so(
         time.sleep(0.05)
     assert ended == [1], "what hangs is ended with its process"
     released.set()
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread():
+            thread.join(20)
+    kinds = [r["kind"] for r in receipts_of(n.site)]
+    assert kinds == ["error"], "what was late has not left, and no receipt says that it did"
+
+
+def receipts_of(site: Site) -> list[dict[str, Any]]:
+    lines = (site.run_folder / "receipts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_an_order_for_a_phase_of_others_is_refused(node: MakeNode, make_phase: MakePhase) -> None:
+    """The policy looks at the phases of this site: nothing else may be done here."""
+    n = node(make_phase(), make_phase("others", sites=["south"]))
+    start = n.start(1)
+    reply = n.ask("train", n.order("others"), arrays=start)
+    assert code(reply) == "E_POLICY"
+    assert not reply.content.array_records
+
+
+def test_withheld_counts_do_not_follow_from_anything_else(
+    node: MakeNode, make_phase: MakePhase, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("counts: false\n")
+    n = node(make_phase())
+    n.node_config["policy"] = str(policy)
+    metrics = n.ask("train", arrays=n.start()).content["metrics"]
+    assert [metrics[k] for k in ("cases", "steps", "skipped")] == [0, 0, 0]
+    assert "annotated" not in metrics
+
+
+def test_a_handler_that_exits_is_no_overtime(
+    node: MakeNode, make_phase: MakePhase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exiting(*_: Any) -> Any:
+        raise SystemExit(3)
+
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("longest_s: 600\n")
+    monkeypatch.setattr(work, "train_shared", exiting)
+    n = node(make_phase())
+    n.node_config["policy"] = str(policy)
+    assert code(n.ask("train", arrays=n.start())) == "E_INTERNAL"
 
 
 def test_within_its_limits_a_site_answers_as_ever(

@@ -48,6 +48,13 @@ def test_channels_last_weights_are_stored(tmp_path: Path) -> None:
     assert torch.equal(state["weight"], weight)
 
 
+def test_an_altered_json_that_waits_for_its_place_is_not_believed(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    edited = json.loads((tmp_path / "best.json").read_text()) | {"organs": ["Parotid_L"]}
+    (tmp_path / ".best.json.next").write_text(json.dumps(edited))
+    assert checkpoint.load(path)[1]["organs"] == ["Brainstem"]
+
+
 def test_altered_weights_are_refused(tmp_path: Path) -> None:
     path = _save(tmp_path)
     content = bytearray(path.read_bytes())

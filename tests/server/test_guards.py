@@ -231,6 +231,11 @@ def test_counts_and_scores_outside_their_range(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
 
 
+def test_a_distance_that_no_patient_has() -> None:
+    for key in ("val.hd95_mm", "val.penalised_mm"):
+        assert code_of(reply(metrics={key: [1.7e308, 3.0]}, arrays=GOOD)) == "E_COUNT"
+
+
 def test_a_site_that_describes_no_numbers_is_held_to_the_bound_of_the_plan() -> None:
     silent = (-1, -1, -1)
     assert isinstance(verdict(reply(metrics={"cases": 1000}, arrays=GOOD), cases=silent), Accepted)

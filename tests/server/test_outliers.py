@@ -53,6 +53,18 @@ def test_only_what_repeats_is_told() -> None:
     assert repeated({"c": ["Parotid_L"]}, {"c": PAIR, "d": PAIR}) == {"c": ["Parotid_L"]}
 
 
+def test_of_few_cases_only_the_site_is_told(
+    federate: Callable[..., Federated], make_plan: Callable[..., Any]
+) -> None:
+    plan = make_plan(Phase(name="p", sites=SITES, organs=PAIR, rounds=3), min_cell=11)
+    dice = {(s, r): 0.1 if s == "c" else 0.7 for s in SITES for r in range(4)}
+    run = federate(plan, add=dict.fromkeys(SITES, 0.1), cases=dict.fromkeys(SITES, 2), dice=dice)
+    run.run()
+    assert [(e["site"], e["organs"]) for e in run.events("flagged")] == [("c", [])]
+    assert "c stands out (on which organs is not told" in run.notes()
+    assert "swapped" not in run.notes()
+
+
 def test_the_words_ask_the_right_question() -> None:
     assert "left and right swapped" in words("c", PAIR)
     assert "swapped" not in words("c", ["Parotid_L"])

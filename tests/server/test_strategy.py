@@ -97,6 +97,28 @@ def test_a_deadline_is_learned_from_the_fourth_round_on(make_plan: Callable[...,
     assert deadline(off, [1.0] * 9) == 1000.0
 
 
+def test_only_training_has_a_learned_deadline(
+    federate: Make, make_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import server.rounds
+
+    asked: list[tuple[str, float]] = []
+    real = server.rounds.exchange
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        asked.append((options["kind"], options["timeout_s"]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(server.rounds, "exchange", noting)
+    phase = Phase(name="p", sites=SITES, organs=ORGANS, rounds=5)
+    plan = make_plan(phase, round_timeout_s=1000.0, round_timeout_factor=2.0)
+    federate(plan, add=dict.fromkeys(SITES, 0.1), cases=dict.fromkeys(SITES, 2)).run()
+    trained = [timeout for kind, timeout in asked if kind == "train"]
+    assert trained[:3] == [1000.0] * 3
+    assert max(trained[3:]) < 100.0
+    assert {timeout for kind, timeout in asked if kind == "evaluate"} == {1000.0}
+
+
 @pytest.mark.parametrize(
     ("trim", "replies", "cut"),
     [(0.2, 5, 1), (0.2, 4, 1), (0.2, 3, 1), (0.2, 2, 0), (0.2, 6, 2), (0.4, 5, 2), (0.0, 5, 0)],
