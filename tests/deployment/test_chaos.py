@@ -302,9 +302,9 @@ def test_faults_of_processes_and_network(
     assert all(torch.isfinite(tensor).all() for tensor in last.values())
     lost = Counter(e["code"] for e in events if e["event"] == "rejected" and e["round"])
     starts = sum(e["event"] == "run-start" for e in events)
-    print(f"{name}: {faults.total()} faults of {len(faults)} kinds in {rounds_asked} rounds and {starts} "
-          f"starts, {time.monotonic() - begun:.0f} s; refused: {dict(lost)}; {compared} rounds "
-          "computed again from their accepted updates")  # fmt: skip
+    print(f"{name}: {faults.total()} faults of {len(faults)} kinds in {len(rounds)} rounds and "
+          f"{starts} starts, {time.monotonic() - begun:.0f} s; refused: {dict(lost)}; {compared} "
+          "rounds computed again from their accepted updates")  # fmt: skip
     assert faults.total() >= 20
     assert lost, "the faults cost replies"
     assert compared >= rounds_asked - 1
