@@ -46,6 +46,7 @@ class Stage:
     proxies: dict[str, Proxy]
     clients: dict[str, Machine]
     server: Machine
+    down_s: float = 0.0  # how long the server was away since its run began
     healing: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
     def later(self, seconds: float, what: Callable[[], object]) -> None:
@@ -130,10 +131,12 @@ def kill_of_server(word: str) -> Fault:
 def kill_server(stage: Stage, site: str) -> None:
     """The whole server, and started again as systemd would."""
     stage.server.end(signal.SIGKILL)
+    begun = time.monotonic()
     for _ in range(5):
         time.sleep(6.0)
         with contextlib.suppress(AssertionError):
             stage.server = stage.place.server()
+            stage.down_s += time.monotonic() - begun
             return
     raise AssertionError("the server did not come up again")
 
@@ -288,7 +291,7 @@ def test_faults_of_processes_and_network(
     assert sorted(rounds) == list(range(1, rounds_asked + 1)), "no committed round is lost"
     tries = Counter(e["text"].split(":")[0] for e in events if "asked again" in e.get("text", ""))
     for number, event in rounds.items():
-        limit = (1 + tries[f"round {number}"]) * (DEADLINE_S + AFTER_S)
+        limit = (1 + tries[f"round {number}"]) * (DEADLINE_S + AFTER_S) + stage.down_s
         assert event["seconds"] <= limit, (number, event["seconds"], "hung past its deadline")
     accepted = {n: e["accepted"] for n, e in rounds.items()}
     again = replayed(place, plan, accepted)
