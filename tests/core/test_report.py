@@ -80,8 +80,9 @@ def rounds_of(phase: Phase, rng: random.Random, best: int) -> list[dict[str, Any
                 },
                 "mean": {"dice": sum(value.values()) / len(value), "hd95_mm": 5.0},
                 "best_round": min(r - 1, best), "seconds": 4.2, "seconds_compute": 3.1,
-                "seconds_waiting": 0.7, "seconds_transport": 0.4, "bytes_to_sites": 2_400_000,
-                "bytes_from_sites": 2_400_000, "accepted": phase.sites, "rejected": {},
+                "seconds_startup": 0.2, "seconds_waiting": 0.5, "seconds_transport": 0.4,
+                "bytes_to_sites": 2_400_000, "bytes_from_sites": 2_400_000,
+                "accepted": phase.sites, "rejected": {},
             }
         )  # fmt: skip
     return events
@@ -281,7 +282,7 @@ def test_says_what_was_left_out_and_why(page: Page) -> None:
 
 def test_cost_in_seconds_and_bytes(page: Page) -> None:
     assert "2 min 48 s" in page.text
-    assert "2 min 04 s 28.0 s 16.0 s" in page.text
+    assert "2 min 04 s 8.0 s 20.0 s 16.0 s" in page.text
     assert "192.0 MB 96.5 MB" in page.text
 
 

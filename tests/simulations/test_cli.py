@@ -188,7 +188,7 @@ def test_cases_are_listed_at_the_site_only(smoke: Smoke) -> None:
             with (smoke.out / "sites" / site / phase / "cases.csv").open(newline="") as file:
                 rows = list(csv.DictReader(file))
             assert rows
-            assert set(rows[0]) == {"case", "organ", "dice", "hd95_mm"}
+            assert set(rows[0]) == {"case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml"}
             names = {r["case"] for r in rows}
             for public in ("journal.jsonl", "metrics.json"):
                 text = (smoke.out / public).read_text()
