@@ -49,15 +49,6 @@ def register(subparsers: Any) -> None:
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
     advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
-    doctor = subcommand(
-        subparsers,
-        "doctor",
-        "is this machine ready: PASS, WARN or FAIL with the remedy",
-        _doctor,
-        "hnfed doctor --role site --kit kits/nyu",
-    )
-    doctor.add_argument("--role", choices=("site", "server", "researcher"), help="default: by KIT")
-    doctor.add_argument("--kit", metavar="KIT", type=Path, help="of the site or the server")
     config = subparsers.add_parser("config", help="look at configurations")
     show = subcommand(
         config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
@@ -222,17 +213,6 @@ def _formats(text: str) -> tuple[str, ...]:
                 f"{name!r}: use {', '.join(CONTOUR_FORMATS)}, several with commas"
             )
     return names
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from core.doctor import examine, report, role_of
-    from core.kit import SERVER, read_kit
-
-    kit = None
-    if args.kit is not None:
-        server = args.role == SERVER or (args.role is None and (args.kit / "roster.json").is_file())
-        kit = read_kit(args.kit, SERVER if server else "site")
-    return report(examine(role_of(kit, args.role), kit))
 
 
 def _export(args: argparse.Namespace) -> int:

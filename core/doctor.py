@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,17 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPSConnection
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from core.errors import UserError
 from core.kit import SERVER, Kit
+from core.plan import Plan
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 ROLES = ("site", "server", "researcher")
 PACKAGES = ("torch", "flwr", "monai", "ray", "SimpleITK", "pydicom", "wandb")
 LEAST_GB, LEAST_DISK_GB, SOON_DAYS = 6.0, 10.0, 30
+TIGHT = 0.8  # of the free memory: beyond it a plan may end for want of some
 AHEAD_S, BEHIND_S = 5.0, 300.0  # a node's signature is valid between
 
 
@@ -38,16 +44,30 @@ class Check:
     remedy: str = ""
 
 
-def examine(role: str, kit: Kit | None = None) -> Iterator[Check]:
+def examine(
+    role: str,
+    kit: Kit | None = None,
+    *,
+    plan: Plan | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> Iterator[Check]:
     """Checks this machine, one thing after another.
 
     Args:
         role: of `ROLES`.
         kit: for a site or a server; without one its checks are left out.
+        plan: whose memory is held against this machine's; None leaves that out.
+        device: that the plan would train on.
+        cache: folder of prepared cases, to be tried; None leaves that out.
     """
     checks: list[Callable[[], Check]] = [_python, _packages, _device, _memory, _disk, _quiet]
     for check in checks:
         yield _guarded(check)
+    if plan is not None:
+        yield _guarded(_suffices, plan, device)
+    if cache is not None:
+        yield _guarded(_cache, cache)
     if role != "site":
         yield _guarded(_tracking)
     if role == "server":
@@ -56,21 +76,21 @@ def examine(role: str, kit: Kit | None = None) -> Iterator[Check]:
         if role != "researcher":
             yield Check("kit", WARN, "none given", "give it: hnfed doctor --role site --kit KIT")
         return
-    yield _guarded(lambda: _private(kit))
-    yield _guarded(lambda: _whole(kit))
+    yield _guarded(_private, kit)
+    yield _guarded(_whole, kit)
     if role == "server":
-        yield _guarded(lambda: _certificate(kit))
-        yield _guarded(lambda: _port(kit))
+        yield _guarded(_certificate, kit)
+        yield _guarded(_port, kit)
     else:
-        yield _guarded(lambda: _approved(kit))
+        yield _guarded(_approved, kit)
         yield from dial(kit)
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
     try:
-        return check()
+        return check(*arguments)
     except (OSError, ValueError, ImportError) as error:
-        name = getattr(check, "__name__", "check").strip("_<>")
+        name = check.__name__.strip("_").replace("_", " ")
         return Check(name, FAIL, f"{type(error).__name__}: {error}", "mend it and run this again")
 
 
@@ -102,11 +122,76 @@ def _device() -> Check:
 
 
 def _memory() -> Check:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1e6
+    free = _free_bytes("cpu") / 1e9
     good = free >= LEAST_GB
     remedy = "" if good else "close other programs, or take a smaller crop or model"
     return Check("memory", PASS if good else WARN, f"{free:.0f} GB free", remedy)
+
+
+def _suffices(plan: Plan, device: str) -> Check:
+    """A step of the plan, taken with made-up voxels, against the memory that is free."""
+    from core.optimisation import resolve_device
+    from core.rehearsal import REMEDY, rehearse
+
+    name = "plan's memory"
+    try:
+        target = resolve_device(device)
+        free = _free_bytes(str(target))
+        step = rehearse(plan, device)
+    except UserError as error:
+        found = f"{error.field} = {error.value}: {error.problem}".rstrip(": ")
+        return Check(name, FAIL, found, error.remedy)
+    taken = f"a step of training takes {step.peak_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    state = PASS if step.peak_bytes < TIGHT * free else WARN
+    return Check(
+        name,
+        state,
+        f"{taken} and {step.seconds:.1f} s on {target}",
+        "" if state == PASS else REMEDY,
+    )
+
+
+def _free_bytes(target: str) -> int:
+    if target.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(target)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+
+
+def _cache(folder: Path) -> Check:
+    """Cases are prepared under locks: can this folder be written, and does a lock keep others out?
+
+    Some network shares grant the same lock twice.
+    """
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    path = locks / f"doctor-{uuid.uuid4().hex[:8]}.lock"
+    try:
+        with FileLock(path, timeout=5), contextlib.suppress(Timeout):
+            FileLock(path, timeout=0).acquire().lock.release()
+            remedy = "put `cache` on a disk of this machine"
+            return Check("cache", FAIL, f"{folder}: a lock does not keep others out", remedy)
+    except Timeout:
+        return Check("cache", FAIL, f"{folder}: no lock to be had", "put `cache` on another disk")
+    finally:
+        path.unlink(missing_ok=True)
+    busy = [p for p in locks.glob("*.lock") if _held(p)]
+    found = f"{folder}: can be written, its locks hold, {free:.0f} GB free"
+    if busy:
+        found += f"; {len(busy)} cases are being prepared now"
+    state, remedy = (PASS, "") if free >= LEAST_DISK_GB else (WARN, "free some space there")
+    return Check("cache", state, found, remedy)
+
+
+def _held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _disk() -> Check:

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.set_defaults(handler=_simulate)
     _register_grid(commands)
+    _register_doctor(commands)
     client.cli.register(commands)
     server.cli.register(commands)
     core.cli.register(commands)
@@ -137,6 +138,22 @@ def _register_grid(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     sub.set_defaults(handler=_grid)
 
 
+def _register_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sub = core.cli.subcommand(
+        commands,
+        "doctor",
+        "is this machine ready: PASS, WARN or FAIL with the remedy",
+        _doctor,
+        "hnfed doctor --role site --kit kits/nyu --site nyu.yaml --plan openkbp",
+    )
+    sub.add_argument("--role", choices=("site", "server", "researcher"), help="default: by KIT")
+    sub.add_argument("--kit", metavar="KIT", type=Path, help="of the site or the server")
+    sub.add_argument("--site", metavar="SITE.yaml", type=Path, help="try its cache; train on its device")
+    sub.add_argument(
+        "--plan", metavar="CONFIG", help="take a training step of this plan: is there the memory?"
+    )
+
+
 def _simulate(options: argparse.Namespace) -> int:
     from simulations.run import simulate
 
@@ -158,6 +175,31 @@ def _grid(options: argparse.Namespace) -> int:
         only=[item for item in options.only if "=" not in item],
         list_only=options.list,
     )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from client.site import site_from_file
+    from core.config import load
+    from core.doctor import examine, report, role_of
+    from core.kit import SERVER, read_kit
+
+    kit = None
+    folder = options.kit
+    if folder is not None:
+        server = options.role == SERVER or (
+            options.role is None and (folder / "roster.json").is_file()
+        )
+        kit = read_kit(folder, SERVER if server else "site")
+    site = site_from_file(options.site, "doctor") if options.site is not None else None
+    role = "site" if options.role is None and kit is None and site is not None else options.role
+    checks = examine(
+        role_of(kit, role),
+        kit,
+        plan=load(options.plan)[0].plan if options.plan is not None else None,
+        device=site.device if site is not None else "auto",
+        cache=site.cache if site is not None else None,
+    )
+    return report(checks)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

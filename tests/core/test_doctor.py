@@ -4,9 +4,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from core.config import load
 from core.doctor import FAIL, PASS, WARN, Check, clock, examine, report
 from core.kit import SERVER, Kit, read_kit
+from core.rehearsal import Rehearsal
 from server.provision import Federation, provision
 
 
@@ -89,3 +92,75 @@ def test_a_clock_is_right_where_the_server_takes_its_signatures(ahead_s: float, 
     found = clock(ahead_s)
     assert found.state == state
     assert ("NTP" in found.remedy) == (state == FAIL)
+
+
+def plan_check(monkeypatch: pytest.MonkeyPatch, free: int) -> Check:
+    monkeypatch.setattr("core.doctor._free_bytes", lambda _: free)
+    monkeypatch.setattr("core.rehearsal.rehearse", lambda *_: Rehearsal(4 * 10**9, 2.5))
+    plan = load("smoke")[0].plan
+    return next(c for c in examine("researcher", plan=plan, device="cpu") if "plan" in c.name)
+
+
+def test_a_plans_memory_against_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = plan_check(monkeypatch, 16 * 10**9)
+    assert (roomy.state, roomy.remedy) == (PASS, "")
+    assert "4.0 of 16.0 GB" in roomy.found
+    tight = plan_check(monkeypatch, int(4.5e9))
+    assert tight.state == WARN
+    assert "checkpointing" in tight.remedy
+
+
+def test_a_device_that_is_not_there() -> None:
+    plan = load("smoke")[0].plan
+    (check,) = [c for c in examine("site", plan=plan, device="cuda:9") if "plan" in c.name]
+    assert check.state == FAIL
+    assert "cuda:9" in check.found
+    assert check.remedy
+
+
+def cache_check(folder: Path) -> Check:
+    return next(c for c in examine("site", cache=folder) if c.name == "cache")
+
+
+def test_a_caches_locks(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    assert cache_check(folder).state == PASS
+    assert not list((folder / "locks").iterdir())
+    with FileLock(folder / "locks" / "abc.lock"):
+        busy = cache_check(folder)
+    assert busy.state == PASS
+    assert "1 cases are being prepared" in busy.found
+
+
+def test_a_share_whose_locks_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.doctor.FileLock", SoftlyGranted)
+    found = cache_check(tmp_path)
+    assert found.state == FAIL
+    assert "does not keep others out" in found.found
+
+
+class SoftlyGranted:
+    """A lock as some network shares have it: granted to everyone."""
+
+    def __init__(self, path: Path, timeout: float = 0) -> None:
+        self.lock = self
+
+    def acquire(self) -> SoftlyGranted:
+        return self
+
+    __enter__ = acquire
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = cache_check(tmp_path / "file")
+    assert found.state == FAIL
+    assert found.remedy
