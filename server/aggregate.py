@@ -7,10 +7,59 @@ from collections.abc import Mapping, Sequence
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
+from core.plan import Phase, Plan
+from core.protocol import Description
 from server.guards import Accepted
-from server.strategy import ARRAYS, METRICS, WEIGHT, Aggregator
+from server.roster import declared
+from server.strategy import ARRAYS, METRICS, WEIGHT, Aggregator, build_strategy, trimmed
 
 State = Mapping[str, Tensor]
+
+
+def aggregate(
+    plan: Plan,
+    phase: Phase,
+    described: Mapping[str, Description],
+    heads: Sequence[str],
+    state: State,
+    good: Mapping[str, Accepted],
+    round_: int,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """All accepted replies of a round -> the next weights.
+
+    Args:
+        plan: names the strategy.
+        phase: of the round.
+        described: what each site said of itself; used where a reply tells no counts.
+        heads: names of the parameters whose dim 0 is (background, organ 1, ...).
+        state: all weights before the round.
+        good: accepted replies by site; their messages are emptied of everything but the weights.
+        round_: number of the round.
+
+    Returns:
+        The new weights, and what a reader of the journal should know.
+    """
+    settings, sites, notes = plan.federation.strategy, sorted(good), []
+    told = all(good[s].result.annotated for s in sites)
+    if not told and settings.by_rows:
+        notes.append("not every site tells its counts: all sites weigh equally")
+    if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
+        notes.append(f"round {round_}: nothing is trimmed from {len(good)} updates")
+    strategy = build_strategy(settings, len(good))
+    new = average(strategy, round_, state, good, equal=not told or not settings.by_rows)
+    if not settings.by_rows:
+        return new, notes
+    weights = [
+        [float(c) for c in good[s].result.annotated]
+        if told
+        else declared(described[s], plan, phase)
+        for s in sites
+    ]
+    new, kept = aggregate_head(state, new, [good[s].state for s in sites], weights, heads)
+    if kept:
+        names = ", ".join(phase.organs[c] for c in kept)
+        notes.append(f"round {round_}: nobody annotates {names}; the head keeps its rows")
+    return new, notes
 
 
 def average(

@@ -22,10 +22,11 @@ from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking
 from core.protocol import Description
 from core.versions import versions
+from server.correspondence import RunFailed, quorum_of
 from server.progress import State
 from server.record import Recorder, tell
 from server.roster import call_roster, require_same_split
-from server.rounds import PhaseRun, RunFailed, quorum_of
+from server.rounds import PhaseRun
 
 app = ServerApp()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.errors import UserError
@@ -17,34 +15,21 @@ from core.phases import (
     parts_of,
     size_bytes,
     start_state,
-    state_hash,
     trainable_by_round,
     weights_meta,
 )
-from core.plan import Federation, Phase, Plan
-from core.protocol import Description, Order, published
-from server.aggregate import aggregate_head, average
-from server.exchange import Exchange, exchange
+from core.plan import Phase, Plan
+from core.protocol import Description, published
+from server.aggregate import aggregate
+from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
+from server.exchange import Exchange
 from server.figures import best_round, published_weights, round_event, round_line
-from server.guards import Accepted, inspect
+from server.guards import Accepted
 from server.norms import limit
 from server.outliers import repeated, standing_out, words
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
-from server.roster import declared, frequencies, require_same_split
-from server.strategy import ARRAYS, ORDER, build_strategy, trimmed
-
-# A deadline that is learned: from so many rounds, with time for a process to start.
-REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
-
-
-class RunFailed(RuntimeError):  # noqa: N818
-    """The run cannot go on; its state is intact and can be resumed."""
-
-
-def quorum_of(plan: Plan, phase: Phase) -> int:
-    """How many sites must answer rightly; never more than the phase has."""
-    return min(max(1, plan.federation.min_sites), len(phase.sites))
+from server.roster import frequencies, require_same_split
 
 
 class PhaseRun:
@@ -63,13 +48,11 @@ class PhaseRun:
         local_start: bool,
         inherited: Mapping[str, str],
     ) -> None:
-        self.grid = grid
         self.plan = plan
         self.phase = phase
         self.recorder = recorder
         self.described = {s: described[s] for s in phase.sites if s in described}
         self.nodes = {s: nodes[s] for s in sorted(phase.sites) if s in nodes}
-        self.fingerprint = fingerprint
         model = network(plan, phase)
         self.parts = parts_of(model, plan, phase)
         self.trainable = trainable_by_round(model, plan, phase)
@@ -77,11 +60,23 @@ class PhaseRun:
         self.start = start_state(plan, phase, previous)
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
-        has_base = bool(self.parts.base) and not local_start
-        self.base_hash = state_hash(self.start, self.parts.base) if has_base else ""
         self.store = recorder.store(phase.name)
         self.event: dict[str, Any] = {}  # of the last committed round
-        self.voxels, self.totals = self._frequencies()
+        voxels, totals = self._frequencies()
+        self.sites = Correspondence(
+            grid,
+            plan,
+            phase,
+            recorder,
+            self.nodes,
+            self.described,
+            fingerprint,
+            shared=self.parts.shared,
+            base={} if local_start else {n: self.start[n] for n in self.parts.base},
+            keeps=bool(self.parts.personal),
+            voxels=voxels,
+            totals=totals,
+        )
         self.meta = self._meta(inherited)
 
     def run(self, resume: bool) -> tuple[State, dict[str, Any]]:
@@ -142,7 +137,7 @@ class PhaseRun:
                 "shared": sum(numbers[n] for n in self.parts.shared),
                 "personal": sum(numbers[n] for n in self.parts.personal),
                 "trainable_bytes": size_bytes(self.start, trainable),
-                "base_bytes": size_bytes(self.start, self.parts.base) if self.base_hash else 0,
+                "base_bytes": size_bytes(self.sites.base, list(self.sites.base)),
                 "shared_bytes": size_bytes(self.start, self.parts.shared),
                 "personal_bytes": size_bytes(self.start, self.parts.personal),
             }
@@ -199,7 +194,7 @@ class PhaseRun:
     def _round(self, state: State, progress: Progress) -> State:
         started = time.monotonic()
         factors = list(progress.organ_factors)
-        done, good, rejected = self._asked(state, progress)
+        done, good, rejected = self.sites.trained(state, progress)
         clipped: dict[str, float] = {}
         progress.round += 1
         if self.personal:
@@ -223,7 +218,11 @@ class PhaseRun:
                 note = f"organ weights are static: no val score of {names}"
                 self.recorder.note(note, self.phase.name)
             good, clipped = self._limited(good, state, rejected, progress.round)
-            new = self._aggregate(state, good, progress.round)
+            new, notes = aggregate(
+                self.plan, self.phase, self.described, self.heads, state, good, progress.round
+            )
+            for note in notes:
+                self.recorder.note(note, self.phase.name)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
@@ -293,9 +292,7 @@ class PhaseRun:
         """Updates held against the round's median length; what is refused goes to `rejected`."""
         kept, clipped, odd = limit(good, state, self.plan.federation.guards)
         if len(kept) < quorum_of(self.plan, self.phase):
-            raise RunFailed(
-                self._too_few(f"round {round_}", len(kept), dict.fromkeys(odd, "E_NORM"))
-            )
+            raise self.sites.too_few(f"round {round_}", dict.fromkeys(odd, "E_NORM"))
         for site in odd:
             rejected[site] = "E_NORM"
             self.recorder.say(
@@ -310,37 +307,11 @@ class PhaseRun:
             )
         return kept, clipped
 
-    def _asked(
-        self, state: State, progress: Progress
-    ) -> tuple[Exchange, dict[str, Accepted], dict[str, str]]:
-        """The next round's replies; below the quorum all are asked again, `round_retries` times."""
-        round_ = progress.round + 1
-        asked = [s for s in self.nodes if not progress.stopped.get(s)]
-        quorum = quorum_of(self.plan, self.phase)
-        if self.personal:
-            quorum = min(quorum, len(asked))
-        rejected: dict[str, str] = {}
-        before = 0.0
-        for left in reversed(range(self.plan.federation.round_retries + 1)):
-            orders = {s: self._order(round_, "train", progress, s) for s in asked}
-            done = self._send(orders, state, "train", progress)
-            done.lasted += before
-            before = done.lasted
-            good, rejected = self._sift(done, asked, round_, state)
-            if len(good) >= quorum:
-                return done, good, rejected
-            self.recorder.note(
-                f"round {round_}: {len(good)} of {len(asked)} sites answered rightly, "
-                f"{quorum} needed; {'asked again' if left else 'given up'}",
-                self.phase.name,
-            )
-        raise RunFailed(self._too_few(f"round {round_}", quorum, rejected))
-
     def _score_last(self, state: State, progress: Progress) -> None:
         """After the last round one evaluate exchange scores the last weights on val (D4)."""
         if progress.scored >= progress.round:
             return
-        good = self._evaluated("validate", state, progress)
+        good = self.sites.evaluated("validate", state, progress)
         judge(progress, _scores(good, "val"), progress.round)
         self._remember_kept(progress, progress.round)
         self._commit(state, progress)
@@ -350,36 +321,6 @@ class PhaseRun:
         if self.kept and progress.best_round == scored:
             progress.best_of = dict(progress.acknowledged)
 
-    def _evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
-        """Scores from every site; who fails is asked again, `round_retries` times.
-
-        Raises:
-            RunFailed: fewer sites than the quorum told any.
-        """
-        good: dict[str, Accepted] = {}
-        rejected: dict[str, str] = {}
-        for _ in range(self.plan.federation.round_retries + 1):
-            asked = [s for s in self.nodes if s not in good]
-            orders = {s: self._order(progress.round, task, progress, s) for s in asked}
-            done = self._send(orders, state, "evaluate", progress)
-            more, rejected = self._sift(done, asked, progress.round, None)
-            good |= more
-            if not rejected:
-                break
-        for site, code in rejected.items():
-            self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
-        quorum = quorum_of(self.plan, self.phase)
-        if len(good) < quorum:
-            raise RunFailed(self._too_few(f"task {task}", quorum, rejected))
-        return dict(sorted(good.items()))
-
-    def _too_few(self, what: str, quorum: int, rejected: Mapping[str, str]) -> str:
-        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
-        return (
-            f"phase {self.phase.name}, {what}: fewer than {quorum} sites answered rightly "
-            f"({codes}). Mend the sites (each keeps its own client.log) and continue with --resume"
-        )
-
     def _close(self, best: State, progress: Progress) -> dict[str, Any]:
         """Scores the best weights on test, once; of a personal phase each site's own best.
 
@@ -388,7 +329,7 @@ class PhaseRun:
         """
         good: dict[str, Accepted] = {}
         if self.phase.test or self.phase.best_at_site:
-            good = self._evaluated("test" if self.phase.test else "finish", best, progress)
+            good = self.sites.evaluated("test" if self.phase.test else "finish", best, progress)
         vals = _scores(good, "val") if self.personal else progress.best
         cell = self.plan.federation.min_cell
         test_cells, test_mean = published(_scores(good, "test"), self.phase.organs, cell)
@@ -418,133 +359,6 @@ class PhaseRun:
         else:
             self._export("best", best, chosen, val_mean)
         return block
-
-    def _order(self, round_: int, task: str, progress: Progress, site: str) -> Order:
-        own = progress.best_of.get(site, 0)
-        return Order(
-            run=self.recorder.run,
-            phase=self.phase.name,
-            round=round_,
-            task=task,
-            base_hash=self.base_hash,
-            base_round=progress.acknowledged.get(site, 0),
-            best_round=own if self.parts.personal else max(progress.best_round, 0),
-            fingerprint=self.fingerprint,
-            voxels=self.voxels,
-            totals=self.totals,
-            organ_factors=progress.organ_factors,
-        )
-
-    def _send(
-        self, orders: Mapping[str, Order], state: State, kind: str, progress: Progress
-    ) -> Exchange:
-        contents = {}
-        shared = {n: state[n] for n in self.parts.shared}
-        for site, order in orders.items():
-            content = RecordDict({ORDER: ConfigRecord(order.to_config())})
-            if shared:
-                content[ARRAYS] = ArrayRecord(shared)
-            contents[site] = content
-            self.recorder.say(
-                {
-                    "event": "sent",
-                    "phase": order.phase,
-                    "round": order.round,
-                    "site": site,
-                    "kind": order.task,
-                    "bytes": size_bytes(state, self.parts.shared),
-                }
-            )
-        federation = self.plan.federation
-        done = exchange(
-            self.grid,
-            contents,
-            self.nodes,
-            kind=kind,
-            group=self.phase.name,
-            timeout_s=deadline(federation, progress.slowest)
-            if kind == "train"
-            else federation.round_timeout_s,
-            base=self._base if self.base_hash else None,
-        )
-        progress.sent += sum(done.sent.values())
-        progress.received += sum(done.received.values())
-        return done
-
-    def _base(self) -> ArrayRecord:
-        return ArrayRecord({n: self.start[n] for n in self.parts.base})
-
-    def _sift(
-        self, done: Exchange, asked: list[str], round_: int, state: State | None
-    ) -> tuple[dict[str, Accepted], dict[str, str]]:
-        """Accepted replies and reason codes by site; without `state` no weights may come back."""
-        good: dict[str, Accepted] = {}
-        rejected: dict[str, str] = {}
-        expected = {n: state[n] for n in self.parts.shared} if state is not None else {}
-        for site in asked:
-            event: dict[str, Any] = {"phase": self.phase.name, "round": round_, "site": site}
-            verdict = inspect(
-                done.replies.get(site),
-                site=site,
-                run=self.recorder.run,
-                phase=self.phase,
-                round_=round_,
-                expected=expected,
-                guards=self.plan.federation.guards,
-                cases=self.described[site].cases,
-            )
-            if isinstance(verdict, Accepted):
-                good[site] = verdict
-                event |= {
-                    "bytes": done.received.get(site, 0),
-                    "bytes_to_site": done.sent.get(site, 0),
-                    "seconds": round(done.seconds[site], 3),
-                    "seconds_compute": round(verdict.result.seconds, 3),
-                    "seconds_startup": round(verdict.result.startup, 3),
-                }
-            else:
-                rejected[site] = verdict.code
-                event |= {"code": verdict.code, "detail": verdict.detail}
-                tell(
-                    f"{self.phase.name} round {round_}: {site} rejected, {verdict.code} "
-                    f"({verdict.detail})"
-                )
-            kind = "accepted" if site in good else "rejected"
-            self.recorder.say({"event": kind, **event})
-        return good, rejected
-
-    def _aggregate(self, state: State, good: Mapping[str, Accepted], round_: int) -> State:
-        sites = sorted(good)
-        told = all(good[s].result.annotated for s in sites)
-        if not told and self.plan.federation.strategy.by_rows:
-            self.recorder.note(
-                "not every site tells its counts: all sites weigh equally", self.phase.name
-            )
-        by_rows = self.plan.federation.strategy.by_rows
-        settings = self.plan.federation.strategy
-        if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
-            self.recorder.note(
-                f"round {round_}: nothing is trimmed from {len(good)} updates", self.phase.name
-            )
-        strategy = build_strategy(settings, len(good))
-        new = average(strategy, round_, state, good, equal=not told or not by_rows)
-        if not by_rows:
-            return new
-        weights = [
-            [float(c) for c in good[s].result.annotated]
-            if told
-            else declared(self.described[s], self.plan, self.phase)
-            for s in sites
-        ]
-        updates = [good[s].state for s in sites]
-        new, kept = aggregate_head(state, new, updates, weights, self.heads)
-        if kept:
-            names = ", ".join(self.phase.organs[c] for c in kept)
-            self.recorder.note(
-                f"round {round_}: nobody annotates {names}; the head keeps its rows",
-                self.phase.name,
-            )
-        return new
 
     def _frequencies(self) -> tuple[list[float], list[float]]:
         """Class frequencies over the federation; with ``share: none`` each site's own (D9)."""
@@ -577,20 +391,6 @@ class PhaseRun:
     def _export(self, stem: str, state: State, round_: int, score: object) -> None:
         about = self.meta | {"round": round_, "score": score}
         self.recorder.export(self.phase.name, stem, state, about)
-
-
-def deadline(federation: Federation, slowest: Sequence[float]) -> float:
-    """Seconds for an exchange: the plan's, or learned from how long the last rounds took.
-
-    Args:
-        federation: `round_timeout_factor` times the median of the last rounds, never more than
-            `round_timeout_s`; 0 leaves the latter.
-        slowest: seconds until the last reply came, of the last rounds.
-    """
-    cap, factor = federation.round_timeout_s, federation.round_timeout_factor
-    if not factor or len(slowest) < FEWEST_ROUNDS:
-        return cap
-    return min(cap, factor * statistics.median(slowest) + SLACK_SECONDS)
 
 
 def _scores(good: Mapping[str, Accepted], split: str) -> Sums:

@@ -148,7 +148,7 @@ def _register_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParse
     )
     sub.add_argument("--role", choices=("site", "server", "researcher"), help="default: by KIT")
     sub.add_argument("--kit", metavar="KIT", type=Path, help="of the site or the server")
-    sub.add_argument("--site", metavar="SITE.yaml", type=Path, help="try its cache; train on its device")
+    sub.add_argument("--site", metavar="SITE.yaml", type=Path, help="its cache and device")
     sub.add_argument(
         "--plan", metavar="CONFIG", help="take a training step of this plan: is there the memory?"
     )

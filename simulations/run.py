@@ -86,7 +86,7 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
     if config.simulation.engine == "inline":
         from client.app import app as client_app
         from server.app import app as server_app
-        from server.rounds import RunFailed
+        from server.correspondence import RunFailed
         from simulations.inline import run_inline
 
         try:

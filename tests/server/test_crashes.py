@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import core.checkpoint
+import server.aggregate
+import server.correspondence
 import server.rounds
 from core.checkpoint import load
 from core.journal import JOURNAL, read_events
@@ -50,10 +52,10 @@ class Point:
 
 # Each save writes two files and renames two; a round saves twice (state, last), so does round 0.
 POINTS = {
-    "before the exchange": Point(server.rounds, "exchange", "before", 2),
-    "after the exchange": Point(server.rounds, "exchange", "after", 2),
-    "before the average": Point(server.rounds, "average", "before", 2),
-    "after the head's rows": Point(server.rounds, "aggregate_head", "after", 2),
+    "before the exchange": Point(server.correspondence, "exchange", "before", 2),
+    "after the exchange": Point(server.correspondence, "exchange", "after", 2),
+    "before the average": Point(server.aggregate, "average", "before", 2),
+    "after the head's rows": Point(server.aggregate, "aggregate_head", "after", 2),
     "before the commit": Point(RoundStore, "put", "before", 3),
     "one file written": Point(core.checkpoint, "write_flushed", "after", 9),
     "both files written": Point(core.checkpoint, "write_flushed", "after", 10),
@@ -64,7 +66,7 @@ POINTS = {
     "before the journal": Point(Recorder, "say", "before", 2, "round"),
     "in a journal line": Point(Recorder, "say", "within", 2, "round"),
     "after the journal": Point(Recorder, "say", "after", 2, "round"),
-    "before the last scores": Point(server.rounds, "exchange", "before", 5),
+    "before the last scores": Point(server.correspondence, "exchange", "before", 5),
     "before the phase is done": Point(Recorder, "finish_phase", "before", 1),
     "after the phase is done": Point(Recorder, "finish_phase", "after", 1),
     "before the next phase": Point(PhaseRun, "_begin", "before", 2),

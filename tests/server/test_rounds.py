@@ -14,8 +14,8 @@ from core.checkpoint import load
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
+from server.correspondence import RunFailed, quorum_of
 from server.record import Recorder
-from server.rounds import RunFailed, quorum_of
 
 ORGANS = ["Brainstem", "Parotid_L"]
 Make = Callable[..., Any]

@@ -1,0 +1,239 @@
+"""The sites of a phase: orders go out to them, their replies come in and are judged."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from core.phases import size_bytes, state_hash
+from core.plan import Federation, Phase, Plan
+from core.protocol import Description, Order
+from server.exchange import Exchange, exchange
+from server.guards import Accepted, inspect
+from server.progress import Progress, State
+from server.record import Recorder, tell
+from server.strategy import ARRAYS, ORDER
+
+# A deadline that is learned: from so many rounds, with time for a process to start.
+REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
+
+
+class RunFailed(RuntimeError):  # noqa: N818
+    """The run cannot go on; its state is intact and can be resumed."""
+
+
+def quorum_of(plan: Plan, phase: Phase) -> int:
+    """How many sites must answer rightly; never more than the phase has."""
+    return min(max(1, plan.federation.min_sites), len(phase.sites))
+
+
+def deadline(federation: Federation, slowest: Sequence[float]) -> float:
+    """Seconds for an exchange: the plan's, or learned from how long the last rounds took.
+
+    Args:
+        federation: `round_timeout_factor` times the median of the last rounds, never more than
+            `round_timeout_s`; 0 leaves the latter.
+        slowest: seconds until the last reply came, of the last rounds.
+    """
+    cap, factor = federation.round_timeout_s, federation.round_timeout_factor
+    if not factor or len(slowest) < FEWEST_ROUNDS:
+        return cap
+    return min(cap, factor * statistics.median(slowest) + SLACK_SECONDS)
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """With the sites of one phase.
+
+    Attributes:
+        grid: Flower's.
+        plan, phase: what is run.
+        recorder: of the run.
+        nodes: node id by site, in the order of asking.
+        described: what each site said of itself.
+        fingerprint: of the code that the sites must have.
+        shared: names of the tensors that travel in every round.
+        base: tensors that a site gets once; empty where it has them from its own disk.
+        keeps: whether sites keep tensors of their own.
+        voxels, totals: class frequencies over the federation; empty where they do not count.
+    """
+
+    grid: Grid
+    plan: Plan
+    phase: Phase
+    recorder: Recorder
+    nodes: Mapping[str, int]
+    described: Mapping[str, Description]
+    fingerprint: str
+    shared: Sequence[str]
+    base: State
+    keeps: bool
+    voxels: list[float]
+    totals: list[float]
+
+    @cached_property
+    def base_hash(self) -> str:
+        """SHA-256 of the base, by which a site finds it on its disk; "" without one."""
+        return state_hash(self.base) if self.base else ""
+
+    def trained(
+        self, state: State, progress: Progress
+    ) -> tuple[Exchange, dict[str, Accepted], dict[str, str]]:
+        """The next round's replies; below the quorum all are asked again, `round_retries` times.
+
+        Returns:
+            What came, the accepted replies, and the reason codes of the others.
+
+        Raises:
+            RunFailed: fewer sites than the quorum answered rightly.
+        """
+        round_ = progress.round + 1
+        asked = [s for s in self.nodes if not progress.stopped.get(s)]
+        quorum = quorum_of(self.plan, self.phase)
+        if self.phase.share == "none":
+            quorum = min(quorum, len(asked))
+        rejected: dict[str, str] = {}
+        before = 0.0
+        for left in reversed(range(self.plan.federation.round_retries + 1)):
+            orders = {s: self._order(round_, "train", progress, s) for s in asked}
+            done = self._send(orders, state, "train", progress)
+            done.lasted += before
+            before = done.lasted
+            good, rejected = self._sift(done, asked, round_, state)
+            if len(good) >= quorum:
+                return done, good, rejected
+            self.recorder.note(
+                f"round {round_}: {len(good)} of {len(asked)} sites answered rightly, "
+                f"{quorum} needed; {'asked again' if left else 'given up'}",
+                self.phase.name,
+            )
+        raise self.too_few(f"round {round_}", rejected)
+
+    def evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
+        """Scores from every site; who fails is asked again, `round_retries` times.
+
+        Raises:
+            RunFailed: fewer sites than the quorum told any.
+        """
+        good: dict[str, Accepted] = {}
+        rejected: dict[str, str] = {}
+        for _ in range(self.plan.federation.round_retries + 1):
+            asked = [s for s in self.nodes if s not in good]
+            orders = {s: self._order(progress.round, task, progress, s) for s in asked}
+            done = self._send(orders, state, "evaluate", progress)
+            more, rejected = self._sift(done, asked, progress.round, None)
+            good |= more
+            if not rejected:
+                break
+        for site, code in rejected.items():
+            self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
+        if len(good) < quorum_of(self.plan, self.phase):
+            raise self.too_few(f"task {task}", rejected)
+        return dict(sorted(good.items()))
+
+    def too_few(self, what: str, rejected: Mapping[str, str]) -> RunFailed:
+        """The error that says why the quorum was missed and how to go on."""
+        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
+        return RunFailed(
+            f"phase {self.phase.name}, {what}: fewer than {quorum_of(self.plan, self.phase)} "
+            f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
+            "and continue with --resume"
+        )
+
+    def _order(self, round_: int, task: str, progress: Progress, site: str) -> Order:
+        own = progress.best_of.get(site, 0)
+        return Order(
+            run=self.recorder.run,
+            phase=self.phase.name,
+            round=round_,
+            task=task,
+            base_hash=self.base_hash,
+            base_round=progress.acknowledged.get(site, 0),
+            best_round=own if self.keeps else max(progress.best_round, 0),
+            fingerprint=self.fingerprint,
+            voxels=self.voxels,
+            totals=self.totals,
+            organ_factors=progress.organ_factors,
+        )
+
+    def _send(
+        self, orders: Mapping[str, Order], state: State, kind: str, progress: Progress
+    ) -> Exchange:
+        contents = {}
+        shared = {n: state[n] for n in self.shared}
+        for site, order in orders.items():
+            content = RecordDict({ORDER: ConfigRecord(order.to_config())})
+            if shared:
+                content[ARRAYS] = ArrayRecord(shared)
+            contents[site] = content
+            self.recorder.say(
+                {
+                    "event": "sent",
+                    "phase": order.phase,
+                    "round": order.round,
+                    "site": site,
+                    "kind": order.task,
+                    "bytes": size_bytes(state, self.shared),
+                }
+            )
+        federation = self.plan.federation
+        train = kind == "train"
+        done = exchange(
+            self.grid,
+            contents,
+            self.nodes,
+            kind=kind,
+            group=self.phase.name,
+            timeout_s=deadline(federation, progress.slowest)
+            if train
+            else federation.round_timeout_s,
+            base=(lambda: ArrayRecord(self.base)) if self.base else None,
+        )
+        progress.sent += sum(done.sent.values())
+        progress.received += sum(done.received.values())
+        return done
+
+    def _sift(
+        self, done: Exchange, asked: list[str], round_: int, state: State | None
+    ) -> tuple[dict[str, Accepted], dict[str, str]]:
+        """Accepted replies and reason codes by site; without `state` no weights may come back."""
+        good: dict[str, Accepted] = {}
+        rejected: dict[str, str] = {}
+        expected = {n: state[n] for n in self.shared} if state is not None else {}
+        for site in asked:
+            event: dict[str, Any] = {"phase": self.phase.name, "round": round_, "site": site}
+            verdict = inspect(
+                done.replies.get(site),
+                site=site,
+                run=self.recorder.run,
+                phase=self.phase,
+                round_=round_,
+                expected=expected,
+                guards=self.plan.federation.guards,
+                cases=self.described[site].cases,
+            )
+            if isinstance(verdict, Accepted):
+                good[site] = verdict
+                event |= {
+                    "bytes": done.received.get(site, 0),
+                    "bytes_to_site": done.sent.get(site, 0),
+                    "seconds": round(done.seconds[site], 3),
+                    "seconds_compute": round(verdict.result.seconds, 3),
+                    "seconds_startup": round(verdict.result.startup, 3),
+                }
+            else:
+                rejected[site] = verdict.code
+                event |= {"code": verdict.code, "detail": verdict.detail}
+                tell(
+                    f"{self.phase.name} round {round_}: {site} rejected, {verdict.code} "
+                    f"({verdict.detail})"
+                )
+            kind = "accepted" if site in good else "rejected"
+            self.recorder.say({"event": kind, **event})
+        return good, rejected
