@@ -51,13 +51,12 @@ def run(folder: Path, name: str, cache: Path, values: dict[str, Any]) -> Path:
 
 
 def swap(archive: Path) -> None:
-    """Left becomes right in every case's contours of the parotids."""
-    for left in sorted(archive.rglob("Parotid_L.nrrd")):
-        right = left.with_name("Parotid_R.nrrd")
-        aside = left.with_name("aside")
-        left.rename(aside)
-        right.rename(left)
-        aside.rename(right)
+    """Left becomes right in every case's contours of the parotids; some cases have only one."""
+    for folder in {path.parent for path in archive.rglob("Parotid_?.nrrd")}:
+        left, right, aside = (folder / f"{n}.nrrd" for n in ("Parotid_L", "Parotid_R", "aside"))
+        for source, target in ((left, aside), (right, left), (aside, right)):
+            if source.is_file():
+                source.rename(target)
 
 
 def test_a_swapped_site_is_flagged_and_clean_ones_are_not(
