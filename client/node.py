@@ -146,11 +146,15 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit) -> str:
     assert child.stdout is not None
     last: list[str] = []
     connected = threading.Event()
-    wondering = time.monotonic() + CONNECT_SECONDS
+    begun = time.monotonic()
+    wondering, told = begun + CONNECT_SECONDS, False
     thread = threading.Thread(target=_read, args=(child.stdout, log, last, connected), daemon=True)
     thread.start()
     while child.poll() is None:
         time.sleep(0.5)
+        if connected.is_set() and not told:
+            told = True
+            tell(f"{kit.role}: connected after {time.monotonic() - begun:.0f} s, waiting for runs")
         if not connected.is_set() and time.monotonic() > wondering:
             tell(why_not(kit))
             wondering = math.inf

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from client.node import reason_of, run_node, why_not
+from client.node import _follow, reason_of, run_node, why_not
 from core.errors import UserError
 from core.kit import read_kit
 from server.provision import Federation, provision
@@ -30,6 +32,17 @@ def test_words_that_say_nothing() -> None:
 def test_a_node_without_a_connection_is_told_why(tmp_path: Path) -> None:
     provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
     assert "port open" in why_not(read_kit(tmp_path / "kits" / "nyu", "site"))
+
+
+def test_a_connection_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    kit = read_kit(tmp_path / "kits" / "nyu", "site")
+    says = "import time; print('INFO : SuperNode ID: 5', flush=True); time.sleep(1.6); print('bye')"
+    child = subprocess.Popen(
+        [sys.executable, "-c", says], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert _follow(child, tmp_path / "log", kit).endswith("bye")
+    assert capsys.readouterr().out.count("nyu: connected after") == 1
 
 
 def test_kit_site_file_and_key_must_fit(tmp_path: Path) -> None:
