@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -19,7 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import work
-from client.approval_guard import STARTED
+from client.approval_guard import STARTED, TOLD
 from client.outbox import OutboxError, write_receipt
 from client.outbox import require_allowed as require_leaving
 from client.personal import Personal, cached_base, keep_base
@@ -37,6 +38,7 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
 END_SECONDS = 60.0
+SHOWN = 300  # characters of an error that the person at the site sees at once
 EXPIRED: WeakSet[threading.Thread] = (
     WeakSet()
 )  # threads whose order was ended: they release nothing
@@ -74,7 +76,9 @@ def guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def safe(message: Message, context: Context) -> Message:
         try:
-            return _within_limits(handler, message, context)
+            reply = _within_limits(handler, message, context)
+            _say(message, context, "answered")
+            return reply
         except Exception as error:
             try:
                 return _refusal(message, context, error)
@@ -88,13 +92,25 @@ def guarded(handler: Handler) -> Handler:
 def _refusal(message: Message, context: Context, error: Exception) -> Message:
     """The reply that tells the server of an error: a code, and whose it is."""
     name = _log(context, error)
-    order = _order_of(message)
-    config = Header(name, order.run, order.phase, order.round, _code_of(error)).to_config()
+    order, code = _order_of(message), _code_of(error)
+    about = " ".join(str(error).split())[:SHOWN]
+    _say(message, context, f"not done, the server is told {code}: {type(error).__name__} {about}")
+    config = Header(name, order.run, order.phase, order.round, code).to_config()
     try:
         write_receipt(site_of(context).run_folder, "error", config, NOTHING, {})
     except Exception:  # a site that is not set up has no place for receipts
         traceback.print_exc()
     return _message(message, config, NOTHING)
+
+
+def _say(message: Message, context: Context, what: str) -> None:
+    """A line for the person at the site, on this machine only; a simulation has none."""
+    if "policy" not in context.node_config:
+        return
+    order = _order_of(message)
+    task = f"{order.phase} round {order.round}, {order.task}" if order.phase else "who is there"
+    with contextlib.suppress(OSError):
+        print(f"{TOLD}run {order.run or '?'}: {task}: {what}", flush=True)
 
 
 def _within_limits(handler: Handler, message: Message, context: Context) -> Message:

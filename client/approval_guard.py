@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = "HNFED_STARTED"  # when this message's process began, seconds since 1970
+TOLD = "hnfed: "  # begins a line that `hnfed client` shows to the person at the site
 
 SAID = "an error at the site; its own log says which"
 
@@ -40,7 +41,7 @@ def require_approved(content: bytes, kit: Path) -> None:
     part.write_bytes(content)
     part.replace(pending / f"{digest}.fab")
     print(
-        f"code bundle {digest[:16]} is not approved at this site; "
+        f"{TOLD}code bundle {digest[:16]} is not approved at this site, nothing ran; "
         "look at it and pin it with `hnfed approve KIT`",
         file=sys.stderr,
         flush=True,

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from client import approval_guard
+from client.approval_guard import TOLD
+from client.approve import approved
 from client.site import site_from_file
 from core.app_folder import QUIET
 from core.doctor import FAIL, dial
@@ -32,8 +34,8 @@ REASONS = (
      "the server's certificate is not the one of this kit's federation, or is out of date"),
     (("2001", "invalid authentication"), "the server wants a key, and this node showed none"),
     (("2004", "PERMISSION_DENIED", "not registered"),
-     "the server does not know this kit's key, has revoked it, or still holds the node's last "
-     "connection (up to 60 s after a hard kill)"),
+     "the server does not know this kit's key, has revoked it, or holds another connection of it: "
+     "a second client with this kit, or the last one (up to 60 s after a hard kill)"),
     (("Connection refused", "ConnectError", "timed out", "unreachable"),
      "nothing answers there: is the server up, and the port open on the way out?"),
 )  # fmt: skip
@@ -61,6 +63,8 @@ def run_node(kit: Kit, site_file: Path) -> int:
         raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")
     if key.stat().st_mode & 0o077:
         raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
+    if not approved(kit):
+        tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
     stop_by_signal()
     home = site.base_folder.parent / "flower"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -100,7 +104,8 @@ def why_not(kit: Kit) -> str:
     """What stands between this site and the server, as far as the site can see."""
     wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit) if c.state == FAIL]
     return "no connection yet; " + (
-        "; ".join(wrong) or "the server answers; see supernode.log in the site's state folder"
+        "; ".join(wrong)
+        or "the server answers; see flower/supernode.log in the site's state folder"
     )
 
 
@@ -170,7 +175,7 @@ def _read(stream: IO[str], log: Path, last: list[str], connected: threading.Even
             file.flush()
             last.append(line)
             del last[:-40]
-            if "is not approved at this site" in line:
-                tell(line)
+            if line.startswith(TOLD):
+                tell(line.removeprefix(TOLD))
             if "SuperNode ID" in line:
                 connected.set()

@@ -93,4 +93,8 @@ def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
         if wrong:
             raise PolicyError(f"organs: {', '.join(wrong)} in phase {phase.name}")
         if phase.share == "none" and plan.federation.min_cell < policy.min_cell:
-            raise PolicyError(f"min_cell: {plan.federation.min_cell}")
+            raise PolicyError(
+                f"min_cell: the plan publishes scores of {plan.federation.min_cell} cases or more, "
+                f"policy.yaml asks for at least {policy.min_cell} (the coordinator: "
+                f"federation.min_cell={policy.min_cell})"
+            )

@@ -61,8 +61,8 @@ def examine(
         device: that the plan would train on.
         cache: folder of prepared cases, to be tried; None leaves that out.
     """
-    checks: list[Callable[[], Check]] = [_python, _packages, _device, _memory, _disk, _quiet]
-    for check in checks:
+    checks: list[Callable[[], Check]] = [_python, _packages, _memory, _disk, _quiet]
+    for check in checks if role == "server" else [*checks, _device]:
         yield _guarded(check)
     if plan is not None:
         yield _guarded(_suffices, plan, device)
@@ -268,10 +268,18 @@ def _certificate(kit: Kit) -> Check:
 
 
 def _port(kit: Kit) -> Check:
+    answers = [_listens(kit.port), _listens(kit.internal_port)]
+    found = f"{kit.port} and {kit.internal_port} (internal): "
+    if answers[0] != answers[1]:
+        found += f"something listens on {kit.port if answers[0] else kit.internal_port} alone"
+        return Check("ports", FAIL, found, "end what holds it, or provision with another port")
+    return Check("ports", PASS, found + ("the server is up" if answers[0] else "free"))
+
+
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(3)
-        taken = probe.connect_ex(("127.0.0.1", kit.port)) == 0
-    return Check("port", PASS, f"{kit.port}: {'the server answers' if taken else 'free'}")
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _approved(kit: Kit) -> Check:
@@ -308,7 +316,9 @@ def dial(kit: Kit) -> Iterator[Check]:
     yield Check("TLS", PASS, f"{where} holds a certificate of federation {kit.federation}")
     good = reply.status == 200
     remedy = "" if good else "a proxy or firewall answers in the server's place"
-    yield Check("server", PASS if good else FAIL, f"answers {reply.status}", remedy)
+    found = "answers" if good else f"answers {reply.status}"
+    found += "; whether it knows this kit's key shows when the client dials"
+    yield Check("server", PASS if good else FAIL, found, remedy)
     told = reply.getheader("Date")
     if told:
         yield clock(time.time() - parsedate_to_datetime(told).timestamp())

@@ -29,7 +29,7 @@ CODES = {
     "E_NONFINITE": "loss or weights became NaN or infinite",
     "E_MEMORY": "the device ran out of memory",
     "E_TIME": "the order took longer than the site's policy allows",
-    "E_POLICY": "the site's own policy does not allow what the plan asks for",
+    "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
     "E_ERROR": "Flower reported an error instead of a reply",

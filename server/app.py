@@ -145,8 +145,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         ):
             raise RunFailed(
                 f"phase {phase.name}: site{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
-                "did not come or could not take part; see the journal for the reason codes and "
-                "the site's client.log"
+                "did not come or could not take part; the reasons stand above and in the journal"
             )
         if missing:
             recorder.note(f"goes on without {', '.join(missing)}", phase.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +16,16 @@ from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
 from core.protocol import Description, Order
 from server.exchange import Exchange, exchange
-from server.guards import Accepted, inspect
+from server.guards import AWAY, Accepted, inspect
 from server.progress import Progress, State
 from server.record import Recorder, tell
 from server.strategy import ARRAYS, ORDER
 
 # A deadline that is learned: from so many rounds, with time for a process to start.
 REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
+# Where a site is not connected the next try begins so long after the last: a client that starts
+# again after a hard kill is let in within about a minute.
+AWAY_SECONDS = 40.0
 
 
 class RunFailed(RuntimeError):  # noqa: N818
@@ -103,6 +107,7 @@ class Correspondence:
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             orders = {s: self._order(round_, "train", progress, s) for s in asked}
             done = self._send(orders, state, "train", progress)
+            lasted = done.lasted
             done.lasted += before
             before = done.lasted
             good, rejected = self._sift(done, asked, round_, state)
@@ -113,6 +118,8 @@ class Correspondence:
                 f"{quorum} needed; {'asked again' if left else 'given up'}",
                 self.phase.name,
             )
+            if left:
+                before += self._wait(done, lasted)
         raise self.too_few(f"round {round_}", rejected)
 
     def evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
@@ -123,7 +130,7 @@ class Correspondence:
         """
         good: dict[str, Accepted] = {}
         rejected: dict[str, str] = {}
-        for _ in range(self.plan.federation.round_retries + 1):
+        for left in reversed(range(self.plan.federation.round_retries + 1)):
             asked = [s for s in self.nodes if s not in good]
             orders = {s: self._order(progress.round, task, progress, s) for s in asked}
             done = self._send(orders, state, "evaluate", progress)
@@ -131,6 +138,8 @@ class Correspondence:
             good |= more
             if not rejected:
                 break
+            if left:
+                self._wait(done, done.lasted)
         for site, code in rejected.items():
             self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
         if len(good) < quorum_of(self.plan, self.phase):
@@ -145,6 +154,15 @@ class Correspondence:
             f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
             "and continue with --resume"
         )
+
+    def _wait(self, done: Exchange, lasted: float) -> float:
+        """Before another try: gives a site that was not connected the time to come back."""
+        replies = done.replies.values()
+        if not any(r.has_error() and int(r.error.code) == AWAY for r in replies):
+            return 0.0
+        seconds = max(0.0, AWAY_SECONDS - lasted)
+        time.sleep(seconds)
+        return seconds
 
     def _order(self, round_: int, task: str, progress: Progress, site: str) -> Order:
         own = progress.best_of.get(site, 0)

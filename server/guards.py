@@ -18,6 +18,16 @@ from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
 LONGEST_MM = 1e4  # no distance in a patient is longer
+AWAY = 5  # Flower's code of a node without a connection
+FLOWER_WORDS = {
+    1: "the site could not start the app",
+    2: "the app failed at the site",
+    3: "the message was not fetched in time",
+    4: "the reply was not kept",
+    AWAY: "the site is not connected",
+    7: "the site could not install the code bundle",
+    8: "the site's process ended: the code bundle is not approved there, or memory ran out",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def inspect(
     if reply is None:
         return Rejected("E_LOST", "no reply before the deadline")
     if reply.has_error():
-        return Rejected("E_ERROR", f"Flower error {int(reply.error.code)}")
+        return Rejected("E_ERROR", error_words(reply))
     try:
         header = Header.from_config(_one(reply, HEADER, ConfigRecord))
         if header.code != OK:
@@ -80,6 +90,12 @@ def inspect(
     if isinstance(verdict, Accepted) and not phase.thaw and _unchanged(verdict.state, expected):
         return Rejected("E_UNCHANGED", "the weights came back as they went out")
     return verdict
+
+
+def error_words(reply: Message) -> str:
+    """Flower's error code in words; its reason goes nowhere, it may quote an exception."""
+    code = int(reply.error.code)
+    return f"{FLOWER_WORDS.get(code, 'an error without a name')} (Flower error {code})"
 
 
 def known_code(code: object) -> str:

@@ -12,9 +12,10 @@ from flwr.serverapp import Grid
 
 from core.errors import UserError
 from core.plan import Phase, Plan
-from core.protocol import OK, Description
+from core.protocol import CODES, OK, Description
 from server.exchange import exchange
-from server.guards import known_code
+from server.guards import error_words, known_code
+from server.record import tell
 from server.strategy import HEADER, METRICS, ORDER
 
 Say = Callable[[Mapping[str, object]], None]
@@ -74,6 +75,9 @@ def call_roster(
         )
         for name, node in names.items():
             verdict = _admit(done.replies.get(name), sites, nodes, organs, fingerprint)
+            if not isinstance(verdict, Description) and not verdict[0]:
+                named = registered.get(node, "")  # who it is by its key, if it did not say
+                verdict = (named if named in sites else "", *verdict[1:])
             if isinstance(verdict, Description) and registered.get(node, "") not in (
                 "",
                 verdict.site,
@@ -88,9 +92,9 @@ def call_roster(
                 continue
             refused |= {verdict[0]}
             silent += verdict[0] == ""
-            say(_refusal(*verdict))
+            _refuse(say, *verdict)
     for site in sorted(set(sites) - set(nodes) - refused):
-        say(_refusal(site, "E_LOST", "the site did not come before the deadline"))
+        _refuse(say, site, "E_LOST", "the site did not come before the deadline")
     return nodes, described
 
 
@@ -142,15 +146,10 @@ def _index(plan: Plan, phase: Phase) -> list[int]:
     return [plan.organ_names.index(o) for o in phase.organs]
 
 
-def _refusal(site: str, code: str, detail: str) -> dict[str, object]:
-    return {
-        "event": "rejected",
-        "phase": "",
-        "round": 0,
-        "site": site,
-        "code": code,
-        "detail": detail,
-    }
+def _refuse(say: Say, site: str, code: str, detail: str) -> None:
+    event = {"event": "rejected", "phase": "", "round": 0, "site": site}
+    say(event | {"code": code, "detail": detail})
+    tell(f"{site or 'a node'} cannot take part: {code} ({detail})")
 
 
 def _admit(
@@ -161,9 +160,10 @@ def _admit(
     fingerprint: str,
 ) -> Description | tuple[str, str, str]:
     """What the site says of itself, or (site, code, detail) of why it cannot take part."""
-    if reply is None or reply.has_error():
-        code = "E_LOST" if reply is None else "E_ERROR"
-        return "", code, "a node did not describe itself"
+    if reply is None:
+        return "", "E_LOST", "the node did not describe itself in time"
+    if reply.has_error():
+        return "", "E_ERROR", error_words(reply)
     header = reply.content.get(HEADER)
     metrics = reply.content.get(METRICS)
     if not isinstance(header, ConfigRecord) or not isinstance(metrics, MetricRecord):
@@ -171,7 +171,8 @@ def _admit(
     site = str(header.get("site", ""))
     known = site if site in sites else ""
     if header.get("code") != OK:
-        return known, known_code(header.get("code")), "the site cannot take part"
+        code = known_code(header.get("code"))
+        return known, code, CODES[code]
     try:
         description = Description.from_records(header, metrics)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):

@@ -178,6 +178,9 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from itertools import chain
+
+    from client.doctor import examine_site
     from client.site import site_from_file
     from core.config import load
     from core.doctor import examine, report, role_of
@@ -199,7 +202,7 @@ def _doctor(options: argparse.Namespace) -> int:
         device=site.device if site is not None else "auto",
         cache=site.cache if site is not None else None,
     )
-    return report(checks)
+    return report(chain(checks, examine_site(site, kit)) if site is not None else checks)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ import pytest
 from client.node import _follow, reason_of, run_node, why_not
 from core.errors import UserError
 from core.kit import read_kit
+from core.service import Stopped
 from server.provision import Federation, provision
 
 
@@ -37,11 +38,33 @@ def test_a_node_without_a_connection_is_told_why(tmp_path: Path) -> None:
 def test_a_connection_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
     kit = read_kit(tmp_path / "kits" / "nyu", "site")
-    says = "import time; print('INFO : SuperNode ID: 5', flush=True); time.sleep(1.6); print('bye')"
+    says = (
+        "import time; print('INFO : SuperNode ID: 5', flush=True); time.sleep(1.6); "
+        "print('hnfed: run r: p round 1, train: answered'); print('other'); print('bye')"
+    )
     command, pipe = [sys.executable, "-c", says], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
         assert _follow(child, tmp_path / "log", kit).endswith("bye")
-    assert capsys.readouterr().out.count("nyu: connected after") == 1
+    told = capsys.readouterr().out
+    assert told.count("nyu: connected after") == 1
+    assert "run r: p round 1, train: answered" in told
+    assert "other" not in told, "what Flower says is for the log"
+
+
+def test_a_site_that_has_approved_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    site = tmp_path / "site.yaml"
+    site.write_text(f"name: nyu\nroot: {tmp_path}\ncache: {tmp_path}/c\nstate: {tmp_path}/s\n")
+
+    def stopped(*_: object) -> None:
+        raise Stopped(15)
+
+    monkeypatch.setattr("client.node._start", stopped)
+    monkeypatch.setattr("client.node.stop_by_signal", lambda: None)
+    assert run_node(read_kit(tmp_path / "kits" / "nyu", "site"), site) == 143
+    assert "hnfed approve" in capsys.readouterr().out
 
 
 def test_kit_site_file_and_key_must_fit(tmp_path: Path) -> None:

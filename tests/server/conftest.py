@@ -209,6 +209,7 @@ def federate(
 ) -> Callable[..., Federated]:
     """Makes a federation of fakes in a fresh run folder."""
     monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("server.correspondence.AWAY_SECONDS", 0.0)
 
     def make(plan: Plan | None = None, folder: str = "run", **settings: Any) -> Federated:
         return Federated(Fakes(plan or tiny_plan(), **settings), tmp_path / folder)

@@ -172,6 +172,24 @@ def test_a_node_that_says_nothing_usable(answer: Answer, code: str) -> None:
     assert "Jane" not in str(events)
 
 
+def test_a_node_that_cannot_answer_is_named_by_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    class Registered(Grid):
+        def get_nodes(self) -> list[Any]:
+            return [SimpleNamespace(node_id=5, name="b"), SimpleNamespace(node_id=9, name="x")]
+
+    def ended(m: Message) -> Message:
+        return Message(Error(8, "Jane Doe"), reply_to=m)
+
+    answers = {5: ended, 6: describes("a"), 9: ended}
+    nodes, _, events = call(Registered(answers), "a", "b", join_s=20)
+    assert nodes == {"a": 6}
+    assert [(e["site"], e["code"]) for e in events] == [("b", "E_ERROR"), ("", "E_ERROR")]
+    assert "not approved there" in events[0]["detail"]
+    told = capsys.readouterr().out
+    assert "b cannot take part: E_ERROR" in told
+    assert "Jane" not in told + str(events)
+
+
 PLAN = Plan(phases=[Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])])
 SECOND = Phase(name="q", sites=["a"], organs=["Parotid_L"])
 

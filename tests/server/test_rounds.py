@@ -240,6 +240,21 @@ def test_too_few_sites_are_asked_again(
     assert block["bytes_to_sites"] > sent  # also those of the attempts that failed
 
 
+def test_a_site_that_is_not_connected_is_given_time_to_come_back(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    plan = make_plan(phase(rounds=1), min_sites=2)
+    run = federate(plan, acts={("b", "train", 1): [act["error"](5), act["error"](2)],
+                               ("b", "test", 1): [act["error"](5)]})  # fmt: skip
+    monkeypatch.setattr("server.correspondence.AWAY_SECONDS", 40.0)
+    monkeypatch.setattr("server.correspondence.time.sleep", waited.append)
+    run.run()
+    assert [35 < seconds <= 40 for seconds in waited] == [True, True], "not after another error"
+    assert [e["detail"] for e in run.events("rejected")][::2] == [
+        "the site is not connected (Flower error 5)"] * 2  # fmt: skip
+
+
 def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
     federate: Make, make_plan: Make, act: Mapping[str, Any]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from core.checkpoint import load as load_checkpoint
 from core.checkpoint import save as save_checkpoint
-from core.config import CONFIGS, load, plan_hash
+from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
 from server.record import Recorder
@@ -109,7 +109,8 @@ def test_a_plan_may_start_from_a_checkpoint_file(
     second = run_tiny("second", *overrides)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     (first_event,) = [e for e in read_events(second / "journal.jsonl") if e["event"] == "run-start"]
-    config, _ = load("smoke", [*tiny, *overrides[1:], f"phases.0.init=sha256:{digest}"])
+    words = [*tiny, *overrides[1:], f"phases.0.init=sha256:{digest}", "federation.min_cell=1"]
+    config, _ = load("smoke", words)
     assert first_event["plan_hash"] == plan_hash(config)  # by its hash, not by its path
     assert (second / "init" / f"{digest}.safetensors").read_bytes() == source.read_bytes()
     assert str(tmp_path) not in json.dumps(
@@ -147,13 +148,10 @@ def test_a_checkpoint_of_another_plan_is_refused(
 def test_a_simulation_publishes_every_cell_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], used: int
 ) -> None:
-    plan = tmp_path / "mine.yaml"
-    text = (CONFIGS / "smoke.yaml").read_text(encoding="utf-8")
-    plan.write_text(text.replace("federation: {min_cell: 1}\n", ""), encoding="utf-8")
     monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
     monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
     monkeypatch.setattr("core.report.write_report", lambda folder: folder)
-    simulate(str(plan), given, tmp_path / "run")
+    simulate("smoke", given, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert stored["federation"]["min_cell"] == used
 

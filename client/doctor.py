@@ -1,0 +1,37 @@
+"""What `hnfed doctor` finds out from a site file: whose it is, and whether its archive is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from client.site import Site
+from core.anatomy import vocabulary
+from core.data.archive import open_archive
+from core.doctor import FAIL, PASS, Check
+from core.errors import UserError
+from core.kit import Kit
+
+
+def examine_site(site: Site, kit: Kit | None) -> Iterator[Check]:
+    """Checks the site's name against the kit's, and opens the archive without reading an image."""
+    if kit is not None:
+        good = site.name == kit.role
+        found = f"{site.name}, the kit's" if good else f"{site.name}; the kit is {kit.role}'s"
+        remedy = "" if good else f"write name: {kit.role} into the site file, or take the other kit"
+        yield Check("site's name", PASS if good else FAIL, found, remedy)
+    for source in site.sources:
+        try:
+            archive = open_archive(
+                source.root,
+                format=source.format,
+                vocab=vocabulary(),
+                aliases=source.aliases,
+                structure_set=source.structure_set,
+            )
+        except UserError as error:
+            found = f"{error.field} = {error.value}: {error.problem}".rstrip(": ")
+            yield Check("archive", FAIL, found, error.remedy)
+            continue
+        cases = len(archive.cases)
+        remedy = "" if cases else "give the archive's folder as `root`; hnfed check says more"
+        yield Check("archive", PASS if cases else FAIL, f"{cases} cases are listed", remedy)
