@@ -40,7 +40,7 @@ def test_a_doubtful_policy_is_refused(tmp_path: Path, text: str) -> None:
         ({"share": ("all",)}, "share: none"),
         ({"models": ("unetr",)}, "models: res3dunet"),
         ({"fewest_local_epochs": 2}, "fewest_local_epochs: 1"),
-        ({"min_cell": 11}, "min_cell: the plan publishes"),
+        ({"min_cell": 12}, "min_cell: the plan publishes scores of 11 cases"),
     ],
 )
 def test_what_the_site_does_not_allow(plan, change, word: str) -> None:  # type: ignore[no-untyped-def]
