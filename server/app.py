@@ -212,7 +212,8 @@ def _introduce(description: Description, plan: Plan, recorder: Recorder) -> None
             "left_out": {k: n if n >= cell else None for k, n in description.left_out.items()},
         }
     )
-    counts = ", ".join(f"{n} {k}" if n >= cell else f"few {k}" for k, n in cases.items())
+    few = f"fewer than {cell}"
+    counts = ", ".join(f"{n if n >= cell or n == 0 else few} {k}" for k, n in cases.items())
     tell(f"{description.site} is ready: {counts} cases")
 
 

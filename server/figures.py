@@ -100,7 +100,7 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     parts = [
         f"{phase.name} {number}/{phase.rounds}",
         f"loss {'-' if loss is None else f'{loss:.3f}'}",
-        f"val Dice {'suppressed' if dice is None else f'{dice:.3f}'} "
+        f"val Dice {'withheld (fewer than min_cell cases)' if dice is None else f'{dice:.3f}'} "
         f"(weights of round {event['scored_round']})",
         f"best {event['best_round']}",
         ", ".join(event["accepted"]),
