@@ -267,20 +267,29 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
         raise UserError(
             "simulation.phantom_spacing_mm", spacing, "give three positive mm: [z, y, x]"
         )
-    pooled = {"pooled"} if simulation.baseline == "pooled" else set()  # a run's own config.yaml
-    missing = sorted(set(plan.site_names) - set(simulation.sites) - pooled)
-    if missing:
-        raise UserError(
-            "phases.sites",
-            ", ".join(missing),
-            f"define it under simulation.sites, or use one of {sorted(simulation.sites)}",
-            problem="no such site in this simulation",
-        )
     for name, site in simulation.sites.items():
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
             )
+
+
+def require_simulated(config: Config) -> None:
+    """Requires that every site of the plan is one of the simulation; a federation has its own.
+
+    Raises:
+        UserError: names the sites that are missing.
+    """
+    known = set(config.simulation.sites)
+    if config.simulation.baseline == "pooled":
+        known |= {"pooled"}  # a run's own config.yaml
+    if missing := sorted(set(config.site_names) - known):
+        raise UserError(
+            "phases.sites",
+            ", ".join(missing),
+            f"define it under simulation.sites, or use one of {sorted(config.simulation.sites)}",
+            problem="no such site in this simulation",
+        )
 
 
 def _strategy(settings: Strategy) -> None:

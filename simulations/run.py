@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
 from core.run_folder import begin, run_folder
+from core.validation import require_simulated
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
@@ -74,6 +75,7 @@ def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
         UserError: what cannot work, networks and their stages included.
     """
     asked, sources = load_config(config, overrides)
+    require_simulated(asked)
     if sources["federation.min_cell"] == "default":  # nobody's privacy is at stake here (D5)
         asked = replace(asked, federation=replace(asked.federation, min_cell=1))
     resolved = with_baseline(asked)
