@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from core.data.archive import Archive
     from core.plan import Plan
 
+SHORTEST_DIGEST = 16
+
 
 def register(subparsers: Any) -> None:
     """Adds the subcommands of a site to the subparsers of a command line."""
@@ -118,33 +120,44 @@ def _client(args: argparse.Namespace) -> int:
 
 
 def _approve(args: argparse.Namespace) -> int:
-    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, summary
+    """Shows what waits and asks; 1 where something waits and nothing was approved."""
+    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, overview
     from core.kit import read_kit
 
     kit = read_kit(args.kit, "site")
-    for entry in approved(kit):
-        print(f"approved {entry['sha256'][:16]} at {entry['at']}")
+    if args.yes is not None and len(args.yes) < SHORTEST_DIGEST:
+        remedy = f"give its first {SHORTEST_DIGEST} characters or more"
+        raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
+    before = approved(kit)
+    for entry in before:
+        print(f"approved {entry['sha256'][:SHORTEST_DIGEST]} at {entry['at']}")
     waiting = candidates(kit)
     if not waiting:
         print("no bundle waits for approval")
         return 0
-    for digest, content in waiting.items():
-        lines = difference(kit, content)
-        shown = lines if args.diff else lines[:SHOWN_LINES] if approved(kit) else []
-        print("\n".join(shown))
-        if len(shown) < len(lines):
+    pinned = False
+    for bundle in waiting:
+        short = bundle.digest[:SHORTEST_DIGEST]
+        lines = difference(kit, bundle.content)
+        shown = lines if args.diff else lines[:SHOWN_LINES] if before else []
+        for line in shown:
+            print(line)
+        if shown and len(shown) < len(lines):
             print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
-        print(f"bundle {digest}: {summary(content)}")
+        print(overview(bundle))
+        if not shown:
+            print(f"  to read all of it: hnfed approve {args.kit} --diff")
         if args.yes is not None:
-            agreed = digest.startswith(args.yes) and len(args.yes) >= 16
+            agreed = bundle.digest.startswith(args.yes)
         else:
             agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
         if agreed:
-            approve(kit, digest, content)
-            print(f"approved {digest[:16]}")
+            approve(kit, bundle.digest, bundle.content)
+            pinned = True
+            print(f"approved {short}; a running client need not be restarted")
         else:
-            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {digest[:16]}")
-    return 0
+            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
+    return 0 if pinned else 1
 
 
 def _receipts(args: argparse.Namespace) -> int:
