@@ -9,6 +9,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,13 +22,34 @@ APPROVED, PENDING, BUNDLES = "approved.json", "pending", "bundles"
 SHOWN_LINES = 400
 
 
-def candidates(kit: Kit) -> dict[str, bytes]:
-    """Bundles that wait for a decision, by SHA-256: those refused lately, and the one installed."""
-    found = {p.stem: p.read_bytes() for p in sorted((kit.folder / PENDING).glob("*.fab"))}
-    own = installed()
-    found.setdefault(hashlib.sha256(own).hexdigest(), own)
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that waits for a decision.
+
+    Attributes:
+        digest: SHA-256 of the content.
+        content: a ZIP file.
+        sent: the server sent it, and it was refused; else it is this installation's own.
+        own: byte for byte what this installation makes of its own code.
+    """
+
+    digest: str
+    content: bytes
+    sent: bool
+    own: bool
+
+
+def candidates(kit: Kit) -> list[Bundle]:
+    """Bundles that wait for a decision: those refused lately, then the one of this installation."""
+    sent = {p.stem: p.read_bytes() for p in sorted((kit.folder / PENDING).glob("*.fab"))}
+    code = installed()
+    own = hashlib.sha256(code).hexdigest()
     done = {entry["sha256"] for entry in approved(kit)}
-    return {digest: content for digest, content in found.items() if digest not in done}
+    return [
+        Bundle(digest, content, digest in sent, digest == own)
+        for digest, content in (sent | {own: code}).items()
+        if digest not in done
+    ]
 
 
 def installed() -> bytes:
@@ -53,7 +75,7 @@ def approved(kit: Kit) -> list[dict[str, str]]:
 
 
 def approve(kit: Kit, digest: str, content: bytes) -> None:
-    """Pins a bundle, and keeps it to compare later ones with."""
+    """Pins a bundle, and keeps it to compare later ones with; a running client sees it at once."""
     assert hashlib.sha256(content).hexdigest() == digest
     folder = kit.folder / BUNDLES
     folder.mkdir(exist_ok=True)
@@ -83,10 +105,27 @@ def difference(kit: Kit, content: bytes) -> list[str]:
     return lines
 
 
-def summary(content: bytes) -> str:
-    """How much there is in a bundle."""
-    texts = _texts(content)
-    return f"{len(texts)} files, {sum(t.count(chr(10)) for t in texts.values())} lines"
+def overview(bundle: Bundle) -> str:
+    """SHA-256, origin and size of a bundle, by top folder, and what to compare before approving."""
+    folders: dict[str, list[int]] = {}
+    for name, text in _texts(bundle.content).items():
+        lines = folders.setdefault(name.partition("/")[0], [])
+        lines.append(text.count("\n"))
+    rows = [(name, len(lines), sum(lines)) for name, lines in sorted(folders.items())]
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    same = "equals" if bundle.own else "differs from"
+    whose = f"the server sent it; it {same} this installation's own code"
+    if not bundle.sent:
+        whose = "this installation's own code; the server has not sent it so far"
+    return "\n".join(
+        [
+            f"bundle {bundle.digest}",
+            f"  from: {whose}",
+            f"  {'folder':<16}{'files':>8}{'lines':>8}",
+            *(f"  {name:<16}{files:>8}{lines:>8}" for name, files, lines in rows),
+            "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",
+        ]
+    )
 
 
 def _texts(content: bytes) -> dict[str, str]:

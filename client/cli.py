@@ -18,8 +18,11 @@ from core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from client.site import Site
     from core.data.archive import Archive
     from core.plan import Plan
+
+SHORTEST_DIGEST = 16
 
 
 def register(subparsers: Any) -> None:
@@ -49,7 +52,8 @@ def _add_check(subparsers: Any) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", type=Path, help="folder of the archive")
     add("--format", choices=ARCHIVE_FORMATS, help="format of DATA (default: the site's, or auto)")
-    add("--site", metavar="SITE.yaml", type=Path, help="the site's spellings, splits and secret")
+    text = "the site's own cases alone, with its spellings, splits and secret"
+    add("--site", metavar="SITE.yaml", type=Path, help=text)
     add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
     add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
     add("--names", action="store_true", help="print what each structure's name means; nothing else")
@@ -116,33 +120,44 @@ def _client(args: argparse.Namespace) -> int:
 
 
 def _approve(args: argparse.Namespace) -> int:
-    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, summary
+    """Shows what waits and asks; 1 where something waits and nothing was approved."""
+    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, overview
     from core.kit import read_kit
 
     kit = read_kit(args.kit, "site")
-    for entry in approved(kit):
-        print(f"approved {entry['sha256'][:16]} at {entry['at']}")
+    if args.yes is not None and len(args.yes) < SHORTEST_DIGEST:
+        remedy = f"give its first {SHORTEST_DIGEST} characters or more"
+        raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
+    before = approved(kit)
+    for entry in before:
+        print(f"approved {entry['sha256'][:SHORTEST_DIGEST]} at {entry['at']}")
     waiting = candidates(kit)
     if not waiting:
         print("no bundle waits for approval")
         return 0
-    for digest, content in waiting.items():
-        lines = difference(kit, content)
-        shown = lines if args.diff else lines[:SHOWN_LINES] if approved(kit) else []
-        print("\n".join(shown))
-        if len(shown) < len(lines):
+    pinned = False
+    for bundle in waiting:
+        short = bundle.digest[:SHORTEST_DIGEST]
+        lines = difference(kit, bundle.content)
+        shown = lines if args.diff else lines[:SHOWN_LINES] if before else []
+        for line in shown:
+            print(line)
+        if shown and len(shown) < len(lines):
             print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
-        print(f"bundle {digest}: {summary(content)}")
+        print(overview(bundle))
+        if not shown:
+            print(f"  to read all of it: hnfed approve {args.kit} --diff")
         if args.yes is not None:
-            agreed = digest.startswith(args.yes) and len(args.yes) >= 16
+            agreed = bundle.digest.startswith(args.yes)
         else:
             agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
         if agreed:
-            approve(kit, digest, content)
-            print(f"approved {digest[:16]}")
+            approve(kit, bundle.digest, bundle.content)
+            pinned = True
+            print(f"approved {short}; a running client need not be restarted")
         else:
-            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {digest[:16]}")
-    return 0
+            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
+    return 0 if pinned else 1
 
 
 def _receipts(args: argparse.Namespace) -> int:
@@ -170,19 +185,19 @@ def _check(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():
         raise UserError("--json", args.json, "give a file in a folder that exists")
     secret, aliases, splits, format = secrets.token_bytes(32), None, None, args.format
-    structure_set = ""
+    structure_set, site = "", None
     if args.site is not None:
         site = site_from_file(args.site, "check")
         source = site.sources[0]
         secret, aliases, format = site.secret, source.aliases, format or source.format
         structure_set = source.structure_set
-        if source.splits:
-            splits = {case: part for part, cases in source.splits.items() for case in cases}
     archive = open_archive(
         args.data, format=format or "auto", aliases=aliases, structure_set=structure_set
     )
     if args.names:
         return _names(archive, aliases, args.json)
+    if site is not None:
+        archive, splits = _own(site, archive)
     report = check_archive(
         archive,
         splits=splits,
@@ -195,6 +210,23 @@ def _check(args: argparse.Namespace) -> int:
     if args.json is not None:
         replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
     return 1 if report.errors else 0
+
+
+def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
+    """What `client.site.chosen` returns, after a line on the cases that are not the site's."""
+    from dataclasses import replace
+
+    from client.site import chosen
+
+    own, splits = chosen(replace(site.sources[0], root=str(archive.root)), archive)
+    kept = {ref.case for ref in own.cases}
+    passed = [ref for ref in archive.cases if ref.case not in kept]
+    others = sum(ref.site not in (None, site.name) for ref in passed)
+    if others:
+        print(f"{others} further cases belong to other sites by cases.csv: not checked")
+    if len(passed) > others:
+        print(f"{len(passed) - others} further cases are in no list of this site: not checked")
+    return own, splits
 
 
 def _names(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from core.anatomy import vocabulary
 from core.config import read_yaml
 from core.data.archive import Archive, open_archive
 from core.data.cache import Progress, build_cache, open_cache
+from core.data.caselist import read_rows
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
@@ -98,16 +100,16 @@ class Site:
                 aliases=source.aliases,
                 structure_set=source.structure_set,
             )
-            chosen, explicit, left = _chosen(source, archive)
-            splits = assign_splits(chosen, source.split, explicit)
+            own, explicit = chosen(source, archive)
+            splits = assign_splits(own, source.split, explicit)
             split |= {f"{source.label}/{case}": part for case, part in splits.items()}
-            findings += self._named(source, archive.findings, left, unassigned(chosen, splits))
-            opened.append((source, archive, chosen, splits))
+            findings += self._named(source, own.findings, unassigned(own, splits))
+            opened.append((source, archive, own, splits))
         digest = split_hash(split, self.secret)
-        for source, archive, chosen, splits in opened:
+        for source, archive, own, splits in opened:
             report = build_cache(
                 archive,
-                [r for r in chosen.cases if r.case in splits],
+                [r for r in own.cases if r.case in splits],
                 self.cache,
                 plan.organ_names,
                 plan.preprocess,
@@ -226,7 +228,9 @@ def site_from_file(path: Path, run: str) -> Site:
     values = read_yaml(path)
     for key in values:
         if key not in known:
-            raise UserError(f"site file: {key}", values[key], f"use one of {', '.join(known)}")
+            close = difflib.get_close_matches(str(key), known, n=1)
+            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(known)}"
+            raise UserError(f"site file: {key}", values[key], remedy, problem="unknown key")
     for key in ("name", "root", "cache", "state"):
         if not isinstance(values.get(key), str) or not values[key].strip("\0"):
             raise UserError(f"site file: {key}", values.get(key, "(missing)"), "give it a value")
@@ -288,7 +292,7 @@ def _split_file(path: Path) -> dict[str, list[str]]:
             "split.file",
             path,
             "give a CSV with columns case,split (train, val, test)",
-            problem=type(error).__name__,
+            problem="no such file" if not path.exists() else type(error).__name__,
         ) from None
     return groups
 
@@ -312,13 +316,20 @@ def _secret(state: Path) -> bytes:
         raise UserError("site file: state", state, remedy, problem=str(error)[:200]) from None
 
 
-def _chosen(
-    source: Source, archive: Archive
-) -> tuple[Archive, dict[str, str] | None, list[Finding]]:
-    """The cases that the source names and does not exclude, with their splits.
+def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
+    """The cases of an archive that are a site's own, and which split it names for each.
 
-    A name that is a bare number stands for the one case whose id ends in it: ``7`` is ``pt_7`` and
-    ``okbp_007``.
+    A site that lists its cases has those; else, where the archive's ``cases.csv`` has a column
+    ``site``, those of its name; of cases of other sites nothing is told. A name that is a bare
+    number stands for the one case whose id ends in it: ``7`` is ``pt_7`` and ``okbp_007``.
+
+    Args:
+        source: of the site.
+        archive: from `open_archive`.
+
+    Returns:
+        The archive with the site's own cases alone, and with findings on those that its lists name
+        in vain; the splits that it lists by case, or None.
 
     Raises:
         UserError: a number that several ids end in, a case in two splits, or a site that the
@@ -368,6 +379,7 @@ def _chosen(
         r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
     )
     sites = {r.site for r in cases if r.site}
+    foreign: set[str] = set()
     if sites and not explicit:
         if source.label not in sites:
             raise UserError(
@@ -377,7 +389,10 @@ def _chosen(
                 problem=f"its cases.csv has no case of site {source.label}",
             )
         cases = tuple(r for r in cases if r.site == source.label)
-    return replace(archive, cases=cases), explicit or None, findings
+        rows = read_rows(archive.root / "cases.csv") or ()
+        foreign = {r.case for r in rows if r.site and r.site != source.label}
+    findings = [*(f for f in archive.findings if f.case not in foreign), *findings]
+    return replace(archive, cases=cases, findings=tuple(findings)), explicit or None
 
 
 def _case_of(field: str, name: str, present: Collection[str]) -> str:

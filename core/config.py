@@ -130,12 +130,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file of sections.
 
     Raises:
-        UserError: no YAML, no mapping, or an interpolation.
+        UserError: no such file, no YAML, no mapping, or an interpolation.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), str(error), "give a readable YAML file in UTF-8") from None
+    except FileNotFoundError:
+        raise UserError("file", path, "correct the path", problem="no such file") from None
+    except OSError as error:
+        problem = str(error.strerror).lower()
+        raise UserError("file", path, "give a file that can be read", problem=problem) from None
+    except UnicodeDecodeError:
+        raise UserError("file", path, "save it as UTF-8", problem="not text in UTF-8") from None
     if "${" in text:
         raise UserError(str(path), "${...}", "write the value itself; interpolation is not allowed")
     try:

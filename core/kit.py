@@ -55,13 +55,22 @@ def read_kit(folder: Path, role: str) -> Kit:
     """
     path = folder / FILE
     remedy = "give the folder that `hnfed provision` made for this machine"
+    if not path.is_file():
+        problem = f"no {FILE} in it" if folder.is_dir() else "no such folder"
+        raise UserError("KIT", folder, remedy, problem=problem)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("schema") != SCHEMA:
-            raise ValueError("another version of hnfed made it")
+            raise ValueError("schema")
         kit = Kit(folder=folder.resolve(), **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError("KIT", folder, remedy, problem=f"no kit ({error})") from error
+    except OSError as error:
+        problem = f"{FILE} cannot be read: {str(error.strerror).lower()}"
+        raise UserError("KIT", folder, "let this account read it", problem=problem) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{FILE} is damaged, or another version of hnfed made it"
+        raise UserError(
+            "KIT", folder, "get the kit anew from the coordinator", problem=problem
+        ) from error
     if (kit.role == SERVER) != (role == SERVER):
         raise UserError("KIT", folder, remedy, problem=f"this kit is for {kit.role}")
     return kit

@@ -84,7 +84,8 @@ def _mean(pairs: Sequence[Record]) -> dict[str, Any]:
         key: sum(p[key] for p in both) / len(both) if both else None
         for key in ("before", "after", "change")
     }
-    return {**mean, "withheld": False, "shown": bool(both)}
+    withheld = not both and any(p["withheld"] for p in pairs)
+    return {**mean, "withheld": withheld, "shown": bool(both)}
 
 
 def _cell(splits: object, split: str, organ: str) -> Record:

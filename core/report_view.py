@@ -12,6 +12,7 @@ from core import report_charts as charts
 from core.advice import advise, command_to_test, sentence
 from core.report_format import date, number
 from core.report_published import beside_paper
+from core.report_reasons import meaning, reasons
 from core.report_tables import before_and_after, parts
 from core.report_volumes import volume_charts, without_volumes
 
@@ -40,6 +41,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
     sites = _site_names(folder)
     styles = {site: f"c{i % COLOURS + 1}" for i, site in enumerate(sites)}
     phases = [_phase(folder, name, styles) for name in names]
+    described = _described(events)
     asked = _section(folder.config, "simulation").get("volumes")
     organs = [str(o) for o in asked] if isinstance(asked, list) else []
     return {
@@ -54,11 +56,15 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "versions": start.get("versions") if isinstance(start.get("versions"), Mapping) else {},
         "sites": sites,
         "styles": styles,
-        "described": _described(events),
+        "described": described,
         "phases": phases,
         "volumes": volume_charts(organs, names, folder.volumes),
         "published": beside_paper(folder.config, metrics),
-        "rejected": [e for e in events if e["event"] == "rejected"],
+        "left": reasons(described, left_out=True),
+        "noted": reasons(described, left_out=False),
+        "rejected": [
+            e | {"meaning": meaning(e.get("code"))} for e in events if e["event"] == "rejected"
+        ],
         "notes": [e for e in events if e["event"] == "note"],
         "advice": _advice(folder),
         "problems": (*folder.problems, *without_volumes(organs, folder.dice, folder.volumes)),
@@ -145,11 +151,18 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "sites": sites,
         "rounds": block.get("rounds", end.get("rounds", len(rounds))),
         "planned": planned,
+        "max_cases": plan.get("max_cases"),
         "state": "done" if end or block else "begun" if start or rounds else "not begun",
         "reason": str(end.get("reason", "")),
         "best": best,
         "best_rounds": mapping(block.get("best_rounds")),
         "mean": mean,
+        "withheld": _suppressed(mapping(mean.get("organs"))),
+        "withheld_val": any(
+            _suppressed(mapping(mapping(site).get("val")))
+            for e in (*rounds, block)
+            for site in mapping(e.get("sites")).values()
+        ),
         "mean_val": mapping(block.get("mean_val")),
         "tested": block.get("tested", True),
         "parts": parts(start, rounds),
@@ -186,8 +199,15 @@ def _groups(block: Event, organs: Sequence[str], mean: Event) -> list[dict[str, 
     for title, cells in groups:
         row = {organ: mapping(cells.get(organ)) for organ in organs}
         total = mean if title == "all sites" else _means(row.values())
+        if not total.get("n") and _suppressed(row):
+            total = {"suppressed": True}
         result.append({"title": title, "cells": row, "mean": total})
     return result
+
+
+def _suppressed(cells: Mapping[str, Any]) -> bool:
+    """Whether a score of these organs is withheld."""
+    return any(mapping(cell).get("suppressed") for cell in cells.values())
 
 
 def _means(cells: Iterable[Cell]) -> dict[str, Any]:

@@ -3,15 +3,17 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.approval_guard import NotApprovedError, require_approved
-from client.approve import approve, approved, candidates, difference, installed, summary
+from client.approve import Bundle, approve, approved, candidates, difference, installed, overview
 from core.errors import UserError
 from core.kit import Kit, read_kit
 from server.provision import Federation, provision
+from simulations.cli import main
 
 
 @pytest.fixture
@@ -34,10 +36,12 @@ def test_unapproved_code_is_kept_and_refused(kit: Kit, capsys: pytest.CaptureFix
     with pytest.raises(NotApprovedError, match=r"^E_BUNDLE$"):
         require_approved(content, kit.folder)
     assert digest[:16] in capsys.readouterr().err
-    assert candidates(kit)[digest] == content
+    first, second = candidates(kit)
+    assert (first.digest, first.content, first.sent, first.own) == (digest, content, True, False)
+    assert (second.sent, second.own) == (False, True)
     approve(kit, digest, content)
     require_approved(content, kit.folder)
-    assert digest not in candidates(kit)
+    assert [b.digest for b in candidates(kit)] == [second.digest]
     with pytest.raises(NotApprovedError):
         require_approved(content + b"\0", kit.folder)
 
@@ -51,14 +55,83 @@ def test_the_diff_against_what_was_approved(kit: Kit) -> None:
     assert "+y = 3" in lines
     assert "+new" in lines
     assert "+x = 1" not in lines
-    assert summary(second) == "2 files, 3 lines"
 
 
 def test_the_bundle_of_this_installation_is_always_the_same(kit: Kit) -> None:
     content = installed()
     assert installed() == content
     digest = hashlib.sha256(content).hexdigest()
-    assert digest in candidates(kit)
+    (found,) = candidates(kit)
+    assert (found.digest, found.sent, found.own) == (digest, False, True)
+    with pytest.raises(NotApprovedError):
+        require_approved(content, kit.folder)
+    (found,) = candidates(kit)
+    assert (found.digest, found.sent, found.own) == (digest, True, True)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """An installation of three small files."""
+    content = bundle(**{"core/a__py": "1\n2\n", "core/b__py": "3\n", "client/c__py": "4\n"})
+    monkeypatch.setattr("client.approve.installed", lambda: content)
+    return Bundle(hashlib.sha256(content).hexdigest(), content, sent=False, own=True)
+
+
+def test_an_overview_says_what_is_in_it_and_whose_it_is(small: Bundle) -> None:
+    text = " ".join(overview(small).split())
+    assert f"bundle {small.digest} " in text
+    assert "files lines client 1 1 core 2 3 all 3 4" in text
+    assert "from: this installation's own code; the server has not sent it so far" in text
+    assert "with the coordinator's, by phone" in text
+    for own, words in ((True, "it equals"), (False, "it differs from")):
+        text = overview(replace(small, sent=True, own=own))
+        assert f"from: the server sent it; {words} this installation's own code" in text
+
+
+def test_the_first_time_shows_an_overview_and_no_lines(
+    kit: Kit, small: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["approve", str(kit.folder)]) == 1, "nobody is asked without a terminal"
+    said = capsys.readouterr().out
+    assert said.startswith(f"bundle {small.digest}\n")
+    assert "more lines" not in said
+    assert f"not approved; to pin it: hnfed approve {kit.folder} --yes {small.digest[:16]}" in said
+    assert main(["approve", str(kit.folder), "--diff"]) == 1
+    assert "+++ new/core/a.py" in capsys.readouterr().out
+    assert main(["approve", str(kit.folder), "--yes", small.digest[:8]]) == 1
+    assert "too short" in capsys.readouterr().err
+    assert main(["approve", str(kit.folder), "--yes", "0" * 16]) == 1
+    assert approved(kit) == []
+    capsys.readouterr()
+    assert main(["approve", str(kit.folder), "--yes", small.digest[:16]]) == 0
+    assert "need not be restarted" in capsys.readouterr().out
+    require_approved(small.content, kit.folder)
+    assert main(["approve", str(kit.folder)]) == 0
+    assert "no bundle waits" in capsys.readouterr().out
+
+
+def test_later_the_difference_is_shown(
+    kit: Kit, small: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    approve(kit, small.digest, small.content)
+    content = bundle(**{"core/a__py": "1\n5\n", "core/b__py": "3\n", "client/c__py": "4\n"})
+    with pytest.raises(NotApprovedError):
+        require_approved(content, kit.folder)
+    capsys.readouterr()
+    assert main(["approve", str(kit.folder)]) == 1
+    said = capsys.readouterr().out
+    assert "-2\n+5\n" in said
+    assert "it differs from this installation's own code" in said
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_at_a_terminal_it_asks(
+    kit: Kit, small: Bundle, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    assert main(["approve", str(kit.folder)]) == code
+    assert bool(approved(kit)) == (code == 0)
 
 
 def test_a_damaged_list_approves_nothing(kit: Kit) -> None:

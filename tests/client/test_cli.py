@@ -78,6 +78,32 @@ def test_check_says_what_is_wrong_without_a_name(site: Path, tmp_path: Path, cap
     assert "MUSTERFRAU_2" in capsys.readouterr().out
 
 
+def test_check_of_a_site_leaves_the_cases_of_others(site: Path, tmp_path: Path, capsys) -> None:
+    root = tmp_path / "JANE archive"
+    rows = [f"MUSTERFRAU_{i},train,{'nyu' if i in (0, 3) else 'miccai'}" for i in range(5)]
+    (root / "cases.csv").write_text("\n".join(["case,split,site", *rows, "gone,test,miccai", ""]))
+    target = tmp_path / "findings.json"
+    arguments = ["check", str(root), "--jobs", "1", "--json", str(target)]
+    assert main([*arguments, "--site", str(site)]) == 0, "what is wrong is miccai's"
+    said = capsys.readouterr().out
+    assert "3 further cases belong to other sites by cases.csv: not checked" in said
+    assert "2 cases (pddca), 2 usable" in said
+    report = json.loads(target.read_text())
+    assert report["cases"] == 2
+    assert "W_CASE_ABSENT" not in {f["code"] for f in report["findings"]}
+    assert main(arguments) == 1
+    assert "5 cases (pddca)" in capsys.readouterr().out
+
+    site.write_text(site.read_text() + "split: {file: splits.csv}\n")
+    (site.parent / "splits.csv").write_text("case,split\nMUSTERFRAU_0,train\nMUSTERFRAU_9,val\n")
+    assert main([*arguments, "--site", str(site)]) == 1
+    said = capsys.readouterr().out
+    assert "3 further cases belong to other sites" in said
+    assert "1 further cases are in no list of this site: not checked" in said
+    assert "1 cases (pddca), 1 usable" in said
+    assert "E_ABSENT x1" in said
+
+
 def test_check_prints_what_names_mean(site: Path, tmp_path: Path, capsys) -> None:
     data = str(tmp_path / "JANE archive")
     assert main(["check", data, "--site", str(site), "--names"]) == 0

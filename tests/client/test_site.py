@@ -121,6 +121,24 @@ def test_findings_of_several_archives_are_told_apart(
     ]
 
 
+def test_of_cases_of_other_sites_nothing_is_told(
+    site: Site, make_plan: MakePlan, archive: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(archive, copy)
+    header, *rows = (copy / "cases.csv").read_text().splitlines()
+    assert header == "case,split"
+    rows = [f"{row},{'south' if row.split(',')[0][-1] in '12' else 'north'}" for row in rows]
+    rows += ["gone_south,train,south", "gone_north,train,north"]
+    (copy / "cases.csv").write_text("\n".join([f"{header},site", *rows]))
+    source = Source(root=str(copy), label="north")
+    site = replace(site, name="north", sources=(source,), cache=tmp_path / "cache")
+    entries, findings = site.prepare(make_plan())
+    assert [e.case[-1] for e in entries] == ["0", "3", "4"]
+    assert count_codes(findings) == {"W_CASE_ABSENT": 1}
+    assert "gone_north" in (site.run_folder / "findings.csv").read_text()
+
+
 @pytest.fixture
 def twins(archive: Path, tmp_path: Path) -> Path:
     """Cases A_007, B_007 and C_8 without a list."""
@@ -320,5 +338,12 @@ def test_a_site_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError):
         site_from_file(path, "r")
-    with pytest.raises(UserError, match="readable"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
         site_from_file(tmp_path / "none.yaml", "r")
+
+
+def test_an_unknown_key_of_a_site_file_gets_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cachee = /tmp/x: unknown key\n.*write 'cache'"):
+        site_from_file(site_file(tmp_path, cachee="/tmp/x"), "r")
+    with pytest.raises(UserError, match=r"unknown key\n.*use one of name, format"):
+        site_from_file(site_file(tmp_path, zzz=1), "r")

@@ -15,6 +15,7 @@ from core.config import (
     plan_from_json,
     plan_hash,
     plan_json,
+    read_yaml,
     shipped_configs,
     to_yaml,
 )
@@ -211,6 +212,16 @@ def test_a_file_that_is_no_plan(tmp_path: Path, text: str, word: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=word):
         load(str(path))
+
+
+def test_a_file_that_cannot_be_read_is_told_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nosuch\.yaml: no such file\n.*correct the path"):
+        read_yaml(tmp_path / "nosuch.yaml")
+    with pytest.raises(UserError, match="is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: K\xf6ln")
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        read_yaml(tmp_path / "latin.yaml")
 
 
 def test_a_plan_of_other_code_fails_by_the_name_of_its_key() -> None:

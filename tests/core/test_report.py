@@ -273,11 +273,76 @@ def test_a_suppressed_cell_does_not_follow_from_the_rest(page: Page) -> None:
 
 def test_says_what_was_left_out_and_why(page: Page) -> None:
     for words in (
-        "nyu E_LABEL_OFF_GRID 2", "E_IMAGE_UNREADABLE 1",
-        "pretrain 12 nyu E_NONFINITE not finite: head.conv.weight",
+        "nyu E_LABEL_OFF_GRID 2", "E_IMAGE_UNREADABLE the CT cannot be read 1",
+        "pretrain 12 nyu E_NONFINITE loss or weights became NaN or infinite not finite: head.conv",
         "class frequencies: counted over both sites",
     ):  # fmt: skip
         assert words in page.text, words
+
+
+def withheld(value: Any) -> Any:
+    """The same with every cell withheld, as of sites with few cases."""
+    if isinstance(value, list):
+        return [withheld(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "organs" in value and "hd95_mm_penalised" in value:
+        none = dict.fromkeys(("dice", "hd95_mm", "hd95_mm_penalised"))
+        return none | {"n": 0, "missed": 0, "organs": withheld(value["organs"])}
+    if "hd95_mm_penalised" in value:
+        return dict(SUPPRESSED)
+    if value.get("event") == "round":
+        value = value | {"mean": {"dice": None, "hd95_mm": None}}
+    return {k: withheld(v) for k, v in value.items()}
+
+
+def test_what_is_withheld_is_called_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "sites")
+    journal, metrics = run / "journal.jsonl", run / "metrics.json"
+    events = [json.dumps(withheld(json.loads(line))) for line in journal.read_text().splitlines()]
+    journal.write_text("\n".join(events))
+    values = withheld(json.loads(metrics.read_text()))
+    for block in values["phases"]:
+        block["mean_val"]["dice"] = None
+    metrics.write_text(json.dumps(values))
+    page = Page(write_report(run))
+    assert "Mean 3 withheld: few cases" in page.text
+    assert "no test case" not in page.text
+    assert page.text.count("test score withheld: few cases") == 2
+    assert page.text.count("Validation scores are withheld: fewer than 3 cases.") == 2
+    assert "Some validation" not in page.text
+
+
+def test_what_is_not_withheld_is_not_called_so(page: Page) -> None:
+    assert "alidation scores are withheld" not in page.text
+
+
+def test_the_limit_of_training_cases_is_told(tmp_path: Path, page: Page) -> None:
+    assert "max_cases" not in page.text
+    run = make_run(tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_cases: null", "max_cases: 4", 1))
+    text = Page(write_report(run)).text
+    assert "Training cases of a site at most 4 (max_cases) all" in text
+
+
+def test_what_is_noted_is_not_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    journal = run / "journal.jsonl"
+    found = journal.read_text().replace("E_LABEL_OFF_GRID", "W_OVERLAP_RESOLVED")
+    journal.write_text(found.replace("E_IMAGE_UNREADABLE", "W_CASE_UNASSIGNED"))
+    left, noted = Page(write_report(run)).text.split("Left out at the sites")[1].split("Noted at")
+    assert "W_CASE_UNASSIGNED a case that no split names is not used 1" in left
+    assert "W_OVERLAP_RESOLVED organs overlap" in noted
+    found = found.replace("E_IMAGE_UNREADABLE", "W_CASE_UNLISTED")
+    lines = found.splitlines()
+    lines = [line for line in lines if '"event": "rej' not in line and '"note"' not in line]
+    journal.write_text("\n".join(lines))
+    text = Page(write_report(run)).text
+    assert "Nothing: every case was usable" in text
+    assert "Left out at the sites" not in text
+    assert "W_OVERLAP_RESOLVED" in text
 
 
 def test_cost_in_seconds_and_bytes(page: Page) -> None:

@@ -35,6 +35,9 @@ def test_old_organs_before_and_after_on_the_same_site() -> None:
     assert hidden[0]["test"]["withheld"]
     assert hidden[0]["test"]["change"] is None
     assert hidden[-1]["test"]["change"] == pytest.approx(0.05)  # of Y alone
+    assert not hidden[-1]["test"]["withheld"]
+    hidden = before_and_after(later | {"sites": sites("a", X=None, Y=None)}, earlier)[0]["rows"]
+    assert hidden[-1]["test"]["withheld"]
 
     assert before_and_after({"organs": ["New"], "sites": sites("a", New=0.5)}, earlier) == []
     assert before_and_after(later, {}) == []
