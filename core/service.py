@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
 PR_SET_PDEATHSIG = 1
@@ -46,6 +49,17 @@ def end(child: subprocess.Popen[Any]) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
+
+
+def held(lock: Path) -> bool:
+    """Whether a process of this machine holds a lock file."""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def tell(text: str) -> None:

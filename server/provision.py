@@ -95,10 +95,13 @@ def provision(
 ) -> list[str]:
     """Makes or completes the kits; keys and certificates that are there and valid are kept.
 
+    A site of the roster whose kit is gone has it: it was handed over, and its key stays.
+
     Args:
         federation: from `read_federation`.
         out: folder of the kits; mode 0700.
-        add: sites beside those of the file.
+        add: sites beside those of the file; one whose kit was handed over gets another kit, with a
+            new key in the place of the old one.
         revoke: sites whose kits are taken out of service. Their keys are refused from the next
             start of the server on.
         now: for tests.
@@ -107,37 +110,45 @@ def provision(
         What was done, a line each.
 
     Raises:
-        UserError: a name that is no site, or a folder that holds something else.
+        UserError: a name that is no site, or the authority of kits that exist is gone.
     """
     moment = now or datetime.now(UTC)
     out.mkdir(parents=True, exist_ok=True)
     out.chmod(0o700)
     done: list[str] = []
     roster_path = out / SERVER / ROSTER
-    known = list(json.loads(roster_path.read_text())) if roster_path.is_file() else []
+    known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
     for site in (*add, *revoke):
         if not NAME.fullmatch(site) or site in RESERVED:
             raise UserError("--add-site, --revoke", site, "use small letters, digits, - and _")
     for site in revoke:
         if site not in known:
             raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")
-    gone = set(revoke) | {p.name for p in (out / REVOKED).glob("*")} - set(add)
+    for site in add:
+        shutil.rmtree(out / REVOKED / site, ignore_errors=True)
+    gone = set(revoke) | {p.name for p in (out / REVOKED).glob("*")}
     wanted = [s for s in dict.fromkeys([*known, *federation.sites, *add]) if s not in gone]
     ca_key, ca = _authority(federation, out / "ca", moment, done)
     _server(federation, out / SERVER, ca_key, ca, moment, done)
-    roster = {}
+    roster, here = {}, [SERVER]
     for site in wanted:
-        roster[site] = _site(federation, out / site, site, ca, done)
+        if site in known and site not in add and not _complete(out / site):
+            roster[site] = known[site]
+            done.append(f"{site}: handed over before; its key stays")
+            continue
+        roster[site] = _site(federation, out / site, site, ca, done, replaces=site in known)
+        here.append(site)
     for site in revoke:
         target = out / REVOKED / site
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         if (out / site).is_dir():
             shutil.move(out / site, target)
+        target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
         done.append(f"{site}: revoked; start the server again")
     replace_file(roster_path, json.dumps(roster, indent=2) + "\n")
-    for folder in (SERVER, *wanted):
-        _checksums(out / folder)
+    for name in here:
+        _checksums(out / name)
     return done
 
 
@@ -151,6 +162,11 @@ def _authority(
         key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key, x509.load_pem_x509_certificate(path.read_bytes())
+    if (folder.parent / SERVER / "server.crt").is_file():
+        raise UserError(
+            "ca", folder, "bring ca.key and ca.crt back while `hnfed provision` runs",
+            problem="the kits' authority is gone; no site would trust a server of a new one",
+        )  # fmt: skip
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"hnfed {federation.name} CA")])
     certificate = (
@@ -196,16 +212,27 @@ def _server(
         done.append(f"server: certificate for {', '.join(names)}, {federation.days} days")
     _common(federation, folder, SERVER, ca)
     for name in ("nginx.conf", "hnfed-server.service", "README.md"):
-        _render(folder / name, f"server_{name}.j2", federation, folder, SERVER)
+        _render(folder / name, f"server_{name}.j2", federation, SERVER)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a site's keys are here; a kit that was handed over is deleted here."""
+    return (folder / "node.key").is_file() and (folder / "node.pub").is_file()
 
 
 def _site(
-    federation: Federation, folder: Path, site: str, ca: x509.Certificate, done: list[str]
+    federation: Federation,
+    folder: Path,
+    site: str,
+    ca: x509.Certificate,
+    done: list[str],
+    *,
+    replaces: bool,
 ) -> str:
     """A site's kit; returns its public key in OpenSSH's form."""
     folder.mkdir(exist_ok=True)
     key_path, public_path = folder / "node.key", folder / "node.pub"
-    if not (key_path.is_file() and public_path.is_file()):
+    if not _complete(folder):
         key = ec.generate_private_key(ec.SECP384R1())
         private = key.private_bytes(
             serialization.Encoding.PEM,
@@ -218,11 +245,16 @@ def _site(
         _private(key_path, private)
         replace_file(public_path, public + b"\n")
         done.append(f"{site}: kit made; hand it over by a safe way, then delete it here")
+        if replaces:
+            done.append(
+                f"{site}: its key is a new one; the key of its former kit is refused from the next "
+                "start of the server on"
+            )
     _common(federation, folder, site, ca)
     if not (folder / "policy.yaml").is_file():
-        _render(folder / "policy.yaml", "site_policy.yaml.j2", federation, folder, site)
+        _render(folder / "policy.yaml", "site_policy.yaml.j2", federation, site)
     for name in ("hnfed-client.service", "README.md"):
-        _render(folder / name, f"site_{name}.j2", federation, folder, site)
+        _render(folder / name, f"site_{name}.j2", federation, site)
     return public_path.read_text().strip()
 
 
@@ -287,12 +319,12 @@ def _private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _render(path: Path, template: str, federation: Federation, folder: Path, role: str) -> None:
+def _render(path: Path, template: str, federation: Federation, role: str) -> None:
     text = resources.files("server").joinpath("templates", template).read_text(encoding="utf-8")
     made = jinja2.Environment(  # plain text, no page: nothing to escape
         autoescape=False, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     ).from_string(text)
-    replace_file(path, made.render(f=federation, kit=folder.resolve(), role=role))
+    replace_file(path, made.render(f=federation, role=role))
 
 
 def _checksums(folder: Path) -> None:

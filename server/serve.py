@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from core.app_folder import QUIET
 from core.errors import UserError
@@ -27,6 +31,8 @@ from server.provision import ROSTER
 CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
 RUNS = "HNFED_RUNS"
+ADMITTED, SUPERLINK_LOG = "admitted.json", "superlink.log"
+COMES = re.compile(rb"\[Fleet\.(Activate|Deactivate)Node\] \w+ node_id=(\d+)")
 
 
 def serve(kit: Kit) -> int:
@@ -39,12 +45,52 @@ def serve(kit: Kit) -> int:
         130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        UserError: nginx or Flower is missing, or a port is taken.
+        UserError: nginx or Flower is missing, a port is taken, or a server is at work already.
     """
-    stop_by_signal()
     home = kit.folder / "flower"
     home.mkdir(mode=0o700, exist_ok=True)
-    write_connection(kit)
+    lock = FileLock(home / "server.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            "KIT", kit.folder, "leave that one running, or stop it first",
+            problem="a server of this kit is running already",
+        ) from None  # fmt: skip
+    try:
+        require_free(kit)
+        write_connection(kit)
+        return _serve(kit)
+    finally:
+        lock.release()
+
+
+def require_free(kit: Kit) -> None:
+    """Both ports of the server can be listened on.
+
+    Raises:
+        UserError: one cannot; names it.
+    """
+    for key, host, port in (
+        ("internal_port", "127.0.0.1", kit.internal_port),
+        ("port", "", kit.port),
+    ):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise UserError(
+                    f"server.{key}", port, f"see what listens there (ss -ltnp | grep {port}), end "
+                    "it, and start the server again",
+                    problem=error.strerror or str(error),
+                ) from error  # fmt: skip
+
+
+def _serve(kit: Kit) -> int:
+    stop_by_signal()
+    log = kit.folder / "flower" / SUPERLINK_LOG
+    read = log.stat().st_size if log.is_file() else 0
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         while True:
@@ -63,6 +109,9 @@ def serve(kit: Kit) -> int:
                 else:
                     _wait(kit, kit.port, children[name])
                     tell(f"ready: sites dial {kit.host}:{kit.port}")
+            lines, read = comings(kit, read)
+            for line in lines:
+                tell(line)
             time.sleep(1.0)
     except Stopped as stopped:
         tell("stopping")
@@ -72,6 +121,31 @@ def serve(kit: Kit) -> int:
             end(child)
 
 
+def comings(kit: Kit, read: int) -> tuple[list[str], int]:
+    """Which sites connected and left, as the SuperLink's log says.
+
+    Args:
+        kit: the server's.
+        read: bytes of the log that were read before.
+
+    Returns:
+        A line each, and the bytes that are read now.
+    """
+    with (kit.folder / "flower" / SUPERLINK_LOG).open("rb") as file:
+        file.seek(read)
+        said = file.read()
+    said = said[: said.rfind(b"\n") + 1]
+    found = COMES.findall(said)
+    admitted = json.loads((kit.folder / "flower" / ADMITTED).read_text()) if found else {}
+    names = {entry["node"]: name for name, entry in admitted.items()}
+    lines = [
+        f"{names.get(node.decode(), 'an unknown node')}: "
+        f"{'connected' if what == b'Activate' else 'disconnected'}"
+        for what, node in found
+    ]
+    return lines, read + len(said)
+
+
 def admit(kit: Kit) -> list[str]:
     """Makes Flower's list of nodes that of ``roster.json``: keys and names.
 
@@ -79,7 +153,7 @@ def admit(kit: Kit) -> list[str]:
         What was changed, a line each.
     """
     roster: dict[str, str] = json.loads((kit.folder / ROSTER).read_text())
-    path = kit.folder / "flower" / "admitted.json"
+    path = kit.folder / "flower" / ADMITTED
     admitted: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
     told = json_of(flower(kit, "supernode", "list", CONNECTION, "--format", "json"))
     living = {str(node["node-id"]) for node in told["nodes"]}
@@ -103,7 +177,7 @@ def admit(kit: Kit) -> list[str]:
             )
         )  # fmt: skip
         admitted[name] = {"key": key, "node": str(made["node-id"])}
-        done.append(f"{name}: admitted")
+        done.append(f"{name}: its key is registered, it may connect")
     replace_file(path, json.dumps(admitted, indent=1) + "\n")
     return done
 
@@ -112,7 +186,7 @@ def json_of(text: str) -> dict[str, Any]:
     """What Flower's command line printed as JSON, behind whatever else it said.
 
     Raises:
-        UserError: it printed none.
+        UserError: it printed none, or that it failed, which its exit status does not tell.
     """
     try:
         found: dict[str, Any] = json.loads(text[text.index("{") :])
@@ -120,6 +194,10 @@ def json_of(text: str) -> dict[str, Any]:
         raise UserError(
             "server", text.strip()[-200:], "read the server's log", problem="Flower told no JSON"
         ) from error
+    if found.get("success") is False:
+        remedy = "is `hnfed server KIT` running? read its log"
+        said = str(found.get("error-message", "")).strip().splitlines()
+        raise UserError("server", "Flower", remedy, problem=said[-1][:300] if said else "it failed")
     return found
 
 
@@ -183,7 +261,7 @@ def _superlink(kit: Kit) -> subprocess.Popen[bytes]:
         "--enable-supernode-auth", "--database", str(home / "state.db"),
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    return _start(command, kit, "superlink.log")
+    return _start(command, kit, SUPERLINK_LOG)
 
 
 def _nginx(kit: Kit) -> subprocess.Popen[bytes]:
@@ -204,20 +282,26 @@ def _start(command: list[str], kit: Kit, log: str) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def _wait(kit: Kit, port: int, child: subprocess.Popen[bytes]) -> None:
-    """Until something healthy answers on the port."""
+def answers(kit: Kit, port: int, seconds: float = 3.0) -> bool:
+    """Whether something healthy answers on a port of this machine, in time."""
     context = ssl.create_default_context(cafile=str(kit.ca))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )
+    try:
+        with opener.open(f"https://127.0.0.1:{port}/health", timeout=seconds) as reply:
+            return int(reply.status) == 200
+    except OSError:
+        return False
+
+
+def _wait(kit: Kit, port: int, child: subprocess.Popen[bytes]) -> None:
+    """Until something healthy answers on the port."""
     deadline = time.monotonic() + START_SECONDS
     while child.poll() is None and time.monotonic() < deadline:
-        try:
-            with opener.open(f"https://127.0.0.1:{port}/health", timeout=3.0) as reply:
-                if reply.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.2)
+        if answers(kit, port):
+            return
+        time.sleep(0.2)
     raise UserError(
         "server", f"127.0.0.1:{port}",
         f"read {kit.folder}/flower/*.log; is the port taken, or the certificate too old?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,14 +16,18 @@ from typing import Any
 from core.app_folder import app_dir, stage_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
+from core.files import replace_file
 from core.journal import JOURNAL, read_events
 from core.kit import Kit
 from core.phases import network, parts_of
 from core.run_folder import begin, run_folder
-from server.serve import CONNECTION, environment, flower, json_of
+from core.service import held
+from server.serve import CONNECTION, answers, environment, flower, json_of
 
 MARK = "hnfed| "
+FLOWER_RUN = "flower_run"  # in the run's folder: Flower's id of the last attempt
 POLL_SECONDS, RESUME_SECONDS = 1.0, 20.0
+ANSWER_SECONDS, END_SECONDS = 10.0, 20.0
 SILENT_SECONDS = 180.0  # a server that is started again answers by then
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -37,6 +42,8 @@ def submit(
     again: int = 0,
 ) -> int:
     """Runs a plan on the federation and follows it; Ctrl-C stops the run.
+
+    A run to be resumed that is still at work at the server is followed again instead.
 
     Args:
         kit: the server's; `hnfed server` runs with it.
@@ -57,11 +64,22 @@ def submit(
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
+    if not answers(kit, kit.internal_port, ANSWER_SECONDS):
+        raise UserError(
+            "--server", kit.folder, f"start it: hnfed server {kit.folder}",
+            problem=f"the server does not answer on 127.0.0.1:{kit.internal_port}",
+        )  # fmt: skip
     root = kit.folder / "runs"
     out = root / name if name else None
     folder = run_folder(Path(config).stem, out, resume, root)
     values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
-    status = _run_on(kit, values, folder, again)
+    words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder), "--name", folder.name]
+    command = shlex.join([*words, "--resume"])
+    try:
+        status = _run_on(kit, values, folder, again)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"hnfed: to go on with the run:\n  {command}", file=sys.stderr)
+        raise
     from core.report import write_report
 
     print(f"report: {write_report(folder)}")
@@ -69,8 +87,7 @@ def submit(
         print(
             f"hnfed: error: the run ended as {status}; what it did is kept.\n"
             f"  remedy: read {folder / 'journal.jsonl'}, mend the cause, then:\n"
-            f"  hnfed run {' '.join([config, *overrides])} --server {kit.folder} "
-            f"--name {folder.name} --resume",
+            f"  {command}",
             file=sys.stderr,
         )
     return 0 if status == "finished:completed" else 1
@@ -85,7 +102,7 @@ def _run_on(kit: Kit, values: dict[str, str], folder: Path, again: int) -> str:
     for left in reversed(range(again + 1)):
         before = read_events(folder / JOURNAL)
         try:
-            status = _run(kit, values)
+            status = _run(kit, values, folder)
         except UserError as error:  # the server is down or starting again
             if not left:
                 raise
@@ -106,8 +123,43 @@ def _refused(new: Sequence[Mapping[str, Any]]) -> bool:
     return ended and not any(event["event"] == "round" for event in new)
 
 
-def _run(kit: Kit, values: dict[str, str]) -> str:
-    """Submits the app; hands on the run's own lines; returns Flower's last word on it."""
+def _run(kit: Kit, values: dict[str, str], folder: Path) -> str:
+    """Submits the app, or finds it at work, and follows it; returns Flower's last word on it."""
+    run = _at_work(kit, folder) if values["resume"] else ""
+    if not run:
+        run = _submitted(kit, values)
+        replace_file(folder / FLOWER_RUN, run)
+    return _followed(kit, run)
+
+
+def _at_work(kit: Kit, folder: Path) -> str:
+    """Flower's id of the run that is at work in a folder; "" where none is.
+
+    Raises:
+        UserError: one is, and Flower does not know it as a run that can be followed.
+    """
+    lock, path = folder / "state" / ".lock", folder / FLOWER_RUN
+    run = path.read_text(encoding="ascii") if path.is_file() else ""
+    if run and held(lock) and not _status(kit, run).startswith("finished"):
+        print("the run is still at work at the server: followed again; Ctrl-C stops it", flush=True)
+        return run
+    limit = time.monotonic() + END_SECONDS
+    while held(lock):
+        if not run or time.monotonic() > limit:  # one that was stopped just now ends by itself
+            flwr = f"FLWR_HOME={kit.folder}/flower {Path(sys.executable).with_name('flwr')}"
+            raise UserError(
+                "--resume", folder.name,
+                f"follow {folder / JOURNAL}, or stop it and resume it then:\n"
+                f"  {flwr} list {CONNECTION}     # its ID\n"
+                f"  {flwr} stop ID {CONNECTION}",
+                problem="the run is still at work at the server",
+            )  # fmt: skip
+        time.sleep(POLL_SECONDS)
+    return ""
+
+
+def _submitted(kit: Kit, values: dict[str, str]) -> str:
+    """Submits the app; returns Flower's id of the run."""
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         place = Path(scratch)
         stage_app(app_dir(), place / "app")
@@ -116,7 +168,15 @@ def _run(kit: Kit, values: dict[str, str]) -> str:
             kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),
             "--format", "json",
         )  # fmt: skip
-    run = str(json_of(told)["run-id"])
+    run = json_of(told).get("run-id")
+    if not run:
+        remedy = "read the server's log"
+        raise UserError("run", told.strip()[-300:], remedy, problem="Flower named no run")
+    return str(run)
+
+
+def _followed(kit: Kit, run: str) -> str:
+    """Hands on the run's own lines to its end; Ctrl-C stops it."""
     stream = subprocess.Popen(
         [str(Path(sys.executable).with_name("flwr")), "log", run, CONNECTION, "--stream"],
         env=environment(kit), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -127,13 +187,23 @@ def _run(kit: Kit, values: dict[str, str]) -> str:
     try:
         status = _ended(kit, run)
     except (KeyboardInterrupt, SystemExit):
-        flower(kit, "stop", run, CONNECTION)
+        _stop(kit, run)
         raise
     finally:
         follower.join(timeout=5.0)
         stream.kill()
         stream.wait()
     return status
+
+
+def _stop(kit: Kit, run: str) -> None:
+    try:
+        flower(kit, "stop", run, CONNECTION)
+    except UserError as error:  # the interruption goes on all the same
+        told = f"could not be stopped at the server: {error.problem}"
+    else:
+        told = "was stopped at the server"
+    print(f"hnfed: the run {told}", file=sys.stderr)
 
 
 def _ended(kit: Kit, run: str) -> str:

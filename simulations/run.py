@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def simulate(
             "what it did is kept.\n"
             f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, "
             "mend the cause, then:\n"
-            f"  hnfed simulate {' '.join([config, *overrides])} --out {folder} --resume",
+            "  hnfed simulate "
+            + shlex.join([config, *overrides, "--out", str(folder), "--resume"]),
             file=sys.stderr,
         )
     else:

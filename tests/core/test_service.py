@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from core.service import end
+from core.service import end, held
 
 PARENT = """
 import subprocess, sys, time
@@ -62,3 +63,12 @@ def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch)
     end(deaf)
     assert deaf.wait(5) == -signal.SIGKILL
     deaf.stdout.close()
+
+
+def test_a_lock_that_is_held(tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    assert not held(lock)
+    assert not lock.exists(), "looking makes none"
+    with FileLock(lock):
+        assert held(lock)
+    assert not held(lock)

@@ -94,13 +94,90 @@ def test_sites_come_and_go(tmp_path: Path) -> None:
         provision(HN, tmp_path, revoke=["nobody"])
 
 
+def test_a_kit_that_was_handed_over_keeps_its_key(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    before = json.loads((tmp_path / "server" / "roster.json").read_text())
+    shutil.rmtree(tmp_path / "nyu")
+    (tmp_path / "miccai" / "node.key").unlink()
+    later = datetime.now(UTC) + timedelta(days=350)
+    lines = provision(HN, tmp_path, add=["third"], now=later)
+    assert "nyu: handed over before; its key stays" in lines
+    assert "miccai: handed over before; its key stays" in lines
+    assert not (tmp_path / "nyu").exists()
+    after = json.loads((tmp_path / "server" / "roster.json").read_text())
+    assert {name: after[name] for name in before} == before
+    lines = provision(HN, tmp_path, add=["nyu"])
+    assert any("nyu: its key is a new one" in line for line in lines)
+    new = json.loads((tmp_path / "server" / "roster.json").read_text())
+    assert new["nyu"] != before["nyu"]
+    assert new["nyu"] == (tmp_path / "nyu" / "node.pub").read_text().strip()
+    assert new["miccai"] == before["miccai"]
+
+
+def test_a_site_that_was_handed_over_and_revoked_stays_out_until_it_is_added(
+    tmp_path: Path,
+) -> None:
+    provision(HN, tmp_path)
+    shutil.rmtree(tmp_path / "nyu")
+    provision(HN, tmp_path, revoke=["nyu"])
+    roster = tmp_path / "server" / "roster.json"
+    provision(HN, tmp_path)
+    assert set(json.loads(roster.read_text())) == {"miccai"}
+    assert not (tmp_path / "nyu").exists()
+    provision(HN, tmp_path, add=["nyu"])
+    assert provision(HN, tmp_path) == []
+    assert set(json.loads(roster.read_text())) == {"miccai", "nyu"}, "back for good"
+
+
+def test_an_authority_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    shutil.rmtree(tmp_path / "ca")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"bring ca\.key"):
+        provision(HN, tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_nothing_in_a_kit_names_the_coordinators_folders(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    for name in ("server", "nyu"):
+        for path, text in content(tmp_path / name).items():
+            assert str(tmp_path).encode() not in text, path
+
+
+@pytest.mark.parametrize(
+    ("role", "unit", "command"),
+    [
+        ("server", "hnfed-server", "server /etc/hnfed/kit"),
+        ("nyu", "hnfed-client", "client /etc/hnfed/kit --site /etc/hnfed/site.yaml"),
+    ],
+)
+def test_units_run_what_the_command_line_knows(
+    tmp_path: Path, role: str, unit: str, command: str
+) -> None:
+    from simulations.cli import _parser
+
+    provision(HN, tmp_path)
+    text = (tmp_path / role / f"{unit}.service").read_text()
+    lines = dict(line.split("=", 1) for line in text.splitlines() if line[:1].isupper())
+    assert lines["User"] == "hnfed"
+    program, *words = lines["ExecStart"].split()
+    assert program == "/opt/hnfed/.venv/bin/hnfed"
+    assert " ".join(words) == command
+    assert hasattr(_parser().parse_args(words), "handler")
+    assert f"systemctl enable --now {unit}" in text
+    readme = (tmp_path / role / "README.md").read_text()
+    assert "/etc/hnfed/kit" in readme
+    assert f"{unit}.service" in readme
+
+
 def test_nginx_lets_the_fleet_api_through_and_nothing_else(tmp_path: Path) -> None:
     provision(HN, tmp_path)
     text = (tmp_path / "server" / "nginx.conf").read_text()
     assert "location / { return 403; }" in text
     assert text.count("proxy_pass") == 2
     if program := shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin"):
-        kit = tmp_path / "server"
+        kit = shutil.move(tmp_path / "server", tmp_path / "moved")
         (kit / "flower").mkdir()
         done = subprocess.run(
             [program, "-t", "-p", f"{kit}/", "-c", str(kit / "nginx.conf")],

@@ -1,15 +1,18 @@
-"""`hnfed run --auto-resume`: what died goes on; what would end the same way again does not."""
+"""`hnfed run`: what died goes on; what would end the same way again, or is at work, does not."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from core.errors import UserError
 from core.journal import JOURNAL, append_event
-from core.kit import Kit
+from core.kit import SERVER, Kit
 from server import submit
 
 DONE, FAILED = "finished:completed", "finished:failed"
@@ -23,7 +26,7 @@ class Attempts:
         self.ends = list(ends)
         self.resumed: list[bool] = []
 
-    def __call__(self, kit: Kit, values: dict[str, str]) -> str:
+    def __call__(self, kit: Kit, values: dict[str, str], folder: Path) -> str:
         self.resumed.append(bool(values["resume"]))
         rounds, status, closed = self.ends.pop(0)
         for _ in range(rounds):
@@ -115,3 +118,111 @@ def test_what_flower_says_instead_of_a_status(monkeypatch: pytest.MonkeyPatch, t
 
 def test_without_it_one_attempt_is_all(run: Any) -> None:
     assert run(0, (1, FAILED, "")) == (FAILED, [False])
+
+
+@pytest.fixture
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
+    monkeypatch.setattr(submit, "answers", lambda *_: True)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
+    (tmp_path / "runs").mkdir()
+    return Kit(tmp_path, "hn", SERVER, "127.0.0.1", 1, 2)
+
+
+def at_work(kit: Kit, run: str = "") -> tuple[Path, FileLock]:
+    """A run's folder, and the lock that its ServerApp holds."""
+    folder = kit.folder / "runs" / "x"
+    (folder / "state").mkdir(parents=True)
+    if run:
+        (folder / submit.FLOWER_RUN).write_text(run)
+    return folder, FileLock(folder / "state" / ".lock")
+
+
+def test_without_a_server_nothing_is_made(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "answers", lambda *_: False)
+    with pytest.raises(UserError, match=r"does not answer on 127\.0\.0\.1:2\n.*hnfed server"):
+        submit.submit(kit, "smoke", [], again=3)
+    assert not list((kit.folder / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({"success": False, "error-message": "a\nno such app"}, "no such app"), ({}, "named no run")],
+)
+def test_an_answer_without_a_run(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(submit, "flower", lambda *_: json.dumps(told))
+    with pytest.raises(UserError, match=words):
+        submit._submitted(kit, {})
+
+
+def test_a_run_at_work_is_followed_again_and_none_is_submitted(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lock = at_work(kit, "77")
+    monkeypatch.setattr(submit, "_status", lambda kit, run: "running")
+    monkeypatch.setattr(submit, "_followed", lambda kit, run: f"{DONE} {run}")
+    monkeypatch.setattr(submit, "_submitted", lambda kit, values: "78")
+    with lock:
+        assert submit._run(kit, {"resume": "1"}, folder) == f"{DONE} 77"
+    assert submit._run(kit, {"resume": "1"}, folder) == f"{DONE} 78", "it died: a new attempt"
+    assert (folder / submit.FLOWER_RUN).read_text() == "78"
+
+
+@pytest.mark.parametrize("run", ["", "77"])
+def test_a_run_at_work_that_cannot_be_followed_is_refused(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    folder, lock = at_work(kit, run)
+    monkeypatch.setattr(submit, "END_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "_status", lambda kit, run: "finished:stopped")
+    with lock, pytest.raises(UserError, match="still at work") as refused:
+        submit._run(kit, {"resume": "1"}, folder)
+    assert "journal.jsonl" in str(refused.value)
+    assert "stop ID" in str(refused.value)
+
+
+def test_an_interrupted_run_is_stopped_and_its_resumption_told(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def flower(kit: Kit, *words: str) -> str:
+        asked.append(words)
+        return '{"run-id": "5"}'
+
+    def interrupted(kit: Kit, run: str) -> str:
+        raise KeyboardInterrupt
+
+    class Stream:
+        stdout = ()
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def kill(self) -> None: ...
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr(submit, "flower", flower)
+    monkeypatch.setattr(submit, "_ended", interrupted)
+    monkeypatch.setattr(submit.subprocess, "Popen", Stream)
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(kit, "smoke", ["preprocess.spacing_mm=[6,9,9]"], name="x")
+    assert asked[-1][:2] == ("stop", "5")
+    told = capsys.readouterr().err
+    assert "the run was stopped at the server" in told
+    command = told.strip().splitlines()[-1]
+    assert shlex.split(command) == [
+        "hnfed", "run", "smoke", "preprocess.spacing_mm=[6,9,9]", "--server", str(kit.folder),
+        "--name", "x", "--resume",
+    ]  # fmt: skip
+    assert "'preprocess.spacing_mm=[6,9,9]'" in command, "the shell must not read the brackets"
+
+
+def test_an_interruption_is_one_where_the_server_is_down_too(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flower(kit: Kit, *words: str) -> str:
+        raise UserError("server", "x", "start it", problem="Flower did not answer")
+
+    monkeypatch.setattr(submit, "flower", flower)
+    submit._stop(kit, "5")
+    assert "could not be stopped at the server: Flower did not answer" in capsys.readouterr().err

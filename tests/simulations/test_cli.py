@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -252,7 +253,8 @@ def test_a_run_that_fails_is_1_and_says_how_to_go_on(
     out = tmp_path / "x"
     assert main(["simulate", "smoke", *tiny, "--out", str(out)]) == 1
     captured = capsys.readouterr()
-    assert "--resume" in captured.err
+    again = shlex.split(captured.err.splitlines()[-1])
+    assert again == ["hnfed", "simulate", "smoke", *tiny, "--out", str(out), "--resume"]
     assert "client.log" in captured.err
     assert "Traceback" not in captured.err
     assert "E_INTERNAL" in captured.err
