@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from core.errors import UserError
 from core.kit import SERVER, Kit
 from core.plan import Plan
+from core.service import held
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 ROLES = ("site", "server", "researcher")
@@ -178,20 +179,12 @@ def _cache(folder: Path) -> Check:
         return Check("cache", FAIL, f"{folder}: no lock to be had", "put `cache` on another disk")
     finally:
         path.unlink(missing_ok=True)
-    busy = [p for p in locks.glob("*.lock") if _held(p)]
+    busy = [p for p in locks.glob("*.lock") if held(p)]
     found = f"{folder}: can be written, its locks hold, {free:.0f} GB free"
     if busy:
         found += f"; {len(busy)} cases are being prepared now"
     state, remedy = (PASS, "") if free >= LEAST_DISK_GB else (WARN, "free some space there")
     return Check("cache", state, found, remedy)
-
-
-def _held(lock: Path) -> bool:
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _disk() -> Check:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flwr.cli.build import build_fab_from_disk
+
 from core.app_folder import app_dir, stage_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
@@ -22,6 +26,7 @@ from core.kit import Kit
 from core.phases import network, parts_of
 from core.run_folder import begin, run_folder
 from core.service import held
+from server.provision import ROSTER
 from server.serve import CONNECTION, answers, environment, flower, json_of
 
 MARK = "hnfed| "
@@ -64,6 +69,7 @@ def submit(
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
+    _require_rostered(kit, resolved.site_names)
     if not answers(kit, kit.internal_port, ANSWER_SECONDS):
         raise UserError(
             "--server", kit.folder, f"start it: hnfed server {kit.folder}",
@@ -91,6 +97,17 @@ def submit(
             file=sys.stderr,
         )
     return 0 if status == "finished:completed" else 1
+
+
+def _require_rostered(kit: Kit, wanted: Sequence[str]) -> None:
+    known = json.loads((kit.folder / ROSTER).read_text(encoding="utf-8"))
+    if missing := [site for site in wanted if site not in known]:
+        raise UserError(
+            "phases.sites", ", ".join(missing),
+            f"use sites of this federation ({', '.join(known)}), by phases.NAME.sites=[...], or "
+            "admit them: hnfed provision --add-site",
+            problem="no such site in this federation",
+        )  # fmt: skip
 
 
 def _run_on(kit: Kit, values: dict[str, str], folder: Path, again: int) -> str:
@@ -163,6 +180,8 @@ def _submitted(kit: Kit, values: dict[str, str]) -> str:
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         place = Path(scratch)
         stage_app(app_dir(), place / "app")
+        digest = hashlib.sha256(build_fab_from_disk(place / "app")).hexdigest()
+        print(f"code bundle {digest}: what the sites must have approved", flush=True)
         write_private(place / "run.toml", toml_of(values))
         told = flower(
             kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),

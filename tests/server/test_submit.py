@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from client.approve import installed
 from core.errors import UserError
 from core.journal import JOURNAL, append_event
 from core.kit import SERVER, Kit
 from server import submit
+from server.provision import ROSTER
 
 DONE, FAILED = "finished:completed", "finished:failed"
 
@@ -125,6 +128,7 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
     monkeypatch.setattr(submit, "answers", lambda *_: True)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.01)
     (tmp_path / "runs").mkdir()
+    (tmp_path / ROSTER).write_text('{"miccai": "key", "nyu": "key"}')
     return Kit(tmp_path, "hn", SERVER, "127.0.0.1", 1, 2)
 
 
@@ -142,6 +146,20 @@ def test_without_a_server_nothing_is_made(kit: Kit, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"does not answer on 127\.0\.0\.1:2\n.*hnfed server"):
         submit.submit(kit, "smoke", [], again=3)
     assert not list((kit.folder / "runs").iterdir())
+
+
+def test_a_site_that_the_federation_does_not_have(kit: Kit) -> None:
+    with pytest.raises(UserError, match=r"site_b: no such site in this federation\n.*miccai, nyu"):
+        submit.submit(kit, "smoke", ["phases.pretrain.sites=[nyu, site_b]"])
+    assert not list((kit.folder / "runs").iterdir())
+
+
+def test_the_bundles_hash_is_told_as_the_sites_see_it(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "flower", lambda *_: '{"run-id": "5"}')
+    assert submit._submitted(kit, {}) == "5"
+    assert hashlib.sha256(installed()).hexdigest() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
