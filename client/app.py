@@ -38,7 +38,7 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
 END_SECONDS = 60.0
-SHOWN = 300  # characters of an error that the person at the site sees at once
+SHOWN = 400  # characters of a line for the person at the site
 EXPIRED: WeakSet[threading.Thread] = (
     WeakSet()
 )  # threads whose order was ended: they release nothing
@@ -93,8 +93,8 @@ def _refusal(message: Message, context: Context, error: Exception) -> Message:
     """The reply that tells the server of an error: a code, and whose it is."""
     name = _log(context, error)
     order, code = _order_of(message), _code_of(error)
-    about = " ".join(str(error).split())[:SHOWN]
-    _say(message, context, f"not done, the server is told {code}: {type(error).__name__} {about}")
+    about = str(error) if isinstance(error, PolicyError) else "see client.log"
+    _say(message, context, f"not done, the server is told {code}: {type(error).__name__}, {about}")
     config = Header(name, order.run, order.phase, order.round, code).to_config()
     try:
         write_receipt(site_of(context).run_folder, "error", config, NOTHING, {})
@@ -109,8 +109,9 @@ def _say(message: Message, context: Context, what: str) -> None:
         return
     order = _order_of(message)
     task = f"{order.phase} round {order.round}, {order.task}" if order.phase else "who is there"
+    line = f"run {order.run or '?'}: {task}: {what}"[:SHOWN]  # names of the server's choosing
     with contextlib.suppress(OSError):
-        print(f"{TOLD}run {order.run or '?'}: {task}: {what}", flush=True)
+        print(TOLD + "".join(c if c.isprintable() else " " for c in line), flush=True)
 
 
 def _within_limits(handler: Handler, message: Message, context: Context) -> Message:

@@ -212,9 +212,15 @@ def _introduce(description: Description, plan: Plan, recorder: Recorder) -> None
             "left_out": {k: n if n >= cell else None for k, n in description.left_out.items()},
         }
     )
-    few = f"fewer than {cell}"
-    counts = ", ".join(f"{n if n >= cell or n == 0 else few} {k}" for k, n in cases.items())
+    counts = ", ".join(f"{_told(n, cell)} {k}" for k, n in cases.items())
     tell(f"{description.site} is ready: {counts} cases")
+
+
+def _told(count: int, cell: int) -> str:
+    """A number of cases as it may be shown."""
+    if count < 0:
+        return "an untold number of"
+    return str(count) if count == 0 or count >= cell else f"fewer than {cell}"
 
 
 def _previous(

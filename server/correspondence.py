@@ -23,8 +23,8 @@ from server.strategy import ARRAYS, ORDER
 
 # A deadline that is learned: from so many rounds, with time for a process to start.
 REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
-# Where a site is not connected the next try begins so long after the last: a client that starts
-# again after a hard kill is let in within about a minute.
+# Where a site is not connected the next try begins so long after that was known: a client that
+# starts again after a hard kill is let in within about a minute.
 AWAY_SECONDS = 40.0
 
 
@@ -119,7 +119,7 @@ class Correspondence:
                 self.phase.name,
             )
             if left:
-                before += self._wait(done, lasted)
+                before += _wait(done, lasted)
         raise self.too_few(f"round {round_}", rejected)
 
     def evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
@@ -139,7 +139,7 @@ class Correspondence:
             if not rejected:
                 break
             if left:
-                self._wait(done, done.lasted)
+                _wait(done, done.lasted)
         for site, code in rejected.items():
             self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
         if len(good) < quorum_of(self.plan, self.phase):
@@ -154,15 +154,6 @@ class Correspondence:
             f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
             "and continue with --resume"
         )
-
-    def _wait(self, done: Exchange, lasted: float) -> float:
-        """Before another try: gives a site that was not connected the time to come back."""
-        replies = done.replies.values()
-        if not any(r.has_error() and int(r.error.code) == AWAY for r in replies):
-            return 0.0
-        seconds = max(0.0, AWAY_SECONDS - lasted)
-        time.sleep(seconds)
-        return seconds
 
     def _order(self, round_: int, task: str, progress: Progress, site: str) -> Order:
         own = progress.best_of.get(site, 0)
@@ -255,3 +246,17 @@ class Correspondence:
             kind = "accepted" if site in good else "rejected"
             self.recorder.say({"event": kind, **event})
         return good, rejected
+
+
+def _wait(done: Exchange, lasted: float) -> float:
+    """Before another try: gives a site that was not connected the time to come back.
+
+    Returns:
+        Seconds waited: none where no site was away, or where it is long enough ago.
+    """
+    away = [s for s, r in done.replies.items() if r.has_error() and int(r.error.code) == AWAY]
+    if not away:
+        return 0.0
+    seconds = max(0.0, AWAY_SECONDS - (lasted - max(done.seconds[s] for s in away)))
+    time.sleep(seconds)
+    return seconds

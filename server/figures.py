@@ -96,11 +96,13 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     """The same for people, with an estimate of what is left."""
     number = event["round"]
     dice, loss = event["mean"]["dice"], event["loss"].get("total")
+    cells = [c for site in event["sites"].values() for c in site["val"].values()]
+    untold = "withheld (few cases)" if any(c.get("suppressed") for c in cells) else "-"
     left = seconds_so_far / number * (phase.rounds - number)
     parts = [
         f"{phase.name} {number}/{phase.rounds}",
         f"loss {'-' if loss is None else f'{loss:.3f}'}",
-        f"val Dice {'withheld (fewer than min_cell cases)' if dice is None else f'{dice:.3f}'} "
+        f"val Dice {untold if dice is None else f'{dice:.3f}'} "
         f"(weights of round {event['scored_round']})",
         f"best {event['best_round']}",
         ", ".join(event["accepted"]),

@@ -128,6 +128,11 @@ def provision(
         shutil.rmtree(out / REVOKED / site, ignore_errors=True)
     gone = set(revoke) | {p.name for p in (out / REVOKED).glob("*")}
     wanted = [s for s in dict.fromkeys([*known, *federation.sites, *add]) if s not in gone]
+    if (out / "ca" / "ca.key").is_file() and not roster_path.is_file():
+        raise UserError(
+            "server", out / SERVER, f"bring the server's kit back, or its {ROSTER} at least",
+            problem="the list of the sites' keys is gone; new ones would lock every site out",
+        )  # fmt: skip
     ca_key, ca = _authority(federation, out / "ca", moment, done)
     _server(federation, out / SERVER, ca_key, ca, moment, done)
     roster, here = {}, [SERVER]
@@ -136,6 +141,8 @@ def provision(
             roster[site] = known[site]
             done.append(f"{site}: handed over before; its key stays")
             continue
+        if site in known and site in add and _complete(out / site):
+            done.append(f"{site}: its kit is here, its key stays; for a new one delete {site}/")
         roster[site] = _site(federation, out / site, site, ca, done, replaces=site in known)
         here.append(site)
     for site in revoke:

@@ -75,8 +75,8 @@ def call_roster(
         )
         for name, node in names.items():
             verdict = _admit(done.replies.get(name), sites, nodes, organs, fingerprint)
-            if not isinstance(verdict, Description) and not verdict[0]:
-                named = registered.get(node, "")  # who it is by its key, if it did not say
+            if not isinstance(verdict, Description):  # its key goes before what it says
+                named = registered.get(node, "") or verdict[0]
                 verdict = (named if named in sites else "", *verdict[1:])
             if isinstance(verdict, Description) and registered.get(node, "") not in (
                 "",

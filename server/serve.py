@@ -6,6 +6,7 @@ reaches it could run code at every site.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -80,11 +81,12 @@ def require_free(kit: Kit) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
+                remedy = f"see what listens there (ss -ltnp | grep {port}), end it, and start again"
+                if error.errno == errno.EACCES:
+                    remedy = "give this user the right to ports below 1024, or take another port"
                 raise UserError(
-                    f"server.{key}", port, f"see what listens there (ss -ltnp | grep {port}), end "
-                    "it, and start the server again",
-                    problem=error.strerror or str(error),
-                ) from error  # fmt: skip
+                    f"server.{key}", port, remedy, problem=error.strerror or str(error)
+                ) from error
 
 
 def _serve(kit: Kit) -> int:
@@ -131,9 +133,15 @@ def comings(kit: Kit, read: int) -> tuple[list[str], int]:
     Returns:
         A line each, and the bytes that are read now.
     """
-    with (kit.folder / "flower" / SUPERLINK_LOG).open("rb") as file:
-        file.seek(read)
-        said = file.read()
+    log = kit.folder / "flower" / SUPERLINK_LOG
+    try:
+        with log.open("rb") as file:
+            if log.stat().st_size < read:  # someone began it anew
+                read = 0
+            file.seek(read)
+            said = file.read()
+    except OSError:
+        return [], 0
     said = said[: said.rfind(b"\n") + 1]
     found = COMES.findall(said)
     admitted = json.loads((kit.folder / "flower" / ADMITTED).read_text()) if found else {}

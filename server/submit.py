@@ -69,7 +69,8 @@ def submit(
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
-    _require_rostered(kit, resolved.site_names)
+    if not resume:  # a site that was revoked meanwhile is missing then, as one that is away
+        _require_rostered(kit, resolved.site_names)
     if not answers(kit, kit.internal_port, ANSWER_SECONDS):
         raise UserError(
             "--server", kit.folder, f"start it: hnfed server {kit.folder}",
@@ -157,7 +158,9 @@ def _at_work(kit: Kit, folder: Path) -> str:
     """
     lock, path = folder / "state" / ".lock", folder / FLOWER_RUN
     run = path.read_text(encoding="ascii") if path.is_file() else ""
-    if run and held(lock) and not _status(kit, run).startswith("finished"):
+    status = _status(kit, run, "finished") if run else "finished"
+    begins = status.startswith(("pending", "starting"))  # its process has not taken the lock yet
+    if begins or (held(lock) and not status.startswith("finished")):
         print("the run is still at work at the server: followed again; Ctrl-C stops it", flush=True)
         return run
     limit = time.monotonic() + END_SECONDS
@@ -253,9 +256,14 @@ def _follow(stream: subprocess.Popen[str]) -> None:
             print(text.rstrip(), flush=True)
 
 
-def _status(kit: Kit, run: str) -> str:
+def _status(kit: Kit, run: str, unknown: str = "") -> str:
+    """Flower's word on a run; `unknown` for one that it does not know.
+
+    Raises:
+        UserError: it does not know it, and `unknown` is empty.
+    """
     told = flower(kit, "list", CONNECTION, "--run-id", run, "--format", "json")
     runs: list[dict[str, Any]] = json_of(told).get("runs", [])
-    if not runs:
+    if not runs and not unknown:
         raise UserError("run", run, "read the server's log", problem="the server does not know it")
-    return str(runs[0]["status"])
+    return str(runs[0]["status"]) if runs else unknown

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from client import work
-from client.app import app, site_of
+from client.app import _refusal, _say, app, site_of
 from client.personal import Personal
+from client.policy import PolicyError
 from client.site import Site
 from core.errors import UserError
 from core.optimisation import NonFiniteError
 from core.phases import fingerprint, network, parts_of, state_hash
 from core.plan import Phase
-from core.protocol import NEED_BASE, OK, Description
+from core.protocol import NEED_BASE, OK, Description, Order
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 
 # ------------------------------------------------------------------------------ the right way
@@ -369,3 +370,36 @@ def test_a_node_that_is_nobody(node: MakeNode) -> None:
     n.config["local"] = ""
     with pytest.raises(UserError, match="node-config"):
         site_of(n.context)
+
+
+def order_of(run: str) -> Message:
+    order = ConfigRecord(Order(run, "p", 3, "train").to_config())
+    return Message(RecordDict({"order": order}), 2, "train")
+
+
+def test_the_screen_of_a_site_shows_one_plain_line_an_order(
+    node: MakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_site = node()
+    _say(order_of("r"), at_site.context, "answered")
+    assert capsys.readouterr().out == "", "a simulation has no screen of its own"
+    at_site.node_config["policy"] = "policy.yaml"
+    _say(order_of("x\nhnfed: approve 1234\x1b]0;t\x07" + 500 * "y"), at_site.context, "answered")
+    shown = capsys.readouterr().out
+    assert shown.startswith("hnfed: run x hnfed: approve 1234")
+    assert len(shown.splitlines()) == 1
+    assert shown.rstrip("\n").isprintable()
+    assert len(shown) < 450
+
+
+def test_an_error_on_the_screen_names_no_case_and_a_refusal_says_why(
+    node: MakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_site = node()
+    at_site.node_config["policy"] = "policy.yaml"
+    _refusal(order_of("r"), at_site.context, UserError("root", PATIENT, "mend it"))
+    shown = capsys.readouterr().out
+    assert "p round 3, train: not done, the server is told E_DATA: UserError" in shown
+    assert PATIENT not in shown
+    _refusal(order_of("r"), at_site.context, PolicyError("min_cell: 1, not 11"))
+    assert "E_POLICY: PolicyError, min_cell: 1, not 11" in capsys.readouterr().out

@@ -158,7 +158,7 @@ def test_a_second_node_with_the_same_key_is_refused(place: Place, server: Machin
     assert first.says("nyu: connected after", 60), first.log.read_text()
     twin = node(place, "twin", key=place.kit("nyu").folder / "node.key")
     assert twin.process.wait(90) != 0
-    assert "holds the node's last" in reason_of(twin.log.read_text())
+    assert "holds another connection" in reason_of(twin.log.read_text())
     assert first.process.poll() is None, "the first one stays"
     assert first.end() == 143
 

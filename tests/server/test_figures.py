@@ -7,7 +7,7 @@ import pytest
 from core.plan import Loss, Phase, Plan, Weighting
 from core.protocol import Header, Result
 from server.exchange import Exchange
-from server.figures import published_weights, round_event
+from server.figures import published_weights, round_event, round_line
 from server.guards import Accepted
 from server.progress import Progress
 
@@ -91,6 +91,16 @@ def test_a_round_tells_the_weights_it_trained_with() -> None:
     assert weights["terms"]["ce"] == pytest.approx(0.5 * 0.75)
     assert weights["terms"]["focal"] == pytest.approx(2.0 * 0.25)
     assert weights["organs"] == {"X": 0.5, "Y": 3.0}
+
+
+def test_a_line_calls_withheld_what_is_withheld() -> None:
+    phase = Phase(name="p", sites=["a"], organs=["X"], rounds=4)
+    event = {"round": 2, "mean": {"dice": None}, "loss": {}, "scored_round": 1, "best_round": 1,
+             "accepted": ["a"], "rejected": {}, "seconds": 1.0}  # fmt: skip
+    cell = {"n": None, "dice": None, "suppressed": True}
+    line = round_line(phase, event | {"sites": {"a": {"val": {"X": cell}}}}, 2.0)
+    assert "val Dice withheld (few cases)" in line
+    assert "val Dice -" in round_line(phase, event | {"sites": {"a": {"val": {}}}}, 2.0)
 
 
 def test_weights_that_follow_a_withheld_score_are_withheld() -> None:

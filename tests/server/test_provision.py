@@ -112,6 +112,18 @@ def test_a_kit_that_was_handed_over_keeps_its_key(tmp_path: Path) -> None:
     assert new["nyu"] != before["nyu"]
     assert new["nyu"] == (tmp_path / "nyu" / "node.pub").read_text().strip()
     assert new["miccai"] == before["miccai"]
+    lines = provision(HN, tmp_path, add=["nyu"])
+    assert "nyu: its kit is here, its key stays; for a new one delete nyu/" in lines
+    assert "miccai: handed over before; its key stays" in lines
+
+
+def test_a_servers_kit_that_was_moved_away_is_asked_for(tmp_path: Path) -> None:
+    provision(HN, tmp_path)
+    shutil.rmtree(tmp_path / "server")
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"roster\.json"):
+        provision(HN, tmp_path)
+    assert content(tmp_path) == before
 
 
 def test_a_site_that_was_handed_over_and_revoked_stays_out_until_it_is_added(

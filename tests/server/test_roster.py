@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from core.plan import Phase, Plan
-from core.protocol import Description
+from core.protocol import Description, Header
 from server.roster import call_roster, declared, frequencies
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -180,6 +180,14 @@ def test_a_node_that_cannot_answer_is_named_by_its_key(capsys: pytest.CaptureFix
     def ended(m: Message) -> Message:
         return Message(Error(8, "Jane Doe"), reply_to=m)
 
+    def slanders(m: Message) -> Message:
+        config = Header("a", "r", "", 0, "E_POLICY").to_config()
+        content = {"header": ConfigRecord(config), "metrics": MetricRecord({"cases": 0})}
+        return Message(RecordDict(content), reply_to=m)
+
+    nodes, _, events = call(Registered({5: slanders, 6: describes("a")}), "a", "b", join_s=20)
+    assert nodes == {"a": 6}, "b's key speaks for b alone"
+    assert [(e["site"], e["code"]) for e in events] == [("b", "E_POLICY")]
     answers = {5: ended, 6: describes("a"), 9: ended}
     nodes, _, events = call(Registered(answers), "a", "b", join_s=20)
     assert nodes == {"a": 6}

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from core.checkpoint import load
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
-from server.correspondence import RunFailed, quorum_of
+from server.correspondence import AWAY_SECONDS, RunFailed, _wait, quorum_of
+from server.exchange import Exchange
 from server.record import Recorder
 
 ORGANS = ["Brainstem", "Parotid_L"]
@@ -253,6 +254,19 @@ def test_a_site_that_is_not_connected_is_given_time_to_come_back(
     assert [35 < seconds <= 40 for seconds in waited] == [True, True], "not after another error"
     assert [e["detail"] for e in run.events("rejected")][::2] == [
         "the site is not connected (Flower error 5)"] * 2  # fmt: skip
+
+
+def test_the_wait_begins_when_the_site_was_found_away(
+    monkeypatch: pytest.MonkeyPatch, act: Mapping[str, Any], task_identity: None
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("server.correspondence.time.sleep", waited.append)
+    order = Message(RecordDict(), dst_node_id=1, message_type="train")
+    away = act["error"](5)(order, order)
+    done = Exchange({"b": away}, seconds={"b": 90.0}, lasted=100.0)
+    assert _wait(done, done.lasted) == AWAY_SECONDS - 10.0 == waited[0]
+    assert _wait(Exchange({"b": away}, seconds={"b": 1.0}, lasted=100.0), 100.0) == 0.0
+    assert _wait(Exchange(lasted=1.0), 1.0) == 0.0
 
 
 def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(

@@ -69,6 +69,10 @@ def test_sites_that_come_and_go_are_told_once(kit: Kit) -> None:
     lines, read = serve.comings(kit, read)
     assert lines == ["nyu: disconnected"]
     assert serve.comings(kit, read) == ([], read)
+    log.write_text("INFO: [Fleet.ActivateNode] Activated node_id=9\n")
+    assert serve.comings(kit, read)[0] == ["an unknown node: connected"], "the log was begun anew"
+    log.unlink()
+    assert serve.comings(kit, read) == ([], 0)
 
 
 def test_a_registered_key_is_not_called_a_connection(

@@ -154,6 +154,16 @@ def test_a_site_that_the_federation_does_not_have(kit: Kit) -> None:
     assert not list((kit.folder / "runs").iterdir())
 
 
+def test_a_site_that_was_revoked_does_not_keep_a_run_from_going_on(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_run_on", lambda *_: DONE)
+    monkeypatch.setattr("core.report.write_report", lambda folder: folder)
+    assert submit.submit(kit, "smoke", [], name="x") == 0
+    (kit.folder / ROSTER).write_text('{"nyu": "key"}')
+    assert submit.submit(kit, "smoke", [], name="x", resume=True) == 0
+
+
 def test_the_bundles_hash_is_told_as_the_sites_see_it(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,11 +188,16 @@ def test_a_run_at_work_is_followed_again_and_none_is_submitted(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, lock = at_work(kit, "77")
-    monkeypatch.setattr(submit, "_status", lambda kit, run: "running")
+    status = ["running"]
+    monkeypatch.setattr(submit, "_status", lambda kit, run, unknown="": status[0])
     monkeypatch.setattr(submit, "_followed", lambda kit, run: f"{DONE} {run}")
     monkeypatch.setattr(submit, "_submitted", lambda kit, values: "78")
     with lock:
         assert submit._run(kit, {"resume": "1"}, folder) == f"{DONE} 77"
+    status[0] = "starting"
+    (folder / submit.FLOWER_RUN).write_text("79")
+    assert submit._run(kit, {"resume": "1"}, folder) == f"{DONE} 79", "it takes the lock later"
+    status[0] = "running"
     assert submit._run(kit, {"resume": "1"}, folder) == f"{DONE} 78", "it died: a new attempt"
     assert (folder / submit.FLOWER_RUN).read_text() == "78"
 
@@ -193,7 +208,7 @@ def test_a_run_at_work_that_cannot_be_followed_is_refused(
 ) -> None:
     folder, lock = at_work(kit, run)
     monkeypatch.setattr(submit, "END_SECONDS", 0.0)
-    monkeypatch.setattr(submit, "_status", lambda kit, run: "finished:stopped")
+    monkeypatch.setattr(submit, "_status", lambda kit, run, unknown="": "finished:stopped")
     with lock, pytest.raises(UserError, match="still at work") as refused:
         submit._run(kit, {"resume": "1"}, folder)
     assert "journal.jsonl" in str(refused.value)
