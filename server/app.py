@@ -175,7 +175,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         recorder.table(block)
         recorder.advise()
         split, mean = ("test", block["mean"]) if phase.test else ("val", block["mean_val"])
-        shown = "suppressed" if mean["dice"] is None else f"{mean['dice']:.3f}"
+        shown = "withheld (few cases)" if mean["dice"] is None else f"{mean['dice']:.3f}"
         tell(f"{phase.name} done: {split} Dice {shown} (weights of round {block['best_round']})")
 
 
