@@ -76,8 +76,10 @@ def guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def safe(message: Message, context: Context) -> Message:
         try:
+            _say(message, context, "begun")
             reply = _within_limits(handler, message, context)
-            _say(message, context, "answered")
+            lacks = reply.content["header"]["code"] == NEED_BASE
+            _say(message, context, "asks for the frozen part first" if lacks else "answered")
             return reply
         except Exception as error:
             try:

@@ -280,7 +280,7 @@ def _approved(kit: Kit) -> Check:
     count = len(json.loads(path.read_text())) if path.is_file() else 0
     if not count:
         return Check("approved code", FAIL, "none", "hnfed approve KIT")
-    return Check("approved code", PASS, f"{count} bundles")
+    return Check("approved code", PASS, f"{count} bundle{'s' if count > 1 else ''}")
 
 
 def dial(kit: Kit) -> Iterator[Check]:

@@ -101,13 +101,14 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     left = seconds_so_far / number * (phase.rounds - number)
     parts = [
         f"{phase.name} {number}/{phase.rounds}",
-        f"loss {'-' if loss is None else f'{loss:.3f}'}",
+        "" if loss is None else f"loss {loss:.3f}",
         f"val Dice {untold if dice is None else f'{dice:.3f}'} "
         f"(weights of round {event['scored_round']})",
         f"best {event['best_round']}",
         ", ".join(event["accepted"]),
         f"rejected {', '.join(event['rejected'])}" if event["rejected"] else "",
-        f"{event['seconds']:.1f} s, about {left / 60:.1f} min left",
+        f"{event['seconds']:.1f} s, "
+        + (f"rounds for about {left / 60:.1f} min" if left else "the last round"),
     ]
     return "  ".join(p for p in parts if p)
 

@@ -95,7 +95,7 @@ def inspect(
 def error_words(reply: Message) -> str:
     """Flower's error code in words; its reason goes nowhere, it may quote an exception."""
     code = int(reply.error.code)
-    return f"{FLOWER_WORDS.get(code, 'an error without a name')} (Flower error {code})"
+    return f"{FLOWER_WORDS.get(code, 'an error without a name')}; Flower error {code}"
 
 
 def known_code(code: object) -> str:

@@ -7,6 +7,7 @@ reaches it could run code at every site.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core.app_folder import QUIET
+from core.app_folder import QUIET, app_dir, stage_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
@@ -111,6 +113,7 @@ def _serve(kit: Kit) -> int:
                 else:
                     _wait(kit, kit.port, children[name])
                     tell(f"ready: sites dial {kit.host}:{kit.port}")
+                    tell(f"the sites must have approved code bundle {bundle_sha256()}")
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
@@ -152,6 +155,15 @@ def comings(kit: Kit, read: int) -> tuple[list[str], int]:
         for what, node in found
     ]
     return lines, read + len(said)
+
+
+def bundle_sha256() -> str:
+    """Of the code bundle that `hnfed run` sends; a site compares it before it approves."""
+    from flwr.cli.build import build_fab_from_disk
+
+    with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
+        stage_app(app_dir(), Path(scratch) / "app")
+        return hashlib.sha256(build_fab_from_disk(Path(scratch) / "app")).hexdigest()
 
 
 def admit(kit: Kit) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -15,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.cli.build import build_fab_from_disk
-
 from core.app_folder import app_dir, stage_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
@@ -27,7 +24,7 @@ from core.phases import network, parts_of
 from core.run_folder import begin, run_folder
 from core.service import held
 from server.provision import ROSTER
-from server.serve import CONNECTION, answers, environment, flower, json_of
+from server.serve import CONNECTION, answers, bundle_sha256, environment, flower, json_of
 
 MARK = "hnfed| "
 FLOWER_RUN = "flower_run"  # in the run's folder: Flower's id of the last attempt
@@ -92,7 +89,7 @@ def submit(
     print(f"report: {write_report(folder)}")
     if status != "finished:completed":
         print(
-            f"hnfed: error: the run ended as {status}; what it did is kept.\n"
+            f"hnfed: error: the run ended as {status.rpartition(':')[2]}; what it did is kept.\n"
             f"  remedy: read {folder / 'journal.jsonl'}, mend the cause, then:\n"
             f"  {command}",
             file=sys.stderr,
@@ -180,11 +177,10 @@ def _at_work(kit: Kit, folder: Path) -> str:
 
 def _submitted(kit: Kit, values: dict[str, str]) -> str:
     """Submits the app; returns Flower's id of the run."""
+    print(f"code bundle {bundle_sha256()}: what the sites must have approved", flush=True)
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         place = Path(scratch)
         stage_app(app_dir(), place / "app")
-        digest = hashlib.sha256(build_fab_from_disk(place / "app")).hexdigest()
-        print(f"code bundle {digest}: what the sites must have approved", flush=True)
         write_private(place / "run.toml", toml_of(values))
         told = flower(
             kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),

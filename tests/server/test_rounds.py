@@ -253,7 +253,7 @@ def test_a_site_that_is_not_connected_is_given_time_to_come_back(
     run.run()
     assert [35 < seconds <= 40 for seconds in waited] == [True, True], "not after another error"
     assert [e["detail"] for e in run.events("rejected")][::2] == [
-        "the site is not connected (Flower error 5)"] * 2  # fmt: skip
+        "the site is not connected; Flower error 5"] * 2  # fmt: skip
 
 
 def test_the_wait_begins_when_the_site_was_found_away(
