@@ -108,7 +108,7 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
         ", ".join(event["accepted"]),
         f"rejected {', '.join(event['rejected'])}" if event["rejected"] else "",
         f"{event['seconds']:.1f} s, "
-        + (f"rounds for about {left / 60:.1f} min" if left else "the last round"),
+        + (f"about {left / 60:.1f} min of rounds left" if left else "the last round"),
     ]
     return "  ".join(p for p in parts if p)
 
