@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from client.site import Site
 from core.anatomy import vocabulary
 from core.data.archive import open_archive
-from core.doctor import FAIL, PASS, Check
+from core.doctor import FAIL, PASS, Check, failed
 from core.errors import UserError
 from core.kit import Kit
 
@@ -29,8 +29,7 @@ def examine_site(site: Site, kit: Kit | None) -> Iterator[Check]:
                 structure_set=source.structure_set,
             )
         except UserError as error:
-            found = f"{error.field} = {error.value}: {error.problem}".rstrip(": ")
-            yield Check("archive", FAIL, found, error.remedy)
+            yield failed("archive", error)
             continue
         cases = len(archive.cases)
         remedy = "" if cases else "give the archive's folder as `root`; hnfed check says more"

@@ -87,6 +87,12 @@ def examine(
         yield from dial(kit)
 
 
+def failed(name: str, error: UserError) -> Check:
+    """A check that ended in an error of ours: what it names becomes the line, and its remedy."""
+    found = f"{error.field} = {error.value}: {error.problem}".rstrip(": ")
+    return Check(name, FAIL, found, error.remedy)
+
+
 def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
     try:
         return check(*arguments)
@@ -140,8 +146,7 @@ def _suffices(plan: Plan, device: str) -> Check:
         free = _free_bytes(str(target))
         step = rehearse(plan, device)
     except UserError as error:
-        found = f"{error.field} = {error.value}: {error.problem}".rstrip(": ")
-        return Check(name, FAIL, found, error.remedy)
+        return failed(name, error)
     taken = f"a step of training takes {step.peak_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
     state = PASS if step.peak_bytes < TIGHT * free else WARN
     return Check(
@@ -171,10 +176,10 @@ def _cache(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free / 1e9
     path = locks / f"doctor-{uuid.uuid4().hex[:8]}.lock"
     try:
-        with FileLock(path, timeout=5), contextlib.suppress(Timeout):
-            FileLock(path, timeout=0).acquire().lock.release()
-            remedy = "put `cache` on a disk of this machine"
-            return Check("cache", FAIL, f"{folder}: a lock does not keep others out", remedy)
+        with FileLock(path, timeout=5):
+            if not held(path):
+                remedy = "put `cache` on a disk of this machine"
+                return Check("cache", FAIL, f"{folder}: a lock does not keep others out", remedy)
     except Timeout:
         return Check("cache", FAIL, f"{folder}: no lock to be had", "put `cache` on another disk")
     finally:

@@ -85,8 +85,7 @@ def published_weights(
     """
     moved = term_factors(plan.weighting, event["round"], phase.rounds)
     terms = {t: getattr(plan.loss, t) * moved.get(t, 1.0) for t in LOSS_TERMS if t != "total"}
-    cells = [c for site in event["sites"].values() for c in site["val"].values()]
-    if plan.weighting.by != "static" and any(c.get("suppressed") for c in cells):
+    if plan.weighting.by != "static" and _withholds(event):
         return {"terms": terms, "organs": {}}
     weights = organ_weights(plan.weighting, phase.organs, factors)
     return {"terms": terms, "organs": dict(zip(phase.organs, weights, strict=True))}
@@ -96,8 +95,7 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     """The same for people, with an estimate of what is left."""
     number = event["round"]
     dice, loss = event["mean"]["dice"], event["loss"].get("total")
-    cells = [c for site in event["sites"].values() for c in site["val"].values()]
-    untold = "withheld (few cases)" if any(c.get("suppressed") for c in cells) else "-"
+    untold = "withheld (few cases)" if _withholds(event) else "-"
     left = seconds_so_far / number * (phase.rounds - number)
     parts = [
         f"{phase.name} {number}/{phase.rounds}",
@@ -111,6 +109,11 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
         + (f"about {left / 60:.1f} min of rounds left" if left else "the last round"),
     ]
     return "  ".join(p for p in parts if p)
+
+
+def _withholds(event: Mapping[str, Any]) -> bool:
+    """Whether a val score of the round is suppressed at some site."""
+    return any(c.get("suppressed") for s in event["sites"].values() for c in s["val"].values())
 
 
 def best_round(phase: Phase, progress: Progress) -> int:

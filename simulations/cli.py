@@ -185,13 +185,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from core.config import load
     from core.doctor import examine, report, role_of
     from core.kit import SERVER, read_kit
+    from server.provision import ROSTER
 
     kit = None
     folder = options.kit
     if folder is not None:
-        server = options.role == SERVER or (
-            options.role is None and (folder / "roster.json").is_file()
-        )
+        server = options.role == SERVER or (options.role is None and (folder / ROSTER).is_file())
         kit = read_kit(folder, SERVER if server else "site")
     site = site_from_file(options.site, "doctor") if options.site is not None else None
     role = "site" if options.role is None and kit is None and site is not None else options.role

@@ -117,11 +117,14 @@ def test_a_kit_that_was_handed_over_keeps_its_key(tmp_path: Path) -> None:
     assert "miccai: handed over before; its key stays" in lines
 
 
-def test_a_servers_kit_that_was_moved_away_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gone", "asked"), [("server", r"roster\.json"), ("ca", r"bring ca\.key")])
+def test_what_was_moved_away_is_asked_for_and_not_made_anew(
+    tmp_path: Path, gone: str, asked: str
+) -> None:
     provision(HN, tmp_path)
-    shutil.rmtree(tmp_path / "server")
+    shutil.rmtree(tmp_path / gone)
     before = content(tmp_path)
-    with pytest.raises(UserError, match=r"roster\.json"):
+    with pytest.raises(UserError, match=asked):
         provision(HN, tmp_path)
     assert content(tmp_path) == before
 
@@ -139,15 +142,6 @@ def test_a_site_that_was_handed_over_and_revoked_stays_out_until_it_is_added(
     provision(HN, tmp_path, add=["nyu"])
     assert provision(HN, tmp_path) == []
     assert set(json.loads(roster.read_text())) == {"miccai", "nyu"}, "back for good"
-
-
-def test_an_authority_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    provision(HN, tmp_path)
-    shutil.rmtree(tmp_path / "ca")
-    before = content(tmp_path)
-    with pytest.raises(UserError, match=r"bring ca\.key"):
-        provision(HN, tmp_path)
-    assert content(tmp_path) == before
 
 
 def test_nothing_in_a_kit_names_the_coordinators_folders(tmp_path: Path) -> None:
