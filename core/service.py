@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -19,7 +19,10 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-class Stopped(Exception):  # noqa: N818
+_told: list[int] = []  # signals that asked this process to leave
+
+
+class Stopped(BaseException):
     """A signal asked to stop."""
 
     def __init__(self, number: int) -> None:
@@ -31,6 +34,23 @@ def stop_by_signal() -> None:
     """Makes Ctrl-C and SIGTERM raise `Stopped`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+
+
+def leave_by_signal() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
+    _told.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+
+
+def leave_if_told() -> None:
+    """Raises again what a signal raised and some code lost.
+
+    A handler's exception comes up wherever the program is at work. Inside a library that may be a
+    place that swallows it, or turns it into an error of its own; the work would go on to its end.
+    """
+    if _told:
+        _raise(_told[-1])
 
 
 def with_parent() -> None:
@@ -65,6 +85,15 @@ def held(lock: Path) -> bool:
 def tell(text: str) -> None:
     """Prints a line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    _told.append(number)
+    _raise(number)
+
+
+def _raise(number: int) -> NoReturn:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

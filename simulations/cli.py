@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import client.cli
 import core.cli
 import server.cli
 from core.errors import UserError
+from core.service import leave_by_signal
 
 EXAMPLES = """examples:
   hnfed simulate demo
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "handler"):
         parser.print_help()
         return 2
-    signal.signal(signal.SIGTERM, _terminated)
+    leave_by_signal()
     try:
         return int(options.handler(options))
     except UserError as error:
@@ -202,10 +201,6 @@ def _doctor(options: argparse.Namespace) -> int:
         cache=site.cache if site is not None else None,
     )
     return report(chain(checks, examine_site(site, kit)) if site is not None else checks)
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _quiet_environment() -> None:

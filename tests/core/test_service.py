@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from core.service import end, held
+from core.service import Stopped, end, held, leave_by_signal, leave_if_told
 
 PARENT = """
 import subprocess, sys, time
@@ -72,3 +73,36 @@ def test_a_lock_that_is_held(tmp_path: Path) -> None:
     with FileLock(lock):
         assert held(lock)
     assert not held(lock)
+
+
+@pytest.fixture
+def leaving() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    leave_by_signal()
+    yield
+    leave_by_signal()  # forgets those of the test
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("leaving")
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_what_a_signal_raised_and_a_library_lost_is_raised_again(
+    number: signal.Signals, raised: type[BaseException]
+) -> None:
+    leave_if_told()
+    with pytest.raises(raised):
+        os.kill(os.getpid(), number)
+    with pytest.raises(raised) as caught:
+        leave_if_told()
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == 143
+    leave_by_signal()
+    leave_if_told()
+
+
+def test_no_handler_of_errors_takes_a_stop_for_one() -> None:
+    assert not issubclass(Stopped, Exception)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from core import service
 from core.checkpoint import load as load_checkpoint
 from core.checkpoint import resolve_model
 from core.config import load, plan_hash
@@ -29,9 +30,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True, scope="module")
 def _signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
-    signal.signal(signal.SIGTERM, before)
+    service.leave_by_signal()  # forgets those of the tests
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

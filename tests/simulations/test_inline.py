@@ -97,6 +97,24 @@ def test_what_an_app_raises_comes_out_and_the_server_is_itself_again() -> None:
         run(main)
 
 
+def test_a_signal_that_an_app_took_for_its_own_error_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    after = []
+
+    def told() -> None:
+        raise SystemExit(143)
+
+    def main(grid: Grid, context: Context) -> None:
+        list(grid.push_messages([message(n) for n in grid.get_node_ids()]))
+        after.append("another round")
+
+    monkeypatch.setattr("simulations.inline.leave_if_told", told)
+    with pytest.raises(SystemExit):
+        run(main)
+    assert not after
+
+
 def test_it_is_a_grid_of_flower() -> None:
     assert issubclass(InlineGrid, Grid)
     assert not InlineGrid.__abstractmethods__
