@@ -31,6 +31,7 @@ from core.config import plan_from_json
 from core.errors import UserError
 from core.models.stages import unique_state
 from core.optimisation import DeviceMemoryError, NonFiniteError, resolve_device
+from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
@@ -229,7 +230,7 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
     if order.base_hash:
         base = cached_base(site.base_folder, order.base_hash)
         if base is None and "base" in message.content:
-            base = dict(_arrays(message, "base"))
+            base = _arrays(message, "base")
             if not keep_base(site.base_folder, order.base_hash, base):
                 raise UserError("base", order.base_hash[:12], "ask the server to send it again")
         if base is None:
@@ -244,10 +245,10 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
     return state
 
 
-def _arrays(message: Message, key: str) -> Mapping[str, Tensor]:
+def _arrays(message: Message, key: str) -> dict[str, Tensor]:
     record = message.content[key]
     assert isinstance(record, ArrayRecord)
-    return record.to_torch_state_dict()
+    return unpacked(*record.to_numpy_ndarrays())
 
 
 def _need_base(message: Message, site: Site, order: Order) -> Message:
@@ -298,7 +299,7 @@ def _message(
         {"header": ConfigRecord(dict(config)), "metrics": MetricRecord(dict(metrics))}
     )
     if state:
-        content["arrays"] = ArrayRecord(dict(state))
+        content["arrays"] = ArrayRecord([packed(state)])
     return Message(content, reply_to=message)
 
 

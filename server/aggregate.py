@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from core.plan import Phase, Plan
@@ -33,7 +33,7 @@ def aggregate(
         described: what each site said of itself; used where a reply tells no counts.
         heads: names of the parameters whose dim 0 is (background, organ 1, ...).
         state: all weights before the round.
-        good: accepted replies by site; their messages are emptied of everything but the weights.
+        good: accepted replies by site; their messages hold only the weights afterwards.
         round_: number of the round.
 
     Returns:
@@ -71,13 +71,13 @@ def average(
         strategy: Flower's.
         round_: number of the round.
         state: all weights before the round.
-        good: accepted replies by site; their messages are emptied of everything but the weights.
+        good: accepted replies by site; their messages hold only the weights afterwards.
         equal: every site weighs 1 instead of its training cases.
     """
     replies = []
     for site in sorted(good):
         message = good[site].message
-        arrays = message.content[ARRAYS]
+        arrays = ArrayRecord(dict(good[site].state))
         weight = 1.0 if equal else float(good[site].result.cases)
         message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})
         replies.append(message)

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
+from core.parcel import packed
 from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
 from core.protocol import Description, Order
@@ -179,7 +180,7 @@ class Correspondence:
         for site, order in orders.items():
             content = RecordDict({ORDER: ConfigRecord(order.to_config())})
             if shared:
-                content[ARRAYS] = ArrayRecord(shared)
+                content[ARRAYS] = ArrayRecord([packed(shared)])
             contents[site] = content
             self.recorder.say(
                 {
@@ -202,7 +203,7 @@ class Correspondence:
             timeout_s=deadline(federation, progress.slowest)
             if train
             else federation.round_timeout_s,
-            base=(lambda: ArrayRecord(self.base)) if self.base else None,
+            base=(lambda: ArrayRecord([packed(self.base)])) if self.base else None,
         )
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())

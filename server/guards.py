@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.metrics import OrganSum
+from core.parcel import unpacked
 from core.plan import Guards, Phase
 from core.protocol import CODES, OK, Header, Result
 from server.strategy import ARRAYS, HEADER, METRICS
@@ -155,16 +156,15 @@ def _with_state(
         return Accepted(header, result, {}, reply)
     try:
         arrays = _one(reply, ARRAYS, ArrayRecord)
-        if len(records) != 1 or set(arrays) != set(expected):
-            return Rejected("E_SCHEMA", "names of the weights")
-        for name, tensor in expected.items():
-            if tuple(arrays[name].shape) != tuple(tensor.shape):
-                return Rejected("E_SCHEMA", f"shape of {name}")
-        state = dict(arrays.to_torch_state_dict())
+        if len(records) != 1 or len(arrays) != 1:
+            return Rejected("E_SCHEMA", "more than one parcel of weights")
+        state = unpacked(*arrays.to_numpy_ndarrays())
     except Exception as error:  # bytes from elsewhere: numpy's reader may raise anything
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
+    if set(state) != set(expected):
+        return Rejected("E_SCHEMA", "names of the weights")
     for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:  # of the bytes, whatever their label says
+        if state[name].shape != tensor.shape:
             return Rejected("E_SCHEMA", f"shape of {name}")
         if state[name].dtype != tensor.dtype:
             return Rejected("E_SCHEMA", f"dtype of {name}")

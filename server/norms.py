@@ -6,13 +6,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from core.plan import Guards
 from core.updates import length, shortened
 from server.guards import Accepted
-from server.strategy import ARRAYS
 
 # With two updates nothing says which of them is the odd one.
 FEWEST = 3
@@ -41,16 +39,9 @@ def limit(
         return {s: one for s, one in good.items() if s not in odd}, {}, odd
     factors = {site: longest / lengths[site] for site in odd}
     kept = {
-        site: _shortened(one, before, factors[site]) if site in factors else one
+        site: replace(one, state=shortened(one.state, before, factors[site]))
+        if site in factors
+        else one
         for site, one in good.items()
     }
     return kept, factors, []
-
-
-def _shortened(one: Accepted, before: Mapping[str, Tensor], factor: float) -> Accepted:
-    state = shortened(one.state, before, factor)
-    content = RecordDict({k: v for k, v in one.message.content.items() if k != ARRAYS})
-    content[ARRAYS] = ArrayRecord(state)
-    message = one.message
-    message.content = content
-    return replace(one, state=state, message=message)

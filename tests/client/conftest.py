@@ -17,6 +17,7 @@ from client.app import app
 from client.site import Site, Source
 from core.config import plan_json
 from core.data.volume import Geometry, write_image, write_mask
+from core.parcel import packed
 from core.phases import fingerprint, network, parts_of, start_state, state_hash
 from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.protocol import Order
@@ -134,7 +135,7 @@ class Node:
     def ask(
         self, kind: str, order: Order | None = None, **arrays: dict[str, torch.Tensor]
     ) -> Message:
-        content: dict[str, Any] = {k: ArrayRecord(dict(v)) for k, v in arrays.items()}
+        content: dict[str, Any] = {k: ArrayRecord([packed(v)]) for k, v in arrays.items()}
         content["order"] = ConfigRecord((order or self.order()).to_config())
         message = Message(RecordDict(content), 2, kind)
         message.metadata.__dict__["_message_id"] = "1"

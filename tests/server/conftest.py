@@ -15,6 +15,7 @@ from torch import Tensor
 from core.config import plan_json
 from core.journal import read_events
 from core.metrics import OrganSum
+from core.parcel import packed, unpacked
 from core.phases import fingerprint, state_hash
 from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess
 from core.protocol import NEED_BASE, Description, Header, Order, Result
@@ -112,7 +113,7 @@ class Fakes:
         known = self.bases.setdefault(site, {})
         if "base" in message.content:
             self.pushed.append((site, order.base_hash))
-            known[order.base_hash] = message.content["base"].to_torch_state_dict()
+            known[order.base_hash] = unpacked(*message.content["base"].to_numpy_ndarrays())
         if order.base_hash and order.base_hash not in known:
             header = Header(site, order.run, order.phase, order.round, NEED_BASE)
             return site, phase, order, {"header": ConfigRecord(header.to_config())}
@@ -145,8 +146,10 @@ class Fakes:
             "metrics": MetricRecord(result.to_metrics(phase.organs)),
         }
         if "arrays" in message.content:
-            state = message.content["arrays"].to_torch_state_dict()
-            content["arrays"] = ArrayRecord({k: v + self.add[site] for k, v in state.items()})
+            state = unpacked(*message.content["arrays"].to_numpy_ndarrays())
+            content["arrays"] = ArrayRecord(
+                [packed({k: v + self.add[site] for k, v in state.items()})]
+            )
         return self._acted(site, order.task, order.round, message, content)
 
     def _evaluate(self, message: Message, context: Context) -> Message:
@@ -238,8 +241,8 @@ def metrics(**changes: Any) -> Act:
 
 def arrays(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Act:
     def do(message: Message, reply: Message) -> Message:
-        state = dict(reply.content["arrays"].to_torch_state_dict())
-        reply.content["arrays"] = ArrayRecord(dict(change(state)))
+        state = unpacked(*reply.content["arrays"].to_numpy_ndarrays())
+        reply.content["arrays"] = ArrayRecord([packed(change(state))])
         return reply
 
     return do

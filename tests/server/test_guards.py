@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.metrics import OrganSum
+from core.parcel import packed
 from core.plan import Guards, Phase
 from core.protocol import CODES, NEED_BASE, Header, Result
 from server.guards import Accepted, Rejected, inspect
@@ -39,7 +40,9 @@ def reply(
         "metrics": MetricRecord(result.to_metrics(PHASE.organs) | (metrics or {})),
     }
     if arrays is not None:
-        content["arrays"] = arrays if isinstance(arrays, ArrayRecord) else ArrayRecord(arrays)
+        content["arrays"] = (
+            arrays if isinstance(arrays, ArrayRecord) else ArrayRecord([packed(arrays)])
+        )
     content |= records
     return Message(RecordDict(content), reply_to=asked)
 
@@ -176,16 +179,13 @@ def test_weights_that_are_no_numbers(bad: float) -> None:
     assert code_of(reply(arrays=GOOD | {"w": spoilt})) == "E_NONFINITE"
 
 
-def labelled(data: bytes, shape: tuple[int, ...] = (2, 3), dtype: str = "float32") -> ArrayRecord:
-    record = ArrayRecord(dict(GOOD))
-    record["w"] = Array(dtype, shape, "numpy.ndarray", data)
-    return record
-
-
 def npy(array: np.ndarray[Any, Any]) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
+
+
+WHOLE = packed(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -193,16 +193,39 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
     [
         b"",
         b"rubbish",
-        npy(np.ones((2, 3), np.float32))[:-3],
-        npy(np.ones((200, 300), np.float32)),
-        npy(np.ones((2, 3), np.float64)),
-        npy(np.array([["a", "b", "c"]] * 2)),
+        npy(WHOLE)[:-3],
+        npy(WHOLE[:-3]),
+        npy(np.append(WHOLE, WHOLE)),
+        npy(WHOLE.astype(np.float64)),
+        npy(WHOLE[None]),
+        npy(np.ones((2, 3), np.float32)),
+        npy(np.array(["a", "b", "c"])),
         b"PK\x03\x04" + b"\0" * 40,
     ],
-    ids=["empty", "rubbish", "cut", "larger", "double", "text", "zip"],
+    ids=[
+        "empty",
+        "rubbish",
+        "cut",
+        "cut-inside",
+        "twice",
+        "double",
+        "matrix",
+        "bare",
+        "text",
+        "zip",
+    ],
 )
-def test_bytes_that_are_not_what_their_label_says(data: bytes) -> None:
-    assert code_of(reply(arrays=labelled(data))) == "E_SCHEMA"
+def test_bytes_that_are_no_weights(data: bytes) -> None:
+    record = ArrayRecord([WHOLE])
+    (name,) = record
+    record[name] = Array("uint8", WHOLE.shape, "numpy.ndarray", data)
+    assert code_of(reply(arrays=record)) == "E_SCHEMA"
+
+
+def test_weights_in_several_pieces() -> None:
+    assert code_of(reply(arrays=ArrayRecord([WHOLE, WHOLE]))) == "E_SCHEMA"
+    assert code_of(reply(arrays=ArrayRecord(dict(GOOD)))) == "E_SCHEMA"
+    assert code_of(reply(arrays=GOOD, other=ArrayRecord([WHOLE]))) == "E_SCHEMA"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.parcel import packed, unpacked
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+SHAPE = st.lists(st.integers(0, 3), max_size=4)
+STATES = st.dictionaries(
+    st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(DTYPES), SHAPE),
+    max_size=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(STATES)
+def test_a_state_comes_out_as_it_went_in(kinds: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    state = {
+        name: torch.arange(int(np.prod(shape))).reshape(shape).to(dtype)
+        for name, (dtype, shape) in kinds.items()
+    }
+    again = unpacked(packed(state))
+    assert set(again) == set(state)
+    for name, tensor in state.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].shape == tensor.shape
+        assert torch.equal(again[name], tensor)
+
+
+def test_special_numbers_and_memory_formats_keep_their_bits() -> None:
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    last = torch.randn(2, 3, 4, 4, 4).to(memory_format=torch.channels_last_3d)
+    again = unpacked(packed({"odd": odd, "last": last.requires_grad_()}))
+    assert again["odd"].numpy().tobytes() == odd.numpy().tobytes()
+    assert torch.equal(again["last"], last)
+
+
+def test_one_state_has_one_parcel_whatever_its_order() -> None:
+    state = {"b": torch.ones(2), "a": torch.zeros(3), "c": torch.ones(1, dtype=torch.int64)}
+    turned = dict(reversed(state.items()))
+    assert packed(state).tobytes() == packed(turned).tobytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64), st.data())
+def test_whatever_bytes_come_they_are_a_state_or_a_value_error(
+    noise: bytes, data: st.DataObject
+) -> None:
+    whole = packed({"w": torch.ones(2, 3), "b": torch.ones(3)}).copy()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+    for parcel in (np.frombuffer(noise, dtype=np.uint8), whole, whole[:place]):
+        try:
+            state = unpacked(parcel)
+        except ValueError:
+            continue
+        assert all(isinstance(t, torch.Tensor) for t in state.values())
+
+
+@pytest.mark.parametrize(
+    "parcel",
+    [np.zeros(16, np.float32), packed({"w": torch.ones(2)})[None]],
+    ids=["numbers", "matrix"],
+)
+def test_no_row_of_bytes(parcel: np.ndarray) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match="row of bytes"):
+        unpacked(parcel)
