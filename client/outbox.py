@@ -13,7 +13,6 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from core.optimisation import NonFiniteError
-from core.protocol import CODES, SUM_FIELDS, Header
+from core.protocol import CODES
 
 RECEIPTS = "receipts.jsonl"
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
@@ -30,19 +29,41 @@ LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")
 HASH = re.compile(r"[0-9a-f]{16,64}")
 HASHES = ("fingerprint", "split_hash")
 VERSION = re.compile(r"version\.[A-Za-z0-9_]{1,20}")
-CONFIG = {f.name for f in fields(Header)} | {"fingerprint", "split_hash"}
-NUMBERS = {
-    "cases",
-    "steps",
-    "skipped",
-    "seconds",
-    "startup",
-    "annotated",
-    "loss",
-    "voxels",
-    "totals",
+# The allow-list, with what each name means to the person who reads a receipt.
+CONFIG = {
+    "site": "this site's name in the federation",
+    "run": "id of the run",
+    "phase": "of the plan",
+    "round": "of the phase; 0 before the first",
+    "code": "how it went, a word of a fixed list",
+    "stopped": "whether this site has ended its training",
+    "best_round": "round of this site's own best weights",
+    "fingerprint": "of the code that ran",
+    "split_hash": "of the split, under a secret of this site",
 }
-NUMBERS |= {f"{split}.{name}" for split in ("val", "test") for name in SUM_FIELDS}
+NUMBERS = {
+    "cases": "trained on; before the first round for training, validation and test",
+    "steps": "of the optimiser",
+    "skipped": "steps left out for numbers that were none",
+    "seconds": "of computing",
+    "startup": "seconds that the process took to begin",
+    "annotated": "by organ, how many training cases annotate it",
+    "loss": "mean over the steps: total, and each term",
+    "voxels": "by organ, voxels of it in the training crops",
+    "totals": "by organ, voxels of the crops that annotate it",
+}
+SUMS = {
+    "n": "by organ, how many cases",
+    "detected": "by organ, how many cases in which it was found",
+    "dice": "by organ, sum of Dice over the cases",
+    "hd95_mm": "by organ, sum of HD95 over the cases in which it was found",
+    "penalised_mm": "by organ, sum of HD95 over all cases, a miss as the crop's diagonal",
+}
+NUMBERS |= {
+    f"{split}.{name}": f"{text} ({words})"
+    for split, words in (("val", "validation"), ("test", "test"))
+    for name, text in SUMS.items()
+}
 LARGEST, LONGEST = 1e15, 256
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)
 
@@ -158,5 +179,15 @@ def summary(receipts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         size = sum(int(row["bytes"]) for row in rows) / 1e6
         lines.append(f"{run:<28}{len(rows):>8}{count:>9}{size:>10.2f}  {told}")
     names = sorted({key for rows in receipts.values() for row in rows for key in row["scalars"]})
-    lines += ["", f"scalars that have left, by name: {', '.join(names)}"]
+    lines += ["", "scalars that have left:"]
+    width = max(map(len, names)) + 2
+    lines += [f"  {name:<{width}}{_meaning(name)}" for name in names]
     return "\n".join(lines)
+
+
+def _meaning(name: str) -> str:
+    if name.startswith("version."):
+        return "of a library"
+    if name.startswith("left_out."):
+        return "how often that was the reason why something was left out (docs/data.md)"
+    return (CONFIG | NUMBERS).get(name, "")  # one of an older version has no words here
