@@ -26,7 +26,8 @@ from client.outbox import require_allowed as require_leaving
 from client.personal import Personal, cached_base, keep_base
 from client.policy import Policy, PolicyError, read_policy
 from client.policy import require_allowed as require_plan
-from client.site import Site, simulated_site, site_from_file
+from client.site import Site, simulated_site
+from client.site_file import site_from_file
 from core.config import plan_from_json
 from core.errors import UserError
 from core.models.stages import unique_state

@@ -162,7 +162,7 @@ def _approve(args: argparse.Namespace) -> int:
 
 def _receipts(args: argparse.Namespace) -> int:
     from client.outbox import read_receipts, summary
-    from client.site import site_from_file
+    from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
 
@@ -176,7 +176,7 @@ def _receipts(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from client.site import site_from_file
+    from client.site_file import site_from_file
     from core.check import check_archive
     from core.check_text import screen
     from core.data.archive import open_archive
@@ -247,7 +247,8 @@ def _names(
 def _prepare(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from client.site import count_codes, site_from_file
+    from client.site import count_codes
+    from client.site_file import site_from_file
     from core.errors import Finding
 
     config, overrides = args.config, list(args.overrides)

@@ -16,7 +16,7 @@ from typing import IO
 from client import approval_guard
 from client.approval_guard import TOLD
 from client.approve import approved
-from client.site import site_from_file
+from client.site_file import site_from_file
 from core.app_folder import QUIET
 from core.doctor import FAIL, dial
 from core.errors import UserError

@@ -7,35 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
+from client.fitting import fit
 from client.personal import Kept, Personal, mean_dice
+from client.scoring import score, write_cases
 from client.site import Site, count_codes
-from core.anatomy import vocabulary
 from core.data.entry import Entry
-from core.engine import TrainResult, train, validate
 from core.errors import UserError
-from core.files import replace_csv
-from core.losses import class_weights
-from core.metrics import CaseScore, OrganSum, organ_sums
+from core.metrics import OrganSum, organ_sums
 from core.models.stages import head_rows, unique_state
-from core.overlay import write_overlays
 from core.phases import (
-    apply_freeze,
-    frozen_in,
     load_state,
     network,
     parts_of,
-    seed_of,
     weights_meta,
 )
 from core.plan import Phase, Plan
-from core.protocol import LOSS_TERMS, Description, Header, Order, Result, withhold
+from core.protocol import Description, Header, Order, Result, withhold
 from core.updates import length, shortened
 from core.versions import versions
-from core.weighting import organ_factors, organ_weights, term_factors
+from core.weighting import organ_factors
 
 State = dict[str, Tensor]
 
@@ -286,144 +278,6 @@ def loaded(plan: Plan, phase: Phase, state: Mapping[str, Tensor]) -> nn.Module:
     model = network(plan, phase)
     load_state(model, state)
     return model
-
-
-def fit(
-    site: Site,
-    plan: Plan,
-    phase: Phase,
-    order: Order,
-    model: nn.Module,
-    entries: Sequence[Entry],
-    factors: Sequence[float],
-    *,
-    optimiser_state: Mapping[str, Tensor] | None = None,
-    pull: tuple[float, Mapping[str, Tensor]] | None = None,
-) -> tuple[Result, State]:
-    """Local epochs of one round; `factors` are on the organs' static weights.
-
-    With `keep_epochs` what the site keeps trains first, alone, and then the rest, alone (FedRep).
-    """
-    epoch = (order.round - 1) * phase.local_epochs
-    done: list[TrainResult] = []
-    memory: State = {}
-    for frozen, epochs in turns(model, plan, phase, order.round):
-        apply_freeze(model, frozen)
-        result, memory = train(
-            model,
-            entries,
-            phase.organs,
-            plan,
-            device=site.device,
-            epochs=epochs,
-            first_epoch=epoch,
-            total_epochs=phase.rounds * phase.local_epochs,
-            seed=seed_of(plan.seed, phase.name, order.round, site.name),
-            lr=phase.lr,
-            class_weights=frequencies(plan, phase, order, entries),
-            organ_weights=organ_weights(plan.weighting, phase.organs, factors),
-            term_weights=term_factors(plan.weighting, order.round, phase.rounds),
-            optimiser_state=optimiser_state,
-            proximal=pull,
-        )
-        done.append(result)
-        epoch += epochs
-    steps = sum(r.steps for r in done)
-    return Result(
-        cases=len(entries),
-        annotated=tuple(sum(o in e.annotated for e in entries) for o in phase.organs),
-        loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
-        steps=steps,
-        skipped=sum(r.skipped_nonfinite for r in done),
-        seconds=sum(r.seconds for r in done),
-    ), memory
-
-
-def turns(
-    model: nn.Module, plan: Plan, phase: Phase, round_: int
-) -> list[tuple[tuple[str, ...], int]]:
-    """What is frozen for how many of a round's local epochs, in their order."""
-    frozen = frozen_in(model, plan, phase, round_)
-    if not phase.keep_epochs:
-        return [(frozen, phase.local_epochs)]
-    parts = parts_of(model, plan, phase)
-    return [
-        ((*frozen, *parts.shared), phase.keep_epochs),
-        ((*frozen, *parts.personal), phase.local_epochs - phase.keep_epochs),
-    ]
-
-
-def frequencies(
-    plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
-) -> list[float] | None:
-    """Class weights from the federation's frequencies; the site's own if none are shared (D9)."""
-    if plan.loss.class_weight == "none":
-        return None
-    voxels, totals = order.voxels, order.totals
-    if phase.share == "none":
-        voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in phase.organs]
-        totals = [
-            float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs
-        ]
-    if not voxels:
-        return None
-    shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
-    counts = [max(1.0 - sum(shares), 0.0), *shares]
-    return class_weights([c * 1e9 for c in counts], plan.loss.class_weight)
-
-
-def score(
-    site: Site, plan: Plan, phase: Phase, model: nn.Module, split: str, *, draw: bool = False
-) -> list[CaseScore]:
-    """Scores of a split on each CT's own grid; draws the first cases where the site allows it."""
-    entries = site.of_phase(plan, phase, split)
-    drawn: list[Any] = []
-    colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
-
-    def on_case(entry: Entry, labelmap: npt.NDArray[np.uint8]) -> None:
-        if draw and len(drawn) < site.overlays:
-            drawn.append(entry.case)
-            write_overlays(
-                site.phase_folder(phase.name) / "overlays",
-                entry,
-                labelmap,
-                entry.truth(phase.organs),
-                phase.organs,
-                colours,
-            )
-
-    return validate(
-        model,
-        entries,
-        phase.organs,
-        plan,
-        site.device,
-        average_mirrored=phase.average_mirrored,
-        on_case=on_case,
-    )
-
-
-def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
-    """``cases.csv``: per-case test figures, on the site's own disk, never sent.
-
-    `volume_ml` is that of the site's own contour, `predicted_ml` that of the prediction: as
-    ``hnfed evaluate --per-case`` calls them.
-    """
-    folder = site.phase_folder(phase.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = (
-        (
-            s.case,
-            s.organ,
-            f"{s.dice:.6f}",
-            "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}",
-            f"{s.volume_ml:.6f}",
-            f"{s.predicted_ml:.6f}",
-        )
-        for s in scores
-    )
-    columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml")
-    replace_csv(folder / "cases.csv", columns, rows)
 
 
 def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 from core.errors import UserError
 from core.metrics import pool_sites
 from core.report import RunFolder, read_run
-from core.report_format import number
-from core.report_view import mapping, phase_names, rounds_of, validation_dice
+from core.report_curves import validation_dice
+from core.report_format import mapping, number
+from core.report_view import phase_names, rounds_of
 
 POOLED = "pooled"
 ALONE = "local-only"

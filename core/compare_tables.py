@@ -13,8 +13,7 @@ from core.compare_notes import left_out
 from core.compare_runs import ALONE, POOLED
 from core.compare_speed import Speed, mean_curve, mean_of, speed
 from core.compare_variants import ALL, Patient, Variant, VariantPhase, in_phase
-from core.report_format import number
-from core.report_view import mapping
+from core.report_format import mapping, number
 from core.statistics import Difference, Floats, estimate, holm, paired, verdict
 
 MEAN = "mean"

@@ -10,8 +10,7 @@ from typing import Any
 
 from core.compare_runs import Key, Member, PhaseResult, Score, Scored
 from core.errors import UserError
-from core.report_format import number
-from core.report_view import mapping
+from core.report_format import mapping, number
 
 DATA_KEYS = ("baseline", "data", "sites")
 UNNAMED = "scores"

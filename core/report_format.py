@@ -1,8 +1,8 @@
-"""Numbers and times as people read them."""
+"""What stands in a run's JSON, and how people read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -76,3 +76,8 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "change": change,
     "count": count,
 }
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value, or an empty mapping where it is none."""
+    return value if isinstance(value, Mapping) else {}

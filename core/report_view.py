@@ -10,7 +10,15 @@ from markupsafe import Markup
 
 from core import report_charts as charts
 from core.advice import advise, command_to_test, sentence
-from core.report_format import date, number
+from core.report_curves import (
+    LOSS_NAMES,
+    loss_chart,
+    loss_terms,
+    mean_chart,
+    organ_charts,
+    weight_charts,
+)
+from core.report_format import date, mapping, number
 from core.report_published import beside_paper
 from core.report_reasons import meaning, reasons
 from core.report_tables import before_and_after, parts
@@ -20,14 +28,7 @@ if TYPE_CHECKING:
     from core.report import RunFolder
 
 COLOURS = 6
-LOSS_TERMS = ("total", "ce", "focal", "dice", "gdice")
-LOSS_NAMES = {
-    "total": "total",
-    "ce": "cross entropy",
-    "focal": "focal",
-    "dice": "Dice",
-    "gdice": "generalised Dice",
-}
+
 Event = Mapping[str, Any]
 Cell = Mapping[str, Any]
 
@@ -87,7 +88,7 @@ def _facts(folder: RunFolder, start: Event) -> list[tuple[str, str]]:
     model, prepare = _section(config, "model"), _section(config, "preprocess")
     train, loss = _section(config, "train"), _section(config, "loss")
     strategy = _section(_section(config, "federation"), "strategy")
-    terms = [f"{_plain(loss[t])} × {LOSS_NAMES[t]}" for t in LOSS_TERMS[1:] if loss.get(t)]
+    terms = [f"{_plain(loss[t])} × {name}" for t, name in LOSS_NAMES.items() if loss.get(t)]
     window = prepare.get("window_hu")
     facts = [
         ("Network", " ".join([str(model.get("name", "")), _list(model.get("channels"), ", ")])),
@@ -169,12 +170,12 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "old_organs": before_and_after(block, _block(folder, plan.get("init"))),
         "seconds": number(block.get("seconds", end.get("seconds"))),
         "cost": _cost(rounds, block),
-        "loss": _loss_chart(rounds),
-        "loss_terms": _terms(rounds),
-        "dice": _mean_chart(rounds, best, block),
-        "term_weights": _weight_charts(rounds, "terms", LOSS_NAMES),
-        "organ_weights": _weight_charts(rounds, "organs", {}),
-        "organ_charts": _organ_charts(rounds, organs, sites, styles, best),
+        "loss": loss_chart(rounds),
+        "loss_terms": loss_terms(rounds),
+        "dice": mean_chart(rounds, best, block),
+        "term_weights": weight_charts(rounds, "terms", LOSS_NAMES),
+        "organ_weights": weight_charts(rounds, "organs", {}),
+        "organ_charts": organ_charts(rounds, organs, sites, styles, best),
         "groups": _groups(block, organs, mean),
         "strip": _strip(folder, name, organs, styles),
         "pictures": {
@@ -239,110 +240,6 @@ def _cost(rounds: Sequence[Event], block: Event) -> dict[str, Any]:
     return cost
 
 
-def _terms(rounds: Sequence[Event]) -> list[tuple[str, str]]:
-    """Loss terms that occur, with their style; constant zero means switched off."""
-    used = []
-    for i, term in enumerate(LOSS_TERMS):
-        values = [number(mapping(e.get("loss")).get(term)) for e in rounds]
-        if any(values):
-            used.append((term, "c0" if term == "total" else f"c{i}"))
-    return used
-
-
-def _loss_chart(rounds: Sequence[Event]) -> Markup:
-    lines = [
-        charts.Series(
-            LOSS_NAMES[term],
-            [(float(e["round"]), number(mapping(e.get("loss")).get(term))) for e in rounds],
-            style,
-        )
-        for term, style in reversed(_terms(rounds))
-    ]
-    return charts.line_chart(lines, title="training loss by round", x_label="round")
-
-
-def _weight_charts(
-    rounds: Sequence[Event], kind: str, names: Mapping[str, str]
-) -> list[tuple[str, Markup]]:
-    """One small chart a loss term or organ: its weight in the loss by round; none if none moves."""
-    told = [(float(e["round"]), mapping(mapping(e.get("weights")).get(kind))) for e in rounds]
-    lines = {
-        key: [(r, number(weights.get(key))) for r, weights in told]
-        for key in dict.fromkeys(k for _, weights in told for k in weights)
-    }
-    if not any(len({w for _, w in line if w is not None}) > 1 for line in lines.values()):
-        return []
-    top = max((w for line in lines.values() for _, w in line if w is not None), default=1.0)
-    return [
-        (
-            names.get(key, key),
-            charts.line_chart(
-                [charts.Series(key, line, "c1")],
-                title=f"weight of {names.get(key, key)} by round",
-                y_range=(0.0, top or 1.0),
-                size=(260, 130),
-            ),
-        )
-        for key, line in lines.items()
-    ]
-
-
-def validation_dice(
-    rounds: Sequence[Event], best: int | None, block: Event
-) -> dict[float, float | None]:
-    """Round of the weights -> mean validation Dice; the best ones' also where only tests follow."""
-    points: dict[float, float | None] = {}
-    for event in rounds:
-        points[_scored(event)] = number(mapping(event.get("mean")).get("dice"))
-    if best is not None and points.get(best) is None:
-        points[best] = number(mapping(block.get("mean_val")).get("dice"))
-    return points
-
-
-def _mean_chart(rounds: Sequence[Event], best: int | None, block: Event) -> Markup:
-    """Mean validation Dice; the score belongs to the weights of the round it is drawn at."""
-    points = validation_dice(rounds, best, block)
-    line = charts.Series("mean Dice", sorted(points.items()), "c0")
-    return charts.line_chart(
-        [line],
-        title="mean validation Dice by round",
-        x_label="weights of round",
-        y_range=(0.0, 1.0),
-        mark=None if best is None else float(best),
-        mark_label="" if best is None else f"best: round {best}",
-    )
-
-
-def _organ_charts(
-    rounds: Sequence[Event],
-    organs: Sequence[str],
-    sites: Sequence[str],
-    styles: Mapping[str, str],
-    best: int | None,
-) -> list[tuple[str, Markup]]:
-    """One small chart an organ: validation Dice by round, a line a site."""
-    result = []
-    for organ in organs:
-        lines = []
-        for site in sites:
-            points = []
-            for event in rounds:
-                cells = mapping(mapping(mapping(event.get("sites")).get(site)).get("val"))
-                dice = number(mapping(cells.get(organ)).get("dice"))
-                points.append((_scored(event), dice))
-            lines.append(charts.Series(site, sorted(points), styles.get(site, "c1")))
-        chart = charts.line_chart(
-            lines,
-            title=f"validation Dice of {organ} by round",
-            y_range=(0.0, 1.0),
-            mark=None if best is None else float(best),
-            size=(270, 130),
-        )
-        if chart:
-            result.append((organ, chart))
-    return result
-
-
 def _strip(
     folder: RunFolder, phase: str, organs: Sequence[str], styles: Mapping[str, str]
 ) -> Markup:
@@ -363,11 +260,6 @@ def rounds_of(events: Sequence[Event]) -> list[Event]:
     found = [e for e in events if e["event"] == "round" and number(e.get("round")) is not None]
     latest = {int(e["round"]): e for e in found}
     return [latest[number] for number in sorted(latest)]
-
-
-def _scored(event: Event) -> float:
-    scored = number(event.get("scored_round"))
-    return float(event["round"]) if scored is None else scored
 
 
 def phase_names(folder: RunFolder) -> list[str]:
@@ -408,11 +300,6 @@ def _last(events: Sequence[Event], kind: str) -> Event:
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return mapping(config.get(name))
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """The value, or an empty mapping where it is none."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def _list(value: object, between: str = ", ", unit: str = "") -> str:

@@ -180,7 +180,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from itertools import chain
 
     from client.doctor import examine_site
-    from client.site import site_from_file
+    from client.site_file import site_from_file
     from core.config import load
     from core.doctor import examine, report, role_of
     from core.kit import SERVER, read_kit

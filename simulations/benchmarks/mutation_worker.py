@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.site import site_from_file
+from client.site_file import site_from_file
 from core.check import check_archive
 from core.config import load
 from core.data.archive import FORMATS, open_archive

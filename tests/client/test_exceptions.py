@@ -43,7 +43,7 @@ PLACES = {
         ("client/app.py", "_told"), ("client/app.py", "_release"),
         ("client/outbox.py", "require_allowed"), ("client/outbox.py", "write_receipt"),
     ],
-    "evaluate": [("client/work.py", "evaluate"), ("client/work.py", "score")],
+    "evaluate": [("client/work.py", "evaluate"), ("client/scoring.py", "score")],
 }  # fmt: skip
 
 

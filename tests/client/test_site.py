@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from client.site import Site, Source, count_codes, simulated_site, site_from_file
+from client.site import Site, Source, count_codes, simulated_site
 from core.errors import Finding, UserError
 from core.plan import Phase, Plan
 
@@ -261,89 +261,3 @@ def test_a_simulated_site_is_found_by_its_number(tmp_path: Path) -> None:
     assert first.run_folder == tmp_path / "sites" / "alpha"
     assert first.overlays == 3
     assert first.secret == second.secret
-
-
-def site_file(folder: Path, **changes: Any) -> Path:
-    values = {
-        "name": "north",
-        "root": "/data/archive",
-        "cache": str(folder / "cache"),
-        "state": str(folder / "state"),
-    } | changes
-    path = folder / "site.yaml"
-    path.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in values.items() if v is not None))
-    return path
-
-
-def test_a_site_file(tmp_path: Path) -> None:
-    path = site_file(
-        tmp_path, format="pddca", aliases={"Parotid_L": ["Lt Parotid"]}, device="cuda:1"
-    )
-    site = site_from_file(path, "run7")
-    assert (site.name, site.device) == ("north", "cuda:1")
-    (source,) = site.sources
-    assert (source.root, source.format) == ("/data/archive", "pddca")
-    assert source.aliases == {"Parotid_L": ["Lt Parotid"]}
-    assert source.split == {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
-    assert site.run_folder == tmp_path / "state" / "run7"
-    assert site.base_folder == tmp_path / "state" / "base"
-    assert site.overlays == 0
-
-
-def test_the_secret_is_made_once_and_is_private(tmp_path: Path) -> None:
-    first, second = (site_from_file(site_file(tmp_path), r) for r in ("a", "b"))
-    assert first.secret == second.secret
-    assert len(first.secret) == 32
-    assert (tmp_path / "state" / "secret").stat().st_mode & 0o077 == 0
-    (tmp_path / "elsewhere").mkdir()
-    assert site_from_file(site_file(tmp_path / "elsewhere"), "a").secret != first.secret
-
-
-def test_a_split_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "splits.csv").write_text("case,split\nx,train\ny,test\n")
-    site = site_from_file(site_file(tmp_path, split={"file": "splits.csv"}), "r")
-    assert site.sources[0].splits == {"train": ["x"], "val": [], "test": ["y"]}
-    assert site.sources[0].split == {}
-
-
-@pytest.mark.parametrize(
-    "text", ["case,split\nx,training\n", "patient,split\nx,train\n", None], ids=str
-)
-def test_a_split_file_that_is_none(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "splits.csv").write_text(text)
-    with pytest.raises(UserError, match="case,split"):
-        site_from_file(site_file(tmp_path, split={"file": "splits.csv"}), "r")
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"nmae": "x"}, "site file: nmae"),
-        ({"state": None}, "site file: state"),
-        ({"root": ""}, "site file: root"),
-    ],
-)
-def test_a_site_file_that_cannot_be_used(
-    tmp_path: Path, changes: dict[str, Any], field: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        site_from_file(site_file(tmp_path, **changes), "r")
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize("text", ["a: [", "- a", ""])
-def test_a_site_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "site.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError):
-        site_from_file(path, "r")
-    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
-        site_from_file(tmp_path / "none.yaml", "r")
-
-
-def test_an_unknown_key_of_a_site_file_gets_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cachee = /tmp/x: unknown key\n.*write 'cache'"):
-        site_from_file(site_file(tmp_path, cachee="/tmp/x"), "r")
-    with pytest.raises(UserError, match=r"unknown key\n.*use one of name, format"):
-        site_from_file(site_file(tmp_path, zzz=1), "r")

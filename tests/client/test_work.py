@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client import work
+from client import fitting, scoring, work
 from client.personal import Personal
 from client.site import Site
 from core.checkpoint import load
@@ -35,16 +36,18 @@ def start(plan: Plan) -> dict[str, Tensor]:
     return start_state(plan, plan.phases[0], None)
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> list[Any]:
-    """What each call of `work.NAME` is given as that option, call by call."""
+def watched(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, option: str
+) -> list[Any]:
+    """What each call of `module.NAME` is given as that option, call by call."""
     given: list[Any] = []
-    real = getattr(work, name)
+    real = getattr(module, name)
 
     def watch(*args: Any, **options: Any) -> Any:
         given.append(options[option])
         return real(*args, **options)
 
-    monkeypatch.setattr(work, name, watch)
+    monkeypatch.setattr(module, name, watch)
     return given
 
 
@@ -115,8 +118,8 @@ def test_a_shared_round_scores_what_comes_in_and_then_trains(
     prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, steps = make_plan(), []
-    train, score = work.train, work.score
-    monkeypatch.setattr(work, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
+    train, score = fitting.train, work.score
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
     monkeypatch.setattr(work, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
     state, result = work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
     assert steps == ["val", "train"]
@@ -240,7 +243,7 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
 def test_a_round_trains_with_the_term_weights_of_the_plan(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, "train", "term_weights")
+    given = watched(monkeypatch, fitting, "train", "term_weights")
     plan = personal_plan(make_plan, make_phase)
     plan = replace(plan, weighting=Weighting(terms="shift", shift_end=1.0))
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
@@ -251,7 +254,7 @@ def test_a_round_trains_with_the_term_weights_of_the_plan(
 def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_personal_ones(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, "train", "organ_weights")
+    given = watched(monkeypatch, fitting, "train", "organ_weights")
     plan = make_plan()
     organs = plan.phases[0].organs
     plan = replace(plan, weighting=Weighting(by="dice", organs={organs[0]: 2.0}))
@@ -273,7 +276,7 @@ def test_a_personal_phase_goes_on_with_its_optimiser(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = personal_plan(make_plan, make_phase)
-    given = watched(monkeypatch, "train", "optimiser_state")
+    given = watched(monkeypatch, fitting, "train", "optimiser_state")
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
     assert given[0] is None
     saved = Personal(prepared.phase_folder("p")).load(1).optimiser
@@ -357,7 +360,7 @@ def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
     plan = make_plan()
     phase = plan.phases[0]
     drawn: list[npt.NDArray[np.uint8]] = []
-    monkeypatch.setattr(work, "write_overlays", lambda *args: drawn.append(args[2]))
+    monkeypatch.setattr(scoring, "write_overlays", lambda *args: drawn.append(args[2]))
     site = replace(prepared, overlays=1)
     result = work.evaluate(site, plan, phase, order(1, "test"), start(plan))
     (entry,) = prepared.of_phase(plan, phase, "test")
@@ -382,33 +385,7 @@ def test_a_site_draws_nothing_unless_told(prepared: Site, make_plan: MakePlan) -
     assert not (prepared.phase_folder("p") / "overlays").exists()
 
 
-# ------------------------------------------------------------------------------- frequencies
-
-
-def test_class_weights_come_from_the_federation(prepared: Site, make_plan: MakePlan) -> None:
-    plan = make_plan(loss=Loss(class_weight="paper"))
-    phase = plan.phases[0]
-    entries = prepared.of_phase(plan, phase, "train")
-    told = order(voxels=[100.0, 10.0], totals=[1000.0, 1000.0])
-    weights = work.frequencies(plan, phase, told, entries)
-    assert weights is not None
-    assert len(weights) == 3
-    assert weights[2] > weights[1] > weights[0]  # rarer weighs more
-    assert work.frequencies(plan, phase, order(), entries) is None
-    none = make_plan(loss=Loss(class_weight="none"))
-    assert work.frequencies(none, phase, told, entries) is None
-
-
-def test_a_personal_phase_takes_its_own_frequencies(
-    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
-) -> None:
-    plan = make_plan(make_phase(share="none"), loss=Loss(class_weight="paper"))
-    phase = plan.phases[0]
-    entries = prepared.of_phase(plan, phase, "train")
-    own = work.frequencies(plan, phase, order(), entries)
-    told = order(voxels=[1.0, 1.0], totals=[2.0, 2.0])
-    assert own is not None
-    assert work.frequencies(plan, phase, told, entries) == own
+# ------------------------------------------------------------------------------ mirrored scores
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -425,7 +402,7 @@ def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_wei
         make_phase(share=share, organs=["Brainstem"], average_mirrored=averaged),
         make_phase("other", organs=["Parotid_L"]),
     )
-    given = watched(monkeypatch, "validate", "average_mirrored")
+    given = watched(monkeypatch, scoring, "validate", "average_mirrored")
     round_ = work.train_personal if share == "none" else work.train_shared
     round_(prepared, plan, plan.phases[0], order(), start(plan))
     assert given == [averaged]
@@ -454,7 +431,7 @@ def test_kept_norms_stay_and_join_the_next_round(
     shared = {n: trained[n].detach().clone() for n in parts.shared}
     told = order(2, "validate", base_round=1)
     with_own = work.evaluate(prepared, plan, phase, told, first | shared)
-    expected = work.score(
+    expected = scoring.score(
         prepared, plan, phase, work.loaded(plan, phase, first | shared | own), "val"
     )
     assert with_own.scores["val"]["Brainstem"].dice == pytest.approx(
@@ -487,14 +464,14 @@ def test_what_a_phase_keeps_trains_first_and_alone(
     phase = plan.phases[0]
     parts = parts_of(network(plan, phase), plan, phase)
     seen: list[tuple[set[str], int, int]] = []
-    real = work.train
+    real = fitting.train
 
     def watch(model: Any, *args: Any, **options: Any) -> Any:
         free = {n for n, p in model.named_parameters() if p.requires_grad}
         seen.append((free, options["first_epoch"], options["epochs"]))
         return real(model, *args, **options)
 
-    monkeypatch.setattr(work, "train", watch)
+    monkeypatch.setattr(fitting, "train", watch)
     _, result = work.train_shared(prepared, plan, phase, order(), start(plan))
     assert seen == [(set(parts.personal), 0, 1), (set(parts.shared), 1, 2)]
     assert result.steps == 3 * 3
@@ -524,7 +501,7 @@ def test_ditto_trains_a_network_beside_the_shared_one(
 def test_fedprox_does_not_pull_what_stays(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, "train", "proximal")
+    given = watched(monkeypatch, fitting, "train", "proximal")
     federation = Federation(min_cell=1, strategy=Strategy(name="fedprox"))
     plan = make_plan(make_phase(keep=["norm"]), federation=federation)
     work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))

@@ -1,0 +1,73 @@
+"""A site's own cases, scored; what is told of each stays on its disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from client.site import Site
+from core.anatomy import vocabulary
+from core.data.entry import Entry
+from core.engine import validate
+from core.files import replace_csv
+from core.metrics import CaseScore
+from core.overlay import write_overlays
+from core.plan import Phase, Plan
+
+
+def score(
+    site: Site, plan: Plan, phase: Phase, model: nn.Module, split: str, *, draw: bool = False
+) -> list[CaseScore]:
+    """Scores of a split on each CT's own grid; draws the first cases where the site allows it."""
+    entries = site.of_phase(plan, phase, split)
+    drawn: list[Any] = []
+    colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
+
+    def on_case(entry: Entry, labelmap: npt.NDArray[np.uint8]) -> None:
+        if draw and len(drawn) < site.overlays:
+            drawn.append(entry.case)
+            write_overlays(
+                site.phase_folder(phase.name) / "overlays",
+                entry,
+                labelmap,
+                entry.truth(phase.organs),
+                phase.organs,
+                colours,
+            )
+
+    return validate(
+        model,
+        entries,
+        phase.organs,
+        plan,
+        site.device,
+        average_mirrored=phase.average_mirrored,
+        on_case=on_case,
+    )
+
+
+def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
+    """``cases.csv``: per-case test figures, on the site's own disk, never sent.
+
+    `volume_ml` is that of the site's own contour, `predicted_ml` that of the prediction: as
+    ``hnfed evaluate --per-case`` calls them.
+    """
+    folder = site.phase_folder(phase.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = (
+        (
+            s.case,
+            s.organ,
+            f"{s.dice:.6f}",
+            "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}",
+            f"{s.volume_ml:.6f}",
+            f"{s.predicted_ml:.6f}",
+        )
+        for s in scores
+    )
+    columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml")
+    replace_csv(folder / "cases.csv", columns, rows)

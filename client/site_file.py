@@ -1,0 +1,116 @@
+"""The site file: what a site says of itself, checked, and the secret that it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import os
+import secrets
+from pathlib import Path
+
+from client.site import Site, Source
+from core.config import read_yaml
+from core.errors import UserError
+
+MAX_PATH = 1000
+
+
+def site_from_file(path: Path, run: str) -> Site:
+    """The site of a site file (`interface.md`).
+
+    Raises:
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+    """
+    known = (
+        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state"
+    )  # fmt: skip
+    values = read_yaml(path)
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(known)}"
+            raise UserError(f"site file: {key}", values[key], remedy, problem="unknown key")
+    for key in ("name", "root", "cache", "state"):
+        if not isinstance(values.get(key), str) or not values[key].strip("\0"):
+            raise UserError(f"site file: {key}", values.get(key, "(missing)"), "give it a value")
+    for key in ("root", "cache", "state"):
+        if "\0" in values[key] or len(values[key]) > MAX_PATH:
+            raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
+    if not isinstance(split, dict) or not all(
+        key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
+        for key, value in split.items()
+    ):
+        remedy = "give train, val, test and seed as numbers, or file: splits.csv"
+        raise UserError("site file: split", split, remedy)
+    explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
+    state = Path(str(values["state"]))
+    return Site(
+        name=str(values["name"]),
+        sources=(
+            Source(
+                root=str(values["root"]),
+                label=str(values["name"]),
+                format=str(values.get("format", "auto")),
+                aliases=_aliases(values.get("aliases") or {}),
+                structure_set=str(values.get("structure_set") or ""),
+                split={} if explicit else dict(split),
+                splits=explicit,
+            ),
+        ),
+        device=str(values.get("device", "auto")),
+        cache=Path(str(values["cache"])),
+        run_folder=state / run,
+        base_folder=state / "base",
+        secret=_secret(state),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _aliases(values: object) -> dict[str, list[str]]:
+    remedy = "write Organ: [spelling, spelling]"
+    if not isinstance(values, dict):
+        raise UserError("site file: aliases", values, remedy)
+    for organ, names in values.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"site file: aliases.{organ}", names, remedy)
+    return {str(organ): list(names) for organ, names in values.items()}
+
+
+def _split_file(path: Path) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                groups[row["split"]].append(row["case"])
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise UserError(
+            "split.file",
+            path,
+            "give a CSV with columns case,split (train, val, test)",
+            problem="no such file" if not path.exists() else type(error).__name__,
+        ) from None
+    return groups
+
+
+def _secret(state: Path) -> bytes:
+    """The site's secret: made once, complete or not there, whoever else makes it meanwhile."""
+    path = state / "secret"
+    try:
+        if not path.is_file():
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = state / f".secret.{secrets.token_hex(4)}"
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+            part.unlink()
+        return path.read_bytes()
+    except OSError as error:
+        remedy = "give a folder that can be written and is kept"
+        raise UserError("site file: state", state, remedy, problem=str(error)[:200]) from None
