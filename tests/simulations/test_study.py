@@ -181,12 +181,16 @@ def test_without_means_without_the_partially_annotated_cases(tmp_path: Path) -> 
     assert set(whole["train"]) - set(part["train"]) == partial
     assert set(part["train"]) < set(whole["train"])
     assert (part["val"], part["test"]) == (whole["val"], whole["test"])
-    assert lists["alone-without-seed0"] == part
+    for name in ("alone-without", "pooled-without-epochs", "alone-without-epochs"):
+        assert lists[f"{name}-seed0"] == part
     steps = {
         n: len(s["train"]) * c.phases[0].local_epochs
         for (n, s), c in zip(lists.items(), plans.values(), strict=True)
     }
     assert steps["alone-with-seed0"] == steps["alone-without-seed0"]
+    for cases in ("pooled", "alone"):
+        same = [plans[f"{cases}-{n}-seed0"].phases[0] for n in ("with", "without-epochs")]
+        assert len({p.rounds * p.local_epochs for p in same}) == 1
 
 
 def test_each_network_of_the_models_study_takes_a_step(tmp_path: Path) -> None:
