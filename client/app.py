@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -249,7 +249,8 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
 def _arrays(message: Message, key: str) -> dict[str, Tensor]:
     record = message.content[key]
     assert isinstance(record, ArrayRecord)
-    return unpacked(*record.to_numpy_ndarrays())
+    (array,) = record.values()
+    return unpacked(array.data)
 
 
 def _need_base(message: Message, site: Site, order: Order) -> Message:
@@ -286,21 +287,23 @@ def _release(
     require_leaving(config, metrics, state or {}, shapes or {})
     if threading.current_thread() in EXPIRED:
         raise OvertimeError("its refusal has gone out already")
+    parcel = packed(state) if state else b""
     write_receipt(site.run_folder, kind, config, metrics, state or {})
-    return _message(message, config, metrics, state)
+    return _message(message, config, metrics, parcel)
 
 
 def _message(
     message: Message,
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
-    state: Mapping[str, Tensor] | None = None,
+    parcel: bytes = b"",
 ) -> Message:
     content = RecordDict(
         {"header": ConfigRecord(dict(config)), "metrics": MetricRecord(dict(metrics))}
     )
-    if state:
-        content["arrays"] = ArrayRecord([packed(state)])
+    if parcel:
+        array = Array("uint8", (len(parcel),), "safetensors", parcel)
+        content["arrays"] = ArrayRecord({"weights": array})
     return Message(content, reply_to=message)
 
 

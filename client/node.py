@@ -78,6 +78,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
             tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
             said = _follow(child, home / "supernode.log", kit)
             code = child.wait()
+            end(child)  # what it left at work
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
             reason = reason_of(said) or why_not(kit)

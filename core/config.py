@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core.candidates import expand
 from core.errors import UserError
 from core.plan import Config, Phase, Plan
+from core.service import leave_if_told
 
 P = TypeVar("P", bound=Plan)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -146,6 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.create(text))
     except Exception as error:
+        leave_if_told()
         reason = " ".join(str(error).split())
         raise UserError(str(path), reason, "mend the YAML at that line") from None
     if not isinstance(values, dict):
@@ -163,6 +165,7 @@ def _override(values: dict[str, Any], item: str) -> str:
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"v: {text}"))["v"]  # type: ignore[index,call-overload]
     except Exception:
+        leave_if_told()
         raise UserError(key, text, "write the value as YAML: 3, 0.1, true, [a, b]") from None
     node: Any = values
     done: list[str] = []
@@ -204,6 +207,7 @@ def _typed(
     try:
         return _fit(schema, values)
     except MISFIT as error:
+        leave_if_told()
         key = _key_at_fault(schema, values, error)
         problem = str(error).splitlines()[0]
     if "not in" in problem:

@@ -42,6 +42,7 @@ from core.optimisation import (
 )
 from core.plan import Plan
 from core.prediction import predict_volume, probabilities_of
+from core.service import leave_if_told
 
 __all__ = [
     "DeviceMemoryError",
@@ -150,6 +151,7 @@ def train(
                     logits = model(batch["image"])
                 terms = loss_of(logits.float(), batch["label"], batch["annotated"])
                 taken = take_step(terms.total, optimiser, scaler, pull, settings.clip_norm)
+                leave_if_told()
                 tally.add(terms, pull.value if taken else None, len(batch["image"]), taken)
                 if progress is not None:
                     progress(tally.seen, steps_per_epoch * epochs)
@@ -189,6 +191,7 @@ def validate(
     with device_settings(plan.train, target, plan.seed), memory_advice():
         to_device(model, target, plan.model.channels_last).eval()
         for entry in entries:
+            leave_if_told()
             image = scale_image(entry.image(), plan.preprocess.window_hu)
             probabilities = probabilities_of([model], image, target, average_mirrored=sides)
             labelmap = restore(probabilities, entry.crop, entry.source)

@@ -1,40 +1,53 @@
 """Weights on the wire: all tensors of a message in one piece.
 
-Flower moves every array of a message by two requests of its own, at each of three hops. In one
-piece a network of a hundred tensors takes as few requests as one of a single tensor.
+Flower moves every array of a message by requests of its own, at each of three hops. In one piece a
+network takes as few as its bytes need (Flower cuts an array at 5 MB), however many tensors it has.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
-import numpy as np
 import safetensors.torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+HEADER_BYTES = 400  # more than the header says of a tensor beside its name
 
-def packed(state: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+
+def packed(state: Mapping[str, Tensor]) -> bytes:
     """The safetensors file of a state, the same bytes for the same state.
 
     Args:
         state: tensors by name, de-duplicated (no two may share memory); any device, any memory
             format.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)
+    return safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in state.items()})
 
 
-def unpacked(parcel: NDArray[np.uint8]) -> dict[str, Tensor]:
+def unpacked(parcel: bytes, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state in a parcel, which may come from anywhere.
 
+    Args:
+        parcel: from `packed`.
+        expected: what should be in it: a parcel that is much larger is not opened.
+
     Raises:
-        ValueError: it is no row of bytes, or they are no safetensors file.
+        ValueError: it is larger, is no safetensors file, or holds more than tensors.
     """
-    if parcel.dtype != np.uint8 or parcel.ndim != 1:
-        raise ValueError("no row of bytes")
+    if expected is not None and len(parcel) > _most(expected):
+        raise ValueError("a larger parcel")
     try:
-        return safetensors.torch.load(parcel.tobytes())
-    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch lacks
+        state = safetensors.torch.load(parcel)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError("no safetensors file") from error
+    length = int.from_bytes(parcel[:8], "little")
+    if "__metadata__" in json.loads(parcel[8 : 8 + length]):
+        raise ValueError("text beside the tensors")
+    return state
+
+
+def _most(state: Mapping[str, Tensor]) -> int:
+    names = sum(6 * len(name) + HEADER_BYTES for name in state)
+    return HEADER_BYTES + names + sum(t.numel() * t.element_size() for t in state.values())

@@ -21,6 +21,7 @@ from core.journal import JOURNAL, read_events
 from core.report_format import FILTERS
 from core.report_view import view
 from core.report_volumes import Volumes
+from core.service import leave_if_told
 
 REPORT = "report.html"
 PICTURES_A_SITE = 12
@@ -137,9 +138,11 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, ValueError, OmegaConfBaseException) as error:
+        leave_if_told()
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
         return {}
     except Exception as error:  # PyYAML's errors have no base class but this
+        leave_if_told()
         problems.append(f"{path.name} is not YAML ({type(error).__name__})")
         return {}
     return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}

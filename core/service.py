@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,15 +34,13 @@ class Stopped(BaseException):
 
 def stop_by_signal() -> None:
     """Makes Ctrl-C and SIGTERM raise `Stopped`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    _listen(_stop)
 
 
 def leave_by_signal() -> None:
     """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
     _told.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    _listen(_leave)
 
 
 def leave_if_told() -> None:
@@ -48,6 +48,7 @@ def leave_if_told() -> None:
 
     A handler's exception comes up wherever the program is at work. Inside a library that may be a
     place that swallows it, or turns it into an error of its own; the work would go on to its end.
+    To be called where errors of libraries are caught, and wherever a long work takes a breath.
     """
     if _told:
         _raise(_told[-1])
@@ -60,15 +61,11 @@ def with_parent() -> None:
 
 
 def end(child: subprocess.Popen[Any]) -> None:
-    """SIGTERM to the child's session, SIGKILL to what is left of it."""
+    """SIGTERM to the child's group, SIGKILL to what is left of it, also where the child is gone."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
-        try:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(child.pid, number)
             child.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def held(lock: Path) -> bool:
@@ -85,6 +82,13 @@ def held(lock: Path) -> bool:
 def tell(text: str) -> None:
     """Prints a line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _listen(handler: Callable[[int, FrameType | None], None]) -> None:
+    """A signal that whoever started us ignores (a shell, for a job behind ``&``) stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ def aggregate(
         described: what each site said of itself; used where a reply tells no counts.
         heads: names of the parameters whose dim 0 is (background, organ 1, ...).
         state: all weights before the round.
-        good: accepted replies by site; their messages hold only the weights afterwards.
+        good: accepted replies by site; their messages become those that the strategy averages.
         round_: number of the round.
 
     Returns:
@@ -71,7 +71,7 @@ def average(
         strategy: Flower's.
         round_: number of the round.
         state: all weights before the round.
-        good: accepted replies by site; their messages hold only the weights afterwards.
+        good: accepted replies by site; their messages become those that the strategy averages.
         equal: every site weighs 1 instead of its training cases.
     """
     replies = []

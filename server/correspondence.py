@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.parcel import packed
 from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
 from core.protocol import Description, Order
-from server.exchange import Exchange, exchange
+from server.exchange import Exchange, exchange, record_of
 from server.guards import AWAY, Accepted, inspect
 from server.progress import Progress, State
 from server.record import Recorder, tell
@@ -177,10 +177,11 @@ class Correspondence:
     ) -> Exchange:
         contents = {}
         shared = {n: state[n] for n in self.shared}
+        parcel = packed(shared)
         for site, order in orders.items():
             content = RecordDict({ORDER: ConfigRecord(order.to_config())})
             if shared:
-                content[ARRAYS] = ArrayRecord([packed(shared)])
+                content[ARRAYS] = record_of(parcel)
             contents[site] = content
             self.recorder.say(
                 {
@@ -203,7 +204,7 @@ class Correspondence:
             timeout_s=deadline(federation, progress.slowest)
             if train
             else federation.round_timeout_s,
-            base=(lambda: ArrayRecord([packed(self.base)])) if self.base else None,
+            base=(lambda: record_of(packed(self.base))) if self.base else None,
         )
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.protocol import NEED_BASE
@@ -102,6 +102,11 @@ def exchange(
     done.moving += pulled
     done.lasted = time.monotonic() - started
     return done
+
+
+def record_of(parcel: bytes) -> ArrayRecord:
+    """The record that carries a parcel of weights (`core.parcel`)."""
+    return ArrayRecord({"weights": Array("uint8", (len(parcel),), "safetensors", parcel)})
 
 
 def size_of(content: RecordDict) -> int:

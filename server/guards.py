@@ -158,8 +158,9 @@ def _with_state(
         arrays = _one(reply, ARRAYS, ArrayRecord)
         if len(records) != 1 or len(arrays) != 1:
             return Rejected("E_SCHEMA", "more than one parcel of weights")
-        state = unpacked(*arrays.to_numpy_ndarrays())
-    except Exception as error:  # bytes from elsewhere: numpy's reader may raise anything
+        (array,) = arrays.values()
+        state = unpacked(array.data, expected)
+    except (KeyError, TypeError, ValueError) as error:
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
     if set(state) != set(expected):
         return Rejected("E_SCHEMA", "names of the weights")
@@ -172,6 +173,7 @@ def _with_state(
             return Rejected("E_NONFINITE", f"weights of {name}")
     if result.cases < 1 and not (withheld and not result.annotated):
         return Rejected("E_COUNT", "an update from no case")
+    del reply.content[ARRAYS]  # from here on they are in `state` alone
     return Accepted(header, result, state, reply)
 
 

@@ -104,6 +104,7 @@ def _serve(kit: Kit) -> int:
                     continue
                 if child is not None:
                     tell(f"{name} ended with {child.returncode}; starting it again")
+                    end(child)  # nginx's workers outlive it, and keep the port
                     time.sleep(RETRY_SECONDS)
                 children[name] = start(kit)
                 if name == "superlink":

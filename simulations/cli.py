@@ -12,7 +12,7 @@ import client.cli
 import core.cli
 import server.cli
 from core.errors import UserError
-from core.service import leave_by_signal
+from core.service import Stopped, leave_by_signal, leave_if_told
 
 EXAMPLES = """examples:
   hnfed simulate demo
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     leave_by_signal()
     try:
-        return int(options.handler(options))
+        return _handled(options)
     except UserError as error:
         if options.debug:
             raise
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hnfed: interrupted; what was done is kept", file=sys.stderr)
         return 130
+    except Stopped as stopped:  # a second signal, while what was started is ended
+        return 128 + stopped.number
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -53,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _handled(options: argparse.Namespace) -> int:
+    try:
+        return int(options.handler(options))
+    except Exception:
+        leave_if_told()  # a library may have taken a signal for an error of its own
+        raise
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.service import leave_if_told
 from simulations.cell import (
     ROOT,
     Wanted,
@@ -112,6 +113,7 @@ def grid(
         work = Work(read, out, chosen, waiting=list(chosen))
         try:
             while work.waiting or work.running:
+                leave_if_told()
                 _begin(work, jobs, lock)
                 _settle(work, jobs)
                 if work.running:

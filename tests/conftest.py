@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,22 @@ def task_identity() -> Iterator[None]:
     yield
     for name, value in before.items():
         setattr(TaskIdentity, f"_{name}", value)
+
+
+def heard() -> None:
+    """For `preexec_fn`: Ctrl-C reaches the child also where this suite runs behind ``&``."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def leaving() -> Iterator[None]:
+    """Signals raise as in a command of ours; what the test did is forgotten after it."""
+    from core.service import leave_by_signal
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    leave_by_signal()
+    yield
+    leave_by_signal()
+    for number, handler in before.items():
+        signal.signal(number, handler)

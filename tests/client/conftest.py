@@ -21,6 +21,7 @@ from core.parcel import packed
 from core.phases import fingerprint, network, parts_of, start_state, state_hash
 from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.protocol import Order
+from server.exchange import record_of
 
 BALLS = {"Brainstem": ((13, 12, 12), 3.0, 150.0), "Parotid_L": ((10, 11, 16), 2.5, 260.0)}
 SPLITS = ("train", "train", "train", "val", "test")
@@ -135,7 +136,7 @@ class Node:
     def ask(
         self, kind: str, order: Order | None = None, **arrays: dict[str, torch.Tensor]
     ) -> Message:
-        content: dict[str, Any] = {k: ArrayRecord([packed(v)]) for k, v in arrays.items()}
+        content: dict[str, Any] = {k: record_of(packed(v)) for k, v in arrays.items()}
         content["order"] = ConfigRecord((order or self.order()).to_config())
         message = Message(RecordDict(content), 2, kind)
         message.metadata.__dict__["_message_id"] = "1"

@@ -19,11 +19,11 @@ from client.policy import PolicyError
 from client.site import Site
 from core.errors import UserError
 from core.optimisation import NonFiniteError
-from core.parcel import unpacked
 from core.phases import fingerprint, network, parts_of, state_hash
 from core.plan import Phase
 from core.protocol import NEED_BASE, OK, Description, Order
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
+from tests.weights import weights_in
 
 # ------------------------------------------------------------------------------ the right way
 
@@ -44,7 +44,7 @@ def test_train_returns_what_is_shared_and_nothing_else(
     shared = {k: v for k, v in n.start().items() if k not in base}
     reply = n.ask("train", n.order(base_hash=digest), base=base, arrays=shared)
     assert code(reply) == OK
-    back = unpacked(*reply.content["arrays"].to_numpy_ndarrays())
+    back = weights_in(reply.content["arrays"])
     assert set(back) == set(shared)
     assert set(back).isdisjoint(base)
     assert any(not torch.equal(back[k], shared[k]) for k in back)

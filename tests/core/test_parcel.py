@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +46,7 @@ def test_special_numbers_and_memory_formats_keep_their_bits() -> None:
 def test_one_state_has_one_parcel_whatever_its_order() -> None:
     state = {"b": torch.ones(2), "a": torch.zeros(3), "c": torch.ones(1, dtype=torch.int64)}
     turned = dict(reversed(state.items()))
-    assert packed(state).tobytes() == packed(turned).tobytes()
+    assert packed(state) == packed(turned)
 
 
 @settings(max_examples=200, deadline=None)
@@ -51,10 +54,10 @@ def test_one_state_has_one_parcel_whatever_its_order() -> None:
 def test_whatever_bytes_come_they_are_a_state_or_a_value_error(
     noise: bytes, data: st.DataObject
 ) -> None:
-    whole = packed({"w": torch.ones(2, 3), "b": torch.ones(3)}).copy()
+    whole = bytearray(packed({"w": torch.ones(2, 3), "b": torch.ones(3)}))
     place = data.draw(st.integers(0, len(whole) - 1))
     whole[place] = data.draw(st.integers(0, 255))
-    for parcel in (np.frombuffer(noise, dtype=np.uint8), whole, whole[:place]):
+    for parcel in (noise, bytes(whole), bytes(whole[:place])):
         try:
             state = unpacked(parcel)
         except ValueError:
@@ -62,11 +65,31 @@ def test_whatever_bytes_come_they_are_a_state_or_a_value_error(
         assert all(isinstance(t, torch.Tensor) for t in state.values())
 
 
-@pytest.mark.parametrize(
-    "parcel",
-    [np.zeros(16, np.float32), packed({"w": torch.ones(2)})[None]],
-    ids=["numbers", "matrix"],
-)
-def test_no_row_of_bytes(parcel: np.ndarray) -> None:  # type: ignore[type-arg]
-    with pytest.raises(ValueError, match="row of bytes"):
-        unpacked(parcel)
+def parcel_of(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+@pytest.mark.parametrize("shape", [[0, 2**40, 2**40], [0, 2**63], [-1], [0.5]])
+def test_shapes_that_no_tensor_has(shape: list[float]) -> None:
+    with pytest.raises(ValueError, match="no safetensors file"):
+        unpacked(parcel_of({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
+
+
+def test_a_parcel_holds_the_tensors_and_nothing_else() -> None:
+    state = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
+    parcel = packed(state)
+    length = int.from_bytes(parcel[:8], "little")
+    header = json.loads(parcel[8 : 8 + length])
+    assert set(header) == set(state)
+    assert all(set(v) == {"dtype", "shape", "data_offsets"} for v in header.values())
+    assert len(parcel) == 8 + length + 4 * 6 + 8 * 4
+    with pytest.raises(ValueError, match="text beside"):
+        unpacked(safetensors.torch.save(state, metadata={"host": "x"}))
+
+
+def test_a_larger_parcel_than_expected_is_not_opened() -> None:
+    expected = {"w" * 200: torch.ones(2, 3), **{f"\u00e4{i}": torch.ones(()) for i in range(50)}}
+    assert set(unpacked(packed(expected), expected)) == set(expected)
+    with pytest.raises(ValueError, match="larger"):
+        unpacked(packed(expected | {"more": torch.ones(10_000)}), expected)

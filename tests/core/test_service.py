@@ -5,13 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from core.service import Stopped, end, held, leave_by_signal, leave_if_told
+from core.service import end, held, leave_by_signal, leave_if_told
 
 PARENT = """
 import subprocess, sys, time
@@ -66,6 +65,19 @@ def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch)
     deaf.stdout.close()
 
 
+def test_what_a_dead_child_left_is_ended_too() -> None:
+    script = "sleep 60 & echo $!; kill -9 $$"
+    dead = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert dead.stdout is not None
+    left = int(dead.stdout.readline())
+    assert dead.wait(5) == -signal.SIGKILL
+    assert alive(left)
+    end(dead)
+    assert soon(left)
+    end(dead)
+    dead.stdout.close()
+
+
 def test_a_lock_that_is_held(tmp_path: Path) -> None:
     lock = tmp_path / "x.lock"
     assert not held(lock)
@@ -73,17 +85,6 @@ def test_a_lock_that_is_held(tmp_path: Path) -> None:
     with FileLock(lock):
         assert held(lock)
     assert not held(lock)
-
-
-@pytest.fixture
-def leaving() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    leave_by_signal()
-    yield
-    leave_by_signal()  # forgets those of the test
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("leaving")
@@ -104,5 +105,11 @@ def test_what_a_signal_raised_and_a_library_lost_is_raised_again(
     leave_if_told()
 
 
-def test_no_handler_of_errors_takes_a_stop_for_one() -> None:
-    assert not issubclass(Stopped, Exception)
+def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
+    command = [sys.executable, "-c", "import signal; from core.service import leave_by_signal, "
+               "stop_by_signal\nfor f in (leave_by_signal, stop_by_signal):\n    f()\n"
+               "    assert signal.getsignal(2) is signal.SIG_IGN\n"
+               "    assert callable(signal.getsignal(15))"]  # fmt: skip
+    ignoring = ["bash", "-c", "trap '' INT; exec \"$@\"", "bash", *command]
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run(ignoring, check=True, env={**os.environ, "PYTHONPATH": root})

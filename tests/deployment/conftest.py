@@ -19,6 +19,7 @@ from client.approve import approve, installed
 from core.kit import Kit, read_kit
 from server.provision import Federation, provision
 from simulations.cli import main
+from tests.conftest import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("miccai", "north", "nyu")
@@ -57,7 +58,7 @@ class Machine:
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [str(c) for c in command], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                env=environment, cwd=log.parent, start_new_session=True,
+                env=environment, cwd=log.parent, start_new_session=True, preexec_fn=heard,
             )  # fmt: skip
 
     def says(self, text: str, seconds: float) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -211,11 +212,7 @@ def test_a_killed_superlink_and_resume_give_the_same_weights(place: Place, serve
     words = ("run", place.folder / "plan.yaml", "--server", kit, "--name", "again")
     run = hnfed(place.folder / "killed.log", *words)
     assert run.says("pretrain 1/2", 300), run.log.read_text()
-    (pid,) = [
-        int(p.parent.name)
-        for p in Path("/proc").glob("[0-9]*/cmdline")
-        if b"flower-superlink" in (line := _read(p)) and str(kit).encode() in line
-    ]
+    (pid,) = running("flower-superlink", kit)
     os.kill(pid, signal.SIGKILL)
     assert run.process.wait(200) == 1
     assert server.says("superlink ended with -9; starting it again", 30)
@@ -229,6 +226,38 @@ def test_a_killed_superlink_and_resume_give_the_same_weights(place: Place, serve
         assert float((ours[key] - theirs[key]).abs().max()) <= 1e-6, key
     for client in clients:
         assert client.end() == 143
+
+
+def test_a_killed_nginx_leaves_the_port_to_the_next(place: Place, server: Machine) -> None:
+    kit = place.folder / "kits" / "server"
+    (master,) = running("nginx: master", kit)
+    group = _group(master)
+    assert len(group) > 1, "it has workers"
+    ready = server.log.read_text().count("ready:")
+    os.kill(master, signal.SIGKILL)
+    assert server.says("nginx ended with -9; starting it again", 30)
+    limit = time.monotonic() + 30
+    while not (again := running("nginx: master", kit)) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert again != [master]
+    assert _group(master) == []
+    while server.log.read_text().count("ready:") == ready and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert server.log.read_text().count("ready:") == ready + 1
+    assert ask(place, "/health") == 200
+
+
+def running(words: str, kit: Path) -> list[int]:
+    """Processes of a kit whose command line holds these words."""
+    wanted = (words.encode(), str(kit).encode())
+    lines = {int(p.parent.name): _read(p) for p in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, line in lines.items() if all(w in line for w in wanted)]
+
+
+def _group(number: int) -> list[int]:
+    stats = {int(p.parent.name): _read(p) for p in Path("/proc").glob("[0-9]*/stat")}
+    fields = {pid: stat.rpartition(b")")[2].split() for pid, stat in stats.items() if stat}
+    return [p for p, f in fields.items() if int(f[2]) == number and f[0] not in (b"Z", b"X")]
 
 
 def _read(path: Path) -> bytes:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from core.config import plan_json
 from core.journal import read_events
 from core.metrics import OrganSum
-from core.parcel import packed, unpacked
+from core.parcel import packed
 from core.phases import fingerprint, state_hash
 from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess
 from core.protocol import NEED_BASE, Description, Header, Order, Result
+from server.exchange import record_of
+from tests.weights import weights_in
 
 ORGANS = ["Brainstem", "Parotid_L"]
 Act = Callable[[Message, Message], Message]
@@ -113,7 +115,7 @@ class Fakes:
         known = self.bases.setdefault(site, {})
         if "base" in message.content:
             self.pushed.append((site, order.base_hash))
-            known[order.base_hash] = unpacked(*message.content["base"].to_numpy_ndarrays())
+            known[order.base_hash] = weights_in(message.content["base"])
         if order.base_hash and order.base_hash not in known:
             header = Header(site, order.run, order.phase, order.round, NEED_BASE)
             return site, phase, order, {"header": ConfigRecord(header.to_config())}
@@ -146,10 +148,8 @@ class Fakes:
             "metrics": MetricRecord(result.to_metrics(phase.organs)),
         }
         if "arrays" in message.content:
-            state = unpacked(*message.content["arrays"].to_numpy_ndarrays())
-            content["arrays"] = ArrayRecord(
-                [packed({k: v + self.add[site] for k, v in state.items()})]
-            )
+            state = weights_in(message.content["arrays"])
+            content["arrays"] = record_of(packed({k: v + self.add[site] for k, v in state.items()}))
         return self._acted(site, order.task, order.round, message, content)
 
     def _evaluate(self, message: Message, context: Context) -> Message:
@@ -241,8 +241,8 @@ def metrics(**changes: Any) -> Act:
 
 def arrays(change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Act:
     def do(message: Message, reply: Message) -> Message:
-        state = unpacked(*reply.content["arrays"].to_numpy_ndarrays())
-        reply.content["arrays"] = ArrayRecord([packed(change(state))])
+        state = weights_in(reply.content["arrays"])
+        reply.content["arrays"] = record_of(packed(change(state)))
         return reply
 
     return do

@@ -14,10 +14,10 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-from core.parcel import unpacked
 from core.plan import Phase, Plan, Weighting
 from tests.server.conftest import ORGANS, Act, Fakes, Federated, drop, header, metrics
 from tests.server.conftest import arrays as weights
+from tests.weights import weights_in
 
 SITES = ["a", "b", "c", "d", "e"]
 ROUNDS = 10
@@ -181,7 +181,7 @@ def _watch(fakes: Fakes, arrived: dict[int, float]) -> None:
     def watching(message: Message, context: Any) -> Any:
         order = message.content["order"]
         if order["task"] == "train" and "arrays" in message.content:
-            state = unpacked(*message.content["arrays"].to_numpy_ndarrays())
+            state = weights_in(message.content["arrays"])
             name = next(n for n in sorted(state) if "head" not in n)
             arrived.setdefault(int(order["round"]), float(state[name].double().mean()))
         return begin(message, context)

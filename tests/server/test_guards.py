@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,6 +15,7 @@ from core.metrics import OrganSum
 from core.parcel import packed
 from core.plan import Guards, Phase
 from core.protocol import CODES, NEED_BASE, Header, Result
+from server.exchange import record_of
 from server.guards import Accepted, Rejected, inspect
 
 PHASE = Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])
@@ -40,9 +40,7 @@ def reply(
         "metrics": MetricRecord(result.to_metrics(PHASE.organs) | (metrics or {})),
     }
     if arrays is not None:
-        content["arrays"] = (
-            arrays if isinstance(arrays, ArrayRecord) else ArrayRecord([packed(arrays)])
-        )
+        content["arrays"] = arrays if isinstance(arrays, ArrayRecord) else record_of(packed(arrays))
     content |= records
     return Message(RecordDict(content), reply_to=asked)
 
@@ -179,53 +177,38 @@ def test_weights_that_are_no_numbers(bad: float) -> None:
     assert code_of(reply(arrays=GOOD | {"w": spoilt})) == "E_NONFINITE"
 
 
-def npy(array: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
 WHOLE = packed(GOOD)
+TEXT = safetensors.torch.save(GOOD, metadata={"x": "y"})
+CROWD = packed({f"{i}": torch.zeros(0) for i in range(1000)})
 
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"",
-        b"rubbish",
-        npy(WHOLE)[:-3],
-        npy(WHOLE[:-3]),
-        npy(np.append(WHOLE, WHOLE)),
-        npy(WHOLE.astype(np.float64)),
-        npy(WHOLE[None]),
-        npy(np.ones((2, 3), np.float32)),
-        npy(np.array(["a", "b", "c"])),
-        b"PK\x03\x04" + b"\0" * 40,
-    ],
-    ids=[
-        "empty",
-        "rubbish",
-        "cut",
-        "cut-inside",
-        "twice",
-        "double",
-        "matrix",
-        "bare",
-        "text",
-        "zip",
-    ],
+    [b"", b"rubbish", WHOLE[:-3], WHOLE + WHOLE, b"PK\x03\x04" + b"\0" * 40, TEXT, CROWD],
+    ids=["empty", "rubbish", "cut", "twice", "zip", "text", "crowd"],
 )
 def test_bytes_that_are_no_weights(data: bytes) -> None:
-    record = ArrayRecord([WHOLE])
-    (name,) = record
-    record[name] = Array("uint8", WHOLE.shape, "numpy.ndarray", data)
-    assert code_of(reply(arrays=record)) == "E_SCHEMA"
+    assert code_of(reply(arrays=record_of(data))) == "E_SCHEMA"
+
+
+def test_a_parcel_much_larger_than_it_should_be_is_not_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("safetensors.torch.load", lambda data: pytest.fail("opened"))
+    assert code_of(reply(arrays={"w": torch.ones(2, 3), "b": torch.ones(3000)})) == "E_SCHEMA"
 
 
 def test_weights_in_several_pieces() -> None:
-    assert code_of(reply(arrays=ArrayRecord([WHOLE, WHOLE]))) == "E_SCHEMA"
+    (one,) = record_of(WHOLE).values()
+    assert code_of(reply(arrays=ArrayRecord({"weights": one, "more": one}))) == "E_SCHEMA"
     assert code_of(reply(arrays=ArrayRecord(dict(GOOD)))) == "E_SCHEMA"
-    assert code_of(reply(arrays=GOOD, other=ArrayRecord([WHOLE]))) == "E_SCHEMA"
+    assert code_of(reply(arrays=GOOD, other=record_of(WHOLE))) == "E_SCHEMA"
+
+
+def test_accepted_weights_are_held_once() -> None:
+    message = reply(arrays=GOOD)
+    assert isinstance(verdict(message), Accepted)
+    assert not message.content.array_records
 
 
 @pytest.mark.parametrize(

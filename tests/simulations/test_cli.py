@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -17,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from core import service
 from core.checkpoint import load as load_checkpoint
 from core.checkpoint import resolve_model
 from core.config import load, plan_hash
+from core.errors import UserError
 from core.journal import read_events
+from core.service import Stopped
 from simulations import cli
 from simulations.cli import main
 
@@ -33,7 +35,6 @@ def _signals() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
-    service.leave_by_signal()  # forgets those of the tests
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -283,6 +284,7 @@ def test_something_unexpected_is_one_screen_too(
     assert len(error) < 1500
 
 
+@pytest.mark.usefixtures("leaving")
 def test_interrupt_and_termination(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +302,22 @@ def test_interrupt_and_termination(
     with pytest.raises(SystemExit) as caught:
         main(["simulate"])
     assert caught.value.code == 143
+
+    def lose(*_: Any, **__: Any) -> int:
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise UserError("config.yaml", "line 3", "mend the YAML")
+
+    monkeypatch.setattr("simulations.run.simulate", lose)
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate"])
+    assert caught.value.code == 143
+
+    def stop(*_: Any, **__: Any) -> int:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("simulations.run.simulate", stop)
+    assert main(["simulate"]) == 130
 
 
 @pytest.mark.parametrize("arguments", [["simulat"], ["simulate", "--ouut", "x"], ["config"]])

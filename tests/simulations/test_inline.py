@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,22 +100,28 @@ def test_what_an_app_raises_comes_out_and_the_server_is_itself_again() -> None:
         run(main)
 
 
-def test_a_signal_that_an_app_took_for_its_own_error_ends_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    after = []
+@pytest.mark.usefixtures("leaving")
+def test_a_signal_that_an_app_took_for_its_own_error_ends_the_run() -> None:
+    seen = []
+    app = ClientApp()
 
-    def told() -> None:
-        raise SystemExit(143)
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        seen.append(context.node_config["partition-id"])
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Message(RecordDict(), reply_to=message)
 
     def main(grid: Grid, context: Context) -> None:
         list(grid.push_messages([message(n) for n in grid.get_node_ids()]))
-        after.append("another round")
+        seen.append("another round")
 
-    monkeypatch.setattr("simulations.inline.leave_if_told", told)
-    with pytest.raises(SystemExit):
-        run(main)
-    assert not after
+    server = ServerApp()
+    server.main()(main)
+    with pytest.raises(SystemExit) as caught:
+        run_inline(server, app, {"plan": "x"}, 2)
+    assert caught.value.code == 143
+    assert seen == [0]
 
 
 def test_it_is_a_grid_of_flower() -> None:

@@ -1,0 +1,13 @@
+"""The weights of a message, as tests read them."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from core.parcel import unpacked
+
+
+def weights_in(record: ArrayRecord) -> dict[str, Tensor]:
+    (array,) = record.values()
+    return unpacked(array.data)
