@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from client.site import Site
+from client.site_file import require_own_kit
 from core.anatomy import vocabulary
 from core.data.archive import open_archive
 from core.doctor import FAIL, PASS, Check, failed
@@ -15,10 +16,11 @@ from core.kit import Kit
 def examine_site(site: Site, kit: Kit | None) -> Iterator[Check]:
     """Checks the site's name against the kit's, and opens the archive without reading an image."""
     if kit is not None:
-        good = site.name == kit.role
-        found = f"{site.name}, the kit's" if good else f"{site.name}; the kit is {kit.role}'s"
-        remedy = "" if good else f"write name: {kit.role} into the site file, or take the other kit"
-        yield Check("site's name", PASS if good else FAIL, found, remedy)
+        try:
+            require_own_kit(site, kit)
+            yield Check("site's name", PASS, f"{site.name}, the kit's", "")
+        except UserError as error:
+            yield failed("site's name", error)
     for source in site.sources:
         try:
             archive = open_archive(

@@ -16,7 +16,7 @@ from typing import IO
 from client import approval_guard
 from client.approval_guard import TOLD
 from client.approve import approved
-from client.site_file import site_from_file
+from client.site_file import require_own_kit, site_from_file
 from core.app_folder import QUIET
 from core.doctor import FAIL, dial
 from core.errors import UserError
@@ -55,9 +55,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
         UserError: kit and site file do not belong together, or the key is not private.
     """
     site = site_from_file(site_file, "node")
-    if site.name != kit.role:
-        remedy = f"write name: {kit.role} into the site file, or take the other kit"
-        raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+    require_own_kit(site, kit)
     key = kit.folder / "node.key"
     if not key.is_file():
         raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")

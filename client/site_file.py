@@ -12,6 +12,7 @@ from pathlib import Path
 from client.site import Site, Source
 from core.config import read_yaml
 from core.errors import UserError
+from core.kit import Kit
 
 MAX_PATH = 1000
 
@@ -65,6 +66,17 @@ def site_from_file(path: Path, run: str) -> Site:
         base_folder=state / "base",
         secret=_secret(state),
     )
+
+
+def require_own_kit(site: Site, kit: Kit) -> None:
+    """Requires that site file and kit name the same site.
+
+    Raises:
+        UserError: they do not.
+    """
+    if site.name != kit.role:
+        remedy = f"write name: {kit.role} into the site file, or take the other kit"
+        raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
 
 
 def _is_number(value: object) -> bool:

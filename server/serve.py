@@ -114,7 +114,7 @@ def _serve(kit: Kit) -> int:
                 else:
                     _wait(kit, kit.port, children[name])
                     tell(f"ready: sites dial {kit.host}:{kit.port}")
-                    tell(f"the sites must have approved code bundle {bundle_sha256()}")
+                    tell(f"the sites must have approved code bundle {_own_bundle()}")
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
@@ -158,13 +158,21 @@ def comings(kit: Kit, read: int) -> tuple[list[str], int]:
     return lines, read + len(said)
 
 
-def bundle_sha256() -> str:
-    """Of the code bundle that `hnfed run` sends; a site compares it before it approves."""
+def bundle_sha256(app: Path) -> str:
+    """Of the code bundle that `hnfed run` sends; a site compares it before it approves.
+
+    Args:
+        app: folder from `core.app_folder.stage_app`.
+    """
     from flwr.cli.build import build_fab_from_disk
 
+    return hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+
+
+def _own_bundle() -> str:
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         stage_app(app_dir(), Path(scratch) / "app")
-        return hashlib.sha256(build_fab_from_disk(Path(scratch) / "app")).hexdigest()
+        return bundle_sha256(Path(scratch) / "app")
 
 
 def admit(kit: Kit) -> list[str]:

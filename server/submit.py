@@ -177,10 +177,11 @@ def _at_work(kit: Kit, folder: Path) -> str:
 
 def _submitted(kit: Kit, values: dict[str, str]) -> str:
     """Submits the app; returns Flower's id of the run."""
-    print(f"code bundle {bundle_sha256()}: what the sites must have approved", flush=True)
     with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
         place = Path(scratch)
         stage_app(app_dir(), place / "app")
+        digest = bundle_sha256(place / "app")
+        print(f"code bundle {digest}: what the sites must have approved", flush=True)
         write_private(place / "run.toml", toml_of(values))
         told = flower(
             kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),
