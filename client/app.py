@@ -285,9 +285,9 @@ def _release(
 ) -> Message:
     """The one way out: checked against the allow-list, a receipt written, then sent."""
     require_leaving(config, metrics, state or {}, shapes or {})
+    parcel = packed(state) if state else b""
     if threading.current_thread() in EXPIRED:
         raise OvertimeError("its refusal has gone out already")
-    parcel = packed(state) if state else b""
     write_receipt(site.run_folder, kind, config, metrics, state or {})
     return _message(message, config, metrics, parcel)
 

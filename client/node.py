@@ -22,7 +22,7 @@ from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
-from core.service import Stopped, end, stop_by_signal, tell, with_parent
+from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
@@ -77,6 +77,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
             said = _follow(child, home / "supernode.log", kit)
             code = child.wait()
             end(child)  # what it left at work
+            child = None
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
             reason = reason_of(said) or why_not(kit)
@@ -87,8 +88,9 @@ def run_node(kit: Kit, site_file: Path) -> int:
         tell("stopping")
         return 128 + stopped.number
     finally:
-        if child is not None:
-            end(child)
+        with deaf():  # an impatient second Ctrl-C leaves nothing at work
+            if child is not None:
+                end(child)
 
 
 def reason_of(said: str) -> str:

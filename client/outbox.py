@@ -180,7 +180,7 @@ def summary(receipts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         lines.append(f"{run:<28}{len(rows):>8}{count:>9}{size:>10.2f}  {told}")
     names = sorted({key for rows in receipts.values() for row in rows for key in row["scalars"]})
     lines += ["", "scalars that have left:"]
-    width = max(map(len, names)) + 2
+    width = max(map(len, names), default=0) + 2
     lines += [f"  {name:<{width}}{_meaning(name)}" for name in names]
     return "\n".join(lines)
 

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -40,7 +41,7 @@ def stop_by_signal() -> None:
 def leave_by_signal() -> None:
     """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
     _told.clear()
-    _listen(_leave)
+    _listen(leave)
 
 
 def leave_if_told() -> None:
@@ -52,6 +53,25 @@ def leave_if_told() -> None:
     """
     if _told:
         _raise(_told[-1])
+
+
+@contextlib.contextmanager
+def handling(handler: Any, *numbers: int) -> Iterator[None]:
+    """While it lasts, these signals have that handler (in the main thread; elsewhere nothing)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def deaf() -> contextlib.AbstractContextManager[None]:
+    """While it lasts, Ctrl-C and SIGTERM do nothing."""
+    return handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
 
 
 def with_parent() -> None:
@@ -91,7 +111,8 @@ def _listen(handler: Callable[[int, FrameType | None], None]) -> None:
             signal.signal(number, handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
+    """The handler of `leave_by_signal`."""
     _told.append(number)
     _raise(number)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.plan import Plan, Tracking
+from core.service import leave_if_told
 
 REACH_TIMEOUT_S = 6.0
 INIT_TIMEOUT_S = 10.0
@@ -156,6 +157,7 @@ class Tracker:
             with _environment(self._folder, self.mode):
                 call(self._run)
         except Exception as error:
+            leave_if_told()
             self._run = None
             self.mode = "disabled"
             self.note(f"W&B: {action} failed ({type(error).__name__}); {UNTRACKED}")
@@ -247,6 +249,7 @@ def _init(tracker: Tracker, settings: Tracking, mode: str, config: Mapping[str, 
             run.define_metric("round")
             run.define_metric("*", step_metric="round")
     except Exception as error:
+        leave_if_told()
         with contextlib.suppress(Exception):
             wandb.teardown()
         for left in set((folder / "wandb").iterdir()) - before:

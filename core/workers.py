@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from core.errors import UserError
+from core.service import leave_if_told
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,6 +42,7 @@ def each(
     """
     if jobs <= 1 or len(items) <= 1:
         for index, item in enumerate(items):
+            leave_if_told()
             yield index, job(item)
         return
     context = get_context("forkserver")  # imports once, in a process without threads

@@ -28,7 +28,7 @@ from core.app_folder import QUIET, app_dir, stage_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
-from core.service import Stopped, end, stop_by_signal, tell, with_parent
+from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from server.provision import ROSTER
 
 CONNECTION = "hnfed"
@@ -123,8 +123,9 @@ def _serve(kit: Kit) -> int:
         tell("stopping")
         return 128 + stopped.number
     finally:
-        for child in reversed(list(children.values())):
-            end(child)
+        with deaf():  # an impatient second Ctrl-C leaves nothing at work
+            for child in reversed(list(children.values())):
+                end(child)
 
 
 def comings(kit: Kit, read: int) -> tuple[list[str], int]:

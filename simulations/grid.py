@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.service import leave_if_told
+from core.service import deaf, leave_if_told
 from simulations.cell import (
     ROOT,
     Wanted,
@@ -29,7 +29,6 @@ from simulations.cell import (
 )
 from simulations.folds import make_view
 from simulations.grid_tables import count_cells, number, print_table, write_tables
-from simulations.launch import deaf
 from simulations.study import Cell, Study, read_study
 
 POLL_SECONDS = 0.2

@@ -15,15 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from core.app_folder import QUIET, stage_app, toml_of, write_private
 from core.errors import UserError
+from core.service import deaf, handling, leave
 from simulations import supervise
 
 # Ray: no telemetry.
@@ -95,7 +93,10 @@ def run_flower(
     if gpus_per_client > 0:
         federation += f" init-args-num-gpus={math.ceil(actors * gpus_per_client)}"
     work_dir.mkdir(parents=True, exist_ok=True)
-    with _terminable(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:
+    with (
+        handling(leave, signal.SIGTERM),
+        (work_dir / "flower.log").open("a", encoding="utf-8") as log,
+    ):
         home = Path(tempfile.mkdtemp(prefix="hnfed-", dir=_short_temporary_folder()))
         process: subprocess.Popen[str] | None = None
         done = False
@@ -173,28 +174,3 @@ def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> None:
                 process.wait()
             process.stdout.close()
         shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
-def _signals(numbers: tuple[int, ...], handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def deaf() -> Any:
-    """While it lasts, Ctrl-C and SIGTERM do nothing."""
-    return _signals((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)
-
-
-def _terminable() -> Any:
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    return _signals((signal.SIGTERM,), leave)

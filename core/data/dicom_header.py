@@ -18,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
 from core.data.folders import walk
+from core.service import leave_if_told
 
 OTHER_SUFFIXES = {
     ".nrrd", ".nhdr", ".nii", ".gz", ".mha", ".mhd", ".raw", ".zip", ".tar", ".csv", ".tsv",
@@ -82,6 +83,7 @@ def read_header(path: Path) -> dict[str, str] | None:
             catalogue = header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception:
+            leave_if_told()
             return None
     return told if told["Modality"] or catalogue else None
 

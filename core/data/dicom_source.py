@@ -12,6 +12,7 @@ import pydicom
 
 from core.data.volume import Geometry
 from core.errors import CaseError
+from core.service import leave_if_told
 
 # Patient and study of the CT: an object about a patient belongs to that patient.
 COPIED = (
@@ -47,6 +48,7 @@ def read_headers(files: Sequence[Path], geometry: Geometry) -> list[Any]:
                     raise ValueError("no id")
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception as error:
+            leave_if_told()
             problem = f"a header cannot be referred to ({type(error).__name__})"
             remedy = "export the series again"
             raise CaseError(

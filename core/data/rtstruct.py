@@ -20,6 +20,7 @@ import pydicom
 from core.data import raster
 from core.data.volume import Geometry
 from core.errors import CaseError
+from core.service import leave_if_told
 
 CONTOUR_DATA = 0x30060050
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "")
@@ -143,6 +144,7 @@ def _read(path: Path, *stamp: int) -> StructureSet:
             return _parse(pydicom.dcmread(path, force=True))
         # pydicom raises half a dozen types for damaged files, its data elements more when used.
         except Exception as error:
+            leave_if_told()
             raise _unreadable(path, f"damaged ({type(error).__name__})") from error
 
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client import work
-from client.app import _refusal, _say, app, site_of
+from client.app import EXPIRED, _refusal, _say, app, site_of
 from client.personal import Personal
 from client.policy import PolicyError
 from client.site import Site
@@ -182,6 +182,25 @@ def test_a_hung_step_ends_when_the_policy_says_so(
             thread.join(20)
     kinds = [r["kind"] for r in receipts_of(n.site)]
     assert kinds == ["error"], "what was late has not left, and no receipt says that it did"
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "failed"])
+def test_no_receipt_tells_of_weights_that_could_not_be_packed_in_time(
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    def packing(state: Any) -> bytes:
+        if not late:
+            raise RuntimeError("no memory")
+        EXPIRED.add(threading.current_thread())
+        return b"x"
+
+    monkeypatch.setattr("client.app.packed", packing)
+    n = node()
+    try:
+        assert code(n.ask("train", arrays=n.start())) == ("E_TIME" if late else "E_INTERNAL")
+    finally:
+        EXPIRED.discard(threading.current_thread())
+    assert [r["kind"] for r in receipts_of(n.site)] == ["error"]
 
 
 def receipts_of(site: Site) -> list[dict[str, Any]]:

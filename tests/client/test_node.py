@@ -67,6 +67,34 @@ def test_a_site_that_has_approved_nothing_is_told(
     assert "hnfed approve" in capsys.readouterr().out
 
 
+def test_what_a_dead_node_left_at_work_is_ended_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    site = tmp_path / "site.yaml"
+    site.write_text(f"name: nyu\nroot: {tmp_path}\ncache: {tmp_path}/c\nstate: {tmp_path}/s\n")
+    steps: list[str] = []
+
+    def start(*_: object) -> subprocess.Popen[str]:
+        if steps:
+            raise Stopped(15)
+        return subprocess.Popen(["true"], stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    monkeypatch.setattr("client.node._start", start)
+
+    def ended(child: subprocess.Popen[str]) -> None:
+        assert child.returncode == 0
+        assert child.stdout is not None
+        child.stdout.close()
+        steps.append("ended")
+
+    monkeypatch.setattr("client.node.end", ended)
+    monkeypatch.setattr("client.node.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("client.node.stop_by_signal", lambda: None)
+    assert run_node(read_kit(tmp_path / "kits" / "nyu", "site"), site) == 143
+    assert steps == ["ended"]
+
+
 def test_kit_site_file_and_key_must_fit(tmp_path: Path) -> None:
     provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
     kit = read_kit(tmp_path / "kits" / "nyu", "site")

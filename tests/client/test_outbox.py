@@ -213,3 +213,6 @@ def test_receipts_say_what_left(tmp_path: Path) -> None:
     assert read_receipts(tmp_path)["run-1"][-1]["sha256"] != last["sha256"]
     json.dumps(found)
     assert "nothing has left" in summary(read_receipts(tmp_path / "none"))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "receipts.jsonl").write_text('{"at": "2026')
+    assert "torn" in summary({"torn": read_receipts(tmp_path)["torn"]})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from core.optimisation import (
 )
 from core.plan import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.prediction import select_labels
+from core.service import leave_by_signal
 
 ORGANS = ("Brainstem", "Parotid_L")
 PRE = Preprocess([5.0, 5.0, 5.0], [24, 24, 24], [-200.0, 300.0])
@@ -79,6 +83,24 @@ def _train(
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in unique_state(model).items()}
+
+
+@pytest.mark.usefixtures("leaving")
+def test_a_signal_that_was_lost_ends_training_and_scoring(entries: list[Entry]) -> None:
+    plan, seen = _plan(), []
+
+    def lose(*given: Any) -> None:
+        seen.append(given)
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        _train(_model(plan), entries, plan, epochs=3, progress=lose)
+    assert len(seen) == 1
+    leave_by_signal()
+    with pytest.raises(SystemExit):
+        engine.validate(_model(plan), entries, ORGANS, plan, "cpu", on_case=lose)
+    assert len(seen) == 2
 
 
 def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -84,6 +84,9 @@ def test_a_parcel_holds_the_tensors_and_nothing_else() -> None:
     assert set(header) == set(state)
     assert all(set(v) == {"dtype", "shape", "data_offsets"} for v in header.values())
     assert len(parcel) == 8 + length + 4 * 6 + 8 * 4
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "note": "hello"}
+    with pytest.raises(ValueError, match="text beside"):
+        unpacked(parcel_of({"w": entry}, b"\0" * 4))
     with pytest.raises(ValueError, match="text beside"):
         unpacked(safetensors.torch.save(state, metadata={"host": "x"}))
 

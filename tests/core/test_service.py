@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from core.service import end, held, leave_by_signal, leave_if_told
+from tests.conftest import heard
 
 PARENT = """
 import subprocess, sys, time
@@ -103,6 +104,38 @@ def test_what_a_signal_raised_and_a_library_lost_is_raised_again(
         assert caught.value.code == 143
     leave_by_signal()
     leave_if_told()
+
+
+def test_a_second_signal_leaves_no_child_behind() -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "from core import service\n"
+        "service.GRACE_SECONDS = 1.5\n"
+        "service.stop_by_signal()\n"
+        "child = subprocess.Popen(['bash', '-c', \"trap '' TERM; echo up; sleep 60\"],\n"
+        "                         start_new_session=True)\n"
+        "try:\n"
+        "    print(child.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+        "except service.Stopped:\n"
+        "    pass\n"
+        "finally:\n"
+        "    with service.deaf():\n"
+        "        service.end(child)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, preexec_fn=heard,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        told = {parent.stdout.readline().strip() for _ in range(2)}
+        (child,) = (int(line) for line in told - {"up"})
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(20) == 0
+    assert soon(child)
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:

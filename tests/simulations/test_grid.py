@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -395,6 +396,24 @@ def test_a_cell_that_died_before_its_run_began_is_started_anew(
     (folder / ".plan.json.next").write_text("{")
     assert grid(study, [], out, jobs=1) == 0
     assert json.loads((folder / "metrics.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.usefixtures("leaving")
+def test_a_signal_that_was_lost_starts_no_further_cell(
+    tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = grid_module._begin
+
+    def losing(*arguments: Any) -> None:
+        begin(*arguments)
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(grid_module, "_begin", losing)
+    study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}}}, phases: [pretrain]}")
+    with pytest.raises(SystemExit):
+        grid(study, [], tmp_path / "out", jobs=1)
+    assert len(fake) == 1
 
 
 def test_a_folder_has_one_grid_at_a_time(made: Path, study: str) -> None:

@@ -65,8 +65,10 @@ def stopped(out: Path, cache: Path, number: int, after_s: float) -> bool:
     assert code in (128 + number, -number), f"{took:.1f} s\n{log.read_text()}"
     # Python ends itself by SIGINT where Ctrl-C came up in code that a library made as it was
     # loaded, however well it was handled: a shell shows 130 for that too.
-    told = code == 128 + number or number == signal.SIGINT
+    said = log.read_text()
+    told = code == 128 + number or "hnfed: interrupted" in said
     assert told or not out.exists(), "killed only before anything of ours ran"
+    assert "Traceback" not in said or not out.exists(), said
     assert took <= LONGEST_S, f"{took:.1f} s"
     assert of_session(run.pid) == []
     return True

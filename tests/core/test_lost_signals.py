@@ -1,0 +1,84 @@
+"""What a signal raised inside a library, and the library took for an error of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf.errors import ConfigKeyError
+
+from core import config, report, workers
+from core.data import dicom_header, dicom_source, rtstruct
+from core.data.volume import Geometry
+from core.plan import Plan, Tracking
+from core.tracking import open_tracker
+
+pytestmark = pytest.mark.usefixtures("leaving")
+
+
+def lost(error: type[Exception], *_: Any, **__: Any) -> Any:
+    """A library that swallows what comes up in it."""
+    with contextlib.suppress(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise error("of the library")
+
+
+def tracked(folder: Path) -> object:
+    settings = Tracking(mode="offline")
+    return open_tracker(settings, run_id="r", folder=folder, config={"phases": []})
+
+
+PLACES: dict[str, tuple[str, type[Exception], Callable[[Path], object]]] = {
+    "yaml": ("core.config.OmegaConf.create", ValueError, lambda p: config.read_yaml(p / "file")),
+    "override": (
+        "core.config.OmegaConf.create", ValueError, lambda p: config._override({}, "a=1")
+    ),
+    "schema": ("core.config._fit", ConfigKeyError, lambda p: config._typed(Plan, {}, "x")),
+    "report": (
+        "core.report.OmegaConf.load", ConfigKeyError, lambda p: report._read_config(p / "file", [])
+    ),
+    "report, no YAML": (
+        "core.report.OmegaConf.load", RuntimeError, lambda p: report._read_config(p / "file", [])
+    ),
+    "header": (
+        "core.data.dicom_header.pydicom.dcmread", OSError,
+        lambda p: dicom_header.read_header(p / "file"),
+    ),
+    "headers": (
+        "core.data.dicom_source.pydicom.dcmread", OSError,
+        lambda p: dicom_source.read_headers([p / "file"], Geometry((1, 1, 1), (1.0,) * 3)),
+    ),
+    "structures": (
+        "core.data.rtstruct.pydicom.dcmread", OSError, lambda p: rtstruct._read(p / "file", 1)
+    ),
+    "tracking": ("wandb.init", RuntimeError, tracked),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_is_raised_again(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, error, call = PLACES[place]
+    (tmp_path / "file").write_text("a: 1\n")
+    monkeypatch.setattr(target, functools.partial(lost, error))
+    with pytest.raises(SystemExit) as caught:
+        call(tmp_path)
+    assert caught.value.code == 143
+
+
+def test_no_further_item_is_worked_on() -> None:
+    done: list[int] = []
+
+    def job(item: int) -> None:
+        done.append(item)
+        with contextlib.suppress(ValueError):
+            lost(ValueError)
+
+    with pytest.raises(SystemExit):
+        list(workers.each(job, [1, 2, 3]))
+    assert done == [1]
