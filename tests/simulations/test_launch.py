@@ -221,7 +221,10 @@ def test_bad_sizes_are_refused(tiny_app: Path, tmp_path: Path) -> None:
 
 def test_owned_finds_children_by_their_mark_only(tmp_path: Path) -> None:
     mark = f"HNFED_TEST={tmp_path}"
-    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], env={})"
+    sleeper = (
+        "import subprocess, sys, time; "
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], env={}); time.sleep(60)"
+    )
     inner = textwrap.dedent("import time; print('up', flush=True); time.sleep(60)")
     name, value = mark.split("=", 1)
     with subprocess.Popen(
