@@ -21,6 +21,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import flush_folder, write_flushed
+from core.parcel import packed
 
 SCHEMA = 2  # 1 had no checksum of the JSON itself
 _EMPTY_BYTES = len(safetensors.torch.save({}))
@@ -47,8 +48,7 @@ def save(
         The JSON's content as written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    weights = safetensors.torch.save(tensors)
+    weights = packed(state)
     written: dict[str, Any] = {
         **meta,
         "schema": SCHEMA,

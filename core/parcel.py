@@ -1,4 +1,4 @@
-"""Weights on the wire: all tensors of a message in one piece.
+"""Weights as bytes: all tensors of a message, or of a checkpoint, in one piece.
 
 Flower moves every array of a message by requests of its own, at each of three hops. In one piece a
 network takes as few as its bytes need (Flower cuts an array at 5 MB), however many tensors it has.

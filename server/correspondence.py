@@ -177,10 +177,10 @@ class Correspondence:
     ) -> Exchange:
         contents = {}
         shared = {n: state[n] for n in self.shared}
-        parcel = packed(shared)
+        parcel = packed(shared) if shared else b""
         for site, order in orders.items():
             content = RecordDict({ORDER: ConfigRecord(order.to_config())})
-            if shared:
+            if parcel:
                 content[ARRAYS] = record_of(parcel)
             contents[site] = content
             self.recorder.say(
