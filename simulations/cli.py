@@ -59,12 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _handled(options: argparse.Namespace) -> int:
     try:
-        status = int(options.handler(options))
-    except Exception:
-        leave_if_told()  # a library may have taken a signal for an error of its own
-        raise
-    leave_if_told()
-    return status
+        return int(options.handler(options))
+    finally:
+        leave_if_told()  # a library may have taken a signal for an error of its own, or for none
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
