@@ -6,14 +6,12 @@ import difflib
 import hashlib
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from core.app_folder import app_dir, stage_app
+from core.app_folder import staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
@@ -56,9 +54,8 @@ def installed() -> bytes:
     """The bundle of this installation: what a coordinator with the same version sends."""
     from flwr.cli.build import build_fab_from_disk
 
-    with tempfile.TemporaryDirectory() as scratch:
-        stage_app(app_dir(), Path(scratch) / "app")
-        return build_fab_from_disk(Path(scratch) / "app")
+    with staged_app() as app:
+        return build_fab_from_disk(app)
 
 
 def approved(kit: Kit) -> list[dict[str, str]]:

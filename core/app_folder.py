@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,15 @@ def stage_app(source: Path, target: Path) -> None:
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+
+
+@contextmanager
+def staged_app() -> Iterator[Path]:
+    """This installation's own app, staged as ``app`` in a private folder that is removed after."""
+    with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
+        app = Path(scratch) / "app"
+        stage_app(app_dir(), app)
+        yield app
 
 
 def toml_of(values: Mapping[str, str]) -> str:

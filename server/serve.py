@@ -16,7 +16,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core.app_folder import QUIET, app_dir, stage_app
+from core.app_folder import QUIET, staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
@@ -163,7 +162,7 @@ def bundle_sha256(app: Path) -> str:
     """Of the code bundle that `hnfed run` sends; a site compares it before it approves.
 
     Args:
-        app: folder from `core.app_folder.stage_app`.
+        app: folder from `core.app_folder.staged_app`.
     """
     from flwr.cli.build import build_fab_from_disk
 
@@ -171,9 +170,8 @@ def bundle_sha256(app: Path) -> str:
 
 
 def _own_bundle() -> str:
-    with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
-        stage_app(app_dir(), Path(scratch) / "app")
-        return bundle_sha256(Path(scratch) / "app")
+    with staged_app() as app:
+        return bundle_sha256(app)
 
 
 def admit(kit: Kit) -> list[str]:

@@ -7,14 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.app_folder import app_dir, stage_app, toml_of, write_private
+from core.app_folder import staged_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
 from core.files import replace_file
@@ -177,16 +176,13 @@ def _at_work(kit: Kit, folder: Path) -> str:
 
 def _submitted(kit: Kit, values: dict[str, str]) -> str:
     """Submits the app; returns Flower's id of the run."""
-    with tempfile.TemporaryDirectory(prefix="hnfed-") as scratch:
-        place = Path(scratch)
-        stage_app(app_dir(), place / "app")
-        digest = bundle_sha256(place / "app")
-        print(f"code bundle {digest}: what the sites must have approved", flush=True)
-        write_private(place / "run.toml", toml_of(values))
+    with staged_app() as app:
+        print(f"code bundle {bundle_sha256(app)}: what the sites must have approved", flush=True)
+        config = app.parent / "run.toml"
+        write_private(config, toml_of(values))
         told = flower(
-            kit, "run", str(place / "app"), CONNECTION, "--run-config", str(place / "run.toml"),
-            "--format", "json",
-        )  # fmt: skip
+            kit, "run", str(app), CONNECTION, "--run-config", str(config), "--format", "json"
+        )
     run = json_of(told).get("run-id")
     if not run:
         remedy = "read the server's log"
