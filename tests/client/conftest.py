@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,26 @@ def everything(reply: Message) -> bytes:
         else:
             parts.append(repr(dict(record)).encode())
     return b"\n".join(parts)
+
+
+def order(round_: int = 1, task: str = "train", **changes: Any) -> Order:
+    return Order("run", "p", round_, task, **changes)
+
+
+def start(plan: Plan) -> dict[str, torch.Tensor]:
+    return start_state(plan, plan.phases[0], None)
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, option: str
+) -> list[Any]:
+    """What each call of `module.NAME` is given as that option, call by call."""
+    given: list[Any] = []
+    real = getattr(module, name)
+
+    def watch(*args: Any, **options: Any) -> Any:
+        given.append(options[option])
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, watch)
+    return given

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from client.fitting import frequencies
 from client.site import Site
 from core.plan import Loss, Phase, Plan
-from core.protocol import Order
+from tests.client.conftest import order
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]
@@ -15,12 +15,12 @@ def test_class_weights_come_from_the_federation(prepared: Site, make_plan: MakeP
     plan = make_plan(loss=Loss(class_weight="paper"))
     phase = plan.phases[0]
     entries = prepared.of_phase(plan, phase, "train")
-    told = Order("run", "p", 1, "train", voxels=[100.0, 10.0], totals=[1000.0, 1000.0])
+    told = order(voxels=[100.0, 10.0], totals=[1000.0, 1000.0])
     weights = frequencies(plan, phase, told, entries)
     assert weights is not None
     assert len(weights) == 3
     assert weights[2] > weights[1] > weights[0]  # rarer weighs more
-    assert frequencies(plan, phase, Order("run", "p", 1, "train"), entries) is None
+    assert frequencies(plan, phase, order(), entries) is None
     none = make_plan(loss=Loss(class_weight="none"))
     assert frequencies(none, phase, told, entries) is None
 
@@ -31,7 +31,7 @@ def test_a_personal_phase_takes_its_own_frequencies(
     plan = make_plan(make_phase(share="none"), loss=Loss(class_weight="paper"))
     phase = plan.phases[0]
     entries = prepared.of_phase(plan, phase, "train")
-    own = frequencies(plan, phase, Order("run", "p", 1, "train"), entries)
-    told = Order("run", "p", 1, "train", voxels=[1.0, 1.0], totals=[2.0, 2.0])
+    own = frequencies(plan, phase, order(), entries)
+    told = order(voxels=[1.0, 1.0], totals=[2.0, 2.0])
     assert own is not None
     assert frequencies(plan, phase, told, entries) == own

@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -20,36 +15,13 @@ from client.site import Site
 from core.checkpoint import load
 from core.errors import UserError
 from core.metrics import OrganSum
-from core.phases import frozen_in, network, parts_of, start_state, state_hash
+from core.phases import frozen_in, network, parts_of, state_hash
 from core.plan import Federation, Loss, Phase, Plan, Strategy, Weighting
-from core.protocol import WITHHELD, Order
+from core.protocol import WITHHELD
+from tests.client.conftest import order, start, watched
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]
-
-
-def order(round_: int = 1, task: str = "train", **changes: Any) -> Order:
-    return Order("run", "p", round_, task, **changes)
-
-
-def start(plan: Plan) -> dict[str, Tensor]:
-    return start_state(plan, plan.phases[0], None)
-
-
-def watched(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, option: str
-) -> list[Any]:
-    """What each call of `module.NAME` is given as that option, call by call."""
-    given: list[Any] = []
-    real = getattr(module, name)
-
-    def watch(*args: Any, **options: Any) -> Any:
-        given.append(options[option])
-        return real(*args, **options)
-
-    monkeypatch.setattr(module, name, watch)
-    return given
-
 
 # --------------------------------------------------------------------------------- description
 
@@ -323,91 +295,6 @@ def test_a_personal_loss_over_few_cases_stays_at_the_site(
         _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
         assert bool(result.loss) == told
         assert (result.cases, result.annotated, result.steps) == (0, (), 0)
-
-
-# ------------------------------------------------------------------------------------- scoring
-
-
-def test_validate_scores_val_and_writes_nothing(prepared: Site, make_plan: MakePlan) -> None:
-    plan = make_plan()
-    result = work.evaluate(prepared, plan, plan.phases[0], order(1, "validate"), start(plan))
-    assert set(result.scores) == {"val"}
-    assert not prepared.phase_folder("p").exists()
-
-
-def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: MakePlan) -> None:
-    plan = make_plan()
-    site = replace(prepared, overlays=1)
-    result = work.evaluate(site, plan, plan.phases[0], order(1, "test"), start(plan))
-    assert {o: s.n for o, s in result.scores["test"].items()} == {"Brainstem": 1, "Parotid_L": 1}
-    with (site.phase_folder("p") / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [r["organ"] for r in rows] == ["Brainstem", "Parotid_L"]
-    assert {r["case"][-1] for r in rows} == {"4"}
-    for row in rows:
-        cell = result.scores["test"][row["organ"]]
-        assert float(row["dice"]) == pytest.approx(cell.dice, abs=1e-6)
-        assert (row["hd95_mm"] == "") == (cell.detected == 0)
-        assert (float(row["predicted_ml"]) == 0) == (cell.detected == 0)
-    pictures = list((site.phase_folder("p") / "overlays").glob("*.png"))
-    assert pictures
-    assert not any("DOE" in p.name for p in pictures)
-
-
-def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
-    prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan()
-    phase = plan.phases[0]
-    drawn: list[npt.NDArray[np.uint8]] = []
-    monkeypatch.setattr(scoring, "write_overlays", lambda *args: drawn.append(args[2]))
-    site = replace(prepared, overlays=1)
-    result = work.evaluate(site, plan, phase, order(1, "test"), start(plan))
-    (entry,) = prepared.of_phase(plan, phase, "test")
-    voxel_ml = math.prod(entry.source.spacing_mm) / 1000
-    with (prepared.phase_folder("p") / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [r["organ"] for r in rows] == phase.organs
-    for label, row in enumerate(rows, start=1):
-        true = entry.truth()[row["organ"]].sum() * voxel_ml
-        assert float(row["volume_ml"]) == pytest.approx(true, abs=1e-6)
-        predicted = (drawn[0] == label).sum() * voxel_ml
-        assert float(row["predicted_ml"]) == pytest.approx(predicted, abs=1e-6)
-    assert any(float(row["predicted_ml"]) > 0 for row in rows)
-    sums = {f"test.{name}" for name in ("n", "detected", "dice", "hd95_mm", "penalised_mm")}
-    counts = {"cases", "steps", "skipped", "seconds", "startup"}
-    assert set(result.to_metrics(phase.organs)) == counts | sums
-
-
-def test_a_site_draws_nothing_unless_told(prepared: Site, make_plan: MakePlan) -> None:
-    plan = make_plan()
-    work.evaluate(prepared, plan, plan.phases[0], order(1, "test"), start(plan))
-    assert not (prepared.phase_folder("p") / "overlays").exists()
-
-
-# ------------------------------------------------------------------------------ mirrored scores
-
-
-@pytest.mark.parametrize("averaged", [False, True])
-@pytest.mark.parametrize("share", ["all", "none"])
-def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_weights_tell_it(
-    prepared: Site,
-    make_plan: MakePlan,
-    make_phase: MakePhase,
-    monkeypatch: pytest.MonkeyPatch,
-    averaged: bool,
-    share: str,
-) -> None:
-    plan = make_plan(
-        make_phase(share=share, organs=["Brainstem"], average_mirrored=averaged),
-        make_phase("other", organs=["Parotid_L"]),
-    )
-    given = watched(monkeypatch, scoring, "validate", "average_mirrored")
-    round_ = work.train_personal if share == "none" else work.train_shared
-    round_(prepared, plan, plan.phases[0], order(), start(plan))
-    assert given == [averaged]
-    meta = work.checkpoint_meta(prepared, plan, plan.phases[0], order())
-    assert meta["average_mirrored"] is averaged
 
 
 # ----------------------------------------------------------- what stays in a phase that is shared
