@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,12 @@ def task_identity() -> Iterator[None]:
 def heard() -> None:
     """For `preexec_fn`: Ctrl-C reaches the child also where this suite runs behind ``&``."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def lose_a_signal() -> None:
+    """SIGTERM comes up in code that swallows what it raises; for tests with `leaving`."""
+    with contextlib.suppress(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from core.optimisation import (
 from core.plan import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.prediction import select_labels
 from core.service import leave_by_signal
+from tests.conftest import lose_a_signal
 
 ORGANS = ("Brainstem", "Parotid_L")
 PRE = Preprocess([5.0, 5.0, 5.0], [24, 24, 24], [-200.0, 300.0])
@@ -91,8 +89,7 @@ def test_a_signal_that_was_lost_ends_training_and_scoring(entries: list[Entry]) 
 
     def lose(*given: Any) -> None:
         seen.append(given)
-        with contextlib.suppress(SystemExit):
-            os.kill(os.getpid(), signal.SIGTERM)
+        lose_a_signal()
 
     with pytest.raises(SystemExit):
         _train(_model(plan), entries, plan, epochs=3, progress=lose)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,14 @@ from core.data import dicom_header, dicom_source, rtstruct
 from core.data.volume import Geometry
 from core.plan import Plan, Tracking
 from core.tracking import open_tracker
+from tests.conftest import lose_a_signal
 
 pytestmark = pytest.mark.usefixtures("leaving")
 
 
 def lost(error: type[Exception], *_: Any, **__: Any) -> Any:
     """A library that swallows what comes up in it."""
-    with contextlib.suppress(SystemExit):
-        os.kill(os.getpid(), signal.SIGTERM)
+    lose_a_signal()
     raise error("of the library")
 
 
@@ -76,8 +73,7 @@ def test_no_further_item_is_worked_on() -> None:
 
     def job(item: int) -> None:
         done.append(item)
-        with contextlib.suppress(ValueError):
-            lost(ValueError)
+        lose_a_signal()
 
     with pytest.raises(SystemExit):
         list(workers.each(job, [1, 2, 3]))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -26,6 +25,7 @@ from core.journal import read_events
 from core.service import Stopped
 from simulations import cli
 from simulations.cli import main
+from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -304,8 +304,7 @@ def test_interrupt_and_termination(
     assert caught.value.code == 143
 
     def lose(*_: Any, **__: Any) -> int:
-        with contextlib.suppress(SystemExit):
-            os.kill(os.getpid(), signal.SIGTERM)
+        lose_a_signal()
         raise UserError("config.yaml", "line 3", "mend the YAML")
 
     monkeypatch.setattr("simulations.run.simulate", lose)

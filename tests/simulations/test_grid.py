@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import fcntl
 import json
@@ -25,6 +24,7 @@ from simulations.cell import mean_dice, wanted
 from simulations.cli import main
 from simulations.grid import grid
 from simulations.study import read_study
+from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
@@ -406,8 +406,7 @@ def test_a_signal_that_was_lost_starts_no_further_cell(
 
     def losing(*arguments: Any) -> None:
         begin(*arguments)
-        with contextlib.suppress(SystemExit):
-            os.kill(os.getpid(), signal.SIGTERM)
+        lose_a_signal()
 
     monkeypatch.setattr(grid_module, "_begin", losing)
     study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}}}, phases: [pretrain]}")

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from core.journal import read_events
 from simulations import inline
 from simulations.inline import SERVER_NODE, InlineGrid, run_inline
+from tests.conftest import lose_a_signal
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +106,7 @@ def test_a_signal_that_an_app_took_for_its_own_error_ends_the_run() -> None:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         seen.append(context.node_config["partition-id"])
-        with contextlib.suppress(SystemExit):
-            os.kill(os.getpid(), signal.SIGTERM)
+        lose_a_signal()
         return Message(RecordDict(), reply_to=message)
 
     def main(grid: Grid, context: Context) -> None:
