@@ -30,6 +30,7 @@ CODES = {
     "E_MEMORY": "the device ran out of memory",
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
+    "E_MASK": "the site refused to mask its reply (secure aggregation); its client.log says why",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
     "E_ERROR": "Flower reported an error instead of a reply",
@@ -58,6 +59,10 @@ class Order:
             and crop voxels of the training cases that annotate it; empty where unknown (D9).
         organ_factors: on the static weight of each organ of the phase (`core.weighting`); empty
             for 1, and in personal phases, where the site follows its own scores.
+        attempt: secure aggregation: at random for each try, so that no mask is used twice.
+        peers: what every site of the sums said of itself (`core.secure_hello`), by site.
+        weights: totals that a site's share is of: cases, and cases that annotate each organ.
+        longest: length that an update must not exceed; 0 for none.
     """
 
     run: str
@@ -71,6 +76,10 @@ class Order:
     voxels: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     organ_factors: list[float] = field(default_factory=list)
+    attempt: str = ""
+    peers: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    longest: float = 0.0
 
     def to_config(self) -> dict[str, Any]:
         """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""
@@ -191,6 +200,9 @@ class Description:
         annotated: per plan organ, training cases that annotate it; empty where the policy refuses.
         voxels, totals: class frequencies, see `Order`.
         left_out: reason code -> how many cases or organs were left out, or -1.
+        annotated_val, annotated_test: as `annotated`, of the other splits; for secure aggregation
+            only, and then for the site's own guard, which tells no more than whether there are any.
+        hello: secure aggregation: what the site says of itself under its signature.
     """
 
     site: str
@@ -202,6 +214,9 @@ class Description:
     totals: tuple[float, ...]
     left_out: Mapping[str, int]
     versions: Mapping[str, str]
+    annotated_val: tuple[int, ...] = ()
+    annotated_test: tuple[int, ...] = ()
+    hello: str = ""
 
     def to_records(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(config, metrics) for the wire."""
@@ -212,8 +227,9 @@ class Description:
             "code": OK,
         }
         config |= {f"version.{k}": v for k, v in self.versions.items()}
+        config |= {"hello": self.hello} if self.hello else {}
         metrics: dict[str, Any] = {"cases": list(self.cases)}
-        for name in ("annotated", "voxels", "totals"):
+        for name in ("annotated", "voxels", "totals", "annotated_val", "annotated_test"):
             if getattr(self, name):
                 metrics[name] = list(getattr(self, name))
         metrics |= {f"left_out.{k}": v for k, v in self.left_out.items()}
@@ -233,6 +249,9 @@ class Description:
             totals=tuple(float(v) for v in metrics.get("totals", ())),
             left_out={k[9:]: int(v) for k, v in metrics.items() if k.startswith("left_out.")},
             versions={k[8:]: str(v) for k, v in config.items() if k.startswith("version.")},
+            annotated_val=tuple(int(v) for v in metrics.get("annotated_val", ())),
+            annotated_test=tuple(int(v) for v in metrics.get("annotated_test", ())),
+            hello=str(config.get("hello", "")),
         )
 
 

@@ -27,6 +27,7 @@ from server.progress import State
 from server.record import Recorder, tell
 from server.roster import call_roster, require_same_split
 from server.rounds import PhaseRun
+from server.secure_start import secure_start
 
 app = ServerApp()
 
@@ -125,6 +126,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)
     _require_annotated(plan, described)
+    secure = secure_start(grid, plan, nodes, described, code, recorder)
     weights: dict[str, tuple[State, list[str]]] = {}
     splits: dict[str, dict[str, str]] = {}
     for phase in plan.phases:
@@ -162,6 +164,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             _previous(plan, phase, recorder, weights),
             _starts_at_site(plan, phase),
             splits[phase.init],
+            secure,
         )
         splits[phase.name] = dict(run.meta["splits"])
         best_state, block = run.run(resume)

@@ -36,6 +36,7 @@ class Progress:
         received: bytes from the sites so far.
         seconds: of all rounds so far.
         slowest: of the last rounds, seconds until the last reply that was accepted came.
+        longest: secure aggregation: length to which the sites hold their updates; 0: no bound yet.
     """
 
     round: int = 0
@@ -52,6 +53,7 @@ class Progress:
     received: int = 0
     seconds: float = 0.0
     slowest: list[float] = field(default_factory=list)
+    longest: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Readable JSON."""

@@ -48,6 +48,8 @@ NUMBERS = {
     "seconds": "of computing",
     "startup": "seconds that the process took to begin",
     "annotated": "by organ, how many training cases annotate it",
+    "annotated_val": "by organ, how many validation cases annotate it; it never leaves the guard",
+    "annotated_test": "by organ, how many test cases annotate it; it never leaves the guard",
     "loss": "mean over the steps: total, and each term",
     "voxels": "by organ, voxels of it in the training crops",
     "totals": "by organ, voxels of the crops that annotate it",
