@@ -73,7 +73,10 @@ class Hello:
         Raises:
             ValueError: another form.
         """
-        values = json.loads(_parts(text)[0])
+        try:
+            values = json.loads(_parts(text)[0])
+        except RecursionError:
+            raise ValueError("hello") from None
         if not isinstance(values, dict) or set(values) != {f.name for f in fields(cls)}:
             raise ValueError("hello")
         return cls(**values)

@@ -13,6 +13,7 @@ from core.config import finite
 from core.errors import UserError
 from core.plan import Config, Phase, Plan, Simulation, Strategy
 from core.published import TABLES
+from core.secure_plan import check_secure
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
@@ -32,6 +33,7 @@ def check(plan: Plan) -> None:
     for i, phase in enumerate(plan.phases):
         _check_phase(plan, i, phase)
         require_known(phase.organs, known, f"phases.{phase.name}.organs")
+    check_secure(plan)
     if isinstance(plan, Config):
         _check_simulation(plan, plan.simulation)
 

@@ -19,11 +19,12 @@ from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
 from core.protocol import Description, Order
 from core.secure_layout import Sum, Travelling
+from core.secure_plan import ALL
 from server.exchange import Exchange, exchange, record_of
 from server.guards import AWAY, Accepted, Rejected, inspect
 from server.progress import Progress, State
 from server.record import Recorder, tell
-from server.secure_round import ALL, Masked, Secure, add_up, inspect_masked, number_length
+from server.secure_round import Masked, Secure, add_up, inspect_masked, number_length
 from server.strategy import ARRAYS, ORDER
 
 # A deadline that is learned: from so many rounds, with time for a process to start.

@@ -21,6 +21,7 @@ from core.phases import (
 from core.plan import Phase, Plan
 from core.protocol import OK, Description, Header, published
 from core.secure_layout import Sum, travelling
+from core.secure_plan import ALL
 from server.aggregate import aggregate
 from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
 from server.exchange import Exchange
@@ -31,7 +32,7 @@ from server.outliers import repeated, standing_out, words
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import frequencies, require_same_split
-from server.secure_round import ALL, Masked, Secure, averaged, longest
+from server.secure_round import Masked, Secure, averaged, longest
 
 
 class PhaseRun:

@@ -28,11 +28,11 @@ from core.secure_layout import (
     tally_segments,
     weight_segments,
 )
+from core.secure_plan import ALL
 from core.secure_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
 from server.guards import Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS
 
-ALL = "all-sites"  # stands where the name of a site does, for what is summed over all of them
 State = dict[str, Tensor]
 
 
@@ -115,7 +115,8 @@ def secure_set(plan: Plan, described: Mapping[str, Description]) -> Secure:
             "phases.sites",
             ", ".join(missing),
             "wait until they are back and start again, or write a plan without them",
-            problem="they did not come, and a sum is over all sites of the plan or not opened",
+            problem="they did not come or could not take part (see the journal), and a sum is over "
+            "all sites of the plan or not opened",
         )
     hellos: dict[str, Hello] = {}
     for site in wanted:

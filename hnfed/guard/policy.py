@@ -9,8 +9,11 @@ from typing import Any
 from core.config import read_yaml
 from core.errors import UserError
 from core.plan import Plan
+from core.secure_layout import summed_sites
+from core.secure_sum import FEWEST
 
 SHARES = ("all", "trainable", "none")
+SECURE = ("required", "allowed")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Policy:
         min_cell: no score of fewer cases leaves in a personal phase.
         longest_s: seconds that one order may take here; what takes longer is ended.
         gpu_memory_share: of the device's memory, what a training step may take.
+        secure_aggregation: ``required``: no weights, counts or scores leave but in a sum over
+            sites; ``allowed``: where the plan asks for it.
+        secure_aggregation_sites: over how many sites, at least 3.
+        secure_aggregation_change: sums may be over other sites than those of earlier runs.
     """
 
     organs: tuple[str, ...] = ()
@@ -38,6 +45,9 @@ class Policy:
     min_cell: int = 11
     longest_s: int = 86_400
     gpu_memory_share: float = 1.0
+    secure_aggregation: str = "allowed"
+    secure_aggregation_sites: int = 3
+    secure_aggregation_change: bool = False
 
 
 class PolicyError(RuntimeError):
@@ -71,7 +81,16 @@ def read_policy(path: Path) -> Policy:
             raise UserError(f"policy: {key}", value, "give a share above 0, at most 1.0")
         else:
             made[key] = value
-    return Policy(**made)
+    policy = Policy(**made)
+    if policy.secure_aggregation not in SECURE:
+        remedy = f"choose of {', '.join(SECURE)}"
+        raise UserError("policy: secure_aggregation", policy.secure_aggregation, remedy)
+    if policy.secure_aggregation_sites < FEWEST:
+        value = policy.secure_aggregation_sites
+        problem = "of a sum over two sites each knows the other's part"
+        remedy = f"give {FEWEST} or more"
+        raise UserError("policy: secure_aggregation_sites", value, remedy, problem=problem)
+    return policy
 
 
 def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
@@ -82,6 +101,7 @@ def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
     """
     if policy.models and plan.model.name not in policy.models:
         raise PolicyError(f"models: {plan.model.name}")
+    _require_sums(plan, site, policy)
     for phase in plan.phases:
         if site not in phase.sites:
             continue
@@ -98,3 +118,27 @@ def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
                 f"policy.yaml asks for at least {policy.min_cell} (the coordinator: "
                 f"federation.min_cell={policy.min_cell})"
             )
+
+
+def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
+    """Requires sums over sites where the policy does, and sums over enough of them.
+
+    Raises:
+        PolicyError: names key, value and remedy.
+    """
+    if site not in plan.site_names:
+        return
+    if not plan.federation.secure_aggregation:
+        if policy.secure_aggregation == "required":
+            raise PolicyError(
+                "secure_aggregation: required, and the plan does not ask for it (the coordinator: "
+                "federation.secure_aggregation=true)"
+            )
+        return
+    sites = summed_sites(plan)
+    if site in sites and len(sites) < policy.secure_aggregation_sites:
+        raise PolicyError(
+            f"secure_aggregation_sites: {policy.secure_aggregation_sites}, and the plan has "
+            f"{len(sites)} sites (the coordinator: add sites to the plan's phases; or write a "
+            "smaller number into policy.yaml)"
+        )
