@@ -7,6 +7,7 @@ says of its own cases (`core.secure_hello`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.config import plan_from_json, plan_json
 from core.metrics import OrganSum
 from core.models.stages import head_rows, unique_state
 from core.phases import network, parts_of
@@ -48,6 +50,13 @@ class Travelling:
 
 def travelling(plan: Plan, phase: Phase) -> Travelling:
     """What travels in a shared phase."""
+    return _travelling(plan_json(plan), phase.name)
+
+
+@functools.lru_cache(16)
+def _travelling(text: str, name: str) -> Travelling:
+    plan = plan_from_json(text)
+    phase = plan.phase(name)
     model = network(plan, phase)
     shared = parts_of(model, plan, phase).shared
     state = unique_state(model)
