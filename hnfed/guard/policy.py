@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,25 @@ def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
                 f"policy.yaml asks for at least {policy.min_cell} (the coordinator: "
                 f"federation.min_cell={policy.min_cell})"
             )
+
+
+def hidden(
+    policy: Policy, kind: str, config: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A reply's settings and numbers without what the policy keeps back.
+
+    Args:
+        policy: of the site.
+        kind: query, train or evaluate.
+        config: settings of the reply.
+        metrics: its numbers.
+    """
+    told = dict(metrics)
+    if not policy.counts and kind == "query":
+        told = {k: -1 for k in told if k.startswith("left_out.")} | {"cases": [-1, -1, -1]}
+    elif not policy.counts:
+        told.pop("annotated", None)
+        told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
+    if not policy.scores:
+        told = {k: v for k, v in told.items() if not k.startswith(("val.", "test."))}
+    return dict(config), told
