@@ -283,7 +283,7 @@ def _lower(kind: int, most: int) -> None:
 def _start_gpu() -> None:
     import torch
 
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     for index in range(torch.cuda.device_count()):
         torch.zeros(1, device=f"cuda:{index}")
 

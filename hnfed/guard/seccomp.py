@@ -74,11 +74,13 @@ def program(processor: str, pid: int, *, signals: bool, truncate: bool) -> list[
 
     Args:
         processor: of `PROCESSORS`.
-        pid, signals, truncate: as for `restrict`.
+        pid: as for `restrict`.
+        signals: as for `restrict`.
+        truncate: as for `restrict`.
     """
     column, _, architecture = PROCESSORS[processor]
     looked = {name: numbers[column] for name, numbers in LOOKED_AT.items()}
-    refused = [numbers[column] for numbers in REFUSED.values() if numbers[column] is not None]
+    refused = [number for row in REFUSED.values() if (number := row[column]) is not None]
     if truncate:
         refused.append(looked["truncate"])
     first = [
