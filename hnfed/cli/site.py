@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import subcommand
 from core.errors import UserError
+
+if TYPE_CHECKING:
+    from core.kit import Kit
 
 SHORTEST_DIGEST = 16
 
@@ -43,6 +46,8 @@ def register(subparsers: Any) -> None:
         text = "site file (default: KIT/site.yaml)"
         parser.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
     look.add_argument("--diff", action="store_true", help="show the whole difference")
+    text = "take the approval back: no code may run here then"
+    look.add_argument("--withdraw", action="store_true", help=text)
     look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
     receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
 
@@ -65,11 +70,16 @@ def _approve(args: argparse.Namespace) -> int:
         approve,
         approved,
         candidates,
-        difference,
         overview,
+        withdraw,
     )
+    from hnfed.guard.text import shown
 
     kit = read_kit(args.kit, "site")
+    if args.withdraw:
+        gone = withdraw(kit)
+        print(f"withdrawn {gone[:SHORTEST_DIGEST]}" if gone else "nothing was approved")
+        return 0
     if args.yes is not None and len(args.yes) < SHORTEST_DIGEST:
         remedy = f"give its first {SHORTEST_DIGEST} characters or more"
         raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
@@ -83,14 +93,15 @@ def _approve(args: argparse.Namespace) -> int:
     pinned = False
     for bundle in waiting:
         short = bundle.digest[:SHORTEST_DIGEST]
-        lines = difference(kit, bundle.content)
-        shown = lines if args.diff else lines[:SHOWN_LINES] if before else []
-        for line in shown:
-            print(line)
-        if shown and len(shown) < len(lines):
-            print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
-        print(overview(bundle))
-        if not shown:
+        lines = _difference(kit, bundle.content)
+        told = lines if args.diff else lines[:SHOWN_LINES] if before else []
+        for line in told:
+            print(shown(line.replace("\t", "    ")))
+        if told and len(told) < len(lines):
+            print(f"... {len(lines) - len(told)} more lines: hnfed approve {args.kit} --diff")
+        for line in overview(bundle).split("\n"):
+            print(shown(line))
+        if not told:
             print(f"  to read all of it: hnfed approve {args.kit} --diff")
         if args.yes is not None:
             agreed = bundle.digest.startswith(args.yes)
@@ -105,16 +116,28 @@ def _approve(args: argparse.Namespace) -> int:
     return 0 if pinned else 1
 
 
+def _difference(kit: Kit, content: bytes) -> list[str]:
+    from hnfed.guard.approvals import difference
+    from hnfed.guard.unpack import BundleError
+
+    try:
+        return difference(kit, content)
+    except BundleError:  # its overview says why
+        return []
+
+
 def _receipts(args: argparse.Namespace) -> int:
     from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
-    from hnfed.guard.outbox import read_receipts, summary
+    from hnfed.guard.receipts import read_receipts, summary
+    from hnfed.guard.text import shown
 
     kit = read_kit(args.kit, "site")
     site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
     found = read_receipts(site.base_folder.parent)
-    print(summary(found))
+    for line in summary(found).split("\n"):
+        print(shown(line))
     if args.json is not None:
         replace_file(args.json, json.dumps(found, indent=1) + "\n")
     return 0

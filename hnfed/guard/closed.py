@@ -20,14 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core.app_folder import QUIET
 from core.service import ends_with_parent
 from hnfed.guard import frames
+from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log
 
-# Of the guard's environment the worker sees these alone; never a proxy's password or a token.
-PASSED = {"LANG", "TZ", "LD_LIBRARY_PATH", "PATH", "XDG_CACHE_HOME"}
-PASSED_BEGINNINGS = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_")
 END_SECONDS = 10.0
 
 
@@ -107,7 +104,7 @@ def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes],
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=scratch, env=environment(scratch), pass_fds=(theirs.fileno(),),
+            cwd=scratch, env=_environment(scratch), pass_fds=(theirs.fileno(),),
             start_new_session=True, preexec_fn=ends_with_parent,
         )  # fmt: skip
     finally:
@@ -127,15 +124,10 @@ def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes],
         child.stdout.close()
 
 
-def environment(scratch: Path) -> dict[str, str]:
-    """What a worker sees of the environment: nothing that tells of the site or opens anything."""
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED or name.startswith(PASSED_BEGINNINGS)
-    }
-    own = dict.fromkeys(("HOME", "TMPDIR", "FLWR_HOME", "MPLCONFIGDIR"), str(scratch))
-    return {**passed, **QUIET, **own, "OPENBLAS_NUM_THREADS": "1", "USER": "site"}
+def _environment(scratch: Path) -> dict[str, str]:
+    # numpy's threads begin as it is imported; training uses torch's
+    own = {"FLWR_HOME": str(scratch), "MPLCONFIGDIR": str(scratch), "OPENBLAS_NUM_THREADS": "1"}
+    return worker_environment(scratch) | own
 
 
 @contextlib.contextmanager

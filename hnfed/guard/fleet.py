@@ -8,6 +8,7 @@ is kept while it is read; nothing is unpacked, started or written.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import random
 import ssl
@@ -82,6 +83,10 @@ class FleetError(RuntimeError):
     """The server cannot be reached, refuses this node, or sends what no server of ours does."""
 
 
+class MessageError(FleetError):
+    """A message, run or bundle of another form or size than any of ours; the connection is sound."""
+
+
 class RunOverError(FleetError):
     """The run has ended meanwhile; nobody waits for an answer."""
 
@@ -123,14 +128,15 @@ class Connection:
 
     Attributes:
         node: Flower's number of this node.
-        contact: when the server was last heard, by `time.monotonic`.
     """
 
-    def __init__(self, client: FleetHttpClient, public_key: bytes) -> None:
+    def __init__(
+        self, client: FleetHttpClient, public_key: bytes, heard: Callable[[], None]
+    ) -> None:
         self._client = client
+        self._heard = heard
         self._over = threading.Event()
         self._lost = ""
-        self.contact = time.monotonic()
         answer = self._ask(
             client.ActivateNode,
             ActivateNodeRequest(
@@ -170,7 +176,7 @@ class Connection:
         request = GetFabRequest(node=self._node, hash_str=run.bundle, run_id=arrival.run)
         content = fab_from_proto(self._ask(self._client.GetFab, request).fab).content
         if len(content) > MOST_BUNDLE:
-            raise FleetError("a code bundle larger than any of ours")
+            raise MessageError("a code bundle larger than any of ours")
         return content
 
     def content(self, arrival: Arrival, most_bytes: int) -> Content:
@@ -252,10 +258,8 @@ class Connection:
     def close(self) -> None:
         """Says good-bye, as far as the server listens."""
         self._over.set()
-        try:
+        with contextlib.suppress(httpx.HTTPError, RuntimeError, ValueError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
-        except (httpx.HTTPError, RuntimeError, ValueError):
-            pass
         self._client.close()
 
     def _pull(self, run: int, names: list[str], most_bytes: int) -> dict[str, bytes]:
@@ -273,7 +277,7 @@ class Connection:
             with lock:
                 total += len(answer.object_content)
                 if total > most_bytes:
-                    raise FleetError(f"a message of more than {most_bytes} bytes")
+                    raise MessageError(f"a message of more than {most_bytes} bytes")
                 found[name] = answer.object_content
 
         _at_once(pull, names)
@@ -295,10 +299,12 @@ class Connection:
                     raise RunOverError(said) from error
                 if error.response.status_code not in (429, 502, 503, 504):
                     raise FleetError(said) from error
+            except httpx.DecodingError as error:
+                raise MessageError(str(error)) from error
             except ValueError as error:
                 raise FleetError("an answer of another form") from error
             else:
-                self.contact = time.monotonic()
+                self._heard()
                 return answer
             if time.monotonic() - begun > PATIENCE_SECONDS or self._over.is_set():
                 raise FleetError(said)
@@ -317,7 +323,7 @@ class Connection:
                 if not self._client.SendNodeHeartbeat(request).success:
                     self._lost = "the server does not know this node any more"
                     return
-                self.contact = time.monotonic()
+                self._heard()
             except httpx.HTTPStatusError as error:
                 if error.response.status_code in (401, 403):
                     self._lost = _words(error)
@@ -328,7 +334,12 @@ class Connection:
 
 
 def connect(
-    address: str, key: Path, context: ssl.SSLContext, options: Mapping[str, Any] | None = None
+    address: str,
+    key: Path,
+    context: ssl.SSLContext,
+    options: Mapping[str, Any] | None = None,
+    *,
+    heard: Callable[[], None] = lambda: None,
 ) -> Connection:
     """Dials the server and activates this node.
 
@@ -337,6 +348,7 @@ def connect(
         key: file with the node's private key.
         context: what proves the server to this site, and this site to the server.
         options: more arguments of `httpx.Client`, such as a proxy.
+        heard: called, by any thread, whenever the server has answered.
 
     Raises:
         FleetError: it cannot be reached for some minutes, or refuses the key.
@@ -351,7 +363,7 @@ def connect(
         context,
         options or {},
     )
-    return Connection(client, public_key_to_bytes(public))
+    return Connection(client, public_key_to_bytes(public), heard)
 
 
 class _Client(FleetHttpClient):
@@ -425,7 +437,7 @@ def _names(tree: ObjectTree, depth: int = 0, seen: list[int] | None = None) -> I
     seen = [0] if seen is None else seen
     seen[0] += 1
     if depth > DEEPEST or seen[0] > MOST_NODES:
-        raise FleetError("a message of too many parts")
+        raise MessageError("a message of too many parts")
     for child in tree.children:
         yield from _names(child, depth + 1, seen)
     yield tree.object_id
@@ -441,10 +453,10 @@ def _records(name: str, pulled: dict[str, bytes], most_bytes: int) -> Content:
         if not isinstance(message, Message) or not message.has_content():
             raise ValueError("no content")
         return {key: _plain(record) for key, record in message.content.items()}
-    except (FleetError, RecursionError):
+    except MessageError:
         raise
     except Exception as error:  # whatever its parser stumbles over
-        raise FleetError(f"a message of another form ({type(error).__name__})") from error
+        raise MessageError(f"a message of another form ({type(error).__name__})") from error
 
 
 def _require_small(pulled: Mapping[str, bytes], most_bytes: int) -> None:
@@ -456,7 +468,7 @@ def _require_small(pulled: Mapping[str, bytes], most_bytes: int) -> None:
             listed = json.loads(content[len(content) - length :])["arraychunk_ids"]
             total += sum(len(pulled[children[index]]) for index in listed)
         if total > most_bytes:
-            raise FleetError(f"a message of more than {most_bytes} bytes")
+            raise MessageError(f"a message of more than {most_bytes} bytes")
 
 
 def _plain(record: Any) -> dict[str, Any] | bytes:

@@ -78,20 +78,18 @@ class House:
         return self.state / "guard"
 
 
-def serve(house: House, connection: Connection, alive: Callable[[], None]) -> None:
+def serve(house: House, connection: Connection) -> None:
     """Answers messages until the connection is lost.
 
     Args:
         house: the site.
         connection: an open one.
-        alive: called again and again while all is well.
 
     Raises:
         FleetError: the connection is lost.
     """
     desk = Desk(house, connection)
     while True:
-        alive()
         arrival = connection.receive()
         if arrival is None:
             time.sleep(POLL_SECONDS)
@@ -221,7 +219,7 @@ class Desk:
                     secrets=(house.kit.folder, house.guard / pins.FOLDER),
                 ),
                 "records": {"order": asked.order.to_config()},
-                "run_config": {key: "" for key in order.SETTINGS}
+                "run_config": dict.fromkeys(order.SETTINGS, "")
                 | {key: settings[key] for key in ("plan", "run_id")},
                 "node_config": {"site": house.describe(asked.run, pin)},
             }

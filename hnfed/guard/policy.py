@@ -10,7 +10,9 @@ from typing import Any
 from core.config import read_yaml
 from core.errors import UserError
 from core.plan import Plan
+from hnfed.guard.sandbox import Mode
 
+MODES = ("required", "preferred")
 SHARES = ("all", "trainable", "none")
 
 
@@ -28,6 +30,9 @@ class Policy:
         min_cell: no score of fewer cases leaves in a personal phase.
         longest_s: seconds that one order may take here; what takes longer is ended.
         gpu_memory_share: of the device's memory, what a training step may take.
+        memory_gb: GiB of the machine's memory that an order may take.
+        sandbox: ``required``: nothing is trained where the process that trains cannot be closed
+            in; ``preferred``: each start warns.
     """
 
     organs: tuple[str, ...] = ()
@@ -39,6 +44,8 @@ class Policy:
     min_cell: int = 11
     longest_s: int = 86_400
     gpu_memory_share: float = 1.0
+    memory_gb: int = 64
+    sandbox: Mode = "required"
 
 
 class PolicyError(RuntimeError):
@@ -68,6 +75,8 @@ def read_policy(path: Path) -> Policy:
             made[key] = tuple(value)
         elif type(value) is not type(default) or (type(value) is int and value < 1):
             raise UserError(f"policy: {key}", value, f"give a value like {default!r}")
+        elif key == "sandbox" and value not in MODES:
+            raise UserError(f"policy: {key}", value, f"choose of {', '.join(MODES)}")
         elif type(value) is float and not 0 < value <= 1:
             raise UserError(f"policy: {key}", value, "give a share above 0, at most 1.0")
         else:

@@ -1,7 +1,7 @@
 """What is in a code bundle, read with bounds; and a fresh folder of an approved one.
 
-Flower's own installer is not asked: the folder's name is the bundle's SHA-256, never a name that the
-server chose, and what lies in it is compared with the bundle each time before it is used.
+Flower's own installer is not asked: the folder's name is the bundle's SHA-256, never a name that
+the server chose, and what lies in it is compared with the bundle each time before it is used.
 """
 
 from __future__ import annotations

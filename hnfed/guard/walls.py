@@ -1,13 +1,34 @@
-"""The walls of one message's worker, as values for its first frame."""
+"""The walls of one message's worker: what this site's policy asks for, as values for its frame."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hnfed.guard.policy import Policy
-from hnfed.guard.sandbox import Walls, enforceable, gpu_devices, require_outside, runtime_paths
+from hnfed.guard.sandbox import (
+    Mode,
+    Walls,
+    enforceable,
+    gpu_devices,
+    require,
+    require_outside,
+    runtime_paths,
+)
+
+GIB = 2**30
+
+
+@functools.cache
+def warning_of(mode: Mode) -> str:
+    """Holds a policy's `sandbox` against this machine, once; a warning, or "".
+
+    Raises:
+        UserError: it is required, and cannot be enforced.
+    """
+    return require(mode, enforceable())
 
 
 def walls_of(
@@ -28,6 +49,20 @@ def walls_of(
         secrets: that must lie outside of all these.
 
     Raises:
-        UserError: a secret lies inside.
+        UserError: walls are required and cannot be enforced, or a secret lies inside.
     """
-    return None
+    if warning_of(policy.sandbox):
+        return None
+    walls = Walls(
+        read=(*runtime_paths(), *(path.resolve() for path in read if path.exists())),
+        write=tuple(path.resolve() for path in write),
+        devices=() if device == "cpu" else gpu_devices(),
+        memory_bytes=policy.memory_gb * GIB,
+    )
+    require_outside(walls, *secrets)
+    return {
+        "read": [str(path) for path in walls.read],
+        "write": [str(path) for path in walls.write],
+        "devices": [str(path) for path in walls.devices],
+        "memory_bytes": walls.memory_bytes,
+    }

@@ -29,7 +29,8 @@ def main() -> None:
     walls = task["walls"]
     if walls is not None:
         paths = {k: tuple(map(Path, walls[k])) for k in ("read", "write", "devices")}
-        enter(Walls(**paths, memory_bytes=walls["memory_bytes"]), keep=(channel.fileno(),))
+        keep = (channel.fileno(), 1, 2)
+        enter(Walls(**paths, memory_bytes=walls["memory_bytes"]), keep)
     _limit_gpu(float(task["gpu_memory_share"]), str(task["device"]))
     app = load(Path(task["code"]))
     values, out = answer(app, task, blobs)
