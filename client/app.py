@@ -34,8 +34,7 @@ from core.protocol import NEED_BASE, OK, Header, Order, Result
 from hnfed.guard.approval_guard import STARTED, TOLD
 from hnfed.guard.outbox import OutboxError, write_receipt
 from hnfed.guard.outbox import require_allowed as require_leaving
-from hnfed.guard.policy import Policy, PolicyError, read_policy
-from hnfed.guard.policy import require_allowed as require_plan
+from hnfed.guard.policy import Policy, PolicyError, read_policy, require_plan
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]

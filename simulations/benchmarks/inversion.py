@@ -217,6 +217,16 @@ def _standard(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
+def beyond(guesses: Tensor, truths: Tensor, head: Tensor) -> float:
+    """`likeness` of what is left when the mean head (1, Z, Y, X) is projected out of both."""
+    mean = _standard(head.flatten(1).double())
+    rest = []
+    for images in (guesses, truths):
+        rows = _standard(images.flatten(1).double())
+        rest.append((rows - (rows @ mean.T) * mean).reshape(images.shape))
+    return likeness(rest[0], rest[1])
+
+
 def images_of(entries: Sequence[Entry], plan: Plan) -> Tensor:
     """The network's inputs, (N, Z, Y, X)."""
     return torch.cat([scale_image(e.image(), plan.preprocess.window_hu) for e in entries])
