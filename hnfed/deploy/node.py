@@ -21,7 +21,7 @@ from client.prepared import description_of, prepared_site
 from client.site_file import require_own_kit, site_from_file
 from core.data.entry import Entry
 from core.kit import Kit, read_kit
-from core.plan import Plan
+from core.plan import Phase, Plan
 from core.service import Stopped, stop_by_signal
 from hnfed.deploy.prepare import prepared_apart
 from hnfed.guard.fleet import Connection, FleetError, connect
@@ -113,8 +113,8 @@ def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:
     def describe(run: str, pin: Pin) -> str:
         return description_of(site_from_file(site_file, run), pin.split, pin.left_out)
 
-    def entries(plan: Plan, split: str) -> list[Entry]:
-        return prepared_site(description_of(site, split, {})).entries(plan)
+    def entries(plan: Plan, phase: Phase, split: str) -> list[Entry]:
+        return prepared_site(description_of(site, split, {})).of_phase(plan, phase, "train")
 
     return House(
         kit=kit,

@@ -23,19 +23,20 @@ from hnfed.guard.unpack import BundleError, members
 
 APPROVED, PENDING, BUNDLES = "approved.json", "pending", "bundles"
 SHOWN_LINES = 400
-MOST_PENDING, MOST_PENDING_BYTES = 5, 40 * 2**20  # the newest that were refused
+MOST_PENDING = 5  # the newest that were refused
 
 
 class NotApprovedError(Exception):
     """A bundle's SHA-256 is not the approved one; the text is for the person at the site."""
 
 
-def require_approved(content: bytes, kit: Path) -> None:
+def require_approved(content: bytes, kit: Path, pending_mb: float = 100.0) -> None:
     """Lets one bundle pass; any other is kept for a look, unopened.
 
     Args:
         content: of a bundle from the server.
         kit: folder of the site's kit.
+        pending_mb: disk for those that wait.
 
     Raises:
         NotApprovedError: it is not the one that is approved, or the list cannot be read.
@@ -48,7 +49,7 @@ def require_approved(content: bytes, kit: Path) -> None:
         current = None
     if digest == current:
         return
-    dropped = _keep_pending(kit / PENDING, digest, content)
+    dropped = _keep_pending(kit / PENDING, digest, content, pending_mb * 1e6)
     words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
     raise NotApprovedError(
         f"code bundle {digest[:16]} is not approved at this site, nothing ran; "
@@ -56,7 +57,7 @@ def require_approved(content: bytes, kit: Path) -> None:
     )
 
 
-def _keep_pending(folder: Path, digest: str, content: bytes) -> list[str]:
+def _keep_pending(folder: Path, digest: str, content: bytes, most_bytes: float) -> list[str]:
     """Keeps a refused bundle; returns the oldest ones' digests, which had to go for it."""
     folder.mkdir(exist_ok=True, mode=0o700)
     path = folder / f"{digest}.fab"
@@ -67,7 +68,7 @@ def _keep_pending(folder: Path, digest: str, content: bytes) -> list[str]:
     total, dropped = len(content), []
     for count, other in enumerate(found, start=2):
         total += other.stat().st_size
-        if count > MOST_PENDING or total > MOST_PENDING_BYTES:
+        if count > MOST_PENDING or total > most_bytes:
             other.unlink(missing_ok=True)
             dropped.append(other.stem)
     return dropped

@@ -49,6 +49,7 @@ def release(
     asked: Asked,
     policy: Policy | None,
     *,
+    cases: int | None = None,
     receipts: Path | None = None,
     masking: Masking | None = None,
 ) -> Reply:
@@ -58,6 +59,7 @@ def release(
         reply: what the code that worked on the order says.
         asked: the order.
         policy: of the site; a simulated site has none.
+        cases: training cases that the phase uses here, as the guard counted them.
         receipts: the site's state folder, whose receipts grow by a line before the reply goes.
         masking: of secure aggregation: turns the weights that leave into masked ones.
 
@@ -71,7 +73,16 @@ def release(
     config, metrics = dict(reply.config), dict(reply.metrics)
     _require_own_words(config, asked)
     if policy is not None:
-        config, metrics = hidden(policy, asked.kind, config, metrics)
+        config, metrics = hidden(
+            policy,
+            asked.kind,
+            asked.plan,
+            asked.phase,
+            config,
+            metrics,
+            site=asked.site,
+            cases=cases,
+        )
     shapes: Mapping[str, Tensor] = {}
     if asked.kind == "train" and asked.phase is not None and config["code"] == OK:
         shapes = shared_shapes(plan_json(asked.plan), asked.phase.name)

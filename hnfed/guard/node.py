@@ -29,7 +29,14 @@ from hnfed.guard.fleet import (
 )
 from hnfed.guard.log import Log
 from hnfed.guard.pins import Pin
-from hnfed.guard.policy import Policy, PolicyError, read_policy, require_allowed
+from hnfed.guard.policy import (
+    Policy,
+    PolicyError,
+    read_policy,
+    require_entries,
+    require_order,
+    require_plan,
+)
 from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 
@@ -57,7 +64,7 @@ class House:
         device: auto | cpu | cuda:N.
         prepare: archive to cache for a plan and a run, by installed code; the keyed hash of the
             split, and how many cases were left out, by reason. Raises `PreparationError`.
-        entries: the prepared cases of a plan, by the split's hash.
+        entries: the training cases that a phase would use, of the split with that hash.
         describe: what the bundle's client is told of the site, by run and pin.
         say: a line for the person at the site.
     """
@@ -68,7 +75,7 @@ class House:
     cache: Path
     device: str
     prepare: Callable[[str, str], tuple[str, Mapping[str, int]]]
-    entries: Callable[[Plan, str], Sequence[Entry]]
+    entries: Callable[[Plan, Phase, str], Sequence[Entry]]
     describe: Callable[[str, Pin], str]
     say: Callable[[str], None] = field(default=print)
 
@@ -143,13 +150,13 @@ class Desk:
             raise order.OrderError(f"a message of kind {arrival.kind[:40]!r}")
         run = self.connection.run(arrival)
         content = self._bundle(arrival, run.bundle)
-        require_approved(content, house.kit.folder)
+        policy = read_policy(house.kit.folder / "policy.yaml")
+        require_approved(content, house.kit.folder, policy.pending_mb)
         settings = order.settings_of(run.config)
         case.run = settings["run_id"]
         self.log.begin(f"run {case.run}: {arrival.kind}")
         plan = plan_from_json(settings["plan"])
-        policy = read_policy(house.kit.folder / "policy.yaml")
-        require_allowed(plan, house.name, policy)
+        require_plan(plan, house.name, policy)
         pin = pins.pinned(house.guard, case.run, plan_hash(plan))
         records = self.connection.content(arrival, exit.plan_bytes(plan))
         case.pulled = True
@@ -158,10 +165,10 @@ class Desk:
         if asked.kind == "query":
             pin = self._prepared(case, settings["plan"], pin)
         else:
-            self._require_entries(asked, policy, pin)
+            case.cases = self._require_entries(asked, policy, pin)
         reply = self._worked_on(asked, settings, records, pin, policy, content)
         reply = _with_startup(reply, time.monotonic() - begun)
-        released = exit.release(reply, asked, policy, receipts=house.state)
+        released = exit.release(reply, asked, policy, cases=case.cases, receipts=house.state)
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -182,14 +189,18 @@ class Desk:
         pins.keep(self.house.guard, case.run, made)
         return made
 
-    def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> None:
-        """What the order would be worked on with is what the policy allows."""
+    def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> int:
+        """What the order would be worked on with is what the policy allows; training cases."""
         assert asked.phase is not None
         if self.house.name not in asked.phase.sites:
             raise PolicyError(f"phase {asked.phase.name}: not for this site")
         if not pin.split:
             raise PreparationError("E_STATE")
-        require_entries(policy, asked.plan, asked.phase, self.house.entries(asked.plan, pin.split))
+        require_order(policy, asked.plan, asked.phase, asked.order)
+        entries = self.house.entries(asked.plan, asked.phase, pin.split)
+        if asked.kind == "train":
+            require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
+        return len(entries)
 
     def _worked_on(
         self,
@@ -263,11 +274,13 @@ class Case:
     Attributes:
         run: checked id of its run; "" before that.
         asked: its order, once it was read.
+        cases: training cases that its phase uses here, once they were counted.
         pulled: whether its content was fetched, and with that confirmed.
     """
 
     run: str = ""
     asked: order.Asked | None = None
+    cases: int | None = None
     pulled: bool = False
 
 
@@ -293,7 +306,3 @@ def _with_startup(reply: exit.Reply, passed_s: float) -> exit.Reply:
 def _told(reply: exit.Reply) -> str:
     code = reply.config["code"]
     return "answered" if code == "OK" else f"not done, the server is told {code}; see client.log"
-
-
-def require_entries(policy: Policy, plan: Plan, phase: Phase, entries: Sequence[Entry]) -> None:
-    """Placeholder of the floors on the entries; `policy` has them."""

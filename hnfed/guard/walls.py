@@ -9,7 +9,6 @@ from typing import Any
 
 from hnfed.guard.policy import Policy
 from hnfed.guard.sandbox import (
-    Mode,
     Walls,
     enforceable,
     gpu_devices,
@@ -22,13 +21,13 @@ GIB = 2**30
 
 
 @functools.cache
-def warning_of(mode: Mode) -> str:
+def warning_of(mode: str) -> str:
     """Holds a policy's `sandbox` against this machine, once; a warning, or "".
 
     Raises:
         UserError: it is required, and cannot be enforced.
     """
-    return require(mode, enforceable())
+    return require("required" if mode == "required" else "preferred", enforceable())
 
 
 def walls_of(
@@ -57,7 +56,7 @@ def walls_of(
         read=(*runtime_paths(), *(path.resolve() for path in read if path.exists())),
         write=tuple(path.resolve() for path in write),
         devices=() if device == "cpu" else gpu_devices(),
-        memory_bytes=policy.memory_gb * GIB,
+        memory_bytes=int(policy.memory_gb * GIB),
     )
     require_outside(walls, *secrets)
     return {
