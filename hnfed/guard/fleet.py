@@ -84,7 +84,7 @@ class FleetError(RuntimeError):
 
 
 class MessageError(FleetError):
-    """A message, run or bundle of another form or size than any of ours; the connection is sound."""
+    """A message or bundle of another form or size than any of ours; the connection is sound."""
 
 
 class RunOverError(FleetError):
