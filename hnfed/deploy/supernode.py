@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import secrets
 import shutil
@@ -71,6 +72,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
         raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
     if not approved(kit):
         tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
+    os.umask(0o077)
     stop_by_signal()
     home = site.base_folder.parent / "guard"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)

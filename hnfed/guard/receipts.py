@@ -56,9 +56,12 @@ def write_receipt(
         "sha256": digest.hexdigest(),
     }
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(state / RECEIPTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
+    handle = os.open(state / RECEIPTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        torn = size > 0 and file.read(1) != b"\n"  # by a power cut
+        file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +145,6 @@ class Hospital:
 
 
 @pytest.fixture
-def hospital(tmp_path: Path, patients: Path, own_bundle: bytes) -> Iterator[Hospital]:
+def hospital(tmp_path: Path, patients: Path, own_bundle: bytes) -> Hospital:
     """A site with our own bundle approved, and a plan of one shared phase."""
-    yield Hospital(tmp_path, patients, own_bundle, tiny_plan(tiny_phase(organs=list(ORGANS))))
+    return Hospital(tmp_path, patients, own_bundle, tiny_plan(tiny_phase(organs=list(ORGANS))))
