@@ -1,4 +1,4 @@
-"""A site with its kit, an archive of five small patients, and a wire that a test holds the end of."""
+"""A site with its kit, five small patients, and a wire that a test holds the end of."""
 
 from __future__ import annotations
 
