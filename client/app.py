@@ -31,6 +31,7 @@ from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
+from core.text import shown
 from hnfed.guard.approval_guard import STARTED, TOLD
 from hnfed.guard.outbox import OutboxError, write_receipt
 from hnfed.guard.outbox import require_allowed as require_leaving
@@ -96,7 +97,7 @@ def guarded(handler: Handler) -> Handler:
 def _refusal(message: Message, context: Context, error: Exception) -> Message:
     """The reply that tells the server of an error: a code, and whose it is."""
     name = _log(context, error)
-    order, code = _order_of(message), _code_of(error)
+    order, code = _named(message), _code_of(error)
     about = str(error) if isinstance(error, PolicyError) else "see client.log"
     _say(message, context, f"not done, the server is told {code}: {type(error).__name__}, {about}")
     config = Header(name, order.run, order.phase, order.round, code).to_config()
@@ -111,11 +112,11 @@ def _say(message: Message, context: Context, what: str) -> None:
     """A line for the person at the site, on this machine only; a simulation has none."""
     if "policy" not in context.node_config:
         return
-    order = _order_of(message)
+    order = _named(message)
     task = f"{order.phase} round {order.round}, {order.task}" if order.phase else "who is there"
-    line = f"run {order.run or '?'}: {task}: {what}"[:SHOWN]  # names of the server's choosing
+    line = f"run {order.run or '?'}: {task}: {what}"
     with contextlib.suppress(OSError):
-        print(TOLD + "".join(c if c.isprintable() else " " for c in line), flush=True)
+        print(TOLD + shown(line, SHOWN), flush=True)
 
 
 def _within_limits(handler: Handler, message: Message, context: Context) -> Message:
@@ -345,6 +346,14 @@ def _order_of(message: Message) -> Order:
     record = message.content.get("order")
     values = dict(record) if isinstance(record, ConfigRecord) else {}
     return Order.from_config({"run": "", "phase": "", "round": 0, "task": ""} | values)
+
+
+def _named(message: Message) -> Order:
+    """The order as far as its names can be used: without any where one is no name."""
+    try:
+        return _order_of(message)
+    except UserError:
+        return Order("", "", 0, "")
 
 
 def _log(context: Context, error: Exception) -> str:

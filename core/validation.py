@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,10 +10,10 @@ from core.anatomy import one_sided, require_known, vocabulary
 from core.candidates import KINDS
 from core.config import finite
 from core.errors import UserError
+from core.identifiers import organ_name, phase_name, site_name
 from core.plan import Config, Phase, Plan, Simulation, Strategy
 from core.published import TABLES
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
 STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
@@ -114,17 +113,17 @@ def _check_sections(plan: Plan) -> None:
 def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
     key = f"phases.{phase.name}"
     earlier = [p.name for p in plan.phases[:index]]
-    if not NAME.fullmatch(phase.name):
-        raise UserError(f"phases.{index}.name", phase.name, "use letters, digits, '-' and '_' only")
-    if phase.name in earlier or phase.name == "scratch":
+    phase_name(phase.name, f"phases.{index}.name")
+    if phase.name in earlier:
         raise UserError(f"phases.{index}.name", phase.name, "give each phase its own name")
     if not phase.organs or len(set(phase.organs)) != len(phase.organs):
         raise UserError(f"{key}.organs", phase.organs, "list each organ once, at least one")
     if not phase.sites or len(set(phase.sites)) != len(phase.sites):
         raise UserError(f"{key}.sites", phase.sites, "list each site once, at least one")
     for site in phase.sites:
-        if not NAME.fullmatch(site):
-            raise UserError(f"{key}.sites", site, "use letters, digits, '-' and '_' only")
+        site_name(site, f"{key}.sites")
+    for organ in phase.organs:
+        organ_name(organ, f"{key}.organs")
     applied = phase.init != "scratch" and phase.share != "none"
     for field in ("rounds", "local_epochs", "patience"):
         if field == "rounds" and phase.rounds == 0 and applied:
@@ -268,6 +267,7 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
             "simulation.phantom_spacing_mm", spacing, "give three positive mm: [z, y, x]"
         )
     for name, site in simulation.sites.items():
+        site_name(name, f"simulation.sites.{name}")
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
