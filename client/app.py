@@ -57,7 +57,7 @@ def guarded(handler: Handler) -> Handler:
             return handler(message, context)
         except Exception as error:
             try:
-                order, code = _order_of(message), _code_of(error)
+                order, code = _named(message), _code_of(error)
                 header = Header(_log(context, error), order.run, order.phase, order.round, code)
             except Exception:  # telling of an error failed too
                 traceback.print_exc()
@@ -203,6 +203,14 @@ def _order_of(message: Message) -> Order:
     record = message.content.get("order")
     values = dict(record) if isinstance(record, ConfigRecord) else {}
     return Order.from_config({"run": "", "phase": "", "round": 0, "task": ""} | values)
+
+
+def _named(message: Message) -> Order:
+    """The order as far as its names can be used: without any where one is no name."""
+    try:
+        return _order_of(message)
+    except UserError:
+        return Order("", "", 0, "")
 
 
 def _log(context: Context, error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from core.checkpoint import load, load_meta, save
 from core.config import plan_hash
 from core.errors import UserError
+from core.identifiers import digest as parsed_digest
 from core.phases import state_hash
 from core.plan import Phase, Plan
 from core.store import RoundStore
@@ -143,7 +144,7 @@ class Personal:
 
 def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
     """The base with that SHA-256 from the site's disk (D8); None where it is absent or damaged."""
-    path = folder / f"{digest}.safetensors"
+    path = folder / f"{parsed_digest(digest)}.safetensors"
     if not path.is_file():
         return None
     try:
@@ -155,7 +156,7 @@ def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
 
 def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor]) -> bool:
     """Stores a base under its hash; False (and nothing stored) where the hash does not fit."""
-    if state_hash(state) != digest:
+    if state_hash(state) != parsed_digest(digest):
         return False
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     save(folder, digest, dict(state), {"kind": "base"})

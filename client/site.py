@@ -19,6 +19,7 @@ from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.files import replace_csv, replace_file
+from core.identifiers import phase_name, site_name
 from core.phases import seed_of
 from core.plan import Phase, Plan
 
@@ -184,7 +185,7 @@ class Site:
 
     def phase_folder(self, phase: str) -> Path:
         """``SITE_RUN/PHASE``."""
-        return self.run_folder / phase
+        return self.run_folder / phase_name(phase)
 
     def index_of(self, source: Source, digest: str) -> str:
         """Name of the source's index in the cache: sites, roots and splits do not share one.
@@ -215,7 +216,7 @@ def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
 def simulated_site(local: str, index: int, run: str) -> Site:
     """The site with that index, from the map that a simulation hands to its clients (D1)."""
     values = json.loads(local)
-    name = sorted(values["sites"])[index]
+    name = site_name(sorted(values["sites"])[index])
     site = values["sites"][name]
     folder = Path(values["out"]) / "sites" / name
     return Site(

@@ -12,6 +12,7 @@ from pathlib import Path
 from client.site import Site, Source
 from core.config import read_yaml
 from core.errors import UserError
+from core.identifiers import run_id, site_name
 from core.kit import Kit
 
 MAX_PATH = 1000
@@ -38,6 +39,7 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("root", "cache", "state"):
         if "\0" in values[key] or len(values[key]) > MAX_PATH:
             raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    name = site_name(values["name"], "site file: name")
     split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
     if not isinstance(split, dict) or not all(
         key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
@@ -48,11 +50,11 @@ def site_from_file(path: Path, run: str) -> Site:
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
     return Site(
-        name=str(values["name"]),
+        name=name,
         sources=(
             Source(
                 root=str(values["root"]),
-                label=str(values["name"]),
+                label=name,
                 format=str(values.get("format", "auto")),
                 aliases=_aliases(values.get("aliases") or {}),
                 structure_set=str(values.get("structure_set") or ""),
@@ -62,7 +64,7 @@ def site_from_file(path: Path, run: str) -> Site:
         ),
         device=str(values.get("device", "auto")),
         cache=Path(str(values["cache"])),
-        run_folder=state / run,
+        run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint import load, save
+from core.identifiers import round_number
 
 
 class RoundStore:
@@ -45,4 +46,4 @@ class RoundStore:
 
 
 def _stem(round_: int) -> str:
-    return f"round-{round_:05d}"
+    return f"round-{round_number(round_):05d}"

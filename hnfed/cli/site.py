@@ -65,6 +65,7 @@ def _client(args: argparse.Namespace) -> int:
 def _approve(args: argparse.Namespace) -> int:
     """Shows what waits and asks; 1 where something waits and nothing was approved."""
     from core.kit import read_kit
+    from core.text import shown
     from hnfed.guard.approvals import (
         SHOWN_LINES,
         approve,
@@ -73,7 +74,6 @@ def _approve(args: argparse.Namespace) -> int:
         overview,
         withdraw,
     )
-    from hnfed.guard.text import shown
 
     kit = read_kit(args.kit, "site")
     if args.withdraw:
@@ -96,7 +96,7 @@ def _approve(args: argparse.Namespace) -> int:
         lines = _difference(kit, bundle.content)
         told = lines if args.diff else lines[:SHOWN_LINES] if before else []
         for line in told:
-            print(shown(line.replace("\t", "    ")))
+            print(shown(line.expandtabs()))
         if told and len(told) < len(lines):
             print(f"... {len(lines) - len(told)} more lines: hnfed approve {args.kit} --diff")
         for line in overview(bundle).split("\n"):
@@ -130,8 +130,8 @@ def _receipts(args: argparse.Namespace) -> int:
     from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
+    from core.text import shown
     from hnfed.guard.receipts import read_receipts, summary
-    from hnfed.guard.text import shown
 
     kit = read_kit(args.kit, "site")
     site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")

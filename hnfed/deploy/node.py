@@ -23,12 +23,12 @@ from core.data.entry import Entry
 from core.kit import Kit, read_kit
 from core.plan import Phase, Plan
 from core.service import Stopped, stop_by_signal
+from core.text import shown
 from hnfed.deploy.prepare import prepared_apart
 from hnfed.guard.fleet import Connection, FleetError, connect
 from hnfed.guard.node import House, serve
 from hnfed.guard.pins import Pin
 from hnfed.guard.policy import read_policy
-from hnfed.guard.text import shown
 from hnfed.guard.walls import warning_of
 
 SHOWN = 400  # signs of a line for the person at the site

@@ -25,10 +25,10 @@ from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.kit import Kit
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
+from core.text import shown
 from hnfed.deploy.node import ALIVE, CONNECTED, SAY
 from hnfed.guard.approvals import approved
 from hnfed.guard.environment import node_environment
-from hnfed.guard.text import shown
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0

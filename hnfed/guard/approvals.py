@@ -18,7 +18,7 @@ from core.app_folder import staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
-from hnfed.guard.text import strange
+from core.text import flagged
 from hnfed.guard.unpack import BundleError, members
 
 APPROVED, PENDING, BUNDLES = "approved.json", "pending", "bundles"
@@ -205,20 +205,15 @@ def overview(bundle: Bundle) -> str:
             f"  from: {whose}",
             f"  {'folder':<16}{'files':>8}{'lines':>8}",
             *(f"  {name:<16}{files:>8}{lines:>8}" for name, files, lines in rows),
-            *(f"  WARNING: {name} holds {what}" for name, what in hidden_text(texts).items()),
+            *(f"  WARNING: {found}" for found in hidden_text(texts)),
             "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",
         ]
     )
 
 
-def hidden_text(texts: Mapping[str, str]) -> dict[str, str]:
-    """Files with signs that a screen does not show as they are, and how many: what hides code."""
-    found = {name: strange(text) for name, text in texts.items()}
-    return {
-        name: f"{count} hidden or controlling signs; read it before you approve"
-        for name, count in found.items()
-        if count
-    }
+def hidden_text(texts: Mapping[str, str]) -> list[str]:
+    """What files hold that a screen does not show as it is, and code can hide behind."""
+    return [f"{name} holds {found}" for name, text in texts.items() for found in flagged(text)]
 
 
 def _texts(content: bytes) -> dict[str, str]:

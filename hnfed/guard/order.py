@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from core.errors import UserError
+from core.identifiers import RunId, run_id
 from core.plan import Phase, Plan
 from core.protocol import Order
 
@@ -15,9 +16,6 @@ from core.protocol import Order
 KINDS = {"query": ("",), "train": ("train",), "evaluate": ("validate", "test", "finish")}
 SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 PARCELS = {"query": (), "train": ("arrays", "base"), "evaluate": ("arrays", "base")}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
-DIGEST = re.compile(r"[0-9a-f]{64}")
-RESERVED = {"base", "flower", "guard", "secret", "receipts.jsonl", "client.log"}  # beside the runs
 MOST_TEXT = 2**20
 
 
@@ -58,7 +56,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     told = {key: str(config.get(key, "")) for key in SETTINGS}
     if told["local"]:
         raise OrderError("run configuration: only a simulation may send a site map")
-    _require_run(told["run_id"])
+    _run(told["run_id"])
     return told
 
 
@@ -111,11 +109,11 @@ def _typed(values: Mapping[str, Any]) -> Order:
             fits = type(value) is type(default) and (type(value) is str or value >= 0)
         if not fits:
             raise OrderError(f"order: {key}")
-    order = Order.from_config({"run": "", "phase": "", "round": 0, "task": ""} | dict(values))
-    _require_run(order.run)
-    named = (order.phase, NAME), (order.base_hash, DIGEST), (order.fingerprint, DIGEST)
-    if any(text and not pattern.fullmatch(text) for text, pattern in named):
-        raise OrderError("order: phase, base_hash or fingerprint")
+    try:
+        order = Order.from_config({"run": "", "phase": "", "round": 0, "task": ""} | dict(values))
+    except UserError as error:
+        raise OrderError(f"order: {error.field}") from error
+    _run(order.run)
     return order
 
 
@@ -123,6 +121,8 @@ def _is_size(value: object) -> bool:
     return isinstance(value, float | int) and math.isfinite(value) and value >= 0
 
 
-def _require_run(run: str) -> None:
-    if not NAME.fullmatch(run) or run in RESERVED:
-        raise OrderError("run: no name of a run")
+def _run(name: str) -> RunId:
+    try:
+        return run_id(name)
+    except UserError as error:
+        raise OrderError("run: no name of a run") from error

@@ -53,7 +53,7 @@ def test_a_connection_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "run r: p round 1, train: answered" in told
     assert "other" not in told, "what libraries say is for the log"
     assert "approve all" not in told, "nor does anybody speak for the node"
-    assert "x\\x1b[2K" in told
+    assert "x<U+001B>[2K" in told
     assert "\x1b" not in told + (tmp_path / "log").read_text()
 
 
