@@ -23,6 +23,7 @@ from client.prepared import prepared_site
 from client.site import Site, simulated_site
 from core.config import plan_from_json
 from core.errors import UserError
+from core.logfile import append_log
 from core.optimisation import DeviceMemoryError, NonFiniteError
 from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
@@ -227,8 +228,7 @@ def _log(context: Context, error: Exception) -> str:
     if site.left_out is None:
         try:
             site.run_folder.mkdir(parents=True, exist_ok=True)
-            with (site.run_folder / "client.log").open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
+            append_log(site.run_folder / "client.log", "".join(traceback.format_exception(error)))
         except OSError:  # must not reach Flower, which would send its text
             traceback.print_exc()
     return site.name

@@ -24,6 +24,7 @@ from client.site_file import require_own_kit, site_from_file
 from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.kit import Kit
+from core.logfile import append_log
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from core.text import shown
 from hnfed.deploy.node import ALIVE, CONNECTED, SAY
@@ -34,7 +35,6 @@ from hnfed.guard.environment import node_environment
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
 CONNECT_SECONDS = 20.0  # without a connection by then the site is told what it can see
 SILENT_SECONDS = 300.0  # without an answer of the server for so long a node is started anew
-MOST_LOG_BYTES = 16 * 2**20  # then a new log is begun, and the last one kept beside it
 LOG = "node.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
@@ -187,22 +187,18 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str) -> str
 
 
 def _read(stream: IO[str], log: Path, heard: Heard, word: str) -> None:
-    if log.is_file() and log.stat().st_size > MOST_LOG_BYTES:
-        log.replace(log.with_name(f"{log.name}.1"))
-    with log.open("a", encoding="utf-8") as file:
-        for raw in stream:
-            line = raw.rstrip()
-            if line.startswith(f"{word} "):
-                _, kind, text = f"{line}  ".split(" ", 2)
-                heard.alive = time.monotonic() if kind != SAY else heard.alive
-                heard.connected |= kind == CONNECTED
-                if kind == SAY:
-                    tell(shown(text.rstrip()))
-                if kind in (ALIVE, CONNECTED):
-                    continue
-                line = text.rstrip()
-            line = shown(COLOUR.sub("", line), 2000)
-            file.write(line + "\n")
-            file.flush()
-            heard.last.append(line)
-            del heard.last[:-40]
+    for raw in stream:
+        line = raw.rstrip()
+        if line.startswith(f"{word} "):
+            _, kind, text = f"{line}  ".split(" ", 2)
+            heard.alive = time.monotonic() if kind != SAY else heard.alive
+            heard.connected |= kind == CONNECTED
+            if kind == SAY:
+                tell(shown(text.rstrip()))
+            if kind in (ALIVE, CONNECTED):
+                continue
+            line = text.rstrip()
+        line = shown(COLOUR.sub("", line), 2000)
+        append_log(log, line + "\n")
+        heard.last.append(line)
+        del heard.last[:-40]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 import traceback
 from pathlib import Path
 
+from core.logfile import append_log
+
 CLIENT_LOG = "client.log"
-MOST_BYTES = 16 * 2**20  # then a new file is begun, and the last one kept beside it
-MOST_OF_ONE = 2 * 2**20  # of one order
+MOST_OF_ONE = 2**20  # signs of one order
 
 
 class Log:
@@ -32,27 +33,20 @@ class Log:
         self.add(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {about}\n")
 
     def add(self, text: str) -> None:
-        """Adds text; of one order no more than `MOST_OF_ONE` bytes."""
-        data = text.encode("utf-8", "replace")
+        """Adds text; of one order no more than `MOST_OF_ONE` signs."""
         with self._lock:
             if self._left <= 0:
                 return
-            data = data[: self._left]
-            self._left -= len(data)
+            text = text[: self._left]
+            self._left -= len(text)
             if self._left <= 0:
-                data += b"\n--- the rest of what this order wrote is left out\n"
-            self._write(data)
+                text += "\n--- the rest of what this order wrote is left out\n"
+            self._write(text)
 
     def error(self, error: BaseException) -> None:
         """Adds an error with its traceback."""
         self.add("".join(traceback.format_exception(error)))
 
-    def _write(self, data: bytes) -> None:
-        try:
-            if self._path.is_file() and self._path.stat().st_size > MOST_BYTES:
-                self._path.replace(self._path.with_name(f"{CLIENT_LOG}.1"))
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        except OSError:  # a full or lost disk: the server still gets its code
-            return
-        with os.fdopen(handle, "ab", buffering=0) as file:
-            file.write(data)
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a full or lost disk: the server still gets its code
+            append_log(self._path, text)
