@@ -10,6 +10,7 @@ from typing import Any
 
 from core.cli import subcommand
 from core.errors import UserError
+from hnfed.cli import plans
 
 SHORTEST_DIGEST = 16
 
@@ -44,6 +45,8 @@ def register(subparsers: Any) -> None:
         parser.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
     look.add_argument("--diff", action="store_true", help="show the whole difference")
     look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
+    look.add_argument("--withdraw", action="store_true", help="take the approval back")
+    plans.add_arguments(look)
     receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
 
 
@@ -59,6 +62,8 @@ def _client(args: argparse.Namespace) -> int:
 
 def _approve(args: argparse.Namespace) -> int:
     """Shows what waits and asks; 1 where something waits and nothing was approved."""
+    if args.plan is not None:
+        return plans.approve_plans(args)
     from core.kit import read_kit
     from hnfed.guard.approvals import (
         SHOWN_LINES,
