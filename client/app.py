@@ -32,9 +32,10 @@ from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
 from hnfed.guard.approval_guard import STARTED, TOLD
-from hnfed.guard.outbox import OutboxError, write_receipt
+from hnfed.guard.outbox import OutboxError
 from hnfed.guard.outbox import require_allowed as require_leaving
 from hnfed.guard.policy import Policy, PolicyError, read_policy, require_plan
+from hnfed.guard.receipts import write_receipt
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]
@@ -100,7 +101,7 @@ def _refusal(message: Message, context: Context, error: Exception) -> Message:
     _say(message, context, f"not done, the server is told {code}: {type(error).__name__}, {about}")
     config = Header(name, order.run, order.phase, order.round, code).to_config()
     try:
-        write_receipt(site_of(context).run_folder, "error", config, NOTHING, {})
+        write_receipt(site_of(context).base_folder.parent, order.run, "error", config, NOTHING, {})
     except Exception:  # a site that is not set up has no place for receipts
         traceback.print_exc()
     return _message(message, config, NOTHING)
@@ -287,7 +288,7 @@ def _release(
     parcel = packed(state) if state else b""
     if threading.current_thread() in EXPIRED:
         raise OvertimeError("its refusal has gone out already")
-    write_receipt(site.run_folder, kind, config, metrics, state or {})
+    write_receipt(site.base_folder.parent, site.run_folder.name, kind, config, metrics, state or {})
     return _message(message, config, metrics, parcel)
 
 

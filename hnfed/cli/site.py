@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import subcommand
 from core.errors import UserError
 from hnfed.cli import plans
+
+if TYPE_CHECKING:
+    from core.kit import Kit
 
 SHORTEST_DIGEST = 16
 
@@ -48,6 +51,8 @@ def register(subparsers: Any) -> None:
     look.add_argument("--withdraw", action="store_true", help="take the approval back")
     plans.add_arguments(look)
     receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
+    text = "is each receipt as it was written, and none missing? 1 if not"
+    receipts.add_argument("--verify", action="store_true", help=text)
 
 
 def _client(args: argparse.Namespace) -> int:
@@ -111,15 +116,33 @@ def _approve(args: argparse.Namespace) -> int:
 
 
 def _receipts(args: argparse.Namespace) -> int:
+    """What has left; with ``--verify`` 1 where a receipt was changed, removed or moved."""
     from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
-    from hnfed.guard.outbox import read_receipts, summary
+    from hnfed.guard.receipt_words import summary
+    from hnfed.guard.receipts import read_receipts
 
     kit = read_kit(args.kit, "site")
     site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
-    found = read_receipts(site.base_folder.parent)
+    state = site.base_folder.parent
+    found = read_receipts(state)
     print(summary(found))
     if args.json is not None:
         replace_file(args.json, json.dumps(found, indent=1) + "\n")
-    return 0
+    return _verify(kit, state) if args.verify else 0
+
+
+def _verify(kit: Kit, state: Path) -> int:
+    from hnfed.guard.countersigned import missing
+    from hnfed.guard.receipts import public_key, read_lines, verify
+
+    count = len(read_lines(state))
+    wrong = verify(state, public_key(kit.folder / "node.pub"))
+    lost, last = missing(state, kit.role, kit.ca.read_bytes())
+    print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")
+    for text in (*wrong, *lost):
+        print(f"wrong: {text}")
+    if not wrong and not lost:
+        print("each is as it was written, and none is missing before the last countersigned one")
+    return 1 if wrong or lost else 0
