@@ -20,7 +20,7 @@ from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
 from core.identifiers import phase_name, site_name
-from core.phases import seed_of
+from core.phase_cases import cases_of
 from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
@@ -151,21 +151,8 @@ class Site:
         return entries, count_codes(findings)
 
     def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that annotate an organ of the phase.
-
-        With `phase.max_cases` only so many training cases, those with most of the organs first and
-        then by a seeded draw, so that a smaller number is always a part of a larger one.
-        """
-        wanted = set(phase.organs)
-        entries = [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
-        if split != "train" or phase.max_cases is None:
-            return entries
-        ranked = sorted(
-            entries,
-            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, "max_cases", e.case)),
-        )
-        chosen = {e.case for e in ranked[: phase.max_cases]}
-        return [e for e in entries if e.case in chosen]
+        """The cases of a split that the phase uses (`core.phase_cases`)."""
+        return cases_of(self.entries(plan), plan, phase, split)
 
     def split_hash(self) -> str:
         """HMAC of the whole split under the site's own secret (D17), as `prepare` left it.

@@ -64,6 +64,8 @@ class Order:
             and crop voxels of the training cases that annotate it; empty where unknown (D9).
         organ_factors: on the static weight of each organ of the phase (`core.weighting`); empty
             for 1, and in personal phases, where the site follows its own scores.
+        receipt, receipt_signature, receipt_certificate: that the server has seen the site's last
+            receipt (`core.receipt`); "" where there is none, as in a simulation.
     """
 
     run: str
@@ -77,6 +79,9 @@ class Order:
     voxels: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     organ_factors: list[float] = field(default_factory=list)
+    receipt: str = ""
+    receipt_signature: str = ""
+    receipt_certificate: str = ""
 
     def to_config(self) -> dict[str, Any]:
         """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""

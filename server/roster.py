@@ -31,6 +31,7 @@ def call_roster(
     join_s: float,
     prepare_s: float,
     say: Say,
+    seen: Callable[[str, Message], None] | None = None,
 ) -> tuple[dict[str, int], dict[str, Description]]:
     """Asks every node who it is and what it has; a site builds its cache in answer to this (D14).
 
@@ -43,6 +44,7 @@ def call_roster(
         join_s: how long to wait for a site to appear; not for one that came and cannot take part.
         prepare_s: how long a site may take to answer.
         say: journal.
+        seen: called with each reply, and the site that it is of.
 
     Returns:
         Node id and description by site. Sites that did not come are missing here, and journalled.
@@ -89,6 +91,8 @@ def call_roster(
                 )
             if isinstance(verdict, Description):
                 nodes[verdict.site], described[verdict.site] = node, verdict
+                if seen is not None:
+                    seen(verdict.site, done.replies[name])
                 continue
             refused |= {verdict[0]}
             silent += verdict[0] == ""

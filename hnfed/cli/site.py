@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from core.cli import subcommand
 from core.errors import UserError
+from hnfed.cli import plans
+
+if TYPE_CHECKING:
+    from core.kit import Kit
 
 if TYPE_CHECKING:
     from core.kit import Kit
@@ -49,7 +53,10 @@ def register(subparsers: Any) -> None:
     text = "take the approval back: no code may run here then"
     look.add_argument("--withdraw", action="store_true", help=text)
     look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
+    plans.add_arguments(look)
     receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
+    text = "is each receipt as it was written, and none missing? 1 if not"
+    receipts.add_argument("--verify", action="store_true", help=text)
 
 
 def _client(args: argparse.Namespace) -> int:
@@ -66,6 +73,8 @@ def _client(args: argparse.Namespace) -> int:
 
 def _approve(args: argparse.Namespace) -> int:
     """Shows what waits and asks; 1 where something waits and nothing was approved."""
+    if args.plan is not None:
+        return plans.approve_plans(args)
     from core.kit import read_kit
     from core.text import shown
     from hnfed.guard.approvals import (
@@ -76,8 +85,11 @@ def _approve(args: argparse.Namespace) -> int:
         overview,
         withdraw,
     )
+    from hnfed.guard.persons import now
+    from hnfed.guard.policy import read_policy
 
     kit = read_kit(args.kit, "site")
+    policy = read_policy(kit.folder / "policy.yaml")
     if args.withdraw:
         gone = withdraw(kit)
         print(f"withdrawn {gone[:SHORTEST_DIGEST]}" if gone else "nothing was approved")
@@ -87,8 +99,10 @@ def _approve(args: argparse.Namespace) -> int:
         raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
     before = approved(kit)
     for entry in before:
-        print(f"approved {entry['sha256'][:SHORTEST_DIGEST]} at {entry['at']}")
-    waiting = candidates(kit)
+        state = "approved" if entry.enough(policy.approvers) else "half approved"
+        who = ", ".join(f"{p.person} at {p.at}" for p in entry.persons)
+        print(shown(f"{state} {entry.digest[:SHORTEST_DIGEST]} by {who}"))
+    waiting = candidates(kit, policy.approvers)
     if not waiting:
         print("no bundle waits for approval")
         return 0
@@ -110,9 +124,12 @@ def _approve(args: argparse.Namespace) -> int:
         else:
             agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
         if agreed:
-            approve(kit, bundle.digest, bundle.content)
+            entry = approve(kit, bundle.digest, bundle.content, now(args.person))
             pinned = True
-            print(f"approved {short}; a running client need not be restarted")
+            if entry.enough(policy.approvers):
+                print(f"approved {short}; a running client need not be restarted")
+            else:
+                print(f"agreed to {short}; another person must agree too: --as NAME")
         else:
             print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
     return 0 if pinned else 1
@@ -129,17 +146,35 @@ def _difference(kit: Kit, content: bytes) -> list[str]:
 
 
 def _receipts(args: argparse.Namespace) -> int:
+    """What has left; with ``--verify`` 1 where a receipt was changed, removed or moved."""
     from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
     from core.text import shown
-    from hnfed.guard.receipts import read_receipts, summary
+    from hnfed.guard.receipt_words import summary
+    from hnfed.guard.receipts import read_receipts
 
     kit = read_kit(args.kit, "site")
-    site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
-    found = read_receipts(site.base_folder.parent)
+    site = site_from_file(args.site or kit.folder / "site.yaml", "node")
+    state = site.base_folder.parent
+    found = read_receipts(state)
     for line in summary(found).split("\n"):
         print(shown(line))
     if args.json is not None:
         replace_file(args.json, json.dumps(found, indent=1) + "\n")
-    return 0
+    return _verify(kit, state) if args.verify else 0
+
+
+def _verify(kit: Kit, state: Path) -> int:
+    from hnfed.guard.countersigned import missing
+    from hnfed.guard.receipts import public_key, read_lines, verify
+
+    count = len(read_lines(state))
+    wrong = verify(state, public_key(kit.folder / "node.pub"))
+    lost, last = missing(state, kit.role, kit.ca.read_bytes())
+    print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")
+    for text in (*wrong, *lost):
+        print(f"wrong: {text}")
+    if not wrong and not lost:
+        print("each is as it was written, and none is missing before the last countersigned one")
+    return 1 if wrong or lost else 0

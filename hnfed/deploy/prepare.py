@@ -14,9 +14,9 @@ from typing import Any
 from client.site import count_codes
 from client.site_file import site_from_file
 from core.config import plan_from_json
-from core.errors import UserError
 from core.service import ends_with_parent
 from hnfed.guard.environment import node_environment
+from hnfed.guard.exit import code_of
 from hnfed.guard.log import Log
 from hnfed.guard.node import PreparationError
 
@@ -62,11 +62,7 @@ def main() -> int:
         answer = {"split": site.split_hash(), "left_out": count_codes(findings)}
     except Exception as error:
         traceback.print_exc()
-        by_field = {"entries": "E_DATA", "root": "E_DATA"}
-        user = isinstance(error, UserError)
-        memory = "E_MEMORY" if isinstance(error, MemoryError) else "E_INTERNAL"
-        code = by_field.get(error.field, "E_SITE") if user else memory
-        answer = {"code": code}
+        answer = {"code": code_of(error)}
     print(json.dumps(answer), flush=True)
     return 0
 

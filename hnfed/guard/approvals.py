@@ -11,14 +11,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from core.app_folder import staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
 from core.text import flagged
+from hnfed.guard.persons import Confirmation, different, now
+from hnfed.guard.rules import Policy
 from hnfed.guard.unpack import BundleError, members
 
 APPROVED, PENDING, BUNDLES = "approved.json", "pending", "bundles"
@@ -30,30 +32,46 @@ class NotApprovedError(Exception):
     """A bundle's SHA-256 is not the approved one; the text is for the person at the site."""
 
 
-def require_approved(content: bytes, kit: Path, pending_mb: float = 100.0) -> None:
+@dataclass(frozen=True)
+class Pinned:
+    """The approved bundle, and who agreed to it.
+
+    Attributes:
+        digest: SHA-256 of the bundle.
+        persons: in the order in which they agreed; of an earlier version's list one without a name.
+    """
+
+    digest: str
+    persons: tuple[Confirmation, ...]
+
+    def enough(self, approvers: int) -> bool:
+        """Whether so many different persons agreed."""
+        return different(self.persons) >= approvers
+
+
+def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
     """Lets one bundle pass; any other is kept for a look, unopened.
 
     Args:
         content: of a bundle from the server.
-        kit: folder of the site's kit.
-        pending_mb: disk for those that wait.
+        kit: of the site.
+        policy: how many persons must have agreed, and how much disk what waits may take.
 
     Raises:
         NotApprovedError: it is not the one that is approved, or the list cannot be read.
     """
     digest = hashlib.sha256(content).hexdigest()
     try:
-        entries = json.loads((kit / APPROVED).read_text(encoding="utf-8"))
-        current = entries[-1]["sha256"] if entries else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        current = None
-    if digest == current:
+        current = approved(kit)
+    except UserError:
+        current = []
+    if any(p.digest == digest and p.enough(policy.approvers) for p in current):
         return
-    dropped = _keep_pending(kit / PENDING, digest, content, pending_mb * 1e6)
+    dropped = _keep_pending(kit.folder / PENDING, digest, content, policy.pending_mb * 1e6)
     words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
     raise NotApprovedError(
         f"code bundle {digest[:16]} is not approved at this site, nothing ran; "
-        f"look at it and pin it with `hnfed approve {kit}`{words}"
+        f"look at it and pin it with `hnfed approve {kit.folder}`{words}"
     )
 
 
@@ -91,12 +109,12 @@ class Bundle:
     own: bool
 
 
-def candidates(kit: Kit) -> list[Bundle]:
+def candidates(kit: Kit, approvers: int = 1) -> list[Bundle]:
     """Bundles that wait for a decision: those refused lately, then the one of this installation."""
     sent = {p.stem: p.read_bytes() for p in sorted((kit.folder / PENDING).glob("*.fab"))}
     code = installed()
     own = hashlib.sha256(code).hexdigest()
-    done = {entry["sha256"] for entry in approved(kit)}
+    done = {entry.digest for entry in approved(kit) if entry.enough(approvers)}
     return [
         Bundle(digest, content, digest in sent, digest == own)
         for digest, content in (sent | {own: code}).items()
@@ -112,7 +130,7 @@ def installed() -> bytes:
         return build_fab_from_disk(app)
 
 
-def approved(kit: Kit) -> list[dict[str, str]]:
+def approved(kit: Kit) -> list[Pinned]:
     """What is pinned: one bundle, or none.
 
     Raises:
@@ -123,16 +141,22 @@ def approved(kit: Kit) -> list[dict[str, str]]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return [{"sha256": str(e["sha256"]), "at": str(e["at"])} for e in entries[-1:]]
+        return [_pinned(entry) for entry in entries[-1:]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "restore the file, or delete it and approve again"
         raise UserError("approved.json", path, remedy, problem=type(error).__name__) from error
 
 
-def approve(kit: Kit, digest: str, content: bytes) -> None:
+def _pinned(entry: Mapping[str, Any]) -> Pinned:
+    unnamed = {"person": "(unnamed)", "account": "", "behind": "", "at": str(entry.get("at", ""))}
+    told = entry.get("persons") or [unnamed]
+    return Pinned(str(entry["sha256"]), tuple(Confirmation.of_json(p) for p in told))
+
+
+def approve(kit: Kit, digest: str, content: bytes, who: Confirmation | None = None) -> Pinned:
     """Pins a bundle in place of the one before; a running client sees it at once.
 
-    It is kept to compare later ones with.
+    It is kept to compare later ones with. Where it is pinned already, the person is added.
 
     Raises:
         UserError: it is no bundle that could run.
@@ -146,19 +170,25 @@ def approve(kit: Kit, digest: str, content: bytes) -> None:
     folder = kit.folder / BUNDLES
     folder.mkdir(exist_ok=True, mode=0o700)
     replace_file(folder / f"{digest}.fab", content)
-    entry = {"sha256": digest, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    before = next((p.persons for p in approved(kit) if p.digest == digest), ())
+    made = Pinned(digest, (*before, who or now()))
+    if different(made.persons) == different(before):
+        made = Pinned(digest, before)  # the same person again
+    persons = [person.as_json() for person in made.persons]
+    entry = {"sha256": digest, "at": made.persons[-1].at, "persons": persons}
     replace_file(kit.folder / APPROVED, json.dumps([entry], indent=1) + "\n")
     (kit.folder / PENDING / f"{digest}.fab").unlink(missing_ok=True)
     for path in folder.glob("*.fab"):
         if path.stem != digest:
             path.unlink()
+    return made
 
 
 def withdraw(kit: Kit) -> str:
     """Takes the approval back: nothing may run; returns the SHA-256 that could, "" for none."""
     before = approved(kit)
     replace_file(kit.folder / APPROVED, "[]\n")
-    return before[-1]["sha256"] if before else ""
+    return before[-1].digest if before else ""
 
 
 def difference(kit: Kit, content: bytes) -> list[str]:
@@ -168,7 +198,7 @@ def difference(kit: Kit, content: bytes) -> list[str]:
     """
     before: Mapping[str, str] = {}
     for entry in reversed(approved(kit)):
-        path = kit.folder / BUNDLES / f"{entry['sha256']}.fab"
+        path = kit.folder / BUNDLES / f"{entry.digest}.fab"
         if path.is_file():
             before = _texts(path.read_bytes())
             break

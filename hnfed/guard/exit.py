@@ -44,13 +44,33 @@ class Reply:
     parcel: bytes = field(default=b"", repr=False)
 
 
+@dataclass(frozen=True)
+class Receipts:
+    """Where a site keeps its receipts.
+
+    Attributes:
+        state: the site's state folder.
+        key: the private key that signs them.
+    """
+
+    state: Path
+    key: Path
+
+    def write(self, run: str, kind: str, reply: Reply, state: State) -> Reply:
+        """Adds a line; the reply names it."""
+        told = write_receipt(
+            self.state, run, kind, reply.config, reply.metrics, state, key=self.key
+        )
+        return Reply({**reply.config, "receipt": told}, reply.metrics, reply.parcel)
+
+
 def release(
     reply: Reply,
     asked: Asked,
     policy: Policy | None,
     *,
     cases: int | None = None,
-    receipts: Path | None = None,
+    receipts: Receipts | None = None,
     masking: Masking | None = None,
 ) -> Reply:
     """What of a reply leaves.
@@ -60,7 +80,7 @@ def release(
         asked: the order.
         policy: of the site; a simulated site has none.
         cases: training cases that the phase uses here, as the guard counted them.
-        receipts: the site's state folder, whose receipts grow by a line before the reply goes.
+        receipts: of the site; they grow by a line before the reply goes.
         masking: of secure aggregation: turns the weights that leave into masked ones.
 
     Returns:
@@ -95,14 +115,14 @@ def release(
     require_allowed(config, metrics, state, {n: tuple(t.shape) for n, t in shapes.items()})
     if masking is not None and state:
         state = masking(asked, state)
-    parcel = packed(state) if state else b""
-    if receipts is not None:
-        write_receipt(receipts, asked.run, asked.kind, config, metrics, state)
-    return Reply(config, metrics, parcel)
+    released = Reply(config, metrics, packed(state) if state else b"")
+    if receipts is None:
+        return released
+    return receipts.write(asked.run, asked.kind, released, state)
 
 
 def refusal(
-    code: str, site: str, asked: Asked | None, *, receipts: Path | None = None, run: str = ""
+    code: str, site: str, asked: Asked | None, *, receipts: Receipts | None = None, run: str = ""
 ) -> Reply:
     """The reply that tells the server a code, and nothing else; a receipt says so.
 
@@ -122,10 +142,8 @@ def refusal(
         round=order.round if order is not None else 0,
         code=code,
     )
-    config = header.to_config()
-    if receipts is not None:
-        write_receipt(receipts, header.run, "error", config, NOTHING, {})
-    return Reply(config, NOTHING)
+    reply = Reply(header.to_config(), NOTHING)
+    return reply if receipts is None else receipts.write(header.run, "error", reply, {})
 
 
 def code_of(error: BaseException) -> str:

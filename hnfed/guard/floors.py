@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from core.data.entry import Entry
+from core.phase_cases import cases_of
 from core.plan import Phase, Plan
 from core.protocol import Order
 from hnfed.guard.rules import Policy, PolicyError
@@ -30,13 +31,14 @@ def require_entries(
         plan: gives the batch.
         phase: of the order.
         order_round: from 1.
-        entries: the training cases that the phase would use here, `max_cases` applied.
+        entries: the site's prepared cases; of them those count that the phase would train on.
 
     Raises:
         PolicyError: names the key, and what there is; it stays in the site's log.
     """
     if phase.share == "none" or phase.rounds == 0:
         return
+    entries = cases_of(entries, plan, phase, "train")
     found = len(distinct(entries))
     if found < policy.fewest_cases:
         raise PolicyError(f"fewest_cases: {found} distinct cases in phase {phase.name}")

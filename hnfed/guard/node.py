@@ -17,9 +17,11 @@ from core.config import plan_from_json, plan_hash
 from core.data.entry import Entry
 from core.kit import Kit
 from core.plan import Phase, Plan
-from core.protocol import NEED_BASE
+from core.protocol import NEED_BASE, Order
+from core.receipt import Countersignature
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.approvals import NotApprovedError, require_approved
+from hnfed.guard.countersigned import note
 from hnfed.guard.fleet import (
     Arrival,
     Connection,
@@ -28,7 +30,9 @@ from hnfed.guard.fleet import (
     RunOverError,
 )
 from hnfed.guard.log import Log
+from hnfed.guard.outbox import OutboxError
 from hnfed.guard.pins import Pin
+from hnfed.guard.plans import require_agreed
 from hnfed.guard.policy import (
     Policy,
     PolicyError,
@@ -114,6 +118,7 @@ class Desk:
         self.house = house
         self.connection = connection
         self.log = Log(house.state)
+        self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
         self._bundles: dict[str, bytes] = {}
 
     def handle(self, arrival: Arrival) -> None:
@@ -151,16 +156,18 @@ class Desk:
         run = self.connection.run(arrival)
         content = self._bundle(arrival, run.bundle)
         policy = read_policy(house.kit.folder / "policy.yaml")
-        require_approved(content, house.kit.folder, policy.pending_mb)
+        require_approved(content, house.kit, policy)
         settings = order.settings_of(run.config)
         case.run = settings["run_id"]
         self.log.begin(f"run {case.run}: {arrival.kind}")
         plan = plan_from_json(settings["plan"])
         require_plan(plan, house.name, policy)
+        require_agreed(house.kit.folder, plan, policy)
         pin = pins.pinned(house.guard, case.run, plan_hash(plan))
         records = self.connection.content(arrival, exit.plan_bytes(plan))
         case.pulled = True
         case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
+        self._heed(asked.order)
         self._say(case, "begun")
         if asked.kind == "query":
             pin = self._prepared(case, settings["plan"], pin)
@@ -168,7 +175,7 @@ class Desk:
             case.cases = self._require_entries(asked, policy, pin)
         reply = self._worked_on(asked, settings, records, pin, policy, content)
         reply = _with_startup(reply, time.monotonic() - begun)
-        released = exit.release(reply, asked, policy, cases=case.cases, receipts=house.state)
+        released = exit.release(reply, asked, policy, cases=case.cases, receipts=self.receipts)
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -181,6 +188,13 @@ class Desk:
                 self._bundles.clear()
             self._bundles[key] = self.connection.bundle(arrival, self.connection.run(arrival))
         return self._bundles[key]
+
+    def _heed(self, asked: Order) -> None:
+        """Keeps the server's word on which receipts it has seen; tells where it differs."""
+        mark = Countersignature(asked.receipt, asked.receipt_signature, asked.receipt_certificate)
+        house = self.house
+        if warning := note(house.state, house.name, house.kit.ca.read_bytes(), mark):
+            house.say(warning)
 
     def _prepared(self, case: Case, plan: str, pin: Pin) -> Pin:
         """The cache is made by installed code; the pin remembers the split."""
@@ -255,8 +269,8 @@ class Desk:
             about = str(error) if isinstance(error, PolicyError) else "see client.log"
             kind = type(error).__name__
             self._say(case, f"not done, the server is told {code}: {kind}, {about}")
-        house = self.house
-        return exit.refusal(code, house.name, case.asked, receipts=house.state, run=case.run)
+        name = self.house.name
+        return exit.refusal(code, name, case.asked, receipts=self.receipts, run=case.run)
 
     def _say(self, case: Case, what: str) -> None:
         asked = case.asked
@@ -290,7 +304,7 @@ def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply
     header = records.get("header") if isinstance(records, dict) else None
     metrics = records.get("metrics") if isinstance(records, dict) else None
     if not isinstance(header, dict) or not isinstance(metrics, dict) or set(out) - {"arrays"}:
-        raise exit.OutboxError("records: not a header, numbers and one parcel")
+        raise OutboxError("records: not a header, numbers and one parcel")
     return exit.Reply(header, metrics, out.get("arrays", b""))
 
 

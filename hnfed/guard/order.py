@@ -17,6 +17,7 @@ KINDS = {"query": ("",), "train": ("train",), "evaluate": ("validate", "test", "
 SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 PARCELS = {"query": (), "train": ("arrays", "base"), "evaluate": ("arrays", "base")}
 MOST_TEXT = 2**20
+LONGEST = 8192  # of an order's texts: a certificate
 
 
 class OrderError(RuntimeError):
@@ -106,7 +107,9 @@ def _typed(values: Mapping[str, Any]) -> Order:
         if isinstance(default, list):
             fits = isinstance(value, list) and all(_is_size(v) for v in value)
         else:
-            fits = type(value) is type(default) and (type(value) is str or value >= 0)
+            fits = type(value) is type(default) and (
+                len(value) <= LONGEST if isinstance(value, str) else value >= 0
+            )
         if not fits:
             raise OrderError(f"order: {key}")
     try:

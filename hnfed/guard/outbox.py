@@ -20,7 +20,7 @@ TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")
 HASH = re.compile(r"[0-9a-f]{16,64}")
-HASHES = ("fingerprint", "split_hash")
+HASHES = ("fingerprint", "split_hash", "receipt")
 VERSION = re.compile(r"version\.[A-Za-z0-9_]{1,20}")
 # The allow-list, with what each name means to the person who reads a receipt.
 CONFIG = {
@@ -33,6 +33,7 @@ CONFIG = {
     "best_round": "round of this site's own best weights",
     "fingerprint": "of the code that ran",
     "split_hash": "of the split, under a secret of this site",
+    "receipt": "SHA-256 of this reply's receipt",
 }
 NUMBERS = {
     "cases": "trained on; before the first round for training, validation and test",

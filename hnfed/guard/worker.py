@@ -82,7 +82,8 @@ def answer(
         state=RecordDict(),
         run_config=dict(task["run_config"]),
     )
-    reply = app(Message(RecordDict(content), metadata=about), context)
+    message: Any = Message
+    reply = app(message(RecordDict(content), metadata=about), context)
     values: dict[str, Any] = {"records": {}}
     out: dict[str, bytes] = {}
     for name, record in reply.content.items():

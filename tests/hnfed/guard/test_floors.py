@@ -59,10 +59,19 @@ def test_an_organ_that_one_case_annotates_does_not_select_it() -> None:
     entries = [entry(i, ("Brainstem",)) for i in range(7)] + [entry(7)]
     alone = replace(PHASE, organs=["Parotid_L"])
     with pytest.raises(PolicyError, match="fewest_cases: 1 distinct"):
-        check([e for e in entries if "Parotid_L" in e.annotated], alone)
+        check(entries, alone)
     with pytest.raises(PolicyError, match="fewest_cases_organ: 1 distinct cases annotate Parotid"):
         check(entries)
     check(entries, replace(PHASE, organs=["Brainstem"]))
+
+
+def test_max_cases_does_not_select_one() -> None:
+    entries = [entry(i, ("Brainstem",)) for i in range(20)] + [entry(99)]
+    with pytest.raises(PolicyError, match="fewest_cases: 1 distinct"):
+        check(entries, replace(PHASE, max_cases=1))
+    held = [replace(e, split="val") for e in entries]
+    with pytest.raises(PolicyError, match="fewest_cases: 0 distinct"):
+        check(held)
 
 
 def test_four_of_an_organ_are_enough_and_none_is_no_harm() -> None:
@@ -91,7 +100,7 @@ def test_what_sends_no_update_needs_no_case(changes: dict[str, Any]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.sets(st.sampled_from(ORGANS), min_size=1))))
 def test_whatever_passes_has_the_floors(rows: list[tuple[int, set[str]]]) -> None:
-    entries = [entry(i, tuple(a), image=f"{i:064x}") for i, a in rows]
+    entries = [entry(k, tuple(a), image=f"{i:064x}") for k, (i, a) in enumerate(rows)]
     try:
         check(entries)
     except PolicyError:

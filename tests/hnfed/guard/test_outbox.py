@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from core.metrics import OrganSum
 from core.optimisation import NonFiniteError
 from core.protocol import CODES, Description, Header, Result
-from hnfed.guard.outbox import CONFIG, NUMBERS, OutboxError, require_allowed
+from hnfed.guard.outbox import (
+    CONFIG,
+    NUMBERS,
+    OutboxError,
+    require_allowed,
+)
 
 SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
 HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()
@@ -180,5 +185,5 @@ def test_the_list_names_what_the_protocol_sends_and_no_more() -> None:
     result = Result(
         1, (1,), (1.0,) * 5, scores={s: {"A": OrganSum(1, 1, 1.0)} for s in ("val", "test")}
     )
-    assert set(CONFIG) == set(config) | {f.name for f in fields(Header)}
+    assert set(CONFIG) == set(config) | {f.name for f in fields(Header)} | {"receipt"}
     assert set(NUMBERS) == set(metrics) | set(result.to_metrics(["A"]))
