@@ -55,6 +55,7 @@ class Site:
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
+        proxy: by which the server is reached, see `core.proxy.proxy_of`.
         overlays: how many test cases are drawn after a phase; 0 for none.
     """
 
@@ -65,6 +66,7 @@ class Site:
     run_folder: Path
     base_folder: Path
     secret: bytes
+    proxy: str = ""
     overlays: int = 0
 
     def prepare(

@@ -49,5 +49,6 @@ def _doctor(options: argparse.Namespace) -> int:
         plan=load(options.plan)[0].plan if options.plan is not None else None,
         device=site.device if site is not None else "auto",
         cache=site.cache if site is not None else None,
+        proxy=site.proxy if site is not None else "",
     )
     return report(chain(checks, examine_site(site, kit)) if site is not None else checks)
