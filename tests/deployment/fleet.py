@@ -23,6 +23,7 @@ from flwr.supernode import node_auth_http_interceptor as signing
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from core.kit import Kit, private_key, ssl_context
+from core.proxy import http_options
 
 BEAT_S = 30.0
 
@@ -35,6 +36,7 @@ class Fleet:
         context: another TLS context.
         key: another key to sign with.
         host: another name to dial.
+        proxy: by which the server is reached, see `core.proxy.proxy_of`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Fleet:
         context: ssl.SSLContext | None = None,
         key: ec.EllipticCurvePrivateKey | None = None,
         host: str = "",
+        proxy: str = "",
     ) -> None:
         self.key = key or private_key(kit)
         self.client = FleetHttpClient(
@@ -55,6 +58,9 @@ class Fleet:
             verify=context or ssl_context(kit),
             timeout=60.0,
         )
+        if context is None:  # Flower's own client cannot be told which way to take
+            self.client._client.close()
+            self.client._client = httpx.Client(**http_options(kit, proxy), timeout=60.0)
 
     def __enter__(self) -> Self:
         return self
