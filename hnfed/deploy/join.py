@@ -85,6 +85,10 @@ def require_fitting(folder: Path, answer: Answer) -> None:
     """
     authority, certificate = _certificate(answer.authority), _certificate(answer.certificate)
     remedy = "ask the coordinator for the answer to this folder's request.pem"
+    if (folder / FILE).is_file() and (role := read_kit(folder, "site").role) != answer.site:
+        raise UserError(
+            "--answer", answer.site, remedy, problem=f"this folder is the kit of {role}"
+        )
     if certificate.public_key() != read_private_key(folder / KEY).public_key():
         raise UserError("--answer", answer.site, remedy, problem="it is for another site's key")
     if common_name(certificate.subject) != answer.site:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.kit import read_kit, ssl_context
+from core.kit import read_kit, read_private_key, ssl_context
 from core.peers import SPOKEN, read_peers
 from hnfed.cli.main import main
 from hnfed.deploy.join import own_fingerprint
@@ -205,6 +205,22 @@ def test_an_answer_for_another_key(coordinator: Path, capsys: pytest.CaptureFixt
     begun(coordinator, "nyu")
     assert answered(coordinator, "nyu", folder, said) == 1
     assert "another site's key" in capsys.readouterr().err
+
+
+def test_an_answer_cannot_rename_a_site(
+    coordinator: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begun(coordinator, "nyu")
+    signed(coordinator, "nyu", folder)
+    assert answered(coordinator, "nyu", folder, authority(coordinator, capsys)) == 0
+    other = coordinator / "other"
+    other.mkdir()
+    key = read_private_key(folder / "node.key")
+    (other / "request.pem").write_text(made_request("miccai", key))
+    run("provision", coordinator / "federation.yaml", "-o", coordinator / "kits", "--sign",
+        other / "request.pem", "--fingerprint", own_fingerprint(folder))  # fmt: skip
+    assert run("join", folder, "--answer", coordinator / "kits" / "answers" / "miccai.json") == 1
+    assert read_kit(folder, "site").role == "nyu"
 
 
 def test_requests_that_are_none(coordinator: Path) -> None:
