@@ -57,6 +57,7 @@ class Site:
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
+        proxy: by which the server is reached, see `core.proxy.proxy_of`.
         overlays: how many test cases are drawn after a phase; 0 for none.
         left_out: reason code -> how many cases were left out, where another process has prepared
             them (`client.prepared`); None where this one does.
@@ -69,6 +70,7 @@ class Site:
     run_folder: Path
     base_folder: Path
     secret: bytes
+    proxy: str = ""
     overlays: int = 0
     left_out: Mapping[str, int] | None = None
 

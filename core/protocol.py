@@ -41,7 +41,7 @@ CODES = {
     "E_ERROR": "Flower reported an error instead of a reply",
     "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",
     "E_COUNT": "counts outside the possible range",
-    "E_NORM": "the update is much longer than the round's median",
+    "E_NORM": "the update is much longer than the round's median, or than training makes one",
     "E_UNCHANGED": "the update changes no weight",
     "E_STALE": "the reply belongs to another run, phase or round",
     "E_LOST": "no reply before the deadline",

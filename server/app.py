@@ -25,7 +25,7 @@ from core.versions import versions
 from server.correspondence import RunFailed, quorum_of
 from server.progress import State
 from server.record import Recorder, tell
-from server.roster import call_roster, require_same_split
+from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
 
 app = ServerApp()
@@ -122,7 +122,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
     nodes, described = call_roster(
         grid,
         plan.site_names,
-        organs=len(plan.organ_names),
+        bounds=bounds_of(plan),
         run=recorder.run,
         fingerprint=code,
         join_s=plan.federation.query_timeout_s,

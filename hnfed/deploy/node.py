@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import ssl
 import sys
 import threading
 import time
@@ -20,8 +19,9 @@ from pathlib import Path
 from client.prepared import description_of, prepared_site
 from client.site_file import require_own_kit, site_from_file
 from core.data.entry import Entry
-from core.kit import Kit, read_kit
+from core.kit import Kit, private_key, read_kit
 from core.plan import Phase, Plan
+from core.proxy import http_options
 from core.service import Stopped, stop_by_signal
 from core.text import shown
 from hnfed.deploy.prepare import prepared_apart
@@ -48,7 +48,7 @@ def main() -> int:
         voice.say(warning)
     house = house_of(kit, site_file, voice.say)
     try:
-        connection = dialled(kit, voice.alive)
+        connection = dialled(kit, site_from_file(site_file, "node").proxy, voice.alive)
     except FleetError as error:
         print(error, file=sys.stderr, flush=True)
         return 1
@@ -93,10 +93,16 @@ class Voice:
             self.tell(ALIVE)
 
 
-def dialled(kit: Kit, heard: Callable[[], None]) -> Connection:
-    """The connection of a kit; `heard` is called whenever the server has answered."""
-    context = ssl.create_default_context(cafile=str(kit.ca))
-    return connect(f"{kit.host}:{kit.port}", kit.folder / "node.key", context, heard=heard)
+def dialled(kit: Kit, proxy: str, heard: Callable[[], None]) -> Connection:
+    """The connection of a kit.
+
+    Args:
+        kit: of the site.
+        proxy: of the site file.
+        heard: called whenever the server has answered.
+    """
+    options = http_options(kit, proxy)
+    return connect(f"{kit.host}:{kit.port}", private_key(kit), options, heard=heard)
 
 
 def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -22,9 +21,9 @@ from typing import IO
 
 from client.site_file import require_own_kit, site_from_file
 from core.doctor import FAIL, dial
-from core.errors import UserError
 from core.kit import Kit
 from core.logfile import append_log
+from core.proxy import http_options
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from core.text import shown
 from hnfed.deploy.node import ALIVE, CONNECTED, SAY
@@ -45,6 +44,8 @@ REASONS = (
     (("2004", "PERMISSION_DENIED", "not registered"),
      "the server does not know this kit's key, has revoked it, or holds another connection of it: "
      "a second client with this kit, or the last one (up to 60 s after a hard kill)"),
+    (("HTTP 400", "HTTP 403"),
+     "the server does not take this kit's certificate: ask the coordinator for an answer file"),
     (("Connection refused", "ConnectError", "timed out", "unreachable"),
      "nothing answers there: is the server up, and the port open on the way out?"),
 )  # fmt: skip
@@ -65,14 +66,9 @@ def run_node(kit: Kit, site_file: Path) -> int:
     """
     site = site_from_file(site_file, "node")
     require_own_kit(site, kit)
-    key = kit.folder / "node.key"
-    if not key.is_file():
-        raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")
-    if key.stat().st_mode & 0o077:
-        raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
+    http_options(kit, site.proxy)  # tells at once where key, certificate or proxy are no good
     if not approved(kit):
         tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
-    os.umask(0o077)
     stop_by_signal()
     home = site.base_folder.parent / "guard"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,13 +81,13 @@ def run_node(kit: Kit, site_file: Path) -> int:
             word = secrets.token_hex(16)
             child = _start(kit, site_file.resolve(), home, word)
             tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
-            said = _follow(child, home / LOG, kit, word)
+            said = _follow(child, home / LOG, kit, word, site.proxy)
             end(child)
             code = child.wait()
             child = None
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
-            reason = reason_of(said) or why_not(kit)
+            reason = reason_of(said) or why_not(kit, site.proxy)
             tell(f"the node ended ({code}): {reason}; trying again in {retry:.0f} s")
             time.sleep(retry)
             retry = min(2 * retry, LONGEST_RETRY_SECONDS)
@@ -112,9 +108,9 @@ def reason_of(said: str) -> str:
     return ""
 
 
-def why_not(kit: Kit) -> str:
+def why_not(kit: Kit, proxy: str = "") -> str:
     """What stands between this site and the server, as far as the site can see."""
-    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit) if c.state == FAIL]
+    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit, proxy) if c.state == FAIL]
     return "no connection yet; " + (
         "; ".join(wrong) or f"the server answers; see guard/{LOG} in the site's state folder"
     )
@@ -156,7 +152,7 @@ class Heard:
     alive: float = field(default_factory=time.monotonic)
 
 
-def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str) -> str:
+def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str, proxy: str = "") -> str:
     """Follows a node until it ends, or the server has been silent for long; its last words.
 
     Args:
@@ -164,6 +160,7 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str) -> str
         log: for what it and its libraries print.
         kit: of the site.
         word: begins what it says to us.
+        proxy: of the site file.
     """
     assert child.stdout is not None
     heard, begun = Heard(), time.monotonic()
@@ -177,7 +174,7 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str) -> str
             told = True
             tell(f"{kit.role}: connected after {now - begun:.0f} s, waiting for runs")
         if not heard.connected and now > wondering:
-            tell(why_not(kit))
+            tell(why_not(kit, proxy))
             wondering = math.inf
         if now - heard.alive > SILENT_SECONDS:
             tell(f"{kit.role}: the server was not heard for {now - heard.alive:.0f} s")

@@ -11,17 +11,14 @@ import concurrent.futures
 import contextlib
 import json
 import random
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_CALL_TIMEOUT, HEARTBEAT_DEFAULT_INTERVAL
@@ -335,9 +332,8 @@ class Connection:
 
 def connect(
     address: str,
-    key: Path,
-    context: ssl.SSLContext,
-    options: Mapping[str, Any] | None = None,
+    key: ec.EllipticCurvePrivateKey,
+    options: Mapping[str, Any],
     *,
     heard: Callable[[], None] = lambda: None,
 ) -> Connection:
@@ -345,23 +341,19 @@ def connect(
 
     Args:
         address: ``host:port``.
-        key: file with the node's private key.
-        context: what proves the server to this site, and this site to the server.
-        options: more arguments of `httpx.Client`, such as a proxy.
+        key: the node's private key.
+        options: arguments of `httpx.Client`: ``verify``, what proves the server to this site and
+            this site to the server; a proxy.
         heard: called, by any thread, whenever the server has answered.
 
     Raises:
         FleetError: it cannot be reached for some minutes, or refuses the key.
     """
-    private = load_ssh_private_key(key.read_bytes(), None)
-    if not isinstance(private, ec.EllipticCurvePrivateKey):
-        raise FleetError("the node's key is of another kind")
-    public = private.public_key()
+    public = key.public_key()
     client = _Client(
         f"https://{address}",
-        [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(private, public)],
-        context,
-        options or {},
+        [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, public)],
+        options,
     )
     return Connection(client, public_key_to_bytes(public), heard)
 
@@ -369,13 +361,10 @@ def connect(
 class _Client(FleetHttpClient):
     """Flower's client with a bound on every answer, and no redirection or compression."""
 
-    def __init__(
-        self, url: str, interceptors: list[Any], context: ssl.SSLContext, options: Mapping[str, Any]
-    ) -> None:
-        super().__init__(url, interceptors=interceptors, verify=context)
+    def __init__(self, url: str, interceptors: list[Any], options: Mapping[str, Any]) -> None:
+        super().__init__(url, interceptors=interceptors, verify=options["verify"])
         self._client.close()
         self._client = httpx.Client(
-            verify=context,
             timeout=CALL_SECONDS,
             follow_redirects=False,
             headers={"accept-encoding": "identity"},

@@ -86,6 +86,21 @@ def hnfed(log: Path, *arguments: str | Path) -> Machine:
     return Machine(log, sys.executable, "-m", "hnfed.cli.main", *arguments)
 
 
+def running(words: str, kit: Path) -> list[int]:
+    """Processes of a kit whose command line holds these words."""
+    wanted = (words.encode(), str(kit).encode())
+    lines = {int(p.parent.name): content_of(p) for p in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, line in lines.items() if all(w in line for w in wanted)]
+
+
+def content_of(path: Path) -> bytes:
+    """A file of /proc, or nothing where its process is gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 class Place:
     """Kits, site files and the simulated run that the deployment must equal."""
 
