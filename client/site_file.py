@@ -12,7 +12,10 @@ from pathlib import Path
 from client.site import Site, Source
 from core.config import read_yaml
 from core.errors import UserError
+from core.files import private_folder, require_private
+from core.identifiers import run_id, site_name
 from core.kit import Kit
+from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
 MAX_PATH = 1000
 
@@ -21,10 +24,12 @@ def site_from_file(path: Path, run: str) -> Site:
     """The site of a site file (`interface.md`).
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or
+            state that other accounts can open.
     """
     known = (
-        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state"
+        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
+        "proxy",
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -38,6 +43,7 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("root", "cache", "state"):
         if "\0" in values[key] or len(values[key]) > MAX_PATH:
             raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    name = site_name(values["name"], "site file: name")
     split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
     if not isinstance(split, dict) or not all(
         key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
@@ -45,14 +51,18 @@ def site_from_file(path: Path, run: str) -> Site:
     ):
         remedy = "give train, val, test and seed as numbers, or file: splits.csv"
         raise UserError("site file: split", split, remedy)
+    proxy = _proxy(values.get("proxy"), path)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
+    for key in ("cache", "state"):
+        if Path(str(values[key])).is_dir():
+            require_private(f"site file: {key}", Path(str(values[key])))
     return Site(
-        name=str(values["name"]),
+        name=name,
         sources=(
             Source(
                 root=str(values["root"]),
-                label=str(values["name"]),
+                label=name,
                 format=str(values.get("format", "auto")),
                 aliases=_aliases(values.get("aliases") or {}),
                 structure_set=str(values.get("structure_set") or ""),
@@ -62,9 +72,10 @@ def site_from_file(path: Path, run: str) -> Site:
         ),
         device=str(values.get("device", "auto")),
         cache=Path(str(values["cache"])),
-        run_folder=state / run,
+        run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
+        proxy=proxy,
     )
 
 
@@ -77,6 +88,21 @@ def require_own_kit(site: Site, kit: Kit) -> None:
     if site.name != kit.role:
         remedy = f"write name: {kit.role} into the site file, or take the other kit"
         raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+
+
+def _proxy(value: object, path: Path) -> str:
+    """The site file's `proxy`; one with a password wants a file that only its owner can read."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError("site file: proxy", type(value).__name__, REMEDY)
+    if value == NONE:
+        return NONE
+    require_proxy(value, "site file: proxy")
+    if has_password(value) and path.stat().st_mode & 0o077:
+        problem = "a password stands in it, and others can read the file"
+        raise UserError("site file: proxy", shown(value), f"run: chmod 600 {path}", problem=problem)
+    return value
 
 
 def _is_number(value: object) -> bool:
@@ -114,7 +140,7 @@ def _secret(state: Path) -> bytes:
     path = state / "secret"
     try:
         if not path.is_file():
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(state)
             part = state / f".secret.{secrets.token_hex(4)}"
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:

@@ -236,6 +236,7 @@ class Correspondence:
             peers=list(self.secure.peers) if self.secure else [],
             weights=self.secure.totals(self.phase) if self.secure else [],
             longest=progress.longest,
+            **self.recorder.receipts.fields(site),
         )
 
     def _send(
@@ -271,6 +272,7 @@ class Correspondence:
             if train
             else federation.round_timeout_s,
             base=(lambda: record_of(packed(self.base))) if self.base else None,
+            seen=self.recorder.receipts.seen,
         )
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())

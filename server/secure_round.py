@@ -28,7 +28,6 @@ from core.secure_layout import (
     tally_segments,
     weight_segments,
 )
-from core.secure_plan import ALL
 from core.secure_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
 from server.guards import Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
@@ -11,9 +12,11 @@ from flwr.serverapp import Grid
 from core.plan import Plan
 from core.protocol import Description, Order
 from core.secure_layout import closed_organs
+from core.secure_plan import ALL
 from server.correspondence import RunFailed
 from server.exchange import exchange
 from server.record import Recorder, tell
+from server.roster import bounds_of, impossible
 from server.secure_round import (
     Masked,
     Secure,
@@ -71,6 +74,30 @@ def _shown(count: int, cell: int) -> str:
     return str(count) if count == 0 or count >= cell else f"fewer than {cell}"
 
 
+def _possible(secure: Secure) -> Secure:
+    """The set, if its sums can be those of so many sites.
+
+    Raises:
+        ValueError: the masks do not cancel, or a site's counts are impossible.
+    """
+    bounds = bounds_of(secure.plan)
+    rows = {k: tuple(v) for k, v in secure.rows.items()}
+    told = Description(
+        site=ALL,
+        fingerprint="",
+        split_hash="",
+        cases=(int(secure.cases[0]), int(secure.cases[1]), int(secure.cases[2])),
+        annotated=tuple(map(int, rows["annotated"])),
+        voxels=rows["voxels"] if any(rows["totals"]) else (),
+        totals=rows["totals"] if any(rows["totals"]) else (),
+        left_out={},
+        versions={},
+    )
+    if wrong := impossible(told, replace(bounds, cases=bounds.cases * len(secure.hellos))):
+        raise ValueError(wrong)
+    return secure
+
+
 def _counted(
     grid: Grid, nodes: Mapping[str, int], secure: Secure, fingerprint: str, recorder: Recorder
 ) -> Secure:
@@ -112,7 +139,7 @@ def _counted(
         rejected = {s: v.code for s, v in verdicts.items() if not isinstance(v, Masked)}
         if not rejected:
             try:
-                return add_tally(secure, good)
+                return _possible(add_tally(secure, good))
             except ValueError:
                 rejected = dict.fromkeys(verdicts, "E_MASK")
         told = ", ".join(f"{s}: {c}" for s, c in rejected.items())

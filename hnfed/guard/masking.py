@@ -29,7 +29,7 @@ from core.files import replace_file
 from core.parcel import packed, unpacked
 from core.phases import fingerprint
 from core.plan import Phase, Plan
-from core.protocol import OK, Description, Order, Result
+from core.protocol import OK, Description, Result
 from core.secure_hello import SPLITS, Hello, fewest, members, require_signed
 from core.secure_layout import (
     HELLO,
@@ -58,9 +58,11 @@ from core.secure_sum import (
     masked,
     seeds,
 )
+from hnfed.guard.order import Asked
 
 SETS = "sets.json"
-TOLD_ALONE = ("base_round", "best_round")  # of an order: what may differ between sites
+# Of an order, what may differ between the sites: their own rounds, and their own receipts.
+TOLD_ALONE = ("base_round", "best_round", "receipt", "receipt_signature", "receipt_certificate")
 Config = dict[str, Any]
 
 
@@ -92,23 +94,6 @@ class Keyring:
     scores: bool = True
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a reply answers.
-
-    Attributes:
-        kind: ``query``, ``train`` or ``evaluate``.
-        order: as it came.
-        parcel: the weights that came with it, as they came; b"" where none did.
-        plan: of the run.
-    """
-
-    kind: str
-    order: Order
-    parcel: bytes
-    plan: Plan
-
-
 def public_keys(certificates: Mapping[str, str]) -> dict[str, ec.EllipticCurvePublicKey]:
     """Public keys of sites, from the certificates (PEM) whose fingerprints a person confirmed.
 
@@ -126,6 +111,7 @@ def public_keys(certificates: Mapping[str, str]) -> dict[str, ec.EllipticCurvePu
 
 def secured(
     asked: Asked,
+    incoming: bytes,
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     state: Mapping[str, Tensor],
@@ -135,6 +121,7 @@ def secured(
 
     Args:
         asked: what it answers; its plan asks for secure aggregation.
+        incoming: the parcel of weights that came with it, as it came; b"" where none did.
         config: text and numbers of the reply's head.
         metrics: its numbers, with what the policy keeps back: the keyring says what that is.
         state: the weights that are to travel.
@@ -149,18 +136,18 @@ def secured(
     if config.get("code") != OK:
         return dict(config), _bare(metrics), b""
     if asked.kind == "query":
-        return _described(asked, config, metrics, keyring)
+        return _described(asked, incoming, config, metrics, keyring)
     phase = asked.plan.phase(asked.order.phase)
     if phase.share == "none":  # its scores are the site's alone: there may be no sum to hide in
         return dict(config), _bare(metrics), b""
     plan, task = asked.plan, asked.order.task
-    with _session(asked, keyring) as session:
+    with _session(asked, incoming, keyring) as session:
         hellos = session.hellos
         result = _own(asked, phase, Result.from_metrics(metrics, phase.organs), session)
         parcel, square, shortened = b"", 0.0, False
         if asked.kind == "train":
             what = travelling(plan, phase)
-            update, square, shortened = _update(asked, state, what)
+            update, square, shortened = _update(asked, incoming, state, what)
             segments = weight_segments(plan, phase, hellos, what)
             _weigh(update, segments, result, asked.order.weights)
             vector = session.masked(_fixed(update, UPDATE_BITS, 1, 32), segments, "weights")
@@ -171,14 +158,18 @@ def secured(
 
 
 def _described(
-    asked: Asked, config: Mapping[str, Any], metrics: Mapping[str, Any], keyring: Keyring
+    asked: Asked,
+    incoming: bytes,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    keyring: Keyring,
 ) -> tuple[Config, Config, bytes]:
     """Before the first round: who this site is, or, once all have said so, the masked counts."""
     told = Description.from_records(config, metrics)
     untold = {k: -1 for k in metrics if k.startswith("left_out.")} | {"cases": [-1, -1, -1]}
     if not asked.order.peers:
         return dict(config) | {HELLO: _hello(asked, told, keyring)}, untold, b""
-    with _session(asked, keyring) as session:
+    with _session(asked, incoming, keyring) as session:
         hellos = session.hellos
         if not all(h.counts for h in hellos.values()):
             raise MaskingError("counts: a site does not let its numbers into sums")
@@ -217,14 +208,14 @@ def _own(asked: Asked, phase: Phase, result: Result, session: _Session) -> Resul
 
 
 def _update(
-    asked: Asked, state: Mapping[str, Tensor], what: Travelling
+    asked: Asked, incoming: bytes, state: Mapping[str, Tensor], what: Travelling
 ) -> tuple[Floats, float, bool]:
     """What training added, within the plan's bound: the guard that the server cannot be.
 
     Returns:
         The update, the square of its length, and whether it was made shorter.
     """
-    before = unpacked(asked.parcel)
+    before = unpacked(incoming)
     for tensors in (state, before):
         if {n: tuple(t.shape) for n, t in tensors.items()} != dict(what.shapes):
             raise MaskingError("weights: other tensors than those that travel")
@@ -300,14 +291,14 @@ class _Session:
 
 
 @contextmanager
-def _session(asked: Asked, keyring: Keyring) -> Iterator[_Session]:
+def _session(asked: Asked, incoming: bytes, keyring: Keyring) -> Iterator[_Session]:
     """Verifies the others, and writes down what is about to be masked before it is.
 
     Raises:
         MaskingError: in doubt.
     """
     values = {k: v for k, v in asdict(asked.order).items() if k not in TOLD_ALONE}
-    values |= {"kind": asked.kind, "weights_in": hashlib.sha256(asked.parcel).hexdigest()}
+    values |= {"kind": asked.kind, "weights_in": hashlib.sha256(incoming).hexdigest()}
     try:
         about = context(values)
     except ValueError:

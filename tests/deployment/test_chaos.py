@@ -165,7 +165,7 @@ SERVER_FAULTS: dict[str, Fault] = {
 
 @pytest.fixture(scope="module")
 def proxies(place: Place) -> Iterator[dict[str, Proxy]]:
-    made = {s: Proxy(place.kit("server"), free_port()) for s in SITES}
+    made = {s: Proxy(place.kit("server"), place.kit(s), free_port()) for s in SITES}
     for site, proxy in made.items():
         dial_through(place.kit(site), proxy.port)
     yield made

@@ -111,7 +111,7 @@ def searched(place: Place, proxy: Proxy) -> Iterator[tuple[str, bytes]]:
 
 
 def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, proxy = named, Proxy(named.kit("server"), free_port(), keep=True)
+    place, proxy = named, Proxy(named.kit("server"), named.kit(LEAKY[0]), free_port(), keep=True)
     for site in LEAKY:
         dial_through(place.kit(site), proxy.port)
     left = place.folder / "raise.txt"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,9 @@ from flwr.clientapp import ClientApp
 from core.errors import UserError
 from core.parcel import packed
 from core.plan import Phase
-from core.protocol import Description, Header, Order
-from hnfed.guard.masked_message import masked_message
-from hnfed.guard.masking import Keyring, MaskingError
-from hnfed.guard.simulated import simulated_keyring
+from core.protocol import Description, Order
+from hnfed.guard.masking import Keyring
+from hnfed.guard.simulated import let_out, simulated_keyring
 from server.correspondence import RunFailed
 from server.exchange import record_of
 from tests.server.conftest import Fakes, Federated, tiny_plan
@@ -38,8 +39,8 @@ class Cases(Fakes):
         asked: (site, order) as it came.
         left: messages that left, by site.
         away: by (task, round), sites that do not answer; used up.
+        refused: why a reply was not let out.
         server: by task, changes an order before a site sees it.
-        refused: why a site did not mask.
     """
 
     folder: Path = Path()
@@ -47,8 +48,8 @@ class Cases(Fakes):
     keyrings: dict[str, dict[str, Any]] = field(default_factory=dict)
     left: list[tuple[str, Message]] = field(default_factory=list)
     away: dict[tuple[str, int], list[set[str]]] = field(default_factory=dict)
-    changes: dict[tuple[str, str], Callable[[Message], None]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    changes: dict[tuple[str, str], Callable[[Message], None]] = field(default_factory=dict)
 
     def app(self) -> ClientApp:
         return Outside(super().app(), self)
@@ -59,11 +60,11 @@ class Cases(Fakes):
         header, metrics = Description(
             site=site,
             fingerprint=self.code,
-            split_hash="s",
+            split_hash="ab" * 32,
             cases=(self.cases[site], 2, 2),
             annotated=tuple(rows),
             voxels=tuple(10.0 * c for c in rows),
-            totals=tuple(100.0 * c for c in rows),
+            totals=tuple(16.0**3 * c for c in rows),
             left_out={},
             versions={},
             annotated_val=tuple(2 for _ in rows),
@@ -102,21 +103,9 @@ class Outside(ClientApp):
         reply = self._app(message, context)
         if not fakes.secure:
             return reply
-        try:
-            made = masked_message(message, reply, fakes.plan, fakes.keyring(site))
-        except MaskingError as error:
-            fakes.refused.append(f"{site}: {error}")
-            header = Header(site, order.run, order.phase, order.round, "E_MASK")
-            numbers = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}
-            made = Message(
-                RecordDict(
-                    {
-                        "header": ConfigRecord(header.to_config()),
-                        "metrics": MetricRecord(numbers),
-                    }
-                ),
-                reply_to=message,
-            )
+        with redirect_stderr(io.StringIO()) as said:
+            made = let_out(message, reply, fakes.plan, site, fakes.keyring(site))
+        fakes.refused += [said.getvalue()] if said.getvalue() else []
         fakes.left.append((site, made))
         return made
 

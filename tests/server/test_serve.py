@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,39 @@ def test_flowers_own_words_where_it_failed() -> None:
     told: dict[str, Any] = {"success": False, "error-message": "Using x\n\nThe app is too large."}
     with pytest.raises(UserError, match=r"The app is too large\."):
         serve.json_of(json.dumps(told))
+
+
+def test_a_long_log_is_begun_anew_and_the_one_before_is_kept(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "LOG_BYTES", 100)
+    folder = kit.folder / "flower"
+    log = folder / "superlink.log"
+    with log.open("ab") as writer:
+        writer.write(b"x" * 101)
+        writer.flush()
+        serve.cut_logs(folder)
+        writer.write(b"more")
+    assert log.read_bytes() == b"more"
+    assert (folder / "superlink.log.1").read_bytes() == b"x" * 101
+    serve.cut_logs(folder)
+    assert log.read_bytes() == b"more"
+    assert serve.comings(kit, 101) == ([], 0)
+
+
+def test_what_provision_changes_is_taken_in_while_the_server_runs(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = serve._provisioned(kit)
+    (kit.folder / "roster.json").write_text("{}")
+    assert serve._provisioned(kit) != before
+    sent: list[int] = []
+    nginx: Any = type("Nginx", (), {"send_signal": lambda _, number: sent.append(number)})()
+
+    def fails(kit: Kit) -> list[str]:
+        raise UserError("server", "x", "read its log")
+
+    monkeypatch.setattr(serve, "admit", fails)
+    serve._take_in(kit, nginx)
+    assert sent == [signal.SIGHUP]
+    assert "start the server again" in capsys.readouterr().out, "and it goes on"
