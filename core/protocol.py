@@ -55,8 +55,9 @@ class Order:
 
     Attributes:
         run, phase, round: what it belongs to; rounds count from 1.
-        task: ``tally`` (the counts, masked), ``train``, ``validate`` (the latest weights on val), ``test`` (the best on test) or
-            ``finish`` (the best on val alone, where the phase leaves the test cases shut).
+        task: ``tally`` (the counts, masked), ``train``, ``validate`` (the latest weights on val),
+            ``test`` (the best on test) or ``finish`` (the best on val alone, where the phase leaves
+            the test cases shut).
         base_hash: SHA-256 of the phase's base (D8); "" where there is none.
         base_round: round whose personal weights the site starts from (0: the start weights).
         best_round: round whose weights are asked for in ``test``.

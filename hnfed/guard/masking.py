@@ -378,7 +378,7 @@ def _remember(plan: Plan, hellos: Mapping[str, Hello], keyring: Keyring) -> None
             "tell what few sites hold. Where that is acceptable write "
             "secure_aggregation_change: true into policy.yaml for this run"
         )
-    replace_file(path, json.dumps(before | now, indent=1) + "\n")
+    _keep(path, json.dumps(before | now, indent=1) + "\n")
 
 
 @contextmanager
@@ -391,9 +391,12 @@ def _record(keyring: Keyring, run: str) -> Iterator[dict[str, Any]]:
         before = json.dumps(record)
         yield record
         if json.dumps(record) != before:
-            path.touch(mode=0o600)
-            replace_file(path, json.dumps(record))
-            path.chmod(0o600)
+            _keep(path, json.dumps(record))
+
+
+def _keep(path: Path, text: str) -> None:
+    replace_file(path, text)
+    path.chmod(0o600)  # its folder is closed to others all the time
 
 
 def _private(record: Mapping[str, Any]) -> X25519PrivateKey:
