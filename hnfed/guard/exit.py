@@ -25,7 +25,8 @@ from core.parcel import packed, unpacked
 from core.phases import network, parts_of
 from core.plan import Plan
 from core.protocol import CODES, NEED_BASE, OK, Header
-from hnfed.guard.masking import Keyring, MaskingError, secured
+from hnfed.guard.masking import secured
+from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
 from hnfed.guard.outbox import OutboxError, require_allowed
 from hnfed.guard.policy import Policy, PolicyError, hidden

@@ -22,7 +22,7 @@ from core.plan import Plan
 from core.protocol import Order
 from hnfed.guard.exit import Reply, code_of, refusal
 from hnfed.guard.exit import release as released
-from hnfed.guard.masking import Keyring
+from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked
 
 FOLDER, KEY, PUBLIC = "secure", "node.key", "node.pub"

@@ -22,7 +22,9 @@ from core.plan import Federation, Model, Phase, Plan
 from core.protocol import Description, Header, Order, Result
 from core.secure_hello import Hello
 from core.secure_layout import HELLO, SUMMED, travelling
-from hnfed.guard.masking import Asked, Keyring, secured
+from hnfed.guard.masking import secured
+from hnfed.guard.masking_session import Keyring
+from hnfed.guard.order import Asked
 from hnfed.guard.simulated import simulated_keyring
 from server.secure_round import Masked, Secure, averaged
 from simulations.benchmarks.measure import row, save, seconds, show
@@ -58,8 +60,8 @@ def introduced(plan: Plan, keyring: Keyring, cases: int) -> str:
         annotated_val=(11,) * len(ORGANS),
         annotated_test=(11,) * len(ORGANS),
     )
-    asked = Asked("query", Order("r", "", 0, ""), b"", plan)
-    return str(secured(asked, *told.to_records(), {}, keyring)[0][HELLO])
+    asked = Asked("query", keyring.site, "r", plan, Order("r", "", 0, ""), None)
+    return str(secured(asked, b"", *told.to_records(), {}, keyring)[0][HELLO])
 
 
 def rows(name: str, sites: int, folder: Path, repeats: int = 3) -> list[dict[str, Any]]:
@@ -88,10 +90,10 @@ def rows(name: str, sites: int, folder: Path, repeats: int = 3) -> list[dict[str
         cell = OrganSum(11, 11, 8.0, 40.0, 40.0)
         result = Result(cases[site], (cases[site],) * len(ORGANS), (1.0,) * 5, 100,
                         scores={"val": dict.fromkeys(ORGANS, cell)})  # fmt: skip
-        asked = Asked("train", replace(order, attempt=attempt), parcel, plan)
+        asked = Asked("train", site, "r", plan, replace(order, attempt=attempt), phase)
         header = Header(site, "r", "p", 1).to_config()
         _, numbers, weights = secured(
-            asked, header, result.to_metrics(ORGANS), after[site], keyrings[site]
+            asked, parcel, header, result.to_metrics(ORGANS), after[site], keyrings[site]
         )
         return numbers, weights
 

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.parcel import packed
 from core.plan import Phase
 from core.protocol import Description, Order
-from hnfed.guard.masking import Keyring
+from hnfed.guard.masking_session import Keyring
 from hnfed.guard.simulated import let_out, simulated_keyring
 from server.correspondence import RunFailed
 from server.exchange import record_of
