@@ -203,9 +203,10 @@ class PhaseRun:
     def _round(self, state: State, progress: Progress) -> State:
         started = time.monotonic()
         factors = list(progress.organ_factors)
+        rejected: dict[str, str] = {}
         if self.secure:
             done, replies, found = self.sites.summed("train", state, progress)
-            good, rejected = {ALL: self._pooled(found, progress.round + 1)}, {}
+            good = {ALL: self._pooled(found, progress.round + 1)}
         else:
             done, good, rejected = self.sites.trained(state, progress)
         clipped: dict[str, float] = {}

@@ -186,7 +186,7 @@ class Desk:
             cases=case.cases,
             receipts=self.receipts,
             keyring=keyring,
-            incoming=records.get("arrays", b""),
+            incoming=bytes(records.get("arrays", b"")),
         )
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))

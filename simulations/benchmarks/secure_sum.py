@@ -161,7 +161,7 @@ def main() -> None:
                 found += rows(name, sites, Path(folder), options.repeats)
     show(found)
     if options.json:
-        save(found, options.json)
+        save(options.json, found)
 
 
 if __name__ == "__main__":
