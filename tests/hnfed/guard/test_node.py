@@ -61,6 +61,7 @@ def ruled_by(hospital: Hospital, bundle: bytes) -> None:
     """This site approved that bundle, whatever it does."""
     approve(hospital.kit, hashlib.sha256(bundle).hexdigest(), bundle)
     hospital.wire.bundle_content = bundle
+    hospital.desk._bundles.clear()
 
 
 def written(hospital: Hospital) -> set[str]:
@@ -90,7 +91,7 @@ def test_query_train_and_evaluate_pass_the_guard(hospital: Hospital) -> None:
     assert "DOE" not in hospital.log.upper()
     digest = hashlib.sha256(hospital.wire.bundle_content).hexdigest()
     assert [p.name for p in (hospital.state / "guard" / "code").iterdir()] == [digest]
-    second = replace(hospital.plan, train=Train(threads=1, deterministic=True, lr=1e-30))
+    second = replace(hospital.plan, train=Train(threads=1, deterministic=True, lr=0.011))
     hospital.wire.config = hospital.settings(second)
     refused = hospital.ask("train", hospital.order(), arrays=hospital.start())
     assert refused.code == "E_POLICY", "a run keeps the plan that it began with"
@@ -369,8 +370,8 @@ from hnfed.guard.closed import Limits, work
 from hnfed.guard.log import Log
 root = Path(sys.argv[1])
 task = {"kind": "train", "code": sys.argv[2], "device": "cpu", "gpu_memory_share": 1.0,
-        "walls": None, "records": {"order": {"run": "r", "phase": "p", "round": 1}}, "run_config": {},
-        "node_config": {"site": "{}"}}
+        "walls": None, "records": {"order": {"run": "r", "phase": "p", "round": 1}},
+        "run_config": {}, "node_config": {"site": "{}"}}
 work(task, {}, Limits(600, 1000), scratch=root, log=Log(root))
 """
 
