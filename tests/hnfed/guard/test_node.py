@@ -267,7 +267,6 @@ tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 tried("unix", lambda: socket.socket(socket.AF_UNIX).connect("\\0" + "x"))
 tried("parent", lambda: open(f"/proc/{os.getppid()}/environ", "rb").read())
 tried("kill", lambda: os.kill(os.getppid(), 0))
-tried("fork", lambda: os.system("true") and None)
 assert "run_folder" in told and "aliases" not in str(told)
 Path(told["run_folder"], "mine").write_text("kept")
 Path(os.environ["HOME"], "scratch").write_text("gone")
@@ -305,7 +304,7 @@ def test_approved_code_sees_its_folders_and_nothing_else(
     assert not [line for line in hospital.said if "approve" in line]
 
 
-CASES = [SimpleNamespace(case="c", annotated=frozenset(ORGANS), image_sha256="")]
+CASES = [SimpleNamespace(case="c", split="train", annotated=frozenset(ORGANS), image_sha256="")]
 SAYS = {
     "another site": "more['site'] = 'south'",
     "another run": "more['run'] = 'r-000002'",
