@@ -150,10 +150,8 @@ def test_whatever_stands_in_a_run_folder(
             partial(write_report, run),
             partial(compare, [f"a={run}", f"b={run}"], root / "out", None, None, 0.7),
         ):
-            try:
+            with contextlib.suppress(UserError):
                 act()
-            except UserError as error:
-                assert error.remedy
         made = set(root.rglob("*")) - before
         assert all(p.is_relative_to(root / "out") or p.name == "report.html" for p in made)
 
