@@ -15,6 +15,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.identifiers import organ_name, phase_name, run_id_from, site_name
+from core.service import leave_if_told
 from core.text import shown
 
 DEEPEST, MOST_BYTES = 40, 200_000_000
@@ -87,9 +88,10 @@ def of_run(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, OSError):
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # of a template, too, whose errors have a base of their own
+        leave_if_told()
         remedy = "give a folder as hnfed left it; make it anew, or leave this run out"
         problem = f"a value in it is of a kind that no run has ({type(error).__name__})"
         raise UserError("RUN", shown(path), remedy, problem=problem) from error
