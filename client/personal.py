@@ -13,6 +13,7 @@ from torch import Tensor
 from core.checkpoint import load, load_meta, save
 from core.data.quota import prune, touch
 from core.errors import UserError
+from core.files import private_folder
 from core.identifiers import digest as parsed_digest
 from core.phases import state_hash
 from core.store import RoundStore
@@ -119,7 +120,7 @@ def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor], quota_byte
     """
     if state_hash(state) != parsed_digest(digest):
         return False
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     size = sum(t.numel() * t.element_size() for t in state.values())
     if quota_bytes and size > quota_bytes:
         raise UserError("base", f"{size} bytes", "raise base_gb in the site file")

@@ -15,7 +15,7 @@ from client.site import Site, Source
 from core.config import read_yaml
 from core.data.quota import GB
 from core.errors import UserError
-from core.files import plain_row
+from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.kit import Kit
 
@@ -27,7 +27,8 @@ def site_from_file(path: Path, run: str) -> Site:
     """The site of a site file (`interface.md`).
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or
+            state that other accounts can open.
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
@@ -55,6 +56,9 @@ def site_from_file(path: Path, run: str) -> Site:
         raise UserError("site file: split", split, remedy)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
+    for key in ("cache", "state"):
+        if Path(str(values[key])).is_dir():
+            require_private(f"site file: {key}", Path(str(values[key])))
     return Site(
         name=name,
         sources=(
@@ -133,7 +137,7 @@ def _secret(state: Path) -> bytes:
     path = state / "secret"
     try:
         if not path.is_file():
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(state)
             part = state / f".secret.{secrets.token_hex(4)}"
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
