@@ -17,16 +17,14 @@ other patients was taken from both: what it tells of *this* patient and not of h
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from core.data.dataset import load_label, scale_image
@@ -36,7 +34,6 @@ from core.engine import train
 from core.models.stages import unique_state
 from core.phases import apply_freeze, frozen_in, load_state, network, parts_of, start_state
 from core.plan import Augment, Loss, Model, Phase, Plan, Preprocess, Train
-from simulations.benchmarks.measure import row, save, show
 from simulations.phantom import SIGNATURES
 from simulations.phantom_scan import make_case
 
