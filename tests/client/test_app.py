@@ -27,6 +27,9 @@ from tests.weights import weights_in
 
 # ------------------------------------------------------------------------------ the right way
 
+# What the tiny plan needs of a site: it has three cases and is not augmented.
+LAX = "min_cell: 1\nleast_augmentation: 0\nfewest_voxels_channel: 1\n"
+
 
 def test_query_describes_the_site(node: MakeNode) -> None:
     reply = node().ask("query")
@@ -164,7 +167,7 @@ def test_a_hung_step_ends_when_the_policy_says_so(
 
     monkeypatch.setattr(work, "train_shared", hanging)
     policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 1\n")
+    policy.write_text(LAX + "longest_s: 1\n")
     n = node(make_phase())
     n.node_config["policy"] = str(policy)
     started = time.monotonic()
@@ -236,7 +239,7 @@ def test_a_handler_that_exits_is_no_overtime(
         raise SystemExit(3)
 
     policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 600\n")
+    policy.write_text(LAX + "longest_s: 600\n")
     monkeypatch.setattr(work, "train_shared", exiting)
     n = node(make_phase())
     n.node_config["policy"] = str(policy)
@@ -250,7 +253,7 @@ def test_within_its_limits_a_site_answers_as_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 600\n")
+    policy.write_text(LAX + "longest_s: 600\n")
     n = node(make_phase())
     n.node_config["policy"] = str(policy)
     monkeypatch.setenv("HNFED_STARTED", repr(time.time() - 100.0))
