@@ -207,7 +207,7 @@ def test_no_receipt_tells_of_weights_that_could_not_be_packed_in_time(
 
 
 def receipts_of(site: Site) -> list[dict[str, Any]]:
-    lines = (site.run_folder / "receipts.jsonl").read_text().splitlines()
+    lines = (site.base_folder.parent / "receipts.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 

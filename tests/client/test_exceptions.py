@@ -41,7 +41,7 @@ PLACES = {
         ("core/optimisation.py", "resolve_device"), ("core/metrics.py", "organ_sums"),
         ("core/metrics.py", "score_case"), ("core/protocol.py", "to_metrics"),
         ("client/app.py", "_told"), ("client/app.py", "_release"),
-        ("hnfed/guard/outbox.py", "require_allowed"), ("hnfed/guard/outbox.py", "write_receipt"),
+        ("hnfed/guard/outbox.py", "require_allowed"), ("hnfed/guard/receipts.py", "write_receipt"),
     ],
     "evaluate": [("client/work.py", "evaluate"), ("client/scoring.py", "score")],
 }  # fmt: skip
