@@ -25,7 +25,7 @@ from core.secure_layout import HELLO, SUMMED, travelling
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked
-from hnfed.guard.simulated import simulated_keyring
+from hnfed.guard.simulated_keys import simulated_keyring
 from server.secure_round import Masked, Secure, averaged
 from simulations.benchmarks.measure import row, save, seconds, show
 

@@ -19,7 +19,8 @@ from core.parcel import packed
 from core.plan import Phase
 from core.protocol import Description, Order
 from hnfed.guard.masking_session import Keyring
-from hnfed.guard.simulated import let_out, simulated_keyring
+from hnfed.guard.simulated import let_out
+from hnfed.guard.simulated_keys import simulated_keyring
 from server.correspondence import RunFailed
 from server.exchange import record_of
 from tests.server.conftest import Fakes, Federated, tiny_plan
@@ -104,7 +105,9 @@ class Outside(ClientApp):
         if not fakes.secure:
             return reply
         with redirect_stderr(io.StringIO()) as said:
-            made = let_out(message, reply, fakes.plan, site, fakes.keyring(site))
+            made = let_out(
+                message, reply, context, fakes.name, lambda _, asked: fakes.keyring(asked.site)
+            )
         fakes.refused += [said.getvalue()] if said.getvalue() else []
         fakes.left.append((site, made))
         return made

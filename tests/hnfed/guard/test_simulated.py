@@ -1,70 +1,86 @@
-"""Sums over three simulated institutions, real training included, against plain averaging."""
-
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 
-import client.app
-from core.checkpoint import load
-from core.journal import read_events
-from hnfed.guard.simulated import release
-from simulations.run import simulate
-from tests.simulations.conftest import TINY
+from core.config import plan_json
+from core.parcel import packed
+from core.phases import fingerprint, start_state
+from core.plan import Plan
+from core.protocol import Header, Order
+from hnfed.guard import exit
+from hnfed.guard.simulated import read, release
+from server.exchange import record_of
+from tests.client.conftest import tiny_plan
 
-SITES = ["nyu", "miccai", "third"]
-
-
-class Outside(ClientApp):
-    """The app, and what stands between it and the network."""
-
-    def __init__(self, app: ClientApp) -> None:
-        super().__init__()
-        self._app = app
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        return release(message, self._app(message, context), context)
+NUMBERS = {"cases": 3, "steps": 3, "skipped": 0, "seconds": 1.0, "startup": 0.0}
 
 
-def run(folder: Path, cache: Path, *, secure: bool) -> Path:
-    sites = ",".join(SITES)
-    overrides = [
-        *TINY,
-        f"simulation.cache={cache}",
-        "simulation.sites.third={phantom: miccai, cases: 5}",
-        f"phases.0.sites=[{sites}]",
-        "phases.0.rounds=2",
-        "phases.1.rounds=1",
-        "loss.class_weight=sqrt",
-        "federation.guards.norm='off'",
-        "weighting.by=dice",
-        f"federation.secure_aggregation={str(secure).lower()}",
-    ]
-    assert simulate("smoke", overrides, folder) == 0
-    return folder
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return tiny_plan()
 
 
-def test_three_institutions_learn_what_they_would_without_masks(
-    tmp_path: Path, task_identity: None, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def context(plan: Plan) -> Context:
+    local = json.dumps({"sites": {"north": {}, "south": {}}})
+    config: Any = {"plan": plan_json(plan), "run_id": "run", "local": local}
+    return Context(1, 2, {"partition-id": 0}, RecordDict(), config)
+
+
+def order() -> Message:
+    asked = ConfigRecord(Order("run", "p", 1, "train", fingerprint=fingerprint()).to_config())
+    about = Metadata(1, "1", 1, 2, "", "", 1.0, 1e12, "train")
+    made: Any = Message
+    return made(RecordDict({"order": asked}), metadata=about)
+
+
+def reply(state: dict[str, torch.Tensor], numbers: dict[str, Any], **header: Any) -> Message:
+    told = Header("north", "run", "p", 1).to_config() | header
+    content = RecordDict({"header": ConfigRecord(told), "metrics": MetricRecord(numbers)})
+    if state:
+        content["arrays"] = record_of(packed(state))
+    return Message(content, reply_to=order())
+
+
+def test_a_good_reply_leaves_as_it_is(plan: Plan, context: Context) -> None:
+    state = start_state(plan, plan.phases[0], None)
+    out = release(order(), reply(state, NUMBERS), context)
+    assert out.content["header"]["code"] == "OK"
+    assert out.content["arrays"].object_id == record_of(packed(state)).object_id
+
+
+BAD = [
+    ({"mrn": 4711}, {}, {}), ({}, {"site": "south"}, {}), ({}, {"note": "DOE"}, {}),
+    ({}, {}, {"ct": torch.zeros(4)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("numbers", "header", "more"), BAD)
+def test_what_a_hospital_would_stop_is_stopped_here(
+    plan: Plan, context: Context, numbers: Any, header: Any, more: Any
 ) -> None:
-    monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.001)
-    monkeypatch.setattr(client.app, "app", Outside(client.app.app))
-    plain = run(tmp_path / "plain", tmp_path / "cache", secure=False)
-    secure = run(tmp_path / "secure", tmp_path / "cache", secure=True)
-    first = [load(r / "checkpoints/pretrain/last.safetensors")[0] for r in (plain, secure)]
-    for name, tensor in first[0].items():
-        assert torch.allclose(first[1][name], tensor, atol=2e-5), name
-    blocks = [json.loads((r / "metrics.json").read_text())["phases"] for r in (plain, secure)]
-    assert blocks[1][0]["mean"]["n"] == blocks[0][0]["mean"]["n"]
-    assert blocks[1][0]["mean"]["dice"] == pytest.approx(blocks[0][0]["mean"]["dice"], abs=1e-2)
-    assert list(blocks[1][0]["sites"]) == ["all-sites"]
-    (site,) = blocks[1][1]["sites"].values()  # the personal phase tells nothing
-    assert site == {"test": {}, "val": {}}
-    assert (secure / "report.html").is_file()
-    rounds = [e for e in read_events(secure / "journal.jsonl") if e["event"] == "round"]
-    assert rounds[0]["accepted"] == sorted(SITES)
+    state = start_state(plan, plan.phases[0], None) | more
+    bad = reply(state, NUMBERS | numbers, **header)
+    out = release(order(), bad, context)
+    assert out.content["header"]["code"] == "E_OUTBOX"
+    assert not out.content.array_records
+    asked = read(order(), context, "north")
+    told = exit.Reply(
+        dict(bad.content["header"]),
+        dict(bad.content["metrics"]),
+        packed(state),
+    )
+    with pytest.raises(exit.OutboxError):
+        exit.release(told, asked, None)
+
+
+def test_a_refusal_keeps_its_code_and_nothing_else(context: Context) -> None:
+    out = release(order(), reply({}, {"mrn": 4711}, code="E_DATA", note="DOE"), context)
+    assert out.content["header"]["code"] == "E_DATA"
+    assert "note" not in out.content["header"]
+    assert dict(out.content["metrics"]) == exit.NOTHING
