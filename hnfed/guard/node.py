@@ -179,6 +179,7 @@ class Desk:
             case.cases = self._require_entries(asked, policy, pin)
         reply = self._worked_on(asked, settings, records, pin, policy, content)
         reply = _with_startup(reply, time.monotonic() - begun)
+        incoming = records.get("arrays")
         released = exit.release(
             reply,
             asked,
@@ -186,7 +187,7 @@ class Desk:
             cases=case.cases,
             receipts=self.receipts,
             keyring=keyring,
-            incoming=bytes(records.get("arrays", b"")),
+            incoming=incoming if isinstance(incoming, bytes) else b"",
         )
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))

@@ -46,13 +46,14 @@ def let_out(
     try:
         site = named(context)
         asked = read(message, context, site)
-        incoming = message.content.array_records.get(ARRAYS)
+        record = message.content.array_records.get(ARRAYS)
+        incoming = _plain(record) if record else b""
         released = exit.release(
             _reply_of(reply),
             asked,
             None,
             keyring=keys(context, asked),
-            incoming=bytes(_plain(incoming)) if incoming else b"",
+            incoming=incoming if isinstance(incoming, bytes) else b"",
         )
     except Exception as error:
         traceback.print_exc()

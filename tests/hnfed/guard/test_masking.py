@@ -97,7 +97,7 @@ def words(metrics: Any) -> Any:
 
 def test_nothing_is_told_where_no_other_site_was_confirmed(clinic: Hospital) -> None:
     said = clinic.ask("query")
-    assert said.code == "E_SITE"
+    assert said.code == "E_SITE", clinic.log
     assert said.metrics["cases"] == 0
     assert "hello" not in said.config
     assert "hnfed join" in clinic.log
