@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from core.data.caselist import read_rows
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
-from core.files import replace_csv, replace_file
-from core.phases import seed_of
+from core.files import private_folder, replace_csv, replace_file
+from core.identifiers import phase_name, site_name
+from core.phase_cases import cases_of
 from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
@@ -41,6 +42,7 @@ class Source:
     exclude: list[str] = field(default_factory=list)
     label: str = ""
     structure_set: str = ""
+    index: str = ""  # of its cases in the cache, where another process has prepared them
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Site:
         secret: of the split hash; made once.
         proxy: by which the server is reached, see `core.proxy.proxy_of`.
         overlays: how many test cases are drawn after a phase; 0 for none.
+        left_out: reason code -> how many cases were left out, where another process has prepared
+            them (`client.prepared`); None where this one does.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Site:
     secret: bytes
     proxy: str = ""
     overlays: int = 0
+    left_out: Mapping[str, int] | None = None
 
     def prepare(
         self, plan: Plan, *, jobs: int = 1, progress: Progress | None = None
@@ -110,12 +115,12 @@ class Site:
                 plan.organ_names,
                 plan.preprocess,
                 splits=splits,
-                site=self._index(source, digest),
+                site=self.index_of(source, digest),
                 jobs=jobs,
                 progress=progress,
             )
             findings += self._named(source, report.findings)
-        self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.run_folder)
         columns = [f.name for f in fields(Finding)]
         replace_csv(self.run_folder / FINDINGS, columns, map(astuple, findings))
         replace_file(self.run_folder / SPLIT, digest)
@@ -123,31 +128,33 @@ class Site:
 
     def entries(self, plan: Plan) -> list[Entry]:
         """The prepared cases, in the split of this run; opens nothing but the cache."""
-        digest = self.split_hash()
         return [
             replace(e, case=self._case(s, e.case))
             for s in self.sources
             for e in open_cache(
-                self.cache, plan.organ_names, plan.preprocess, site=self._index(s, digest)
+                self.cache,
+                plan.organ_names,
+                plan.preprocess,
+                site=s.index or self.index_of(s, self.split_hash()),
             )
         ]
 
-    def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that annotate an organ of the phase.
+    def described(self, plan: Plan) -> tuple[list[Entry], Mapping[str, int]]:
+        """The prepared cases, and how many were left out, by reason code.
 
-        With `phase.max_cases` only so many training cases, those with most of the organs first and
-        then by a seeded draw, so that a smaller number is always a part of a larger one.
+        Prepares them first, unless another process has.
+
+        Raises:
+            UserError: as for `prepare`.
         """
-        wanted = set(phase.organs)
-        entries = [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
-        if split != "train" or phase.max_cases is None:
-            return entries
-        ranked = sorted(
-            entries,
-            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, "max_cases", e.case)),
-        )
-        chosen = {e.case for e in ranked[: phase.max_cases]}
-        return [e for e in entries if e.case in chosen]
+        if self.left_out is not None:
+            return self.entries(plan), self.left_out
+        entries, findings = self.prepare(plan)
+        return entries, count_codes(findings)
+
+    def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
+        """The cases of a split that the phase uses (`core.phase_cases`)."""
+        return cases_of(self.entries(plan), plan, phase, split)
 
     def split_hash(self) -> str:
         """HMAC of the whole split under the site's own secret (D17), as `prepare` left it.
@@ -167,14 +174,15 @@ class Site:
 
     def phase_folder(self, phase: str) -> Path:
         """``SITE_RUN/PHASE``."""
-        return self.run_folder / phase
+        return self.run_folder / phase_name(phase)
 
-    def _index(self, source: Source, digest: str) -> str:
+    def index_of(self, source: Source, digest: str) -> str:
         """Name of the source's index in the cache: sites, roots and splits do not share one.
 
         The split is the assigned one (its HMAC): an archive's ``cases.csv`` may change under a run.
         """
-        told = json.dumps(asdict(source), sort_keys=True) + digest
+        own = {key: value for key, value in asdict(source).items() if key != "index"}
+        told = json.dumps(own, sort_keys=True) + digest
         return f"{self.name} {hashlib.sha256(told.encode()).hexdigest()}"
 
     def _case(self, source: Source, case: str) -> str:
@@ -197,7 +205,7 @@ def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
 def simulated_site(local: str, index: int, run: str) -> Site:
     """The site with that index, from the map that a simulation hands to its clients (D1)."""
     values = json.loads(local)
-    name = sorted(values["sites"])[index]
+    name = site_name(sorted(values["sites"])[index])
     site = values["sites"][name]
     folder = Path(values["out"]) / "sites" / name
     return Site(

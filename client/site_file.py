@@ -12,6 +12,8 @@ from pathlib import Path
 from client.site import Site, Source
 from core.config import read_yaml
 from core.errors import UserError
+from core.files import private_folder, require_private
+from core.identifiers import run_id, site_name
 from core.kit import Kit
 from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
@@ -22,7 +24,8 @@ def site_from_file(path: Path, run: str) -> Site:
     """The site of a site file (`interface.md`).
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or
+            state that other accounts can open.
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
@@ -40,6 +43,7 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("root", "cache", "state"):
         if "\0" in values[key] or len(values[key]) > MAX_PATH:
             raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    name = site_name(values["name"], "site file: name")
     split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
     if not isinstance(split, dict) or not all(
         key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
@@ -50,12 +54,15 @@ def site_from_file(path: Path, run: str) -> Site:
     proxy = _proxy(values.get("proxy"), path)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
+    for key in ("cache", "state"):
+        if Path(str(values[key])).is_dir():
+            require_private(f"site file: {key}", Path(str(values[key])))
     return Site(
-        name=str(values["name"]),
+        name=name,
         sources=(
             Source(
                 root=str(values["root"]),
-                label=str(values["name"]),
+                label=name,
                 format=str(values.get("format", "auto")),
                 aliases=_aliases(values.get("aliases") or {}),
                 structure_set=str(values.get("structure_set") or ""),
@@ -65,7 +72,7 @@ def site_from_file(path: Path, run: str) -> Site:
         ),
         device=str(values.get("device", "auto")),
         cache=Path(str(values["cache"])),
-        run_folder=state / run,
+        run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
         proxy=proxy,
@@ -133,7 +140,7 @@ def _secret(state: Path) -> bytes:
     path = state / "secret"
     try:
         if not path.is_file():
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(state)
             part = state / f".secret.{secrets.token_hex(4)}"
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:

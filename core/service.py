@@ -80,6 +80,14 @@ def with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+def ends_with_parent() -> None:
+    """For `preexec_fn`: the child is killed when its parent dies, whatever it is at (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == 1:  # it died before
+            os._exit(1)
+
+
 def end(child: subprocess.Popen[Any]) -> None:
     """SIGTERM to the child's group, SIGKILL to what is left of it, also where the child is gone."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, KILL_SECONDS)):

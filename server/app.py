@@ -38,6 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    recorder.receipts.signs_with(_kit())
     with _alone(out):
         _main(grid, plan, recorder, given)
 
@@ -85,6 +86,12 @@ def _main(grid: Grid, plan: Plan, recorder: Recorder, given: Mapping[str, str]) 
         recorder.tracker.finish()
 
 
+def _kit() -> Path | None:
+    """The server's kit; none in a simulation."""
+    root = os.environ.get("HNFED_RUNS", "")
+    return Path(root).parent if root else None
+
+
 def run_folder_of(out: str) -> Path:
     """The run's folder: a path in a simulation; in deployment a name below the kit's runs (D1).
 
@@ -121,6 +128,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
         join_s=plan.federation.query_timeout_s,
         prepare_s=plan.federation.prepare_timeout_s,
         say=recorder.say,
+        seen=recorder.receipts.seen,
     )
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)

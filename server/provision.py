@@ -18,8 +18,10 @@ from core.answer import Answer
 from core.config import read_yaml
 from core.errors import UserError
 from core.files import replace_file
+from core.identifiers import SiteName, site_name
 from core.kit import FILE, HOST, NAME, SERVER, Kit
 from core.peers import merged, read_peers, write_peers
+from core.text import shown
 from server.authority import (
     RENEW_DAYS,
     Authority,
@@ -106,14 +108,25 @@ def read_federation(path: Path) -> Federation:
     if not isinstance(sites, list) or not sites:
         raise UserError("federation: sites", sites, "list the sites: [nyu, miccai]")
     for site in sites:
-        if not isinstance(site, str) or not NAME.fullmatch(site) or site in RESERVED:
-            raise UserError("federation: sites", site, "use small letters, digits, - and _")
+        kit_name(site, "federation: sites")
     if len(set(sites)) < len(sites):
         raise UserError("federation: sites", sites, "name each site once")
     keys = values.get("keys", "here")
     if keys not in KEYS:
         raise UserError("federation: keys", keys, f"use one of {', '.join(KEYS)}")
     return Federation(name, host, port, internal, tuple(sites), days, keys)
+
+
+def kit_name(value: object, field: str) -> SiteName:
+    """A site's name that may also name a kit, on file systems that do not tell capitals apart.
+
+    Raises:
+        UserError: not of that form, or a folder of other things.
+    """
+    remedy = "use small letters, digits, - and _, 32 at most, the first a letter"
+    if not isinstance(value, str) or not NAME.fullmatch(value) or value in RESERVED:
+        raise UserError(field, shown(value, 100), remedy)
+    return site_name(value, field)
 
 
 def provision(
@@ -183,11 +196,10 @@ def provision(
 def _require_sites(
     known: Mapping[str, str], add: Sequence[str], revoke: Sequence[str], sign: Mapping[str, object]
 ) -> None:
+    for site in known:
+        kit_name(site, f"{SERVER}/{ROSTER}")
     for site in (*add, *revoke, *sign):
-        if not NAME.fullmatch(site) or site in RESERVED:
-            raise UserError(
-                "--add-site, --revoke, --sign", site, "use small letters, digits, - and _"
-            )
+        kit_name(site, "--add-site, --revoke, --sign")
     for site in revoke:
         if site not in known:
             raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")

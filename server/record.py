@@ -17,6 +17,7 @@ from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
 from core.store import RoundStore
 from core.tracking import Tracker, open_tracker
+from server.receipts import RECEIPTS, Receipts
 
 
 class Recorder:
@@ -33,6 +34,7 @@ class Recorder:
         self.phases: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(mode=0o700, exist_ok=True)
+        self.receipts = Receipts(out / "state" / RECEIPTS)
         self.tracker: Tracker = open_tracker(
             tracking, run_id=run, folder=out, config=plan, on_note=self.note
         )

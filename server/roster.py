@@ -62,6 +62,7 @@ def call_roster(
     join_s: float,
     prepare_s: float,
     say: Say,
+    seen: Callable[[str, Message], None] | None = None,
 ) -> tuple[dict[str, int], dict[str, Description]]:
     """Asks every node who it is and what it has; a site builds its cache in answer to this (D14).
 
@@ -74,6 +75,7 @@ def call_roster(
         join_s: how long to wait for a site to appear; not for one that came and cannot take part.
         prepare_s: how long a site may take to answer.
         say: journal.
+        seen: called with each reply, and the site that it is of.
 
     Returns:
         Node id and description by site. Sites that did not come are missing here, and journalled.
@@ -120,6 +122,8 @@ def call_roster(
                 )
             if isinstance(verdict, Description):
                 nodes[verdict.site], described[verdict.site] = node, verdict
+                if seen is not None:
+                    seen(verdict.site, done.replies[name])
                 continue
             refused |= {verdict[0]}
             silent += verdict[0] == ""
@@ -204,12 +208,12 @@ def _admit(
     if header.get("code") != OK:
         code = known_code(header.get("code"))
         return known, code, CODES[code]
+    if not known:
+        return "", "E_SITE", "a node calls itself by a name that the plan does not know"
     try:
         description = Description.from_records(header, metrics)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return known, "E_SCHEMA", "the description has another form"
-    if not known:
-        return "", "E_SITE", "a node calls itself by a name that the plan does not know"
     if site in nodes:
         return site, "E_SITE", "a second node with this name; the first one is kept"
     if description.fingerprint != fingerprint:

@@ -42,6 +42,12 @@ PLAN = {
     },
 }  # fmt: skip
 
+# Four phantoms a site are fewer than a kit's own policy asks for.
+LENIENT = (
+    "min_cell: 1", "fewest_cases: 1", "fewest_cases_organ: 1", "fewest_steps: 1",
+    "least_augmentation: 0", "largest_clip_norm: 1000",
+)  # fmt: skip
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -112,8 +118,7 @@ class Place:
         for name in SITES:
             kit = self.kit(name)
             approve(kit, hashlib.sha256(content).hexdigest(), content)
-            policy = kit.folder / "policy.yaml"
-            policy.write_text(policy.read_text().replace("min_cell: 11", "min_cell: 1"))
+            (kit.folder / "policy.yaml").write_text("\n".join(LENIENT) + "\n")
             phantom = "nyu" if name == "nyu" else "miccai"
             candidates = sorted((folder / "cache" / "phantom").glob(f"{name}-*")) or sorted(
                 (folder / "cache" / "phantom").glob(f"{phantom}-*")

@@ -139,9 +139,12 @@ def test_unapproved_code_does_not_run(place: Place, server: Machine) -> None:
                 "--name", "refused", "federation.query_timeout_s=20")  # fmt: skip
     assert run.process.wait(300) == 1
     assert any(c.says("is not approved at this site", 5) for c in clients)
+    told = [c.log.read_text().count("is not approved at this site") for c in clients]
+    assert max(told) == 1, "a refused message is answered once"
     assert list((place.folder / "kits" / "nyu" / "pending").glob("*.fab"))
-    runs = list((place.folder / "state" / "nyu" / "state").glob("refused-*"))
-    assert not runs, "nothing of ours was imported"
+    state = place.folder / "state" / "nyu" / "state"
+    assert not list(state.glob("refused-*")), "nothing of ours was imported"
+    assert not list((state / "guard").glob("scratch*")), "and nothing was started"
     for client in clients:
         client.end()
 
