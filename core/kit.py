@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.identifiers import site_name
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -118,11 +117,11 @@ def require_plain(kit: Kit) -> None:
     Raises:
         ValueError: one is not.
     """
-    site_name(kit.federation)
-    site_name(kit.role)
-    if not isinstance(kit.host, str) or not HOST.fullmatch(kit.host):
-        raise ValueError("host")
-    if not all(type(port) is int and 0 < port < 65536 for port in (kit.port, kit.internal_port)):
+    texts = ((NAME, kit.federation), (NAME, kit.role), (HOST, kit.host))
+    ports = (kit.port, kit.internal_port)
+    if not all(isinstance(text, str) and form.fullmatch(text) for form, text in texts):
+        raise ValueError("names")
+    if not all(type(port) is int and 0 < port < 65536 for port in ports):
         raise ValueError("ports")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from client.prepared import description_of, prepared_site
 from client.site_file import require_own_kit, site_from_file
 from core.data.entry import Entry
-from core.kit import Kit, read_kit
+from core.kit import Kit, private_key, read_kit
 from core.plan import Phase, Plan
 from core.proxy import http_options
 from core.service import Stopped, stop_by_signal
@@ -94,16 +94,15 @@ class Voice:
 
 
 def dialled(kit: Kit, proxy: str, heard: Callable[[], None]) -> Connection:
-    """The connection of a kit, with its certificate, by the site's way out.
+    """The connection of a kit.
 
     Args:
         kit: of the site.
-        proxy: of the site file, see `core.proxy.proxy_of`.
+        proxy: of the site file.
         heard: called whenever the server has answered.
     """
     options = http_options(kit, proxy)
-    context = options.pop("verify")
-    return connect(f"{kit.host}:{kit.port}", kit.key, context, options, heard=heard)
+    return connect(f"{kit.host}:{kit.port}", private_key(kit), options, heard=heard)
 
 
 def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:

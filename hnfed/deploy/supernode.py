@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -65,15 +64,13 @@ def run_node(kit: Kit, site_file: Path) -> int:
         130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        UserError: kit and site file do not belong together, the key is not private, or the kit's
-            certificate or the proxy cannot be used.
+        UserError: kit and site file do not belong together, or the key is not private.
     """
     site = site_from_file(site_file, "node")
     require_own_kit(site, kit)
-    http_options(kit, site.proxy)  # refuses a kit or a proxy that cannot be used
+    http_options(kit, site.proxy)  # tells at once where key, certificate or proxy are no good
     if not approved(kit):
         tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
-    os.umask(0o077)
     stop_by_signal()
     home = site.base_folder.parent / "guard"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -65,7 +66,16 @@ def test_the_plan_gives_the_weights_of_the_simulation(place: Place, server: Mach
     kit = place.folder / "kits" / "server"
     run = hnfed(place.folder / "run.log", "run", place.folder / "plan.yaml", "--server", kit,
                 "--name", "tls")  # fmt: skip
+    seen: set[str] = set()
+    while run.process.poll() is None:
+        for client in clients:
+            family = family_of(client.process.pid)
+            assert not listening(family), "nothing listens at a site"
+            seen |= {content_of(Path(f"/proc/{p}/cmdline")).decode() for p in family}
+        time.sleep(0.5)
     assert run.process.wait(600) == 0, run.log.read_text()
+    assert [line for line in seen if "hnfed.guard.worker" in line], "the worker was looked at"
+    assert not [line for line in seen if "flower-" in line or "flwr-" in line]
     folder = kit / "runs" / "tls"
     for name in ("best", "last"):
         path = f"checkpoints/pretrain/{name}.safetensors"
@@ -122,6 +132,34 @@ def test_a_killed_nginx_leaves_the_port_to_the_next(place: Place, server: Machin
         time.sleep(0.2)
     assert server.log.read_text().count("ready:") == ready + 1
     assert ask(place, "/health") == 200
+
+
+def family_of(pid: int) -> set[int]:
+    """A process and all that descend from it."""
+    stats = {int(p.parent.name): content_of(p) for p in Path("/proc").glob("[0-9]*/stat")}
+    parents = {p: int(s.rpartition(b")")[2].split()[1]) for p, s in stats.items() if s}
+    family = {pid}
+    while more := {p for p, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
+def listening(family: set[int]) -> list[str]:
+    """Sockets of these processes that wait for others, TCP on any address, or with a path."""
+    waiting = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            if line.split()[3] == "0A":
+                waiting.add(f"socket:[{line.split()[9]}]")
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        if line.split()[3] == "00010000":
+            waiting.add(f"socket:[{line.split()[6]}]")
+    held = []
+    for pid in family:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                held.append(os.readlink(fd))
+    return [name for name in held if name in waiting]
 
 
 def _group(number: int) -> list[int]:
