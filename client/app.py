@@ -24,10 +24,11 @@ from client.site import Site, simulated_site
 from core.config import plan_from_json
 from core.errors import UserError
 from core.logfile import append_log
+from core.models.stages import unique_state
 from core.optimisation import DeviceMemoryError, NonFiniteError
 from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
-from core.plan import Plan
+from core.plan import Phase, Plan
 from core.protocol import NEED_BASE, OK, Header, Order
 
 app = ClientApp()
@@ -128,8 +129,8 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
     if order.base_hash:
         base = cached_base(site.base_folder, order.base_hash)
         if base is None and "base" in message.content:
-            base = _arrays(message, "base")
-            if not keep_base(site.base_folder, order.base_hash, base):
+            base = _arrays(message, "base", _asked(plan, phase, "base"))
+            if not keep_base(site.base_folder, order.base_hash, base, site.base_bytes):
                 raise UserError("base", order.base_hash[:12], "ask the server to send it again")
         if base is None:
             return None
@@ -139,15 +140,37 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
         own = Personal(site.phase_folder(before.name), Stamp.of(order.run, plan, before)).best()
         state |= start_state(plan, phase, (own, before.organs))
     if "arrays" in message.content:
-        state |= _arrays(message, "arrays")
+        state |= _arrays(message, "arrays", _asked(plan, phase, "shared"))
     return state
 
 
-def _arrays(message: Message, key: str) -> dict[str, Tensor]:
+def _asked(plan: Plan, phase: Phase, part: str) -> dict[str, Tensor]:
+    """The tensors that a part of the phase consists of (names, shapes, types)."""
+    model = network(plan, phase)
+    names = getattr(parts_of(model, plan, phase), part)
+    state = unique_state(model)
+    return {name: state[name] for name in names}
+
+
+def _arrays(message: Message, key: str, asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a parcel, which are those asked for: no other name, shape or type.
+
+    Raises:
+        UserError: they are not; nothing of them was kept.
+    """
     record = message.content[key]
-    assert isinstance(record, ArrayRecord)
-    (array,) = record.values()
-    return unpacked(array.data)
+    values = list(record.values()) if isinstance(record, ArrayRecord) else []
+    remedy = "ask the coordinator: server and site differ in the plan or the code"
+    if len(values) != 1:
+        raise UserError(key, f"{len(values)} parcels", remedy)
+    try:
+        state = unpacked(values[0].data, asked)
+    except ValueError as error:
+        raise UserError(key, str(error), remedy) from None
+    told = {n: (tuple(t.shape), t.dtype) for n, t in state.items()}
+    if told != {n: (tuple(t.shape), t.dtype) for n, t in asked.items()}:
+        raise UserError(key, f"{len(state)} tensors", remedy, problem="not those of the phase")
+    return state
 
 
 def _need_base(message: Message, site: Site, order: Order) -> Message:

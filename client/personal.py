@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.checkpoint import load, load_meta, save
 from core.config import plan_hash
+from core.data.quota import prune, touch
 from core.errors import UserError
 from core.files import private_folder
 from core.identifiers import digest as parsed_digest
@@ -152,15 +153,34 @@ def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
         state, _ = load(path)
     except (UserError, OSError, json.JSONDecodeError):
         return None
-    return state if state_hash(state) == digest else None
+    if state_hash(state) != digest:
+        return None
+    touch(path)
+    return state
 
 
-def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor]) -> bool:
-    """Stores a base under its hash; False (and nothing stored) where the hash does not fit."""
+def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor], quota_bytes: int = 0) -> bool:
+    """Stores a base under its hash; False (and nothing stored) where the hash does not fit.
+
+    Args:
+        folder: of the bases.
+        digest: SHA-256 of the base.
+        state: its tensors, of the names and shapes that the plan asks for.
+        quota_bytes: of all bases together: those not used for longest go, the server sends them
+            again; 0 for no limit.
+
+    Raises:
+        UserError: this base alone is larger.
+    """
     if state_hash(state) != parsed_digest(digest):
         return False
     private_folder(folder)
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    if quota_bytes and size > quota_bytes:
+        raise UserError("base", f"{size} bytes", "raise base_gb in the site file")
     save(folder, digest, dict(state), {"kind": "base"})
+    if quota_bytes:
+        prune(folder, "*.*", quota_bytes, frozenset((digest,)))
     return True
 
 

@@ -30,6 +30,7 @@ def description_of(site: Site, split: str, left_out: Mapping[str, int]) -> str:
             "cache": str(site.cache.resolve()),
             "run_folder": str(site.run_folder.resolve()),
             "base_folder": str(site.base_folder.resolve()),
+            "base_bytes": site.base_bytes,
             "sources": sources,
             "left_out": dict(left_out),
         }
@@ -55,6 +56,7 @@ def prepared_site(text: str) -> Site:
             run_folder=Path(told["run_folder"]),
             base_folder=Path(told["base_folder"]),
             secret=b"",
+            base_bytes=int(told["base_bytes"]),
             left_out={str(k): int(v) for k, v in told["left_out"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

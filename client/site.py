@@ -11,7 +11,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.anatomy import vocabulary
+from core.anatomy import vocabulary, vocabulary_at_site
 from core.data.archive import Archive, open_archive
 from core.data.cache import Progress, build_cache, open_cache
 from core.data.caselist import read_rows
@@ -61,6 +61,9 @@ class Site:
         overlays: how many test cases are drawn after a phase; 0 for none.
         left_out: reason code -> how many cases were left out, where another process has prepared
             them (`client.prepared`); None where this one does.
+        cache_bytes: most that its cache may hold; 0 for no limit.
+        base_bytes: the same of `base_folder`.
+        simulated: the researcher's own, where the plan may bring spellings of organs.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Site:
     proxy: str = ""
     overlays: int = 0
     left_out: Mapping[str, int] | None = None
+    simulated: bool = False
+    cache_bytes: int = 0
+    base_bytes: int = 0
 
     def prepare(
         self, plan: Plan, *, jobs: int = 1, progress: Progress | None = None
@@ -89,11 +95,12 @@ class Site:
         Raises:
             UserError: no usable case, or lists of cases that contradict themselves or the archive.
         """
-        vocab = vocabulary(plan.organs)
         findings: list[Finding] = []
         split: dict[str, str] = {}
         opened: list[tuple[Source, Archive, Archive, dict[str, str]]] = []
         for source in self.sources:
+            own_words = vocabulary_at_site(plan.organs, source.aliases)
+            vocab = vocabulary(plan.organs) if self.simulated else own_words
             archive = open_archive(
                 source.root,
                 format=source.format,
@@ -118,6 +125,7 @@ class Site:
                 site=self.index_of(source, digest),
                 jobs=jobs,
                 progress=progress,
+                quota_bytes=self.cache_bytes,
             )
             findings += self._named(source, report.findings)
         private_folder(self.run_folder)
@@ -217,6 +225,7 @@ def simulated_site(local: str, index: int, run: str) -> Site:
         base_folder=folder / "base",
         secret=SIMULATION_SECRET,
         overlays=int(values["overlays"]),
+        simulated=True,
     )
 
 

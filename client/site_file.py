@@ -7,17 +7,21 @@ import csv
 import difflib
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from client.site import Site, Source
 from core.config import read_yaml
+from core.data.quota import GB
 from core.errors import UserError
-from core.files import private_folder, require_private
+from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.kit import Kit
 from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
 MAX_PATH = 1000
+CACHE_GB, BASE_GB, MOST_GB = 200.0, 10.0, 1_000_000  # 200 GB hold some 10,000 cases
 
 
 def site_from_file(path: Path, run: str) -> Site:
@@ -30,6 +34,7 @@ def site_from_file(path: Path, run: str) -> Site:
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
         "proxy",
+        "cache_gb", "base_gb",
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -76,7 +81,18 @@ def site_from_file(path: Path, run: str) -> Site:
         base_folder=state / "base",
         secret=_secret(state),
         proxy=proxy,
+        cache_bytes=_quota(values, "cache_gb", CACHE_GB),
+        base_bytes=_quota(values, "base_gb", BASE_GB),
     )
+
+
+def _quota(values: Mapping[str, Any], key: str, default: float) -> int:
+    """Bytes of a limit in gigabytes; a site always has one."""
+    value = values.get(key, default)
+    if not _is_number(value) or not 0.001 <= value <= MOST_GB:
+        remedy = f"give gigabytes, from 0.001 to {MOST_GB}, or leave it out for {default:g}"
+        raise UserError(f"site file: {key}", value, remedy)
+    return int(value * GB)
 
 
 def require_own_kit(site: Site, kit: Kit) -> None:
@@ -123,7 +139,7 @@ def _split_file(path: Path) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            for row in map(plain_row, csv.DictReader(file)):
                 groups[row["split"]].append(row["case"])
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise UserError(

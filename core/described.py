@@ -6,6 +6,7 @@ and the preprocessing in them are parsed before a path is made, a network built 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ def input_of(
             field,
             ", ".join(missing),
             "use a complete checkpoint such as checkpoints/PHASE/best.safetensors",
-            problem="the JSON lacks it",
+            problem=f"its JSON lacks {', '.join(missing)}",
         )
     return (
         organ_names(meta["organs"], f"{field}: organs"),
@@ -94,8 +95,18 @@ def require_tensors(names: Iterable[str], field: str) -> None:
 
 
 def _preprocess(value: object, field: str) -> Preprocess:
+    given = value if isinstance(value, Mapping) else {}
+    missing = [f.name for f in dataclasses.fields(Preprocess) if f.name not in given]
+    if missing:
+        remedy = "use a complete checkpoint"
+        raise UserError(field, value, remedy, problem=f"lacks {', '.join(missing)}")
     settings = typed(Preprocess, value, field)
     require_in_range(settings, "preprocess", field)
+    low, high = [*settings.window_hu, 0.0, 0.0][:2]
+    lengths = len(settings.spacing_mm), len(settings.crop), len(settings.window_hu)
+    if lengths != (3, 3, 2) or low >= high:
+        remedy = "give spacing_mm and crop for z, y, x, and a window [low, high]"
+        raise UserError(field, given, remedy)
     return settings
 
 

@@ -31,7 +31,7 @@ MAX_ROUND = 1_000_000
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _ORGAN = re.compile(r"[A-Za-z][A-Za-z0-9_~+-]{0,63}")
-_TENSOR = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
+_TENSOR = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?:::[A-Za-z0-9_]+)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.+-]{0,127})?")
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -159,6 +159,8 @@ def case_name(value: object, field: str = "case") -> CaseName:
 
 def tensor_name(value: object, field: str = "tensor") -> TensorName:
     """The name of a parameter: parts of letters, digits and ``_``, joined by dots.
+
+    A value of the optimiser follows its parameter behind ``::``.
 
     Raises:
         UserError: not of that form, or longer than 200.

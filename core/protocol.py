@@ -297,7 +297,9 @@ def _parsed(value: object, parse: Callable[[object, str], str], field: str) -> N
 
 
 def _require_numbers(values: object, field: str) -> None:
-    listed = values if isinstance(values, list) and len(values) <= LONGEST_LIST else [None]
+    listed: list[Any] = (
+        values if isinstance(values, list) and len(values) <= LONGEST_LIST else [None]
+    )
     if not all(type(v) in (int, float) and math.isfinite(v) for v in listed):
         raise UserError(field, repr(values)[:100], f"give at most {LONGEST_LIST} finite numbers")
 

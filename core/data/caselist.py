@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from core.errors import UserError
+from core.files import plain_cell
 from core.identifiers import case_name, site_name
 
 SPLITS = ("train", "val", "test")
@@ -69,7 +70,8 @@ def read_rows(path: Path) -> tuple[Row, ...] | None:
 def _row(path: Path, line: int, cells: dict[str, str | None]) -> Row:
     field = f"cases.csv, line {line}"
     case, split, site, below, patient = (
-        (cells.get(name) or "").strip() for name in ("case", "split", "site", "path", "patient")
+        plain_cell((cells.get(name) or "").strip())
+        for name in ("case", "split", "site", "path", "patient")
     )
     case_name(case, field)
     if site:

@@ -91,6 +91,9 @@ def release(
         NonFiniteError: a weight is NaN or infinite.
     """
     config, metrics = dict(reply.config), dict(reply.metrics)
+    code = config.get("code")
+    if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
+        return refusal(code, asked.site, asked, receipts=receipts)  # a word; nothing of its own
     _require_own_words(config, asked)
     if policy is not None:
         config, metrics = hidden(
@@ -104,7 +107,7 @@ def release(
             cases=cases,
         )
     shapes: Mapping[str, Tensor] = {}
-    if asked.kind == "train" and asked.phase is not None and config["code"] == OK:
+    if asked.kind == "train" and asked.phase is not None and code == OK:
         shapes = shared_shapes(plan_json(asked.plan), asked.phase.name)
     if reply.parcel and not shapes:
         raise OutboxError("weights: nothing of this phase leaves")

@@ -119,6 +119,11 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
             f"least_augmentation: {share} (the coordinator: "
             f"augment.probability={policy.least_augmentation} or more)"
         )
+    widest = max(plan.model.channels, default=1)
+    if math.prod(plan.preprocess.crop) < policy.fewest_voxels_channel * widest:
+        raise PolicyError(
+            f"fewest_voxels_channel: a crop of {plan.preprocess.crop} for {widest} channels"
+        )
     weights = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
     bound = plan.weighting.bound if plan.weighting.by == "dice" else 1.0
     if min(weights) <= 0 or max(weights) / min(weights) * bound > policy.largest_organ_ratio:

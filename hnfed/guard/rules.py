@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "largest_clip_norm": (1e-6, 1e6),
     "largest_organ_ratio": (1.0, 1e9),
     "largest_stride": (1, 64),
+    "fewest_voxels_channel": (1, 10**9),
     "most_crop_voxels": (512, 10**9),
     "most_channels": (1, 65_536),
     "most_parameters": (1, 10**10),
@@ -69,6 +70,7 @@ class Policy:
         largest_clip_norm: every step's gradient is clipped to this length or a shorter one.
         largest_organ_ratio: between the weights of two organs of a phase.
         largest_stride: between two levels of a network, along any axis.
+        fewest_voxels_channel: voxels of the crop for each channel of the widest level.
         most_crop_voxels, most_channels, most_parameters: size of the input and of the network.
         most_epochs: rounds times local epochs of a phase.
         memory_gb: address space of the process that trains.
@@ -97,12 +99,13 @@ class Policy:
     optimizers: tuple[str, ...] = ("adamw",)
     largest_batch: int = 4
     least_augmentation: float = 0.5
-    smallest_lr: float = 1e-4
+    smallest_lr: float = 0.002
     largest_lr: float = 0.02
     largest_momentum: float = 0.99
     largest_clip_norm: float = 12.0
     largest_organ_ratio: float = 16.0
     largest_stride: int = 2
+    fewest_voxels_channel: int = 1000
     most_crop_voxels: int = 4_000_000
     most_channels: int = 512
     most_parameters: int = 100_000_000

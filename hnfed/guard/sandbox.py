@@ -136,6 +136,7 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
     """Closes this process in, for good, with all that it starts later.
 
     Called by a worker before it imports torch or anything of a bundle: while it has one thread.
+    It leads a process group that nothing it starts can leave: ``os.killpg`` of its id ends all.
     With `walls.devices` it loads the installed torch and starts the GPU's driver behind the walls
     of the files, and gives up the network after that: the driver makes a socket of its own.
 
@@ -157,6 +158,9 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
             if not path.exists():
                 raise UserError(f"walls.{name}", path, "give what is there")
     known = landlock.version()
+    os.umask(0o077)
+    with contextlib.suppress(PermissionError):  # it leads a group already
+        os.setsid()
     _drop_descriptors(keep)
     _limit(walls)
     prctl(SET_DUMPABLE, 0)

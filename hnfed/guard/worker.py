@@ -36,6 +36,7 @@ def main() -> None:
     values, out = answer(app, task, blobs)
     frames.send(channel, values, out)
     channel.close()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # a thread that the bundle left does not keep the process
 

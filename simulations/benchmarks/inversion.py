@@ -1,232 +1,165 @@
 """What a coordinator can make of one reply: the inversion of weights into the CTs they saw.
 
-python -m simulations.benchmarks.inversion [--json FILE] [--steps N]
+python -m simulations.benchmarks.inversion [--quick] [--json FILE]
 
-The attacker writes the plan, knows the weights that went in and those that came back, and is given
-the contours too. Two attacks, neither of which knows what a head looks like:
+The attacker writes the plan, knows the weights that went in and those that came back, and has
+patients of its own. Three attacks, none of which knows what a head looks like:
 
 * `patches` (UNETR): the gradients of position and patch embedding are two matrices whose quotient
   is the image, patch by patch: one linear solve.
+* `blocks` (Res3DUNet): weights are sent with which the lowest level says where it is and nothing
+  of the image; the gradient of the step up from it is then the gradient at each voxel, which shows
+  the image: all of it where a stride is long, a blurred one else.
 * `matching` (any network): images that begin as noise are moved until their gradient points where
-  the reply points (Geiping et al., Inverting gradients, NeurIPS 2020, eq. 4).
+  the reply points (Geiping et al., Inverting gradients, NeurIPS 2020, eq. 4), with the contours of
+  the attacker's own patients.
 
-Each reply is made by `core.engine.train` as a site makes it. The figure is the largest absolute
-correlation of any reconstruction with any training crop; `apart` is the same after the mean of
-other patients was taken from both: what it tells of *this* patient and not of heads at large.
+Each reply is made by `core.engine.train` as a site makes it: of one case in one step, and of what
+a kit's ``policy.yaml`` lets through at the least. `value` is the largest absolute correlation of
+any reconstruction, and of their mean, with any training crop. `ratio` is the same after the mean
+of other patients was taken out of both: what is told of *these* patients, not of heads at large.
+`--quick` leaves `matching` out (seconds instead of an hour).
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from core.data.dataset import load_label, scale_image
-from core.data.entry import Entry, open_entry, write_entry
-from core.data.volume import Geometry, Volume
-from core.engine import train
-from core.models.stages import unique_state
-from core.phases import apply_freeze, frozen_in, load_state, network, parts_of, start_state
-from core.plan import Augment, Loss, Model, Phase, Plan, Preprocess, Train
-from simulations.benchmarks.measure import row, save, show
-from simulations.phantom import SIGNATURES
-from simulations.phantom_scan import make_case
-
-ORGANS = ["Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R"]
-LIMIT = 0.3
-OTHERS = 8  # patients that the attacker has of elsewhere, for the mean head
-RES3DUNET = Model(channels=[8, 16], channels_last=False)
-UNETR = Model(
-    name="unetr",
-    channels_last=False,
-    args={"feature_size": 4, "hidden_size": 32, "mlp_dim": 32, "num_heads": 2},
+from core.data.dataset import load_label
+from core.data.entry import Entry
+from core.plan import Augment, Model, Plan, Train
+from simulations.benchmarks.inversion_attacks import (
+    ORGANS,
+    RES3DUNET,
+    UNETR,
+    Reply,
+    attack_plan,
+    beyond,
+    blocks,
+    images_of,
+    likeness,
+    matching,
+    patches,
+    patients,
+    placed,
+    reply_of,
 )
-MIX = Loss(ce=1.0, focal=0.0, dice=0.0, gdice=0.0, class_weight="none")
-State = Mapping[str, Tensor]
+from simulations.benchmarks.measure import row, save, show
+
+LIMIT = 0.3
+CASES = 8  # `fewest_cases`, `fewest_steps` of a kit's policy.yaml
+CROP = (16, 16, 16)
+LONG = replace(RES3DUNET, channels=[4, 64], strides=[[8, 8, 8]])
+WIDE = replace(RES3DUNET, channels=[8, 128, 128])  # 32 voxels a channel
+FEWEST = replace(RES3DUNET, channels=[4, 4])  # `fewest_voxels_channel` of this crop
+FREEZE = ("none", "encoder", "decoder", "all-but-head")
+LEAST = Augment(  # `least_augmentation`
+    probability=0.5,
+    rotate_deg=[4.0, 4.0, 4.0],
+    scale=0.05,
+    translate_mm=[6.0, 4.0, 4.0],
+    elastic_mm=2.0,
+    noise=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    gamma=0.0,
+)
+Attack = Callable[[Reply], Tensor]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the attacker holds.
+def floor_plan(
+    model: Model, freeze: str = "none", lr: float = 0.002, crop: Sequence[int] = CROP
+) -> Plan:
+    """What a kit's policy lets through at the least, and nothing better."""
+    plan = attack_plan(model, crop, freeze)
+    kinder = Train(
+        optimizer="adamw",
+        lr=lr,
+        weight_decay=0.0,
+        schedule="constant",
+        clip_norm=12.0,
+        threads=1,
+        deterministic=True,
+    )
+    return replace(plan, train=kinder, augment=LEAST)
 
-    Attributes:
-        plan: its own.
-        before, after: what travelled to the site and back, by name; base included in `before`.
-        labels: (N, Z, Y, X) of the cases, given to the attacker.
-    """
 
-    plan: Plan
-    before: State
-    after: State
-    labels: Tensor
+def rows(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
+    """Runs the attacks; `folder` takes the synthetic patients."""
+    own, others = patients(folder, CASES, CROP), patients(folder, CASES, CROP, 100)
+    contours = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in others])
+    head = images_of(others, attack_plan(RES3DUNET, CROP)).mean(0, keepdim=True)
+    found: list[dict[str, Any]] = []
 
+    def tried(name: str, plan: Plan, cases: Sequence[Entry], attack: Attack, bound: bool) -> None:
+        crafted = attack is blocks
+        reply = reply_of(plan, cases, placed(plan) if crafted else None)
+        reply = replace(reply, labels=contours[: len(cases)])
+        guesses = attack(reply)
+        guesses = torch.cat([guesses, guesses.mean(0, keepdim=True)])
+        truths = images_of(cases, plan)
+        alike, rest = likeness(guesses, truths), beyond(guesses, truths, head)
+        found.append(row(name, alike, "|r|", "limit 0.3", rest))
+        met = alike <= LIMIT if bound else None
+        found[-1] |= {"target": LIMIT if bound else None, "met": met}
+        print(f"{name:<56} {alike:6.3f} {rest:6.3f}", flush=True)
 
-def patients(folder: Path, count: int, crop: Sequence[int], first: int = 0) -> list[Entry]:
-    """Prepared crops of so many synthetic patients, numbered from `first`.
-
-    Args:
-        folder: for the entries.
-        count: how many.
-        crop: (z, y, x) voxels, over 256 mm along each axis.
-        first: number of the first; other numbers are other patients.
-    """
-    settings = Preprocess(spacing_mm=[256.0 / n for n in crop], crop=list(crop))
-    found = []
-    for index in range(first, first + count):
-        case = make_case(SIGNATURES["nyu"], np.random.default_rng([7, index]), (6.0, 4.0, 4.0))
-        grid = Geometry(case.image.shape, case.spacing_mm, case.origin_mm)  # type: ignore[arg-type]
-        masks = {o: case.masks[o].astype(bool) for o in ORGANS}
-        volume = Volume(f"{index}", case.image, grid, masks)
-        key = f"{index}-{'x'.join(map(str, crop))}"
-        (folder / "entries").mkdir(exist_ok=True)
-        write_entry(folder / "entries" / key, volume, [], ORGANS, settings, [], "")
-        line = {"key": key, "case": f"{index}", "split": "train"}
-        found.append(open_entry(folder, line, ORGANS))
+    one = own[:1]
+    unbounded = attack_plan(UNETR, CROP)
+    tried("unetr, one case: patches", unbounded, one, patches, False)
+    tried("unetr, at the floors: patches", floor_plan(UNETR), own, patches, False)
+    tried("long strides, one case: blocks", attack_plan(LONG, CROP, lr=10.0), one, blocks, False)
+    tried("long strides, at the floors: blocks", floor_plan(LONG), own, blocks, False)
+    tried("many channels, one case: blocks", attack_plan(WIDE, CROP, lr=10.0), one, blocks, False)
+    for lr in (0.002, 0.02):
+        name = f"many channels, at the floors, lr {lr}: blocks"
+        tried(name, floor_plan(WIDE, lr=lr), own, blocks, False)
+    for lr in (0.002, 0.02):
+        name = f"res3dunet, at the floors, lr {lr}: blocks"
+        tried(name, floor_plan(FEWEST, lr=lr), own, blocks, True)
+    found.append(row("the mean of others' heads, no reply needed", *_head(own, head)))
+    if quick:
+        return found
+    tried("res3dunet, one case: matching", attack_plan(FEWEST, CROP), one, _matched, False)
+    for freeze in FREEZE:
+        name = f"res3dunet, at the floors, freeze {freeze}: matching"
+        tried(name, floor_plan(FEWEST, freeze), own, _matched, True)
+    for freeze in FREEZE:
+        name = f"unetr, at the floors, freeze {freeze}: matching"
+        tried(name, floor_plan(UNETR, freeze), own, _matched, False)
     return found
 
 
-def attack_plan(model: Model, crop: Sequence[int], freeze: str = "none", **train_: Any) -> Plan:
-    """A plan of the attacker's: one phase, one round, plain cross entropy, no augmentation."""
-    settings = {"optimizer": "sgd", "momentum": 0.0, "lr": 1e-3, "weight_decay": 0.0}
-    settings |= {"schedule": "constant", "threads": 1, "deterministic": True}
-    return Plan(
-        preprocess=Preprocess(spacing_mm=[256.0 / n for n in crop], crop=list(crop)),
-        augment=Augment(enabled=False),
-        model=model,
-        loss=MIX,
-        train=Train(**(settings | train_)),
-        phases=[Phase("p", ["site"], ORGANS, freeze=freeze, share="trainable")],
-    )
+def _matched(reply: Reply) -> Tensor:
+    return matching(reply, 100, seed=1)
 
 
-def reply_of(plan: Plan, entries: Sequence[Entry]) -> Reply:
-    """What a site with these cases would send back for the first round of the plan."""
-    phase = plan.phases[0]
-    model = network(plan, phase)
-    before = start_state(plan, phase, None)
-    load_state(model, before)
-    apply_freeze(model, frozen_in(model, plan, phase, 1))
-    epochs = phase.local_epochs
-    train(
-        model,
-        entries,
-        phase.organs,
-        plan,
-        device="cpu",
-        epochs=epochs,
-        first_epoch=0,
-        total_epochs=epochs,
-        seed=1,
-    )
-    shared = parts_of(model, plan, phase).shared
-    after = {n: v.detach().clone() for n, v in unique_state(model).items() if n in shared}
-    labels = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in entries])
-    return Reply(plan, before, after, labels)
+def _head(own: Sequence[Entry], head: Tensor) -> tuple[float, str]:
+    return likeness(head, images_of(own, attack_plan(RES3DUNET, CROP))), "|r|"
 
 
-def patches(reply: Reply) -> Tensor:
-    """UNETR's input from the change of its two embeddings, (1, Z, Y, X).
-
-    With D (patches, hidden) the gradient behind the embedding, that of the positions is D and that
-    of the projection D^T X, where row p of X is patch p: X = pinv(D^T) (D^T X).
-
-    Raises:
-        KeyError: the embeddings were frozen and have not travelled.
-    """
-    name = "vit.patch_embedding."
-    change = {n: v.double() - reply.before[n].double() for n, v in reply.after.items()}
-    behind = change[name + "position_embeddings"][0]
-    kernel = change[name + "patch_embeddings.weight"].flatten(1)
-    rows = torch.linalg.pinv(behind.T, rtol=1e-6) @ kernel
-    crop = reply.plan.preprocess.crop
-    z, y, x = (n // 16 for n in crop)
-    cubes = rows.reshape(z, y, x, 16, 16, 16).permute(0, 3, 1, 4, 2, 5)
-    return cubes.reshape(1, *crop).float()
+def main() -> int:
+    """Prints the table; 1 where what a policy lets through shows more than the limit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = rows(Path(folder), quick=options.quick)
+    show(found)
+    if options.json is not None:
+        save(options.json, found)
+    return 1 if any(r["met"] is False for r in found) else 0
 
 
-def matching(reply: Reply, steps: int, *, seed: int = 0, smooth: float = 0.02) -> Tensor:
-    """Images whose gradient points where the reply points, (N, Z, Y, X), one a label map.
-
-    Args:
-        reply: of the site.
-        steps: of Adam on the images.
-        seed: of the noise that they begin as.
-        smooth: weight of the total variation.
-    """
-    plan, phase = reply.plan, reply.plan.phases[0]
-    model = network(plan, phase).train()
-    load_state(model, reply.before)
-    named = {n: p for n, p in model.named_parameters() if n in reply.after}
-    apply_freeze(model, [n for n, _ in model.named_parameters() if n not in named])
-    target = [reply.before[n] - reply.after[n] for n in named]
-    signed = plan.train.optimizer == "adamw"
-    crop = plan.preprocess.crop
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn((len(reply.labels), 1, *crop), generator=generator).mul_(0.3)
-    images.requires_grad_(True)
-    optimiser = torch.optim.Adam([images], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 1e-3)
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(steps):
-            optimiser.zero_grad()
-            loss = functional.cross_entropy(model(images), reply.labels)
-            slopes = torch.autograd.grad(
-                loss, list(named.values()), create_graph=True, allow_unused=True
-            )
-            gap = _away(slopes, target, signed) + smooth * _variation(images)
-            (images.grad,) = torch.autograd.grad(gap, [images])
-            images.grad.sign_()  # as Geiping et al.
-            optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                images.clamp_(-1, 1)
-    return images.detach()[:, 0]
-
-
-def _away(slopes: Sequence[Tensor | None], target: Sequence[Tensor], signed: bool) -> Tensor:
-    """1 - cosine between gradient and reply; for Adam's replies between their soft signs."""
-    pairs = [(s, t) for s, t in zip(slopes, target, strict=True) if s is not None]
-    if signed:
-        pairs = [(s / (s.abs() + s.detach().abs().median() + 1e-12), t) for s, t in pairs]
-    dot = sum((s * t).sum() for s, t in pairs)
-    ours = sum(s.square().sum() for s, _ in pairs)
-    theirs = sum(t.square().sum() for _, t in pairs)
-    return 1 - torch.as_tensor(dot / (ours * theirs).clamp_min(1e-30).sqrt())  # type: ignore[union-attr]
-
-
-def _variation(images: Tensor) -> Tensor:
-    return sum((images.diff(dim=d).abs().mean() for d in (2, 3, 4)), images.new_zeros(()))
-
-
-def likeness(guesses: Tensor, truths: Tensor) -> float:
-    """Largest absolute correlation of any guess with any truth, both (N, Z, Y, X)."""
-    a, b = (_standard(v.flatten(1).double()) for v in (guesses, truths))
-    return float((a @ b.T).abs().max())
-
-
-def _standard(rows: Tensor) -> Tensor:
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def beyond(guesses: Tensor, truths: Tensor, head: Tensor) -> float:
-    """`likeness` of what is left when the mean head (1, Z, Y, X) is projected out of both."""
-    mean = _standard(head.flatten(1).double())
-    rest = []
-    for images in (guesses, truths):
-        rows = _standard(images.flatten(1).double())
-        rest.append((rows - (rows @ mean.T) * mean).reshape(images.shape))
-    return likeness(rest[0], rest[1])
-
-
-def images_of(entries: Sequence[Entry], plan: Plan) -> Tensor:
-    """The network's inputs, (N, Z, Y, X)."""
-    return torch.cat([scale_image(e.image(), plan.preprocess.window_hu) for e in entries])
+if __name__ == "__main__":
+    raise SystemExit(main())

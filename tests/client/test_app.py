@@ -24,6 +24,9 @@ from tests.weights import weights_in
 
 # ------------------------------------------------------------------------------ the right way
 
+# What the tiny plan needs of a site: it has three cases and is not augmented.
+LAX = "min_cell: 1\nleast_augmentation: 0\nfewest_voxels_channel: 1\n"
+
 
 def test_query_describes_the_site(node: MakeNode) -> None:
     reply = node().ask("query")

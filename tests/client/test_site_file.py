@@ -111,3 +111,15 @@ def test_a_proxy_with_a_password_wants_a_file_of_its_owner_alone(tmp_path: Path)
         with pytest.raises(UserError, match="proxy") as caught:
             site_from_file(site_file(tmp_path, proxy=wrong), "r")
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["cache", "state"])
+def test_a_folder_that_others_can_open_is_refused(key: str, tmp_path: Path) -> None:
+    path, folder = site_file(tmp_path), tmp_path / key
+    folder.mkdir(mode=0o755)
+    with pytest.raises(UserError, match="others can open it") as refused:
+        site_from_file(path, "run")
+    assert refused.value.field == f"site file: {key}"
+    assert f"chmod 700 {folder}" in refused.value.remedy
+    folder.chmod(0o700)
+    assert site_from_file(path, "run").name == "north"

@@ -20,7 +20,7 @@ ORGANS = ["Brainstem", "Parotid_L"]
 
 def plan(*phases: Phase, **changes: Any) -> Plan:
     made = Plan(
-        preprocess=Preprocess(crop=[16, 16, 16]),
+        preprocess=Preprocess(crop=[32, 16, 16]),
         model=Model(channels=[4, 8]),
         phases=list(phases) or [phase()],
     )
@@ -97,6 +97,7 @@ BAD: dict[str, Callable[[], Plan]] = {
     "most_channels": lambda: plan(model=Model(channels=[40_000, 8])),
     "most_parameters": lambda: plan(model=Model(channels=[512] * 6), preprocess=Preprocess()),
     "largest_stride": lambda: plan(model=Model(channels=[4, 8], strides=[[8, 8, 8]])),
+    "fewest_voxels_channel": lambda: plan(model=Model(channels=[4, 16])),
     "largest_batch": lambda: plan(train=Train(batch=5)),
     "most_epochs": lambda: plan(phase(local_epochs=10**9)),
     "fewest_local_epochs": lambda: plan(phase(local_epochs=1)),

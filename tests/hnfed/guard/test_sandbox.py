@@ -45,8 +45,8 @@ WITHOUT_WALLS = {
     "unix_by_path", "unix_abstract", "socket_pair", "arguments_of_the_parent", "list_processes",
     "environ_of_the_parent", "descriptors_of_the_parent", "descriptor_of_the_parent",
     "own_environ", "signal_to_the_parent", "signal_to_a_thread_of_the_parent",
-    "limit_of_the_parent", "descriptor_by_pidfd", "owner_of_signals", "inherited_descriptor",
-    "typing_on_a_terminal", "system_v_memory",
+    "leave_the_session", "leave_the_group", "limit_of_the_parent", "descriptor_by_pidfd",
+    "owner_of_signals", "inherited_descriptor", "typing_on_a_terminal", "system_v_memory",
 }  # fmt: skip
 
 
@@ -220,6 +220,29 @@ os.kill(first, signal.SIGKILL)
 os.wait()
 """
     assert _python(code).split() == ["refused", "refused"]
+
+
+@walled_only
+def test_all_that_it_starts_ends_with_its_group() -> None:
+    code = """
+import os, signal, time
+from hnfed.guard.sandbox import *
+out, into = os.pipe()
+first = os.fork()
+if first == 0:
+    os.close(out)
+    enter(Walls(runtime_paths(), ()), (into,))
+    if os.fork() == 0 and os.fork() == 0:  # a grandchild, whose parent leaves
+        os.write(into, b"here")
+        time.sleep(600)
+    os._exit(0)
+os.close(into)
+assert os.read(out, 4) == b"here"
+os.waitpid(first, 0)
+os.killpg(first, signal.SIGKILL)
+print(os.read(out, 4))  # the pipe has no writer left
+"""
+    assert _python(code) == "b''"
 
 
 @walled_only

@@ -363,6 +363,16 @@ def signal_to_a_thread_of_the_parent() -> None:
 
 
 @attack
+def leave_the_session() -> None:
+    in_child(os.setsid)
+
+
+@attack
+def leave_the_group() -> None:
+    in_child(lambda: os.setpgid(0, 0))
+
+
+@attack
 def limit_of_the_parent() -> None:
     import resource
 
