@@ -45,8 +45,10 @@ REASONS = (
     (("2004", "PERMISSION_DENIED", "not registered"),
      "the server does not know this kit's key, has revoked it, or holds another connection of it: "
      "a second client with this kit, or the last one (up to 60 s after a hard kill)"),
+    (("407", "ProxyError"), "the proxy refuses: user and password in `proxy` of the site file?"),
     (("HTTP 400", "HTTP 403"),
-     "the server does not take this kit's certificate: ask the coordinator for an answer file"),
+     "the server does not take this kit's certificate (revoked, replaced, too old): ask the "
+     "coordinator for a new answer file, then `hnfed join KIT --answer FILE`"),
     (("Connection refused", "ConnectError", "timed out", "unreachable"),
      "nothing answers there: is the server up, and the port open on the way out?"),
 )  # fmt: skip
