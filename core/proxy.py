@@ -10,7 +10,10 @@ import ipaddress
 import re
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import (
+    getproxies_environment,
+    proxy_bypass_environment,  # type: ignore[attr-defined]  # not in the stubs
+)
 
 from core.errors import UserError
 from core.kit import Kit, ssl_context

@@ -165,10 +165,6 @@ def provision(
     done: list[str] = []
     roster_path = out / SERVER / ROSTER
     known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
-    for site in known:
-        kit_name(site, f"{SERVER}/{ROSTER}")
-    for site in (*add, *revoke):
-        kit_name(site, "--add-site, --revoke")
     _require_sites(known, add, revoke, signed)
     for site in (*add, *signed):
         shutil.rmtree(out / REVOKED / site, ignore_errors=True)
@@ -200,11 +196,10 @@ def provision(
 def _require_sites(
     known: Mapping[str, str], add: Sequence[str], revoke: Sequence[str], sign: Mapping[str, object]
 ) -> None:
+    for site in known:
+        kit_name(site, f"{SERVER}/{ROSTER}")
     for site in (*add, *revoke, *sign):
-        if not NAME.fullmatch(site) or site in RESERVED:
-            raise UserError(
-                "--add-site, --revoke, --sign", site, "use small letters, digits, - and _"
-            )
+        kit_name(site, "--add-site, --revoke, --sign")
     for site in revoke:
         if site not in known:
             raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")

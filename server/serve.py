@@ -37,7 +37,6 @@ from server.provision import ROSTER
 CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
 NGINX_FILES = 17_000  # of its workers: a place each, and both ends of what passes
-LOG_BYTES = 50_000_000
 RUNS = "HNFED_RUNS"
 ADMITTED, SUPERLINK_LOG = "admitted.json", "superlink.log"
 LOGS = (SUPERLINK_LOG, "nginx.log", "nginx.error.log", "nginx.access.log")
@@ -122,15 +121,14 @@ def _serve(kit: Kit) -> int:
                     _wait(kit, kit.port, children[name])
                     tell(f"ready: sites dial {kit.host}:{kit.port}")
                     tell(f"the sites must have approved code bundle {_own_bundle()}")
-            cut_logs(kit.folder / "flower")
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
-            for name in LOGS:
-                cut_log(kit.folder / "flower" / name)
             if (now := _provisioned(kit)) != provisioned:
                 provisioned = now
                 _take_in(kit, children["nginx"])
+            for name in LOGS:
+                cut_log(kit.folder / "flower" / name)
             time.sleep(1.0)
     except Stopped as stopped:
         tell("stopping")
@@ -139,17 +137,6 @@ def _serve(kit: Kit) -> int:
         with deaf():  # an impatient second Ctrl-C leaves nothing at work
             for child in reversed(list(children.values())):
                 end(child)
-
-
-def cut_logs(folder: Path) -> None:
-    """Begins a log anew where it is long, and keeps the one before beside it (``.1``).
-
-    Whoever writes goes on with the same file: all open it to append.
-    """
-    for log in folder.glob("*.log"):
-        if log.stat().st_size > LOG_BYTES:
-            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-            os.truncate(log, 0)
 
 
 def _provisioned(kit: Kit) -> tuple[int, int]:

@@ -14,10 +14,10 @@ from cryptography.exceptions import InvalidSignature
 from core.answer import Answer, read_answer
 from core.errors import UserError
 from core.files import replace_file
-from core.kit import FILE, NAME, Kit, read_kit, read_private_key, require_plain
+from core.kit import FILE, Kit, read_kit, read_private_key, require_plain
 from core.peers import fingerprint, read_peers, spoken
 from server.authority import common_name, made_node_key, made_request, write_private
-from server.provision import RESERVED, write_site_kit
+from server.provision import kit_name, write_site_kit
 
 KEY, REQUEST = "node.key", "request.pem"
 
@@ -35,8 +35,7 @@ def begin(folder: Path, site: str) -> Path:
     Raises:
         UserError: a name that no site can have, or the folder is another's kit.
     """
-    if not NAME.fullmatch(site) or site in RESERVED:
-        raise UserError("--name", site, "use small letters, digits, - and _")
+    kit_name(site, "--name")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     has_kit = (folder / FILE).is_file()

@@ -26,6 +26,7 @@ from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log
 
 END_SECONDS = 10.0
+WORKER = ("-I", "-B", "-m", "hnfed.guard.worker")
 
 
 class OvertimeError(RuntimeError):
@@ -100,7 +101,7 @@ def work(
 @contextlib.contextmanager
 def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-I", "-B", "-m", "hnfed.guard.worker", str(theirs.fileno())]
+    command = [sys.executable, *WORKER, str(theirs.fileno())]
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -94,24 +94,6 @@ def test_flowers_own_words_where_it_failed() -> None:
         serve.json_of(json.dumps(told))
 
 
-def test_a_long_log_is_begun_anew_and_the_one_before_is_kept(
-    kit: Kit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve, "LOG_BYTES", 100)
-    folder = kit.folder / "flower"
-    log = folder / "superlink.log"
-    with log.open("ab") as writer:
-        writer.write(b"x" * 101)
-        writer.flush()
-        serve.cut_logs(folder)
-        writer.write(b"more")
-    assert log.read_bytes() == b"more"
-    assert (folder / "superlink.log.1").read_bytes() == b"x" * 101
-    serve.cut_logs(folder)
-    assert log.read_bytes() == b"more"
-    assert serve.comings(kit, 101) == ([], 0)
-
-
 def test_what_provision_changes_is_taken_in_while_the_server_runs(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
