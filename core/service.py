@@ -22,6 +22,7 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, an end asked for, a lost terminal
 _told: list[int] = []  # signals that asked this process to leave
 
 
@@ -34,12 +35,15 @@ class Stopped(BaseException):
 
 
 def stop_by_signal() -> None:
-    """Makes Ctrl-C and SIGTERM raise `Stopped`."""
+    """Makes Ctrl-C, SIGTERM and SIGHUP raise `Stopped`."""
     _listen(_stop)
 
 
 def leave_by_signal() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
+    """Makes Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP SystemExit(143 and 129).
+
+    They are remembered, see `leave_if_told`.
+    """
     _told.clear()
     _listen(leave)
 
@@ -70,8 +74,17 @@ def handling(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def deaf() -> contextlib.AbstractContextManager[None]:
-    """While it lasts, Ctrl-C and SIGTERM do nothing."""
-    return handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+    """While it lasts, Ctrl-C, SIGTERM and SIGHUP do nothing."""
+    return handling(signal.SIG_IGN, *LEAVE)
+
+
+def leaving() -> contextlib.AbstractContextManager[None]:
+    """While it lasts, SIGTERM and SIGHUP raise SystemExit also where nobody else cares for them.
+
+    A signal that whoever started us ignores stays ignored.
+    """
+    heard = [n for n in LEAVE[1:] if signal.getsignal(n) is not signal.SIG_IGN]
+    return handling(leave, *heard)
 
 
 def with_parent() -> None:
@@ -106,7 +119,7 @@ def tell(text: str) -> None:
 
 def _listen(handler: Callable[[int, FrameType | None], None]) -> None:
     """A signal that whoever started us ignores (a shell, for a job behind ``&``) stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEAVE:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
