@@ -93,6 +93,19 @@ def with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+def end_with_parent() -> None:
+    """This process is killed when the one that made it is gone, or at once where it is (Linux).
+
+    For workers that have nothing to tidy up; the kernel sees to it, at any moment of their life.
+    """
+    if _LIBC is None:
+        return
+    maker = os.getppid()
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != maker or maker == 1:
+        os._exit(1)
+
+
 def end(child: subprocess.Popen[Any]) -> None:
     """SIGTERM to the child's group, SIGKILL to what is left of it, also where the child is gone."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, KILL_SECONDS)):

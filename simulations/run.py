@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shlex
 import sys
 import time
@@ -22,6 +21,7 @@ from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
 from core.run_folder import begin, run_folder
 from core.validation import require_simulated
+from core.workers import cpus
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
@@ -112,7 +112,7 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
         on_line=_show,
         cpus_per_client=config.simulation.cpus_per_site,
         gpus_per_client=_gpus(config.simulation),
-        side_by_side=max(1, (os.cpu_count() or 1) // config.simulation.cpus_per_site),
+        side_by_side=max(1, cpus() // config.simulation.cpus_per_site),
     )
 
 
@@ -226,6 +226,6 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
         site.cases,
         config.seed,
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        workers=os.cpu_count() or 1,
+        workers=cpus(),
     )
     return root
