@@ -5,7 +5,6 @@ What it needs of Flower has no public name; all of that stands here, and a test 
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 
-from simulations.released import Released
+from simulations.released import Released, resolved
 
 RUN_ID = 1
 RAY_START_SECONDS = 120.0
@@ -85,12 +84,6 @@ def run(
     error = outcome.get()
     if error is not None:
         raise error
-
-
-def resolved(name: str) -> Any:
-    """The object that ``module:attribute`` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _run_of(values: Mapping[str, str]) -> Run:

@@ -6,6 +6,7 @@ that what a site would refuse to send is refused here as well.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 from flwr.app import Context, Message
@@ -13,6 +14,13 @@ from flwr.clientapp import ClientApp
 
 Release = Callable[[Message, Message, Context], Message]
 """``release(order, reply, context)``: the message that leaves, a refusal in place of a bad one."""
+
+
+def resolved(name: str) -> Release:
+    """The function that ``module:function`` names."""
+    module, _, attribute = name.partition(":")
+    release: Release = getattr(importlib.import_module(module), attribute)
+    return release
 
 
 class Released(ClientApp):
