@@ -27,6 +27,7 @@ REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
 # Where a site is not connected the next try begins so long after that was known: a client that
 # starts again after a hard kill is let in within about a minute.
 AWAY_SECONDS = 40.0
+LOST = {"E_LOST", "E_ERROR"}  # of a simulated site: its process hung or died
 
 
 class RunFailed(RuntimeError):  # noqa: N818
@@ -159,7 +160,8 @@ class Correspondence:
     def too_few(self, what: str, rejected: Mapping[str, str]) -> RunFailed:
         """The error that says why the quorum was missed and how to go on."""
         codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
-        return RunFailed(
+        kind = RunIncomplete if self.whole and LOST & set(rejected.values()) else RunFailed
+        return kind(
             f"phase {self.phase.name}, {what}: fewer than {quorum_of(self.plan, self.phase)} "
             f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
             "and continue with --resume"

@@ -127,7 +127,14 @@ SHORT = ("phases.0.rounds=6", "phases.1.rounds=1", "tracking.mode=disabled")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGHUP,
+        pytest.param(signal.SIGINT, marks=pytest.mark.chaos),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.chaos),
+    ],
+)
 def test_a_run_that_is_told_to_stop_tells_its_end(start: Start, number: int) -> None:
     run = start(*LONG)
     run.until("round", round=2)
@@ -139,6 +146,7 @@ def test_a_run_that_is_told_to_stop_tells_its_end(start: Start, number: int) -> 
     assert len(run.events("run-end")) == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_run_that_is_told_to_stop_as_ray_starts_tells_its_end(start: Start) -> None:
     run = start(*LONG)
@@ -171,6 +179,7 @@ def test_a_sites_process_that_is_killed_is_replaced(
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_sites_whose_processes_die_again_and_again_end_the_run(start: Start) -> None:
     run = start(*LONG)
@@ -181,12 +190,13 @@ def test_sites_whose_processes_die_again_and_again_end_the_run(start: Start) -> 
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
     assert run.ends() == 1
-    assert run.status() in ("incomplete", "failed")
+    assert run.status() == "incomplete"
     said = run.log.read_text()
     assert "process died (memory?)" in said
     assert "--resume" in said
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["raylet/raylet", "gcs_server", "supervise.py"])
 def test_a_process_behind_the_run_that_is_killed_ends_it(start: Start, name: str) -> None:
