@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := core server client simulations tests
+PACKAGES := core server client simulations hnfed tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check fix bench chaos deploy-test real-data clean

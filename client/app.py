@@ -20,12 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import work
-from client.approval_guard import STARTED, TOLD
-from client.outbox import OutboxError, write_receipt
-from client.outbox import require_allowed as require_leaving
 from client.personal import Personal, cached_base, keep_base
-from client.policy import Policy, PolicyError, read_policy
-from client.policy import require_allowed as require_plan
 from client.site import Site, simulated_site
 from client.site_file import site_from_file
 from core.config import plan_from_json
@@ -36,6 +31,11 @@ from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
+from hnfed.guard.approval_guard import STARTED, TOLD
+from hnfed.guard.outbox import OutboxError, write_receipt
+from hnfed.guard.outbox import require_allowed as require_leaving
+from hnfed.guard.policy import Policy, PolicyError, read_policy
+from hnfed.guard.policy import require_allowed as require_plan
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]

@@ -1,4 +1,4 @@
-"""The subcommands of a site: check, prepare, client, approve, receipts."""
+"""The subcommands on a site's archive: check, prepare."""
 
 from __future__ import annotations
 
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from core.data.archive import Archive
     from core.plan import Plan
 
-SHORTEST_DIGEST = 16
-
 
 def register(subparsers: Any) -> None:
     """Adds the subcommands of a site to the subparsers of a command line."""
     _add_check(subparsers)
     _add_prepare(subparsers)
-    _add_at_kit(subparsers)
 
 
 def _cores() -> int:
@@ -74,105 +71,6 @@ def _add_prepare(subparsers: Any) -> None:
     add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
     add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
     _add_jobs(parser)
-
-
-def _add_at_kit(subparsers: Any) -> None:
-    """The subcommands that work on a site's kit."""
-    client = subcommand(
-        subparsers,
-        "client",
-        "start a site's long-running process; outbound connections only",
-        _client,
-        "hnfed client kits/nyu --site nyu.yaml",
-    )
-    look = subcommand(
-        subparsers,
-        "approve",
-        "look at the code that wants to run at this site, and pin it",
-        _approve,
-        "hnfed approve kits/nyu",
-    )
-    receipts = subcommand(
-        subparsers,
-        "receipts",
-        "what has left this site",
-        _receipts,
-        "hnfed receipts kits/nyu --site nyu.yaml",
-    )
-    for parser in (client, look, receipts):
-        parser.add_argument("kit", metavar="KIT", type=Path, help="the site's kit")
-    for parser in (client, receipts):
-        text = "site file (default: KIT/site.yaml)"
-        parser.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
-    look.add_argument("--diff", action="store_true", help="show the whole difference")
-    look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
-    receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
-
-
-def _client(args: argparse.Namespace) -> int:
-    from client.node import run_node
-    from client.policy import read_policy
-    from core.kit import read_kit
-
-    kit = read_kit(args.kit, "site")
-    read_policy(kit.folder / "policy.yaml")
-    return run_node(kit, args.site or kit.folder / "site.yaml")
-
-
-def _approve(args: argparse.Namespace) -> int:
-    """Shows what waits and asks; 1 where something waits and nothing was approved."""
-    from client.approve import SHOWN_LINES, approve, approved, candidates, difference, overview
-    from core.kit import read_kit
-
-    kit = read_kit(args.kit, "site")
-    if args.yes is not None and len(args.yes) < SHORTEST_DIGEST:
-        remedy = f"give its first {SHORTEST_DIGEST} characters or more"
-        raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
-    before = approved(kit)
-    for entry in before:
-        print(f"approved {entry['sha256'][:SHORTEST_DIGEST]} at {entry['at']}")
-    waiting = candidates(kit)
-    if not waiting:
-        print("no bundle waits for approval")
-        return 0
-    pinned = False
-    for bundle in waiting:
-        short = bundle.digest[:SHORTEST_DIGEST]
-        lines = difference(kit, bundle.content)
-        shown = lines if args.diff else lines[:SHOWN_LINES] if before else []
-        for line in shown:
-            print(line)
-        if shown and len(shown) < len(lines):
-            print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
-        print(overview(bundle))
-        if not shown:
-            print(f"  to read all of it: hnfed approve {args.kit} --diff")
-        if args.yes is not None:
-            agreed = bundle.digest.startswith(args.yes)
-        else:
-            agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
-        if agreed:
-            approve(kit, bundle.digest, bundle.content)
-            pinned = True
-            print(f"approved {short}; a running client need not be restarted")
-        else:
-            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
-    return 0 if pinned else 1
-
-
-def _receipts(args: argparse.Namespace) -> int:
-    from client.outbox import read_receipts, summary
-    from client.site_file import site_from_file
-    from core.files import replace_file
-    from core.kit import read_kit
-
-    kit = read_kit(args.kit, "site")
-    site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
-    found = read_receipts(site.base_folder.parent)
-    print(summary(found))
-    if args.json is not None:
-        replace_file(args.json, json.dumps(found, indent=1) + "\n")
-    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

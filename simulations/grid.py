@@ -208,7 +208,7 @@ def _start(cell: Cell, wish: Wanted, work: Work, resume: bool, lock: int) -> Chi
     log = _log(work.out, cell)
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "simulations.cli", *arguments],
+            [sys.executable, "-P", "-m", "hnfed.cli.main", *arguments],
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": paths}, start_new_session=True, pass_fds=(lock,),
         )  # fmt: skip

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("core", "server", "client", "simulations")
+PACKAGES = ("core", "server", "client", "simulations", "hnfed")
 MAY_IMPORT = {
     "core": {"core"},
     "server": {"server", "core"},
-    "client": {"client", "core"},
-    "simulations": set(PACKAGES),
+    "client": {"client", "core", "hnfed"},
+    "simulations": {"simulations", "server", "client", "core"},
+    "hnfed": set(PACKAGES),
 }
 FEDERATION = {"flwr", "ray"}
 

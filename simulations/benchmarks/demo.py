@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "runs" / "demo"
         seconds, peak = run(
-            [sys.executable, "-m", "simulations.cli", "simulate", "demo", "--out", str(out)]
+            [sys.executable, "-m", "hnfed.cli.main", "simulate", "demo", "--out", str(out)]
         )
         dice = dice_of(json.loads((out / "metrics.json").read_text()))
     gigabytes = peak / 1e9

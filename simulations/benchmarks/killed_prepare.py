@@ -83,7 +83,7 @@ def write_example(folder: Path, cases: int) -> Path:
 
 def start(site: Path, jobs: int) -> subprocess.Popen[str]:
     """Starts `hnfed prepare` in a process group of its own."""
-    command = [sys.executable, "-m", "simulations.cli", "prepare", str(site), *PLAN]
+    command = [sys.executable, "-m", "hnfed.cli.main", "prepare", str(site), *PLAN]
     return subprocess.Popen(
         [*command, "--jobs", str(jobs)],
         stdout=subprocess.PIPE,

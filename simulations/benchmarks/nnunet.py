@@ -158,7 +158,7 @@ def write_raw(archive: Archive, work: Path) -> None:
 
 def hnfed(*arguments: str) -> float:
     """Runs a command of ours; returns its CPU seconds."""
-    return timed([sys.executable, "-m", "simulations.cli", *arguments])
+    return timed([sys.executable, "-m", "hnfed.cli.main", *arguments])
 
 
 def scored(data: Path, out: Path, *what: str) -> tuple[float, float]:

@@ -6,6 +6,8 @@ python -m simulations.benchmarks.picture runs/demo ARCHIVE --case CASE --out doc
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from core.data.rtstruct import read_structure_set
 from core.data.volume import Geometry
 from core.organ_volumes import VOLUME_ML
 from simulations.benchmarks.dicom_example import write_series
-from simulations.cli import main as hnfed
 
 WINDOW = (-160.0, 240.0)
 
@@ -42,9 +43,9 @@ def draw(run: Path, archive: Path, case: str, phase: str, out: Path) -> None:
         place = Path(scratch)
         write_series(place / "ct" / "phantom", volume.image.astype(np.int16), volume.geometry)
         told = ["--model", str(run), "--phase", phase, "--format", "rtstruct"]
-        code = hnfed(["predict", "-i", str(place / "ct"), "-o", str(place / "out"), *told])
-        if code:
-            raise SystemExit(code)
+        command = [sys.executable, "-P", "-m", "hnfed.cli.main", "predict"]
+        where = ["-i", str(place / "ct"), "-o", str(place / "out")]
+        subprocess.run([*command, *where, *told], check=True)
         image, geometry = dicom.read_ct(tuple(sorted((place / "ct" / "phantom").iterdir())))
         structures = read_structure_set(place / "out" / "phantom" / "RS.dcm")
     contours = {

@@ -15,13 +15,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from client import work
 from client.app import EXPIRED, _refusal, _say, app, site_of
 from client.personal import Personal
-from client.policy import PolicyError
 from client.site import Site
 from core.errors import UserError
 from core.optimisation import NonFiniteError
 from core.phases import fingerprint, network, parts_of, state_hash
 from core.plan import Phase
 from core.protocol import NEED_BASE, OK, Description, Order
+from hnfed.guard.policy import PolicyError
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 from tests.weights import weights_in
 

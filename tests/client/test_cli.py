@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core.data.volume import Geometry, write_image, write_mask
-from simulations.cli import main
+from hnfed.cli.main import main
 
 PLAN = ("smoke", "preprocess={spacing_mm: [12.0, 12.0, 12.0], crop: [16, 16, 16]}")
 IDENTIFIERS = ("DOE^JANE", "JANE", "MUSTERFRAU", "TESTPHI-0001", "ACC990001", "Faketown")

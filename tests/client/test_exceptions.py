@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Error, Message
 
-from client.approval_guard import scrub
 from core.protocol import CODES, OK
+from hnfed.guard.approval_guard import scrub
 from tests.client.conftest import MakeNode, MakePhase, code, everything
 
 # Each is raised at, with a token of its own, while the site answers a message of that kind.
@@ -41,7 +41,7 @@ PLACES = {
         ("core/optimisation.py", "resolve_device"), ("core/metrics.py", "organ_sums"),
         ("core/metrics.py", "score_case"), ("core/protocol.py", "to_metrics"),
         ("client/app.py", "_told"), ("client/app.py", "_release"),
-        ("client/outbox.py", "require_allowed"), ("client/outbox.py", "write_receipt"),
+        ("hnfed/guard/outbox.py", "require_allowed"), ("hnfed/guard/outbox.py", "write_receipt"),
     ],
     "evaluate": [("client/work.py", "evaluate"), ("client/scoring.py", "score")],
 }  # fmt: skip

@@ -25,8 +25,8 @@ from core.data.volume import Geometry, read_image, write_image
 from core.models.build import build
 from core.models.stages import unique_state
 from core.plan import Model, Preprocess
+from hnfed.cli.main import main
 from simulations.benchmarks.dicom_example import write_series, write_structures
-from simulations.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 ORGANS = ["Brainstem", "Parotid_L"]

@@ -24,7 +24,7 @@ from core.config import to_yaml
 from core.errors import UserError
 from core.plan import Config, Phase, Preprocess, SimulatedSite, Simulation
 from core.report_charts import interval_chart
-from simulations.cli import main
+from hnfed.cli.main import main
 
 ORGANS = ["Brainstem", "Parotid_L"]
 SITES = ("north", "south")

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.approve import approve, installed
 from core.kit import Kit, read_kit
+from hnfed.cli.main import main
+from hnfed.guard.approvals import approve, installed
 from server.provision import Federation, provision
-from simulations.cli import main
 from tests.conftest import heard
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ class Machine:
 
 
 def hnfed(log: Path, *arguments: str | Path) -> Machine:
-    return Machine(log, sys.executable, "-m", "simulations.cli", *arguments)
+    return Machine(log, sys.executable, "-m", "hnfed.cli.main", *arguments)
 
 
 class Place:

@@ -27,7 +27,7 @@ import server.correspondence
 from core.checkpoint import load
 from core.journal import read_events
 from core.store import RoundStore
-from simulations.cli import main
+from hnfed.cli.main import main
 from tests.deployment.conftest import PLAN, SITES, Machine, Place, free_port, hnfed
 from tests.deployment.proxy import Proxy, dial_through
 

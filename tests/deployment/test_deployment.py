@@ -19,8 +19,8 @@ import safetensors.torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.node import reason_of
 from core.doctor import PASS, dial
+from hnfed.deploy.supernode import reason_of
 from server.provision import Federation, provision
 from tests.deployment.conftest import SITES, Machine, Place, free_port, hnfed
 

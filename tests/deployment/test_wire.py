@@ -129,7 +129,7 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     (place.folder / "wire.yaml").write_text(yaml.safe_dump(plan))
     server, kit = place.server(), place.folder / "kits" / "server"
     clients = [place.client(site) for site in ("miccai", *LEAKY)]
-    guard = ROOT / "client" / "approval_guard.py"
+    guard = ROOT / "hnfed" / "guard" / "approval_guard.py"
     for site in LEAKY:
         values = yaml.safe_load((place.folder / f"{site}.yaml").read_text())
         wrapper = Path(values["state"]) / "flower" / "bin" / "flwr-clientapp"

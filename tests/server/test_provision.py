@@ -161,7 +161,7 @@ def test_nothing_in_a_kit_names_the_coordinators_folders(tmp_path: Path) -> None
 def test_units_run_what_the_command_line_knows(
     tmp_path: Path, role: str, unit: str, command: str
 ) -> None:
-    from simulations.cli import _parser
+    from hnfed.cli.main import _parser
 
     provision(HN, tmp_path)
     text = (tmp_path / role / f"{unit}.service").read_text()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from client.approve import installed
 from core.errors import UserError
 from core.journal import JOURNAL, append_event
 from core.kit import SERVER, Kit
+from hnfed.guard.approvals import installed
 from server import submit
 from server.provision import ROSTER
 

@@ -23,8 +23,8 @@ from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
 from core.service import Stopped
-from simulations import cli
-from simulations.cli import main
+from hnfed.cli import main as cli
+from hnfed.cli.main import main
 from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,7 +361,7 @@ def test_what_is_given_reaches_the_simulation(monkeypatch: pytest.MonkeyPatch) -
 def test_help_does_not_load_the_heavy_libraries() -> None:
     code = (
         "import sys\n"
-        "from simulations.cli import main\n"
+        "from hnfed.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'flwr', 'ray', 'monai', 'wandb'} & set(sys.modules)))\n"
     )

@@ -19,9 +19,9 @@ from core.checkpoint import load as load_checkpoint
 from core.errors import UserError
 from core.journal import read_events
 from core.phases import fingerprint
+from hnfed.cli.main import main
 from simulations import grid as grid_module
 from simulations.cell import mean_dice, wanted
-from simulations.cli import main
 from simulations.grid import grid
 from simulations.study import read_study
 from tests.conftest import lose_a_signal
@@ -224,7 +224,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def test_an_interrupted_cell_ends_with_the_grid_and_is_resumed(study: str, tmp_path: Path) -> None:
     out = tmp_path / "cells"
-    command = [sys.executable, "-m", "simulations.cli", "grid", study, "--out", str(out)]
+    command = [sys.executable, "-m", "hnfed.cli.main", "grid", study, "--out", str(out)]
     command += ["--only", "pretrain-*", "phases.pretrain.rounds=25"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     journal = out / PRETRAIN / "journal.jsonl"

@@ -18,7 +18,7 @@ import pytest
 from core.data.archive import FORMATS
 from core.data.volume import Geometry, write_image, write_mask
 from core.report import write_report
-from simulations.cli import main
+from hnfed.cli.main import main
 from simulations.run import simulate
 
 IDENTIFIERS = (

@@ -15,8 +15,8 @@ from core.checkpoint import save as save_checkpoint
 from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
+from hnfed.cli.main import main
 from server.record import Recorder
-from simulations.cli import main
 from simulations.run import simulate
 
 RunTiny = Callable[..., Path]

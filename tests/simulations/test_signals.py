@@ -22,7 +22,7 @@ def started(out: Path, cache: Path, *words: str) -> subprocess.Popen[bytes]:
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(
             [
-                sys.executable, "-m", "simulations.cli", "simulate", "smoke", "--out", str(out),
+                sys.executable, "-m", "hnfed.cli.main", "simulate", "smoke", "--out", str(out),
                 "simulation.engine=inline", "tracking.mode=disabled",
                 f"simulation.cache={cache}", *words,
             ],

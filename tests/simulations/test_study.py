@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.models.build import build
 from core.models.stages import stage_of
 from core.plan import Config
-from simulations.cli import main
+from hnfed.cli.main import main
 from simulations.run import resolve
 from simulations.study import Study, read_study, shipped_studies
 

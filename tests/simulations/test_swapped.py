@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from core.journal import read_events
-from simulations.cli import main
+from hnfed.cli.main import main
 from simulations.phantom import SIGNATURES, write_site
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]

@@ -13,9 +13,6 @@ import time
 from pathlib import Path
 from typing import IO
 
-from client import approval_guard
-from client.approval_guard import TOLD
-from client.approve import approved
 from client.site_file import require_own_kit, site_from_file
 from core.app_folder import QUIET
 from core.doctor import FAIL, dial
@@ -23,6 +20,9 @@ from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
+from hnfed.guard import approval_guard
+from hnfed.guard.approval_guard import TOLD
+from hnfed.guard.approvals import approved
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from client.node import _follow, reason_of, run_node, why_not
 from core.errors import UserError
 from core.kit import read_kit
 from core.service import Stopped
+from hnfed.deploy.supernode import _follow, reason_of, run_node, why_not
 from server.provision import Federation, provision
 
 
@@ -61,8 +61,8 @@ def test_a_site_that_has_approved_nothing_is_told(
     def stopped(*_: object) -> None:
         raise Stopped(15)
 
-    monkeypatch.setattr("client.node._start", stopped)
-    monkeypatch.setattr("client.node.stop_by_signal", lambda: None)
+    monkeypatch.setattr("hnfed.deploy.supernode._start", stopped)
+    monkeypatch.setattr("hnfed.deploy.supernode.stop_by_signal", lambda: None)
     assert run_node(read_kit(tmp_path / "kits" / "nyu", "site"), site) == 143
     assert "hnfed approve" in capsys.readouterr().out
 
@@ -80,7 +80,7 @@ def test_what_a_dead_node_left_at_work_is_ended_before_the_next(
             raise Stopped(15)
         return subprocess.Popen(["true"], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
-    monkeypatch.setattr("client.node._start", start)
+    monkeypatch.setattr("hnfed.deploy.supernode._start", start)
 
     def ended(child: subprocess.Popen[str]) -> None:
         assert child.returncode == 0
@@ -88,9 +88,9 @@ def test_what_a_dead_node_left_at_work_is_ended_before_the_next(
         child.stdout.close()
         steps.append("ended")
 
-    monkeypatch.setattr("client.node.end", ended)
-    monkeypatch.setattr("client.node.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("client.node.stop_by_signal", lambda: None)
+    monkeypatch.setattr("hnfed.deploy.supernode.end", ended)
+    monkeypatch.setattr("hnfed.deploy.supernode.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hnfed.deploy.supernode.stop_by_signal", lambda: None)
     assert run_node(read_kit(tmp_path / "kits" / "nyu", "site"), site) == 143
     assert steps == ["ended"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import Policy, PolicyError, read_policy, require_allowed
 from core.config import load
 from core.errors import UserError
+from hnfed.guard.policy import Policy, PolicyError, read_policy, require_allowed
 from server.provision import Federation, provision
 
 

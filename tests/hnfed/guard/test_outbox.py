@@ -12,7 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.outbox import (
+from core.metrics import OrganSum
+from core.optimisation import NonFiniteError
+from core.protocol import CODES, Description, Header, Result
+from hnfed.guard.outbox import (
     CONFIG,
     NUMBERS,
     OutboxError,
@@ -21,9 +24,6 @@ from client.outbox import (
     summary,
     write_receipt,
 )
-from core.metrics import OrganSum
-from core.optimisation import NonFiniteError
-from core.protocol import CODES, Description, Header, Result
 
 SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
 HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from client.approval_guard import NotApprovedError, require_approved
-from client.approve import Bundle, approve, approved, candidates, difference, installed, overview
 from core.errors import UserError
 from core.kit import Kit, read_kit
+from hnfed.cli.main import main
+from hnfed.guard.approval_guard import NotApprovedError, require_approved
+from hnfed.guard.approvals import (
+    Bundle,
+    approve,
+    approved,
+    candidates,
+    difference,
+    installed,
+    overview,
+)
 from server.provision import Federation, provision
-from simulations.cli import main
 
 
 @pytest.fixture
@@ -73,7 +81,7 @@ def test_the_bundle_of_this_installation_is_always_the_same(kit: Kit) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """An installation of three small files."""
     content = bundle(**{"core/a__py": "1\n2\n", "core/b__py": "3\n", "client/c__py": "4\n"})
-    monkeypatch.setattr("client.approve.installed", lambda: content)
+    monkeypatch.setattr("hnfed.guard.approvals.installed", lambda: content)
     return Bundle(hashlib.sha256(content).hexdigest(), content, sent=False, own=True)
 
 

@@ -1,0 +1,53 @@
+"""The subcommand `hnfed doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from core.cli import subcommand
+
+
+def register(commands: Any) -> None:
+    """Adds the subcommand to those of a command line."""
+    sub = subcommand(
+        commands,
+        "doctor",
+        "is this machine ready: PASS, WARN or FAIL with the remedy",
+        _doctor,
+        "hnfed doctor --role site --kit kits/nyu --site nyu.yaml --plan openkbp",
+    )
+    sub.add_argument("--role", choices=("site", "server", "researcher"), help="default: by KIT")
+    sub.add_argument("--kit", metavar="KIT", type=Path, help="of the site or the server")
+    sub.add_argument("--site", metavar="SITE.yaml", type=Path, help="its cache and device")
+    sub.add_argument(
+        "--plan", metavar="CONFIG", help="take a training step of this plan: is there the memory?"
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from itertools import chain
+
+    from client.doctor import examine_site
+    from client.site_file import site_from_file
+    from core.config import load
+    from core.doctor import examine, report, role_of
+    from core.kit import SERVER, read_kit
+    from server.provision import ROSTER
+
+    kit = None
+    folder = options.kit
+    if folder is not None:
+        server = options.role == SERVER or (options.role is None and (folder / ROSTER).is_file())
+        kit = read_kit(folder, SERVER if server else "site")
+    site = site_from_file(options.site, "doctor") if options.site is not None else None
+    role = "site" if options.role is None and kit is None and site is not None else options.role
+    checks = examine(
+        role_of(kit, role),
+        kit,
+        plan=load(options.plan)[0].plan if options.plan is not None else None,
+        device=site.device if site is not None else "auto",
+        cache=site.cache if site is not None else None,
+    )
+    return report(chain(checks, examine_site(site, kit)) if site is not None else checks)

@@ -1,0 +1,101 @@
+"""The command `hnfed`: the only place that sees all; imports what a subcommand needs as it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import client.cli
+import core.cli
+import server.cli
+import simulations.cli
+from core.errors import UserError
+from core.service import Stopped, leave_by_signal, leave_if_told
+from hnfed.cli import doctor, site
+
+EXAMPLES = """examples:
+  hnfed simulate demo
+  hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
+  hnfed grid transfer simulation.data=../shared/data/openkbp --list
+  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed config show demo"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
+    _quiet_environment()
+    parser = _parser()
+    options = _parsed(parser, arguments)
+    if not hasattr(options, "handler"):
+        parser.print_help()
+        return 2
+    leave_by_signal()
+    try:
+        return _handled(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"hnfed: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hnfed: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    except Stopped as stopped:  # a second signal, while what was started is ended
+        return 128 + stopped.number
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        print(
+            f"hnfed: error: unexpected {type(error).__name__}: {str(error)[:500]}\n"
+            "  remedy: run the command again with --debug and report what it prints",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _handled(options: argparse.Namespace) -> int:
+    try:
+        return int(options.handler(options))
+    finally:
+        leave_if_told()  # a library may have taken a signal for an error of its own, or for none
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; KEY=VALUE may stand anywhere behind the subcommand, not in one row only."""
+    options, rest = parser.parse_known_args(arguments)
+    strange = [text for text in rest if text.startswith("-") or "=" not in text]
+    if strange or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hnfed",
+        description="Federated organ segmentation for head-and-neck CT.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for part in (simulations.cli, doctor, client.cli, site, server.cli, core.cli):
+        part.register(commands)
+    return parser
+
+
+def _quiet_environment() -> None:
+    """No telemetry and no look for updates from any library, whatever their defaults."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
