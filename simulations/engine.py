@@ -1,32 +1,19 @@
-"""Flower's simulation engine, called in this process: no SuperLink, no port, no command line.
-
-What it needs of Flower has no public name; all of that stands here, and a test names the version.
-"""
+"""Flower's simulation engine, called in this process: no SuperLink, no port, no command line."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Queue
-from typing import Any
 
-from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.config import get_fused_config_from_dir, get_project_config
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation.run_simulation import _run_simulation
-from flwr.supercore.constant import NOOP_FEDERATION_ID
-from flwr.supercore.object_ref import load_app
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.supercore.telemetry import EventType
 
+from simulations.flower import apps_of, simulate
 from simulations.released import Released, resolved
 
-RUN_ID = 1
 RAY_START_SECONDS = 120.0
 # Of Ray's options for an actor: a site's process that dies is started again, as often as it takes,
 # and its message is tried once more. What kills it twice costs the site this round.
@@ -56,44 +43,20 @@ def run(
     Raises:
         Exception: what the ServerApp raised, or why Flower or Ray could not work.
     """
-    parts: dict[str, str] = get_project_config(app)["tool"]["flwr"]["app"]["components"]
-    run = _run_of(values)
-    context = Context(
-        run_id=RUN_ID,
-        node_id=SUPERLINK_NODE_ID,
-        node_config={},
-        state=RecordDict(),
-        run_config=get_fused_config_from_dir(app, dict(values)),
-    )
     outcome: Queue[BaseException | None] = Queue()
-    client: ClientApp = load_app(parts["clientapp"], RuntimeError, app)
-    server = _watched(load_app(parts["serverapp"], RuntimeError, app), outcome)
-    settings: dict[str, Any] = {
-        "num_supernodes": sites,
-        "client_app": Released(client, resolved(release)) if release else client,
-        "server_app": server,
-        "server_app_context": context,
-        "backend_config": {"client_resources": {**resources, **REVIVED}, "init_args": dict(ray)},
-        "app_dir": str(app),
-        "is_app": True,
-        "run": run,
-        "exit_event": EventType.FLWR_SIMULATION_RUN_LEAVE,
-    }
-    threading.Thread(target=_simulate, args=(settings, outcome), daemon=True).start()
+    server, client = apps_of(app)
+    watched = _watched(server, outcome)
+    sent = Released(client, resolved(release)) if release else client
+    backend = {"client_resources": {**resources, **REVIVED}, "init_args": ray}
+
+    def work() -> None:
+        simulate(app, watched, sent, values, sites, backend)
+
+    threading.Thread(target=_tell, args=(work, outcome), daemon=True).start()
     threading.Thread(target=_watch_start, args=(outcome,), daemon=True).start()
     error = outcome.get()
     if error is not None:
         raise error
-
-
-def _run_of(values: Mapping[str, str]) -> Run:
-    run = Run.create_empty(RUN_ID)
-    run.primary_task_id = RUN_ID
-    run.federation_id = NOOP_FEDERATION_ID
-    run.override_config = dict(values)
-    TaskIdentity.run_id = TaskIdentity.task_id = RUN_ID
-    TaskIdentity.node_id = SUPERLINK_NODE_ID
-    return run
 
 
 def _watched(app: ServerApp, outcome: Queue[BaseException | None]) -> ServerApp:
@@ -114,9 +77,9 @@ def _watched(app: ServerApp, outcome: Queue[BaseException | None]) -> ServerApp:
     return watched
 
 
-def _simulate(settings: Mapping[str, Any], outcome: Queue[BaseException | None]) -> None:
+def _tell(work: Callable[[], None], outcome: Queue[BaseException | None]) -> None:
     try:
-        _run_simulation(**settings)
+        work()
     except BaseException as error:
         outcome.put(error.__cause__ or error)  # Flower wraps what it was
     else:

@@ -31,7 +31,7 @@ class Run:
     def __init__(self, out: Path, words: list[str], *more: str) -> None:
         self.out = out
         self.log = out.parent / f"{out.name}.log"
-        command = [sys.executable, "-m", "simulations.cli", "simulate", "smoke", *words]
+        command = [sys.executable, "-m", "hnfed.cli.main", "simulate", "smoke", *words]
         command += ["simulation.engine=ray", "simulation.cpus_per_site=1", "--out", str(out), *more]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
