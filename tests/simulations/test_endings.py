@@ -210,9 +210,20 @@ def test_a_process_behind_the_run_that_is_killed_ends_it(start: Start, name: str
 
 @pytest.mark.timeout(900)
 def test_a_stopped_process_does_not_keep_a_run_that_is_through(start: Start) -> None:
-    run = start(*SHORT)
+    run = start("phases.0.rounds=1", "phases.1.rounds=1")  # tracked: its end takes a moment
     run.until("phase-end", phase="personalise")
     for pid in run.named("ray::ClientAppActor"):
         os.kill(pid, signal.SIGSTOP)
     assert run.ends() == 0
     assert run.status() == "completed"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_stopped_site_costs_a_round_not_the_run(start: Start) -> None:
+    run = start(*SHORT, "federation.round_timeout_s=20", "federation.round_retries=0")
+    run.until("sent", phase="pretrain", round=2, kind="train")
+    os.kill(run.named("ray::ClientAppActor")[0], signal.SIGSTOP)
+    code = run.ends(300)
+    lost = {(e["phase"], e["round"]) for e in run.events("rejected") if e["code"] == "E_LOST"}
+    assert (code, run.status(), len(lost) <= 1) == (0, "completed", True)
