@@ -7,6 +7,7 @@ for the secret, which only the user's own processes can read.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -104,12 +105,10 @@ def run_flower(
     }
     work_dir.mkdir(parents=True, exist_ok=True)
     with leaving(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:
-        home = Path(tempfile.mkdtemp(prefix="hnfed-", dir=_short_temporary_folder()))
+        home = _private_folder()
         process: subprocess.Popen[str] | None = None
         try:
-            stage_app(source, home / "app")
-            write_private(home / "launch.json", json.dumps(settings))
-            write_private(home / TOKEN, secrets.token_hex(32))
+            _fill(home, source, settings)
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home)],
                 cwd=home, env=_environment(home, environment or {}, keep_heap),
@@ -126,12 +125,45 @@ def run_flower(
     return min(abs(code), 1)
 
 
+def _private_folder() -> Path:
+    """A new folder of mode 0700, in a place short enough for Ray's sockets.
+
+    Raises:
+        UserError: none can be made.
+    """
+    usual = ""
+    try:
+        usual = tempfile.gettempdir()
+        short = len(os.fsencode(usual)) + len("/hnfed-12345678") < SOCKET_PATH_BYTES
+        return Path(tempfile.mkdtemp(prefix="hnfed-", dir=usual if short else "/tmp"))
+    except OSError as error:
+        raise _no_room(usual or "/tmp", error) from error
+
+
+def _fill(home: Path, source: Path, settings: Mapping[str, object]) -> None:
+    """Puts into the launch's folder what its child needs: app, settings, Ray's secret."""
+    try:
+        stage_app(source, home / "app")
+        write_private(home / "launch.json", json.dumps(settings))
+        write_private(home / TOKEN, secrets.token_hex(32))
+    except OSError as error:
+        raise _no_room(home.parent, error) from error
+
+
+def _no_room(folder: Path | str, error: OSError) -> UserError:
+    remedy = "make room there, or set TMPDIR to a folder that can be written"
+    return UserError("TMPDIR", folder, remedy, problem=error.strerror or type(error).__name__)
+
+
 def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log: TextIO) -> None:
-    """Hands on the log until the child ends."""
+    """Hands on the log until the child ends; why a run failed comes last, Ray may still talk."""
     assert process.stdout is not None
-    for raw in process.stdout:
-        line = COLOUR.sub("", raw).rstrip()
-        if line:
+    why = ""
+    for raw in itertools.chain(process.stdout, [None]):
+        line = why if raw is None else COLOUR.sub("", raw).rstrip()
+        if raw is not None and line.startswith(supervise.FAILED_MARK):
+            why = line
+        elif line:
             log.write(line + "\n")
             log.flush()
             if not BOILERPLATE.search(line):
@@ -155,11 +187,6 @@ def _environment(home: Path, extra: Mapping[str, str], keep_heap: bool) -> dict[
         "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home),
         "RAY_AUTH_TOKEN_PATH": str(home / TOKEN),
     }  # fmt: skip
-
-
-def _short_temporary_folder() -> str:
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) + len("/hnfed-12345678") < SOCKET_PATH_BYTES else "/tmp"
 
 
 def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> int:

@@ -302,15 +302,18 @@ def test_a_simulated_site_may_miss_one_round_not_two(
     federate: Make, make_plan: Make, act: Mapping[str, Any]
 ) -> None:
     plan = make_plan(phase(rounds=5))
-    died = {("b", "train", r): [act["error"](0)] for r in (2, 4)}
-    run = federate(plan, "one", acts=dict(died))
+
+    def died(*rounds: int) -> dict[tuple[str, str, int], list[Any]]:
+        return {("b", "train", r): [act["error"](0)] for r in rounds}
+
+    run = federate(plan, "one", acts=died(2, 4))
     run.local = "{}"
     run.run()
     assert lacking(run) == ("completed", [1, 2, 3, 4, 5])
     assert [e["detail"] for e in run.events("rejected")] == [
         "the site's process died (memory?); Flower error 0"
     ] * 2
-    run = federate(plan, "two", acts=died | {("b", "train", 3): [act["error"](0)]})
+    run = federate(plan, "two", acts=died(2, 3))
     run.local = "{}"
     with pytest.raises(RunIncomplete, match=r"(?s)round 3.*b: E_ERROR.*memory.*--resume"):
         run.run()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -246,3 +247,16 @@ def test_owned_finds_children_by_their_mark_only(tmp_path: Path) -> None:
         supervise.stop(mark, 0.0)
         assert process.wait(10) == -signal.SIGKILL
     assert supervise.owned(mark) == set()
+
+
+def test_no_room_for_the_launch_is_told_with_its_remedy(
+    tiny_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    for owner, name in ((launch.tempfile, "mkdtemp"), (launch, "write_private")):
+        monkeypatch.undo()
+        monkeypatch.setattr(owner, name, full)
+        with pytest.raises(UserError, match=r"(?s)TMPDIR.*No space"):
+            launch.run_flower(tiny_app, {}, sites=1, work_dir=tmp_path, on_line=print)
