@@ -40,14 +40,14 @@ class Run:
                 preexec_fn=heard,
             )  # fmt: skip
 
-    def events(self, kind: str, **match: Any) -> list[dict[str, Any]]:
-        found = [e for e in read_events(self.out / "journal.jsonl") if e["event"] == kind]
+    def events(self, name: str, /, **match: Any) -> list[dict[str, Any]]:
+        found = [e for e in read_events(self.out / "journal.jsonl") if e["event"] == name]
         return [e for e in found if all(e.get(k) == v for k, v in match.items())]
 
-    def until(self, kind: str, **match: Any) -> None:
+    def until(self, name: str, /, **match: Any) -> None:
         """Waits until the journal has an event."""
         limit = time.monotonic() + 240
-        while not self.events(kind, **match):
+        while not self.events(name, **match):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < limit, self.log.read_text()
             time.sleep(0.02)
@@ -227,3 +227,17 @@ def test_a_stopped_site_costs_a_round_not_the_run(start: Start) -> None:
     code = run.ends(300)
     lost = {(e["phase"], e["round"]) for e in run.events("rejected") if e["code"] == "E_LOST"}
     assert (code, run.status(), len(lost) <= 1) == (0, "completed", True)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_nothing_outlives_a_killed_launcher(start: Start) -> None:
+    run = start(*LONG)
+    run.until("round", round=1)
+    left = run.children()
+    run.process.kill()
+    limit = time.monotonic() + 30
+    while any(alive(pid) for pid in left) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert len(left) > 5
+    assert [pid for pid in left if alive(pid)] == []
