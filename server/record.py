@@ -18,6 +18,7 @@ from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
 from core.service import held
 from core.store import RoundStore
+from core.text import shown_lines
 from core.tracking import Tracker, open_tracker
 
 LOCK = Path("state", ".lock")  # held by the server that writes into a run's folder
@@ -164,7 +165,7 @@ def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
 
 def tell(text: str) -> None:
     """One line, or a few, for whoever follows the run."""
-    for line in text.splitlines():
+    for line in shown_lines(text.rstrip("\n")):
         print(f"hnfed| {line}", flush=True)
 
 
