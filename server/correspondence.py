@@ -32,6 +32,7 @@ REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
 # Where a site is not connected the next try begins so long after that was known: a client that
 # starts again after a hard kill is let in within about a minute.
 AWAY_SECONDS = 40.0
+LOST = {"E_LOST", "E_ERROR"}  # of a simulated site: its process hung or died
 
 
 class RunFailed(RuntimeError):  # noqa: N818
@@ -57,6 +58,10 @@ def deadline(federation: Federation, slowest: Sequence[float]) -> float:
     return min(cap, factor * statistics.median(slowest) + SLACK_SECONDS)
 
 
+class RunIncomplete(RunFailed):
+    """A simulation lacks one of its sites for longer than a round; it can be resumed with all."""
+
+
 @dataclass(frozen=True)
 class Correspondence:
     """With the sites of one phase.
@@ -74,6 +79,7 @@ class Correspondence:
         voxels, totals: class frequencies over the federation; empty where they do not count.
         secure: who takes part in sums, where the server may learn nothing else; else None.
         travelling: what of the weights is summed then.
+        whole: whether no site may stay away, as in a simulation, where a lost one is a dead process
     """
 
     grid: Grid
@@ -90,6 +96,7 @@ class Correspondence:
     totals: list[float]
     secure: Secure | None = None
     travelling: Travelling | None = None
+    whole: bool = False
 
     @cached_property
     def base_hash(self) -> str:
@@ -137,6 +144,7 @@ class Correspondence:
 
         Raises:
             RunFailed: fewer sites than the quorum told any.
+        RunIncomplete: a site told none, and none may stay away.
         """
         good: dict[str, Accepted] = {}
         rejected: dict[str, str] = {}
@@ -152,6 +160,8 @@ class Correspondence:
                 _wait(done, done.lasted)
         for site, code in rejected.items():
             self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
+        if self.whole and rejected:
+            raise self.incomplete(f"task {task}", rejected, "a simulation is scored at every site")
         if len(good) < quorum_of(self.plan, self.phase):
             raise self.too_few(f"task {task}", rejected)
         return dict(sorted(good.items()))
@@ -210,10 +220,20 @@ class Correspondence:
         """The error that says why the quorum was missed and how to go on."""
         codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
         needed = len(self.nodes) if self.secure else quorum_of(self.plan, self.phase)
-        return RunFailed(
+        kind = RunIncomplete if self.whole and LOST & set(rejected.values()) else RunFailed
+        return kind(
             f"phase {self.phase.name}, {what}: fewer than {needed} "
             f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
             "and continue with --resume"
+        )
+
+    def incomplete(self, what: str, rejected: Mapping[str, str], rule: str) -> RunIncomplete:
+        """The error that ends a simulation which lost a site, and says how to go on."""
+        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
+        return RunIncomplete(
+            f"phase {self.phase.name}, {what}: without {codes}; {rule}. What was done before is "
+            "kept: find the cause (journal.jsonl names it, each site keeps its own client.log; a "
+            "process that dies has mostly run out of memory) and continue with --resume"
         )
 
     def _order(

@@ -52,6 +52,7 @@ class PhaseRun:
         local_start: bool,
         inherited: Mapping[str, str],
         secure: Secure | None = None,
+        whole: bool = False,
     ) -> None:
         self.plan = plan
         self.phase = phase
@@ -85,6 +86,7 @@ class PhaseRun:
             totals=totals,
             secure=self.secure,
             travelling=self.travelling,
+            whole=whole,
         )
         self.meta = self._meta(inherited)
 
@@ -96,6 +98,7 @@ class PhaseRun:
 
         Raises:
             RunFailed: fewer sites than the quorum answered, too often.
+            RunIncomplete: of a simulation a site missed two rounds in a row, or the last.
         """
         state, progress = self._begin(resume)
         self._say_start()
@@ -209,6 +212,7 @@ class PhaseRun:
             good = {ALL: self._pooled(found, progress.round + 1)}
         else:
             done, good, rejected = self.sites.trained(state, progress)
+        missing = dict(rejected)
         clipped: dict[str, float] = {}
         progress.round += 1
         if self.personal:
@@ -268,6 +272,8 @@ class PhaseRun:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
             event["trainable"] = self.trainable[progress.round]
+        self._require_whole(progress, missing)
+        progress.missing = missing
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
@@ -297,6 +303,23 @@ class PhaseRun:
             f"round {progress.round}: too few sites annotate {', '.join(kept)} for a sum of "
             f"{secure.fewest}; the head keeps its rows"
         ]
+
+    def _require_whole(self, progress: Progress, missing: dict[str, str]) -> None:
+        """Of a simulation a site may miss one round, which is journalled, but not two nor the last.
+
+        Called before the round is committed: a resumed run asks for it again.
+
+        Raises:
+            RunIncomplete: it did.
+        """
+        if not self.sites.whole or not missing:
+            return
+        what = f"round {progress.round}"
+        again = {s: code for s, code in missing.items() if s in progress.missing}
+        if again:
+            raise self.sites.incomplete(what, again, "it missed the round before too")
+        if self._reason_to_stop(progress):
+            raise self.sites.incomplete(what, missing, "no site may miss the last round")
 
     def _lasted(
         self,
