@@ -25,7 +25,7 @@ from core.versions import versions
 from server.correspondence import RunFailed, RunIncomplete, quorum_of
 from server.progress import State
 from server.record import LOCK, Recorder, tell
-from server.roster import call_roster, require_same_split
+from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
 
 app = ServerApp()
@@ -38,6 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    recorder.receipts.signs_with(_kit())
     with _alone(out):
         whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
         _main(grid, plan, recorder, given, whole=whole)
@@ -88,6 +89,12 @@ def _main(
         recorder.tracker.finish()
 
 
+def _kit() -> Path | None:
+    """The server's kit; none in a simulation."""
+    root = os.environ.get("HNFED_RUNS", "")
+    return Path(root).parent if root else None
+
+
 def run_folder_of(out: str) -> Path:
     """The run's folder: a path in a simulation; in deployment a name below the kit's runs (D1).
 
@@ -118,12 +125,13 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
     nodes, described = call_roster(
         grid,
         plan.site_names,
-        organs=len(plan.organ_names),
+        bounds=bounds_of(plan),
         run=recorder.run,
         fingerprint=code,
         join_s=plan.federation.query_timeout_s,
         prepare_s=plan.federation.prepare_timeout_s,
         say=recorder.say,
+        seen=recorder.receipts.seen,
     )
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)

@@ -190,6 +190,7 @@ class Correspondence:
             voxels=self.voxels,
             totals=self.totals,
             organ_factors=progress.organ_factors,
+            **self.recorder.receipts.fields(site),
         )
 
     def _send(
@@ -225,6 +226,7 @@ class Correspondence:
             if train
             else federation.round_timeout_s,
             base=(lambda: record_of(packed(self.base))) if self.base else None,
+            seen=self.recorder.receipts.seen,
         )
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())

@@ -15,6 +15,7 @@ from core.metrics import OrganSum
 from core.parcel import unpacked
 from core.plan import Guards, Phase
 from core.protocol import CODES, OK, Header, Result
+from core.updates import beyond
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
@@ -172,6 +173,8 @@ def _with_state(
             return Rejected("E_SCHEMA", f"dtype of {name}")
         if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
+    if far := beyond(state, expected):
+        return Rejected("E_NORM", f"{far} moved farther than training moves weights in a round")
     if result.cases < 1 and not (withheld and not result.annotated):
         return Rejected("E_COUNT", "an update from no case")
     del reply.content[ARRAYS]  # from here on they are in `state` alone

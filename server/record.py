@@ -20,6 +20,7 @@ from core.service import held
 from core.store import RoundStore
 from core.text import shown_lines
 from core.tracking import Tracker, open_tracker
+from server.receipts import RECEIPTS, Receipts
 
 LOCK = Path("state", ".lock")  # held by the server that writes into a run's folder
 
@@ -38,6 +39,7 @@ class Recorder:
         self.phases: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(mode=0o700, exist_ok=True)
+        self.receipts = Receipts(out / "state" / RECEIPTS)
         self.tracker: Tracker = open_tracker(
             tracking, run_id=run, folder=out, config=plan, on_note=self.note
         )

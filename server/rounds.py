@@ -20,6 +20,7 @@ from core.phases import (
 )
 from core.plan import Phase, Plan
 from core.protocol import Description, published
+from core.updates import beyond
 from server.aggregate import aggregate
 from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
 from server.exchange import Exchange
@@ -227,6 +228,10 @@ class PhaseRun:
             )
             for note in notes:
                 self.recorder.note(note, self.phase.name)
+            if far := beyond({n: new[n] for n in self.parts.shared}, state):
+                note = f"round {progress.round}: the average of {far} is unusable; the weights of "
+                self.recorder.note(f"{note}before are kept", self.phase.name)
+                new = dict(state)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]

@@ -86,7 +86,7 @@ class Fakes:
             cases=(self.cases[site], 2, 2),
             annotated=tuple(count),
             voxels=tuple(10.0 * c for c in count),
-            totals=tuple(100.0 * c for c in count),
+            totals=tuple(16.0**3 * c for c in count),
             left_out={},
             versions={},
         ).to_records()

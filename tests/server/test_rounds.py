@@ -14,6 +14,7 @@ from core.checkpoint import load
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
+from server import rounds
 from server.correspondence import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
 from server.exchange import Exchange
 from server.record import Recorder
@@ -186,6 +187,11 @@ WRONG: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "names": ("E_SCHEMA", lambda a: a["arrays"](lambda s: dict(sorted(s.items())[1:]))),
     "shapes": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v[None] for k, v in s.items()})),
     "dtype": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v.double() for k, v in s.items()})),
+    "far": (
+        "E_NORM",
+        lambda a: a["arrays"](lambda s: {k: torch.full_like(v, 3.4e38) for k, v in s.items()}),
+    ),
+    "far in one": ("E_NORM", lambda a: a["arrays"](lambda s: s | {(n := max(s)): s[n] + 1e4})),
     "nan": ("E_NONFINITE", lambda a: a["arrays"](spoil())),
     "counts": ("E_COUNT", lambda a: a["metrics"](cases=10**6)),
     "stale": ("E_STALE", lambda a: a["header"](round=7)),
@@ -211,6 +217,28 @@ def test_a_wrong_reply_is_rejected_and_the_round_goes_on_with_the_other_site(
     for name, tensor in start(plan).items():
         assert torch.allclose(run.weights("last")[name] - tensor, torch.tensor(1.0), atol=1e-5)
     assert "Jane" not in (run.out / "journal.jsonl").read_text()
+
+
+def test_an_average_that_is_unusable_is_not_committed(
+    federate: Make, make_plan: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes it so: the weights of before are kept and the run goes on."""
+    plan = make_plan(phase(rounds=2))
+    run = federate(plan)
+    real, broken = rounds.aggregate, [True, False]
+
+    def aggregate(*arguments: Any) -> Any:
+        new, notes = real(*arguments)
+        if broken.pop(0):
+            new = {name: tensor * float("inf") for name, tensor in new.items()}
+        return new, notes
+
+    monkeypatch.setattr(rounds, "aggregate", aggregate)
+    run.run()
+    assert "round 1: the average of" in run.notes()
+    for name, tensor in start(plan).items():
+        step = run.weights("last")[name] - tensor
+        assert 0 < float(step.min()) <= float(step.max()) < 5, "the second round's step alone"
 
 
 def test_weights_where_none_may_travel_are_rejected(federate: Make, make_plan: Make) -> None:
@@ -536,7 +564,7 @@ def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_
     plan = make_plan(phase(rounds=1), personal(name="q", sites=["b"], init="p", rounds=1))
     plan = replace(plan, loss=Loss(class_weight="paper"))
     federate(plan, acts={("b", "train", 1): [watch, watch]}).run()
-    assert seen == [("p", ([40.0, 40.0], [400.0, 400.0])), ("q", (None, None))]
+    assert seen == [("p", ([40.0, 40.0], [16384.0, 16384.0])), ("q", (None, None))]
     seen.clear()
     plan = replace(make_plan(phase(rounds=1)), loss=Loss(class_weight="none"))
     federate(plan, "none", acts={("b", "train", 1): [watch]}).run()
