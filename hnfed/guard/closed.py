@@ -17,10 +17,11 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from core.service import ends_with_parent
+from core.service import end_with_parent
 from hnfed.guard import frames
 from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log
@@ -106,7 +107,7 @@ def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes],
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=scratch, env=_environment(scratch), pass_fds=(theirs.fileno(),),
-            start_new_session=True, preexec_fn=ends_with_parent,
+            start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
         )  # fmt: skip
     finally:
         theirs.close()

@@ -7,28 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
-import client.app
 from core.checkpoint import load
 from core.journal import read_events
-from hnfed.guard.simulated import release
+from hnfed.cli.main import RELEASE
 from simulations.run import simulate
 from tests.simulations.conftest import TINY
 
 SITES = ["nyu", "miccai", "third"]
-
-
-class Outside(ClientApp):
-    """The app, and what stands between it and the network."""
-
-    def __init__(self, app: ClientApp) -> None:
-        super().__init__()
-        self._app = app
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        return release(message, self._app(message, context), context)
 
 
 def run(folder: Path, cache: Path, *, secure: bool) -> Path:
@@ -45,7 +31,7 @@ def run(folder: Path, cache: Path, *, secure: bool) -> Path:
         "weighting.by=dice",
         f"federation.secure_aggregation={str(secure).lower()}",
     ]
-    assert simulate("smoke", overrides, folder) == 0
+    assert simulate("smoke", overrides, folder, release=RELEASE) == 0
     return folder
 
 
@@ -53,7 +39,6 @@ def test_three_institutions_learn_what_they_would_without_masks(
     tmp_path: Path, task_identity: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.001)
-    monkeypatch.setattr(client.app, "app", Outside(client.app.app))
     plain = run(tmp_path / "plain", tmp_path / "cache", secure=False)
     secure = run(tmp_path / "secure", tmp_path / "cache", secure=True)
     first = [load(r / "checkpoints/pretrain/last.safetensors")[0] for r in (plain, secure)]
