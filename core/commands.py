@@ -74,22 +74,23 @@ def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) ->
     """Contours one CT and writes what was asked for."""
     image, geometry = read_image_of(archive, ref)
     require_suitable(image, geometry, segmenter.settings)
+    headers: Sequence[Any] = ()
+    if set(args.format) & set(DICOM_FORMATS):
+        headers = read_headers(ref.files, geometry)
     labels, doubts = segmenter(image, geometry)
     organs = segmenter.organs
     counts = np.bincount(labels.ravel(), minlength=len(organs) + 1)[1:]
     ml = {o: float(n) * geometry.voxel_ml() for o, n in zip(organs, counts, strict=True)}
     if warning := implausible(ml):
         print(f"{ref.case}: {warning}", file=sys.stderr)
-    headers: Sequence[Any] = ()
-    if set(args.format) & set(DICOM_FORMATS):
-        headers = read_headers(ref.files, geometry)
     notes = {organ: _note(doubts, organ) for organ in organs}
     drawn = Contours(ref.case, labels, organs, geometry, segmenter.model, notes, headers)
-    write_contours(args.output, drawn, args.format)
+    remarks = {}
     if doubts:
-        rows = [(d.organ, f"{d.z_mm:.2f}", f"{d.probability:.3f}") for d in doubts]
-        header = ("organ", "z_mm", "probability")
-        replace_csv(args.output / f"{ref.case}.uncertain.csv", header, rows)
+        rows = [f"{d.organ},{d.z_mm:.2f},{d.probability:.3f}\n" for d in doubts]
+        remarks[".uncertain.csv"] = "organ,z_mm,probability\n" + "".join(rows)
+    write_contours(args.output, drawn, args.format, remarks)
+    if doubts:
         count = Counter(d.organ for d in doubts)
         told = ", ".join(f"{organ} {n}" for organ, n in count.items())
         print(f"{ref.case}: uncertain slices: {told}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,8 +104,13 @@ class Contours:
     headers: Sequence[Any] = ()
 
 
-def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
-    """Writes contours.
+def write_contours(
+    folder: Path,
+    drawn: Contours,
+    formats: Sequence[str],
+    remarks: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Writes contours, all that was asked for or none: aside first, moved where all are whole.
 
     ``nrrd``: ``CASE/NAME.nrrd`` for each organ, empty where it was not found; ``nifti``:
     ``CASE.nii.gz``; ``segnrrd``: ``CASE.seg.nrrd`` for 3D Slicer; ``rtstruct``: ``CASE/RS.dcm``;
@@ -114,6 +120,7 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
         folder: OUTPUT.
         drawn: what to write.
         formats: of `FORMATS`; those of `DICOM_FORMATS` need `Contours.headers`.
+        remarks: further files, their text by the ending that follows ``CASE``.
 
     Returns:
         The files written.
@@ -121,10 +128,24 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
     Raises:
         CaseError: the CT's headers do not carry a DICOM SEG.
     """
+    assert drawn.case == Path(drawn.case).name, drawn.case
+    with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=folder) as aside:
+        paths = _write(Path(aside), drawn, formats)
+        for ending, text in (remarks or {}).items():
+            paths.append(Path(aside) / f"{drawn.case}{ending}")
+            paths[-1].write_text(text, encoding="utf-8")
+        written = [folder / path.relative_to(aside) for path in paths]
+        for path, target in zip(paths, written, strict=True):
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+    return written
+
+
+def _write(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
+    """Writes the formats into an empty folder."""
     case, labels, organs = drawn.case, drawn.labels, drawn.organs
-    assert case == Path(case).name, case
     own = folder / case
-    own.mkdir(parents=True, exist_ok=True)
+    own.mkdir()
     written: list[Path] = []
     if "nrrd" in formats:
         for i, organ in enumerate(organs, start=1):
@@ -146,8 +167,6 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
     if "dicomseg" in formats:
         written.append(own / "SEG.dcm")
         write_dicomseg(written[-1], structures, drawn.headers, drawn.model)
-    if not any(own.iterdir()):
-        own.rmdir()
     return written
 
 
