@@ -93,6 +93,7 @@ class Contours:
         model: which model drew them, in words.
         notes: what is to be known about an organ, such as doubtful slices.
         headers: of the CT's slices (`core.data.dicom_source.read_headers`); () if it is no DICOM.
+        doubt: why all of it may be wrong, in words; "" where nothing says so.
     """
 
     case: str
@@ -102,6 +103,7 @@ class Contours:
     model: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
     headers: Sequence[Any] = ()
+    doubt: str = ""
 
 
 def write_contours(
@@ -157,16 +159,17 @@ def _write(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
     if "segnrrd" in formats:
         written.append(folder / f"{case}.seg.nrrd")
         write_labelmap(written[-1], labels, drawn.geometry, _segments(labels, organs))
+    model = f"DOUBTFUL: {drawn.doubt}; {drawn.model}" if drawn.doubt else drawn.model
     structures = [
         Drawn(organ, labels == i, _colour(organ), drawn.notes.get(organ, ""))
         for i, organ in enumerate(organs, start=1)
     ]
     if "rtstruct" in formats:
         written.append(own / "RS.dcm")
-        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, drawn.model)
+        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, model)
     if "dicomseg" in formats:
         written.append(own / "SEG.dcm")
-        write_dicomseg(written[-1], structures, drawn.headers, drawn.model)
+        write_dicomseg(written[-1], structures, drawn.headers, model)
     return written
 
 

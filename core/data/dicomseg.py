@@ -88,7 +88,7 @@ def write_dicomseg(path: Path, drawn: Sequence[Drawn], headers: Sequence[Any], m
                 software_versions=hnfed_version(),
                 device_serial_number="0",
                 content_label="HNFED",
-                content_description="Drawn by a network, not approved"[:LONGEST_DESCRIPTION],
+                content_description=f"Not approved: {model}"[:LONGEST_DESCRIPTION],
                 series_description="hnfed contours, not approved",
             )
             copy_identity(headers[0], data)
