@@ -1,8 +1,8 @@
 """How the patient lies in a CT, and how large it makes the head: from the image alone.
 
-A file may claim another orientation or spacing than its voxels have: an affine that was replaced by
-the identity, an axis whose sign was lost. Three things tell, on a 4 mm grid along the patient's axes
-as the file claims them:
+A file may claim another orientation or spacing than its voxels have: an affine that was replaced
+by the identity, an axis whose sign was lost. Three things tell, on a 4 mm grid along the patient's
+axes as the file claims them:
 
 * the air inside head and neck (sinuses, mouth, pharynx, trachea) lies towards the face;
 * the cavity that bone encloses, the skull's, lies above the middle of the scan, shoulders below;
