@@ -138,7 +138,7 @@ def _refused(
     value = "is missing" if text is None else f"reads {_shown(text.strip(chr(0))[:80])}"
     remedy = f"correct {name} ({tag}), or {REMEDY}"
     if comma:
-        remedy = f"write {name} ({tag}) with decimal points: {REMEDY} with the PC set to points"
+        remedy = f"write {name} ({tag}) with points, or {REMEDY} from a PC set to decimal points"
     return CaseError(
         "E_IMAGE_GEOMETRY", "slice", file, remedy, problem=f"{name} ({tag}) {value}: {problem}"
     )

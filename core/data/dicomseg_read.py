@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 
-from core.data.dicom_frames import frame_groups, item_of, places_of, text_of
+from core.data.dicom_frames import frame_groups, item_of, places_of
 from core.data.dicom_place import Place
 from core.data.volume import Geometry
 from core.errors import CaseError
@@ -175,8 +175,9 @@ def _told(data: Any) -> Segmentation:
     kind, groups = _text(data, "SegmentationType"), frame_groups(data)
     drawn: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
-        one = text_of(item_of(group, "SegmentIdentificationSequence"), "ReferencedSegmentNumber")
-        drawn.setdefault(int(one or 0), []).append(i)
+        one = item_of(group, "SegmentIdentificationSequence")
+        if one is not None:
+            drawn.setdefault(int(one.ReferencedSegmentNumber), []).append(i)
     rois = []
     for item in data.get("SegmentSequence") or ():
         number = int(item.SegmentNumber)

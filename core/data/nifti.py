@@ -148,11 +148,14 @@ def placement(header: Header) -> tuple[npt.NDArray[np.float64], str]:
         far = _farthest(header.sform, header.qform, header.sizes[:3]) * header.unit_mm
         if far > SAME_MM + 2 * math.radians(skew) * float(np.max(lengths * header.sizes[:3])):
             return identity, f"its sform and qform place voxels up to {far:.1f} mm apart"
+    start = given[:, 3]
     if dots.max() > EXACT:
         left, _, right = np.linalg.svd(axes)
         axes = left @ right
+        middle = (np.array(header.sizes[:3]) - 1) / 2  # stays where it is: the least is moved
+        start = given[:, :3] @ middle + start - (axes * lengths) @ middle
     identity[:3, :3] = axes * lengths * header.unit_mm
-    identity[:3, 3] = given[:, 3] * header.unit_mm
+    identity[:3, 3] = start * header.unit_mm
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ identity + 0.0, ""
 
 
