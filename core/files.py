@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from core.errors import shown
+
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Writes beside the file, flushes and renames: whoever reads finds the old or the new one.
@@ -18,7 +20,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
     Args:
         path: file to make or to replace; its folder exists.
-        content: bytes, or text to be written as UTF-8 as it stands.
+        content: bytes, or text to be written as UTF-8 as it stands (`core.errors.shown`).
     """
     part = path.with_name(f".{path.name}.next")
     try:
@@ -41,7 +43,7 @@ def replace_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[objec
 def write_flushed(path: Path, content: str | bytes) -> None:
     """Writes a file and waits until the disk has it."""
     with path.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(shown(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

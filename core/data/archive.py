@@ -19,13 +19,15 @@ import numpy.typing as npt
 from core.anatomy import Organ, vocabulary
 from core.data import dicom, nnunet, openkbp, pddca
 from core.data.caselist import Row, read_rows
-from core.data.folders import CaseFolder
+from core.data.folders import NO_RIGHT, CaseFolder, refused, unreadable
 from core.data.hounsfield import refuse
-from core.data.volume import Geometry, Volume
-from core.errors import CaseError, Finding, UserError
+from core.data.volume import Geometry, Volume, data_file
+from core.errors import CaseError, Finding, UserError, shown
 from core.names import NONE, Match, assign, matcher
 
 FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
+PACKED = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
+SHOWN_REASONS, NO_CASE = 3, "no case below this folder"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def open_archive(
     vocab: Mapping[str, Organ] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
     structure_set: str = "",
+    empty: bool = False,
 ) -> Archive:
     """Lists the cases of an archive; reads ``cases.csv`` at its root where there is one.
 
@@ -85,17 +88,16 @@ def open_archive(
         vocab: organs from `core.anatomy.vocabulary`; the built-in ones if None.
         aliases: the site's own spellings by TG-263 name; under ``none``, names that are no organ.
         structure_set: label of the structure set to be taken where a CT has several (DICOM).
+        empty: return an archive without a case, where findings say why, instead of refusing it.
 
     Raises:
         UserError: no such folder, no case in it, two formats in one folder, a format that is not
             read, an unusable ``cases.csv``.
     """
-    root = Path(root).resolve()
-    if not root.is_dir():
-        raise UserError("root", root, "give the folder of an archive", problem="no such folder")
+    root = _folder(Path(root))
     vocab = vocabulary() if vocab is None else vocab
     doubtful_aliases = _check_aliases(vocab, aliases or {})
-    name, folders = _find(root, format, structure_set)
+    name, folders = _find(root, format, structure_set, empty)
     rows = read_rows(root / "cases.csv")
     named, findings = _name(root, folders, rows)
     findings += doubtful_aliases
@@ -141,7 +143,22 @@ def _reader(format: str) -> ModuleType:
             raise UserError("format", format, remedy, problem="no archive format that is read")
 
 
-def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFolder]]:
+def _folder(root: Path) -> Path:
+    """The archive's folder, or a `UserError` that says what stands there instead."""
+    problem, remedy = "no such folder", "give the folder of an archive"
+    try:
+        if root.is_dir():
+            return root.resolve()
+        if root.is_file():
+            problem = "a file, no folder"
+            if root.suffix.lower() in PACKED:
+                problem, remedy = "a packed file, no folder", "unpack it, and give the folder"
+    except OSError as error:
+        problem, remedy = error.strerror or str(error), NO_RIGHT
+    raise UserError("root", root, remedy, problem=problem)
+
+
+def _find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str, list[CaseFolder]]:
     """The archive's format and its case folders, at least one of them with an image."""
     tried = FORMATS if format == "auto" else (format,)
     listed = {
@@ -149,19 +166,53 @@ def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFo
         for name in tried
     }
     found = {name: cases for name, cases in listed.items() if any(c.files for c in cases)}
-    if not found:
-        layouts = (
-            "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
-            "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
-        )
-        lost = sum(len(case.remarks) for case in listed.get("dicom", ()))
-        problem = "no case below this folder"
-        problem += f"; {lost} DICOM files or folders of them cannot be used" if lost else ""
-        raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)
     if len(found) > 1:
         remedy = "name the one to read with `format`, or give a folder that holds one"
         raise UserError("root", root, remedy, problem=f"holds {' and '.join(found)}")
-    return next(iter(found.items()))
+    barred = unreadable(root)
+    if found:
+        name, cases = next(iter(found.items()))
+        return name, _with_barred(name, cases, barred)
+    name = next((n for n, cases in listed.items() if any(c.remarks for c in cases)), tried[0])
+    cases = _with_barred(name, listed[name], barred)
+    reasons = [remark for case in cases for remark in case.remarks]
+    if empty and reasons:
+        return name, cases
+    layouts = (
+        "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
+        "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
+    )
+    remedy = f"give a folder that holds {layouts}"
+    problem = NO_CASE
+    for reason in list({r.message: r for r in reasons}.values())[:SHOWN_REASONS]:
+        problem += f"; {reason.message}"
+        remedy = reason.remedy if len(reasons) == 1 else "see what `hnfed check` says of it"
+    raise UserError("root", root, remedy, problem=problem)
+
+
+def _with_barred(
+    format: str, cases: Sequence[CaseFolder], barred: Sequence[tuple[Path, str]]
+) -> list[CaseFolder]:
+    """The cases, and a lost one for each folder that cannot be listed.
+
+    In a layout whose folders have fixed names the cases lose their image or their structures with
+    such a folder: they are the lost ones.
+    """
+    told = list(cases)
+    for place, why in barred:
+        of_case = [
+            i
+            for i, case in enumerate(told)
+            if format in ("pddca", "nnunet")
+            and case.folder == place.parent
+            and not (case.files and case.structures)
+        ]
+        for i in of_case:
+            remarks = (*told[i].remarks, *refused(place, why, place.parent).remarks)
+            told[i] = replace(told[i], files=(), structures=(), names=(), remarks=remarks)
+        if not of_case:
+            told.append(refused(place, why, place))
+    return told
 
 
 def _name(
@@ -335,19 +386,35 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
         organs: TG-263 names, in any order; those without a structure do not count.
 
     Raises:
-        CaseError: ``E_IMAGE_MISSING`` where a file cannot be read.
+        CaseError: ``E_IMAGE_MISSING``, ``E_IMAGE_UNREADABLE``: a file of the image.
     """
     parts = [(f"image {i}", path) for i, path in enumerate(ref.files)]
     wanted = [o for o in sorted(set(organs)) if o in ref.structures]
-    parts += [(f"{o} {ref.names[o]}" if o in ref.names else o, ref.structures[o]) for o in wanted]
-    total, digests = hashlib.sha256(), dict[Path, str]()
-    for name, path in parts:
+    drawn = [(f"{o} {ref.names[o]}" if o in ref.names else o, ref.structures[o]) for o in wanted]
+    images, total, digests = len(parts), hashlib.sha256(), dict[Path, str]()
+    for i, (name, path) in enumerate([*parts, *drawn]):
         try:
             if path not in digests:
-                with path.open("rb") as file:
-                    digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[path] = _digest(path)
         except OSError as error:
-            remedy = "put the file back, or remove the case"
-            raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=str(error)) from error
-        total.update(f"{name}\n{path.suffix}\n{digests[path]}\n".encode())
+            if i >= images:  # a structure that cannot be read costs its organ, not the case
+                digests[path] = "unreadable"
+            elif isinstance(error, FileNotFoundError):
+                remedy, problem = "put the file back, or remove the case", str(error.strerror)
+                raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=problem) from error
+            else:
+                problem = f"it cannot be read: {error.strerror}"
+                code = "E_IMAGE_UNREADABLE"
+                raise CaseError(code, "file", path, NO_RIGHT, problem=problem) from error
+        total.update(shown(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
     return total.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, and of the one beside it that holds its voxels, where it names one."""
+    digest = ""
+    for part in (path, data_file(path)):
+        if part is not None:
+            with part.open("rb") as file:
+                digest += hashlib.file_digest(file, "sha256").hexdigest()
+    return digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,19 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from core.data import nrrd
-from core.data.nifti import cut_short
-from core.errors import CaseError
+from core.data import metaimage, nifti, nrrd
+from core.data.folders import NO_RIGHT
+from core.data.plain_path import is_text, plain
+from core.errors import CaseError, shown
 
+_READER: Any = sitk.ImageFileReader
 SPACING_LIMITS_MM = (0.05, 20.0)
 LARGEST_MM, FARTHEST_MM = 3000.0, 1e6
+# Resampled label maps hold 0.99999994 for 1: this near to a whole number is that number.
+NEARLY_WHOLE = 1e-3
+_IMAGE_IO = {
+    ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,25 @@ def read_image(path: Path | str) -> tuple[npt.NDArray[Any], Geometry]:
             ``E_IMAGE_VALUES`` (NaN or infinite).
     """
     path = Path(path)
-    image = _read(path)
-    geometry = _checked_geometry(image, path)
-    array = sitk.GetArrayFromImage(image)
+    array, geometry = _read(path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         problem = f"{int(array.size - np.isfinite(array).sum())} voxels are NaN or infinite"
-        raise CaseError("E_IMAGE_VALUES", "image", path, "export it again", problem=problem)
+        remedy = "export it again; outside of the field of view write air (-1000)"
+        raise CaseError("E_IMAGE_VALUES", "image", path, remedy, problem=problem)
     return narrow(array), geometry
+
+
+def data_file(path: Path) -> Path | None:
+    """The file beside a header (``.nhdr``, ``.mhd``) that holds its voxels, or None."""
+    try:
+        match path.suffix.lower():
+            case ".nrrd" | ".nhdr":
+                return nrrd.data_file(path)
+            case ".mha" | ".mhd":
+                return metaimage.data_file(path)
+    except OSError:
+        pass
+    return None
 
 
 def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
@@ -167,7 +186,7 @@ def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
         geometry: the CT's grid.
 
     Returns:
-        Voxels (Z, Y, X), int16 or float32.
+        Voxels (Z, Y, X), int16 or float32; what is nearly a whole number is that number.
 
     Raises:
         CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``.
@@ -178,12 +197,21 @@ def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
         off_grid = error.code in ("E_IMAGE_SHAPE", "E_IMAGE_GEOMETRY")
         code = "E_LABEL_GRID" if off_grid else "E_LABEL_UNREADABLE"
         remedy = "export the structure again, on the CT's grid"
+        remedy = error.remedy if error.remedy == NO_RIGHT else remedy
         raise CaseError(code, "structure", path.name, remedy, problem=error.problem) from error
     if not geometry.close_to(grid):
         remedy = "resample or export the structure on the CT's grid"
         problem = f"it lies on another grid: {_difference(geometry, grid)}"
         raise CaseError("E_LABEL_GRID", "structure", path.name, remedy, problem=problem)
-    return array
+    return _whole(array)
+
+
+def _whole(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A label map with nearly whole numbers as such; others stay, and so does the type."""
+    if array.dtype.kind != "f":
+        return array
+    whole = np.rint(array)
+    return np.where(np.abs(array - whole) <= NEARLY_WHOLE, whole, array)
 
 
 def _difference(image: Geometry, mask: Geometry) -> str:
@@ -198,33 +226,82 @@ def _difference(image: Geometry, mask: Geometry) -> str:
     return f"{name} {tuple(got)} where the CT has {tuple(wanted)}"
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        remedy = "give the path of an existing file"
-        raise CaseError("E_IMAGE_MISSING", "image", path, remedy, problem="no such file")
+def _read(path: Path) -> tuple[npt.NDArray[Any], Geometry]:
+    """Voxels as stored, and their grid; the header is looked at before anything is unpacked."""
     remedy = "copy or export the file again; NRRD, NIfTI and MetaImage are read"
-    if path.suffix in (".nrrd", ".nhdr") and (problem := nrrd.doubt(path)):
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
     try:
-        image = sitk.ReadImage(str(path))
+        if not path.is_file():
+            remedy = "give the path of an existing file"
+            raise CaseError("E_IMAGE_MISSING", "image", path, remedy, problem="no such file")
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            return _read_nifti(path, remedy)
+        kind = _IMAGE_IO.get(path.suffix.lower())
+        if kind is None:
+            raise _unreadable(path, "neither NRRD, NIfTI nor MetaImage by its name", remedy)
+        problem = nrrd.doubt(path) if kind == "NrrdImageIO" else metaimage.doubt(path)
+        if problem:
+            raise _unreadable(path, problem, remedy)
+        return _read_by_library(path, kind, remedy)
+    except OSError as error:
+        remedy = NO_RIGHT if isinstance(error, PermissionError) else remedy
+        reason = error.strerror or type(error).__name__
+        raise _unreadable(path, f"it cannot be read: {reason}", remedy) from error
+
+
+def _unreadable(path: Path, problem: str, remedy: str) -> CaseError:
+    return CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
+
+
+def _read_nifti(path: Path, remedy: str) -> tuple[npt.NDArray[Any], Geometry]:
+    header, problem = nifti.read_header(path)
+    if header is None:
+        raise _unreadable(path, problem, remedy)
+    _require_volume(header.sizes, 1, path)
+    affine, problem = nifti.placement(header)
+    if problem:
+        remedy = "correct the header, or resample the image onto a rectangular grid"
+        raise CaseError("E_IMAGE_GEOMETRY", "image", path, remedy, problem=problem)
+    dx, dy, dz = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
+    direction = affine[:3, :3] / (dx, dy, dz) + 0.0
+    (x, y, z), (ox, oy, oz) = header.sizes, (float(v) for v in affine[:3, 3])
+    rows = tuple(float(v) for v in direction.ravel())
+    geometry = Geometry((z, y, x), (dz, dy, dx), (ox, oy, oz), rows)
+    require_possible(geometry, path)
+    array, problem = nifti.read_voxels(path, header)
+    if problem:
+        raise _unreadable(path, problem, remedy)
+    return array, geometry
+
+
+def _read_by_library(path: Path, kind: str, remedy: str) -> tuple[npt.NDArray[Any], Geometry]:
+    """Reads by SimpleITK, and by the one of its readers that the name says."""
+    reader: Any = _READER()
+    reader.SetImageIO(kind)
+    beside = data_file(path)
+    try:
+        # A header that names its data is read through a link to their folder.
+        with plain(path.parent if beside else path) as place:
+            if beside and not is_text(beside.relative_to(path.parent) / path.name):
+                remedy = "rename the header and its data file in plain letters"
+                raise _unreadable(path, "the name of one of its two files is no UTF-8", remedy)
+            reader.SetFileName(str(place / path.name if beside else place))
+            reader.ReadImageInformation()
+            _require_volume(reader.GetSize(), reader.GetNumberOfComponents(), path)
+            image = reader.Execute()
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         problem = f"truncated, or no image that can be read ({lines[-1][:160] if lines else ''})"
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem) from error
-    if path.name.endswith((".nii", ".nii.gz")) and (problem := cut_short(path)):
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
-    return image
-
-
-def _checked_geometry(image: Any, path: Path) -> Geometry:
-    dimension, values = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if dimension != 3 or values != 1 or min(image.GetSize()) < 2:
-        problem = f"{values} values a voxel, size (x, y, z) {image.GetSize()}"
-        remedy = "give a volume of several slices with one value a voxel"
-        raise CaseError("E_IMAGE_SHAPE", "image", path, remedy, problem=problem)
+        raise _unreadable(path, problem, remedy) from error
     geometry = Geometry.of_sitk(image)
     require_possible(geometry, path)
-    return geometry
+    return sitk.GetArrayFromImage(image), geometry
+
+
+def _require_volume(size: Sequence[int], values: int, path: Path) -> None:
+    if len(size) != 3 or values != 1 or min(size) < 2:
+        problem = f"{values} values a voxel, size (x, y, z) {tuple(size)}"
+        remedy = "give a volume of several slices with one value a voxel"
+        raise CaseError("E_IMAGE_SHAPE", "image", path, remedy, problem=problem)
 
 
 def require_possible(geometry: Geometry, source: Path | str) -> None:
@@ -310,12 +387,14 @@ def write_image(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    part = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.part{suffix}")
+    stem = shown(path.name.removesuffix(suffix))
+    part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
     image = geometry.to_sitk(array)
     for key, value in (fields or {}).items():
         image.SetMetaData(key, value)
     try:
-        sitk.WriteImage(image, str(part), useCompression=True)
+        with plain(path.parent) as folder:
+            sitk.WriteImage(image, str(folder / part.name), useCompression=True)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
