@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataelem import RawDataElement
 
 from core.data import raster
 from core.data.volume import Geometry
@@ -29,6 +30,8 @@ CONTOUR_DATA = 0x30060050
 XOR = "CLOSEDPLANAR_XOR"
 AREAS = ("CLOSED_PLANAR", XOR, "INTERPOLATED_PLANAR", "")
 LARGEST_LOST = 0.02  # share of a structure's volume that may lie in contours that cannot be drawn
+CUT_SHORT = " in file "  # what pydicom warns of where a sequence has no end
+UNDEFINED = 0xFFFFFFFF
 REMEDY = "export the structure set again"
 
 # Values that break a rule of the standard are read as they stand: what matters is checked here.
@@ -178,14 +181,29 @@ def _unreadable(path: Path, problem: str) -> CaseError:
 @lru_cache(maxsize=1)
 def _read(path: Path, *stamp: int) -> StructureSet:
     """The structure set last read: the organs of a case are asked for one after another."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         try:
-            return _parse(pydicom.dcmread(path, force=True))
+            data = pydicom.dcmread(path, force=True)
+            if _cut_short(data) or any(CUT_SHORT in str(one.message) for one in told):
+                raise EOFError
+            return _parse(data)
         # pydicom raises half a dozen types for damaged files, its data elements more when used.
         except Exception as error:
             leave_if_told()
-            raise _unreadable(path, f"damaged ({type(error).__name__})") from error
+            how = (
+                "cut short" if isinstance(error, EOFError) else f"damaged ({type(error).__name__})"
+            )
+            raise _unreadable(path, how) from error
+
+
+def _cut_short(data: Any) -> bool:
+    """Whether the file ends inside its last value: pydicom takes what is there, without a word."""
+    tags = list(data.keys())
+    last = data.get_item(tags[-1]) if tags else None
+    if not isinstance(last, RawDataElement) or last.value is None:
+        return False
+    return len(last.value) < last.length < UNDEFINED
 
 
 def _parse(data: Any) -> StructureSet:

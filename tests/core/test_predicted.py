@@ -147,6 +147,6 @@ def test_a_damaged_structure_set_costs_its_case_alone(case: Any, tmp_path: Path)
     found = find_predictions(tmp_path, ["p", "q"], vocabulary())
     masks = read_prediction(found, "p", volume.image, volume.geometry)
     assert set(masks) == set(ORGANS)
-    with pytest.raises(CaseError, match="damaged") as caught:
+    with pytest.raises(CaseError, match="cut short") as caught:
         read_prediction(found, "q", volume.image, volume.geometry)
     assert caught.value.code == "E_PREDICTION_UNREADABLE"

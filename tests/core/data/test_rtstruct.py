@@ -180,3 +180,26 @@ def test_an_empty_list_of_contours_beside_the_drawn_one_is_no_second(tmp_path: P
     path = written(tmp_path, ROIS, change=change)
     mask, _ = draw(path, "Parotid_R", GRID)
     np.testing.assert_array_equal(mask, truth(10, 20))
+
+
+def undefined(data: Any) -> None:
+    for name in ("StructureSetROISequence", "ROIContourSequence"):
+        data[name].is_undefined_length = True
+        for item in data[name].value:
+            item.is_undefined_length_sequence_item = True
+
+
+@pytest.mark.parametrize("change", [lambda data: None, undefined], ids=["lengths", "delimiters"])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_file_that_is_cut_short_is_no_structure_that_is_not_drawn(
+    tmp_path: Path, change: Callable[[Any], None], implicit: bool
+) -> None:
+    path = written(tmp_path, ROIS, change=change, implicit=implicit)
+    whole = path.read_bytes()
+    first = whole.index(b"Brainstem")
+    for share in np.linspace(0.02, 0.98, 25):
+        path.write_bytes(whole[: first + int(share * (len(whole) - first))])
+        with pytest.raises(CaseError, match=r"cut short|damaged"):
+            draw(path, "Brainstem", GRID)
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(draw(path, "Brainstem", GRID)[0], truth(2, 8))
