@@ -141,7 +141,8 @@ def _of_slicer(path: Path) -> dict[str, Source]:
     fields: dict[int, dict[str, str]] = {}
     if nrrd.doubt(path):  # told when its voxels are read
         return {}
-    reader: Any = sitk.ImageFileReader()
+    make: Any = sitk.ImageFileReader
+    reader = make()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     for key in reader.GetMetaDataKeys():

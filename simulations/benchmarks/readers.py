@@ -97,7 +97,7 @@ def read_by(reader: str, program: Path, ct: Path, rs: Path) -> dict[str, Mask]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         if reader == "plastimatch":
-            command = [program, "convert", "--input", rs, "--referenced-ct", ct]
+            command: list[str | Path] = [program, "convert", "--input", rs, "--referenced-ct", ct]
             command += ["--output-prefix", out, "--prefix-format", "nrrd"]
             subprocess.run(command, check=True, capture_output=True)
             return {p.stem: read_image(p)[0] > 0 for p in out.glob("*.nrrd")}
