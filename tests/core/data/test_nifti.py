@@ -1,4 +1,4 @@
-"""NIfTI is read by its header alone: what SimpleITK hides is told, and nothing unpacks to gigabytes."""
+"""NIfTI is read by its own header: what SimpleITK hides is told, nothing unpacks to gigabytes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_what_is_no_number_is_found(tmp_path: Path, bad: float, kind: str, name:
     ("change", "word"),
     [
         ({"sform": None}, "neither sform nor qform"),
-        ({"sform": AFFINE + [[0, 0.03, 0, 0], [0] * 4, [0] * 4]}, "sform is sheared: axes 0.57"),
+        ({"sform": AFFINE + np.eye(3, 4, 1) * [[0.03], [0], [0]]}, "sform is sheared: axes 0.57"),
         ({"steps": (2.0, 3.0, 5.0)}, "voxels of 2 x 3 x 4, its pixdim of 2 x 3 x 5"),
         ({"quaternion": (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)}, "sform and qform place voxels up to"),
         ({"sform": AFFINE * [[1], [1], [0]]}, "no length"),
