@@ -178,6 +178,18 @@ def test_images_of_two_scans_are_no_series(tmp_path: Path, change: Any, word: st
         find_cts(tmp_path)
 
 
+@pytest.mark.parametrize("tag", ["StudyInstanceUID", "PatientID"])
+def test_an_id_for_every_image_is_named(tmp_path: Path, tag: str) -> None:
+    def scattered(level: int, data: Any) -> None:
+        setattr(data, tag, f"1.2.{level}")
+
+    write_series(tmp_path / "p", picture(1), GRID, change=scattered)
+    (finding,) = open_archive(tmp_path, empty=True).findings
+    assert finding.code == "E_SERIES_MIXED"
+    assert "8 images" in finding.message
+    assert "another patient or study" in finding.message
+
+
 def test_a_sound_series_beside_a_mixed_one_is_read(tmp_path: Path) -> None:
     write_series(tmp_path / "p", picture(1), GRID)
     shutil.copytree(tmp_path / "p", tmp_path / "q")
