@@ -25,6 +25,7 @@ from client.site import Site, simulated_site
 from client.site_file import site_from_file
 from core.config import plan_from_json
 from core.errors import UserError
+from core.logfile import append_log
 from core.models.stages import unique_state
 from core.optimisation import DeviceMemoryError, NonFiniteError, resolve_device
 from core.parcel import packed, unpacked
@@ -356,8 +357,7 @@ def _log(context: Context, error: Exception) -> str:
         return ""
     try:
         site.run_folder.mkdir(parents=True, exist_ok=True)
-        with (site.run_folder / "client.log").open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
+        append_log(site.run_folder / "client.log", "".join(traceback.format_exception(error)))
     except OSError:  # must not reach Flower, which would send its text
         traceback.print_exception(error)
     return site.name

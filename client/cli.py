@@ -152,13 +152,17 @@ def _prepare(args: argparse.Namespace) -> int:
     from client.site import count_codes
     from client.site_file import site_from_file
     from core.errors import Finding
+    from core.files import keep_from_others, require_private
 
+    keep_from_others()
     config, overrides = args.config, list(args.overrides)
     if config is not None and "=" in config and not Path(config).exists():
         config, overrides = None, [config, *overrides]
     plan = _plan(config, overrides)
     site = site_from_file(args.site, "prepare")
     if args.cache is not None:
+        if args.cache.is_dir():
+            require_private("--cache", args.cache)
         site = replace(site, cache=args.cache)
     told = _Progress("prepared")
     entries, findings = site.prepare(plan, jobs=args.jobs, progress=told)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.checkpoint import load, load_meta, save
 from core.errors import UserError
+from core.files import private_folder
 from core.phases import state_hash
 from core.store import RoundStore
 
@@ -103,7 +104,7 @@ def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor]) -> bool:
     """Stores a base under its hash; False (and nothing stored) where the hash does not fit."""
     if state_hash(state) != digest:
         return False
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     save(folder, digest, dict(state), {"kind": "base"})
     return True
 

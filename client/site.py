@@ -18,7 +18,7 @@ from core.data.caselist import read_rows
 from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
-from core.files import replace_csv, replace_file
+from core.files import private_folder, replace_csv, replace_file
 from core.phases import seed_of
 from core.plan import Phase, Plan
 
@@ -113,7 +113,7 @@ class Site:
                 progress=progress,
             )
             findings += self._named(source, report.findings)
-        self.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.run_folder)
         columns = [f.name for f in fields(Finding)]
         replace_csv(self.run_folder / FINDINGS, columns, map(astuple, findings))
         replace_file(self.run_folder / SPLIT, digest)

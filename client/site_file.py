@@ -12,6 +12,7 @@ from pathlib import Path
 from client.site import Site, Source
 from core.config import read_yaml
 from core.errors import UserError
+from core.files import private_folder, require_private
 from core.kit import Kit
 
 MAX_PATH = 1000
@@ -21,7 +22,8 @@ def site_from_file(path: Path, run: str) -> Site:
     """The site of a site file (`interface.md`).
 
     Raises:
-        UserError: no such file, no YAML, an unknown key, a missing or unusable value.
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or
+            state that other accounts can open.
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state"
@@ -47,6 +49,9 @@ def site_from_file(path: Path, run: str) -> Site:
         raise UserError("site file: split", split, remedy)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
+    for key in ("cache", "state"):
+        if Path(str(values[key])).is_dir():
+            require_private(f"site file: {key}", Path(str(values[key])))
     return Site(
         name=str(values["name"]),
         sources=(
@@ -114,7 +119,7 @@ def _secret(state: Path) -> bytes:
     path = state / "secret"
     try:
         if not path.is_file():
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(state)
             part = state / f".secret.{secrets.token_hex(4)}"
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:

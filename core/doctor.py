@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from core.errors import UserError
+from core.files import private_folder
 from core.kit import SERVER, Kit
 from core.plan import Plan
 from core.service import held
@@ -172,7 +173,8 @@ def _cache(folder: Path) -> Check:
     Some network shares grant the same lock twice.
     """
     locks = folder / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
+    private_folder(locks)
     free = shutil.disk_usage(folder).free / 1e9
     path = locks / f"doctor-{uuid.uuid4().hex[:8]}.lock"
     try:

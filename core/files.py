@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that survive a power cut."""
+"""Files that are whole or not there, that survive a power cut, and that others cannot read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
-from core.errors import shown
+from core.errors import UserError, shown
+
+OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -61,3 +64,43 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def keep_from_others() -> None:
+    """What this process and its children make from now on, only this account can open.
+
+    For commands that write what is of patients into folders of ours. What a user asked for by name
+    (contours, a table of scores) is made as that user's umask says.
+    """
+    os.umask(OTHERS)
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder that only this account can open, whatever the umask, and its parents.
+
+    One that is there is left as it is: see `require_private`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def require_private(field: str, folder: Path) -> None:
+    """Refuses a folder that another account of this machine can open.
+
+    Args:
+        field: what names the folder in the error.
+        folder: is there.
+
+    Raises:
+        UserError: its mode lets others in, or it is another account's.
+    """
+    found = folder.stat()
+    if os.geteuid() not in (0, found.st_uid):
+        remedy = "give a folder of the account that runs hnfed"
+        raise UserError(field, folder, remedy, problem="it belongs to another account")
+    if found.st_mode & OTHERS:
+        remedy = (
+            f"run: chmod 700 {folder}   (a share that keeps no modes is mounted with dir_mode=0700)"
+        )
+        mode = f"its mode is {found.st_mode & 0o777:03o}"
+        raise UserError(field, folder, remedy, problem=f"others can open it, {mode}")

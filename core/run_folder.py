@@ -12,7 +12,7 @@ from pathlib import Path
 from core.checkpoint import load
 from core.config import plan_json, to_yaml
 from core.errors import UserError
-from core.files import replace_file
+from core.files import private_folder, replace_file
 from core.phases import require_same_input
 from core.plan import Config, Phase, Plan
 
@@ -119,7 +119,10 @@ def begin(
     Raises:
         UserError: another plan than the run's, or a checkpoint that cannot be started from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if local:  # with the sites' own figures and pictures
+        private_folder(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
     resolved = replace(resolved, phases=[pinned(resolved, p, folder) for p in resolved.phases])
     keep_plan(resolved, folder, resume)
     replace_file(folder / "config.yaml", to_yaml(asked))

@@ -40,7 +40,7 @@ from core.data.entry import (
 from core.data.hidden import words_of
 from core.data.plausible import without_errors
 from core.errors import CaseError, Finding, UserError
-from core.files import flush_folder, replace_file
+from core.files import flush_folder, private_folder, replace_file
 from core.plan import Preprocess
 from core.versions import versions
 from core.workers import each
@@ -104,8 +104,8 @@ def build_cache(
         UserError: no case can be used, or the cache cannot be written.
     """
     root = Path(cache_dir)
-    for folder in ("entries", "index", "locks"):
-        _make_folder(root / folder)
+    for folder in (root, root / "entries", root / "index", root / "locks"):
+        _make_folder(folder)
     alone = replace(archive, cases=(), findings=())
     job = partial(_ensure_entry, alone, root, tuple(organs), settings)
     made: list[_Made | None] = [None] * len(refs)
@@ -289,7 +289,7 @@ def _write_index(
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         remedy = "choose a folder that can be written"
         raise UserError("cache", folder, remedy, problem=str(error)) from error
