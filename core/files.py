@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from core.errors import UserError
+from core.errors import UserError, shown
 
 OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
-
-from core.errors import shown
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -108,7 +108,7 @@ def open_archive(
     for case, (folder, row) in sorted(named.items()):
         findings += [replace(remark, case=case) for remark in folder.remarks]
         if not folder.files:
-            if any(remark.severity == "error" for remark in folder.remarks):
+            if folder.remarks and not folder.structures:
                 continue
             remedy = "put the image back, or remove the folder"
             message = f"{folder.own_name}: structures without an image"

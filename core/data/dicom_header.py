@@ -147,8 +147,8 @@ def _whole_elements(file: BinaryIO, plain: bool, little: bool) -> bool:
 
 
 def _stored_length(element: Any, plain: bool) -> int:
-    """Bytes of an element of known length, its tag and its length among them."""
-    length = len(element.value) if isinstance(element.value, bytes) else UNDEFINED
+    """Bytes that an element says it takes, its tag and its length among them."""
+    length = int(getattr(element, "length", UNDEFINED))
     return length + (12 if not plain and element.VR in LONG else 8)
 
 

@@ -121,7 +121,25 @@ def read_tree(root: Path) -> Tree:
             _add_image(tree, path, header)
         elif kind not in NO_IMAGES:
             _add_other(tree, path, header)
+    _gather_scattered(tree)
     return tree
+
+
+def _gather_scattered(tree: Tree) -> None:
+    """Makes one series, which is not read, of images that share a series UID and nothing else."""
+    by_uid: dict[str, list[Series]] = {}
+    for one in tree.series.values():
+        if one.uid:
+            by_uid.setdefault(one.uid, []).append(one)
+    for members in by_uid.values():
+        first, *rest = members
+        if not rest or max(one.slices for one in members) > 1:
+            continue
+        first.quarrel = "each of its images names another patient or study"
+        for one in rest:
+            first.files += one.files
+            first.slices += one.slices
+            del tree.series[one.key]
 
 
 def _add_other(tree: Tree, path: Path, header: Mapping[str, str]) -> None:

@@ -76,12 +76,15 @@ def read(path: Path) -> Segmentation:
 
 def is_segmentation(path: Path) -> bool:
     """Whether a DICOM file is a segmentation."""
-    try:
-        header = pydicom.dcmread(path, specific_tags=["Modality"], force=True)
-        return str(header.get("Modality", "")).strip() == "SEG"
-    except Exception:
-        leave_if_told()
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(path, specific_tags=["Modality"], force=True)
+            return str(header.get("Modality", "")).strip() == "SEG"
+        # pydicom raises half a dozen types for damaged files: `rtstruct` says what is wrong.
+        except Exception:
+            leave_if_told()
+            return False
 
 
 def draw(path: Path, name: str, geometry: Geometry) -> npt.NDArray[np.bool_]:
