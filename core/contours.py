@@ -21,7 +21,8 @@ from core.data.folders import NO_RIGHT, files_in
 from core.data.grid import bounding_box
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
-from core.errors import UserError, shown
+from core.errors import UserError, as_utf8
+from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
 FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
@@ -94,8 +95,8 @@ def _loose(files: Sequence[Path]) -> Archive:
 
 
 def _name(path: Path) -> str:
-    stem = shown(stem_of(path))
-    return shown(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
+    stem = as_utf8(stem_of(path))
+    return as_utf8(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,13 @@ def write_contours(
 
     Raises:
         CaseError: the CT's headers do not carry a DICOM SEG.
+        UserError: a case or an organ whose name is none of a file.
     """
-    assert drawn.case == Path(drawn.case).name, drawn.case
+    case = case_name(drawn.case)
     with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=folder) as aside:
         paths = _write(Path(aside), drawn, formats)
         for ending, text in (remarks or {}).items():
-            paths.append(Path(aside) / f"{drawn.case}{ending}")
+            paths.append(Path(aside) / f"{case}{ending}")
             paths[-1].write_text(text, encoding="utf-8")
         written = [folder / path.relative_to(aside) for path in paths]
         for path, target in zip(paths, written, strict=True):
@@ -162,7 +164,8 @@ def write_contours(
 
 def _write(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
     """Writes the formats into an empty folder."""
-    case, labels, organs = drawn.case, drawn.labels, drawn.organs
+    case, labels = case_name(drawn.case), drawn.labels
+    organs = [organ_name(organ) for organ in drawn.organs]
     own = folder / case
     own.mkdir()
     written: list[Path] = []

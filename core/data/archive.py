@@ -22,7 +22,7 @@ from core.data.caselist import Row, read_rows
 from core.data.folders import NO_RIGHT, CaseFolder, refused, unreadable
 from core.data.hounsfield import refuse
 from core.data.volume import Geometry, Volume, data_file
-from core.errors import CaseError, Finding, UserError, shown
+from core.errors import CaseError, Finding, UserError, as_utf8
 from core.names import NONE, Match, assign, matcher
 
 FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
@@ -406,7 +406,7 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
                 problem = f"it cannot be read: {error.strerror}"
                 code = "E_IMAGE_UNREADABLE"
                 raise CaseError(code, "file", path, NO_RIGHT, problem=problem) from error
-        total.update(shown(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
+        total.update(as_utf8(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
     return total.hexdigest()
 
 

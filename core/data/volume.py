@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from core.data import metaimage, nifti, nrrd
 from core.data.folders import NO_RIGHT
 from core.data.plain_path import is_text, plain
-from core.errors import CaseError, shown
+from core.errors import CaseError, as_utf8
 
 _READER: Any = sitk.ImageFileReader
 SPACING_LIMITS_MM = (0.05, 20.0)
@@ -387,7 +387,7 @@ def write_image(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    stem = shown(path.name.removesuffix(suffix))
+    stem = as_utf8(path.name.removesuffix(suffix))
     part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
     image = geometry.to_sitk(array)
     for key, value in (fields or {}).items():
