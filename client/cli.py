@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.cli import ARCHIVE_FORMATS, subcommand
 from core.errors import UserError
+from core.text import shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ def _check(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         progress=_Progress("read"),
     )
-    print(screen(report))
+    print(shown_text(screen(report)))
     if args.json is not None:
         replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
     return 1 if report.errors else 0
@@ -136,7 +137,7 @@ def _names(
     from core.name_table import name_json, name_rows, name_text
 
     rows = name_rows(archive.names, vocabulary(), aliases)
-    print(name_text(rows))
+    print(shown_text(name_text(rows)))
     if target is not None:
         replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
     return int(any(row.kind == "ask" for row in rows))
@@ -148,13 +149,17 @@ def _prepare(args: argparse.Namespace) -> int:
     from client.site import count_codes
     from client.site_file import site_from_file
     from core.errors import Finding
+    from core.files import keep_from_others, require_private
 
+    keep_from_others()
     config, overrides = args.config, list(args.overrides)
     if config is not None and "=" in config and not Path(config).exists():
         config, overrides = None, [config, *overrides]
     plan = _plan(config, overrides)
     site = site_from_file(args.site, "prepare")
     if args.cache is not None:
+        if args.cache.is_dir():
+            require_private("--cache", args.cache)
         site = replace(site, cache=args.cache)
     told = _Progress("prepared")
     entries, findings = site.prepare(plan, jobs=args.jobs, progress=told)

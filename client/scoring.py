@@ -13,7 +13,7 @@ from client.site import Site
 from core.anatomy import vocabulary
 from core.data.entry import Entry
 from core.engine import validate
-from core.files import replace_csv
+from core.files import private_folder, replace_csv
 from core.metrics import CaseScore
 from core.overlay import write_overlays
 from core.plan import Phase, Plan
@@ -57,7 +57,7 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
     ``hnfed evaluate --per-case`` calls them.
     """
     folder = site.phase_folder(phase.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     rows = (
         (
             s.case,

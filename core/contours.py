@@ -20,6 +20,7 @@ from core.data.grid import bounding_box
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
 from core.errors import UserError
+from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
 FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
@@ -120,9 +121,10 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
 
     Raises:
         CaseError: the CT's headers do not carry a DICOM SEG.
+        UserError: a case or an organ whose name is none of a file.
     """
-    case, labels, organs = drawn.case, drawn.labels, drawn.organs
-    assert case == Path(case).name, case
+    case, labels = case_name(drawn.case), drawn.labels
+    organs = [organ_name(organ) for organ in drawn.organs]
     own = folder / case
     own.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

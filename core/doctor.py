@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from core.errors import UserError
+from core.files import private_folder
 from core.kit import SERVER, Kit
 from core.plan import Plan
 from core.service import held
@@ -172,7 +173,8 @@ def _cache(folder: Path) -> Check:
     Some network shares grant the same lock twice.
     """
     locks = folder / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
+    private_folder(locks)
     free = shutil.disk_usage(folder).free / 1e9
     path = locks / f"doctor-{uuid.uuid4().hex[:8]}.lock"
     try:
@@ -242,7 +244,8 @@ def _whole(kit: Kit) -> Check:
     for line in (kit.folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         path = kit.folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        inside = path.resolve().is_relative_to(kit.folder.resolve()) and path.is_file()
+        if not inside or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(name)
     if wrong:
         remedy = "get the kit again from the coordinator"

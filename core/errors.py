@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class UserError(ValueError):
@@ -27,6 +28,17 @@ class UserError(ValueError):
             shown = shown[:297] + "..."
         cause = f": {problem}" if problem else ""
         super().__init__(f"{field} = {shown}{cause}\n  remedy: {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Comes whole out of another process (`core.workers`)."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[UserError], args: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class CaseError(UserError):

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint import load, save
+from core.files import private_folder
+from core.identifiers import round_number
 
 
 class RoundStore:
@@ -20,7 +22,7 @@ class RoundStore:
 
     def put(self, round_: int, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Commits the weights of a round; the JSON is written last and makes them exist."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.folder)
         save(self.folder, _stem(round_), dict(state), dict(meta))
 
     def get(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -45,4 +47,4 @@ class RoundStore:
 
 
 def _stem(round_: int) -> str:
-    return f"round-{round_:05d}"
+    return f"round-{round_number(round_):05d}"

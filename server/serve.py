@@ -27,6 +27,7 @@ from core.app_folder import QUIET, staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
+from core.logfile import cut_log
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from server.provision import ROSTER
 
@@ -34,6 +35,7 @@ CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
 RUNS = "HNFED_RUNS"
 ADMITTED, SUPERLINK_LOG = "admitted.json", "superlink.log"
+LOGS = (SUPERLINK_LOG, "nginx.log", "nginx.error.log", "nginx.access.log")
 COMES = re.compile(rb"\[Fleet\.(Activate|Deactivate)Node\] \w+ node_id=(\d+)")
 
 
@@ -117,6 +119,8 @@ def _serve(kit: Kit) -> int:
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
+            for name in LOGS:
+                cut_log(kit.folder / "flower" / name)
             time.sleep(1.0)
     except Stopped as stopped:
         tell("stopping")

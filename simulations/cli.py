@@ -66,8 +66,10 @@ def _register_grid(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    from core.files import keep_from_others
     from simulations.run import simulate
 
+    keep_from_others()
     config, overrides = options.config, list(options.overrides)
     if "=" in config and not Path(config).exists():
         config, overrides = "demo", [config, *overrides]
@@ -75,8 +77,10 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _grid(options: argparse.Namespace) -> int:
+    from core.files import keep_from_others
     from simulations.grid import grid
 
+    keep_from_others()
     swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
     return grid(
         options.study,

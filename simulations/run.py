@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from core.config import load as load_config
 from core.data.archive import open_archive
 from core.errors import UserError
+from core.files import private_folder
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
 from core.run_folder import begin, run_folder
@@ -153,7 +154,7 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
     """What the clients need to find their archives; phantoms are written first."""
     simulation = config.simulation
     cache = Path(simulation.cache).resolve() if simulation.cache else folder.parent / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    private_folder(cache)
     names = sorted(simulation.sites) if simulation.baseline == "pooled" else list(config.site_names)
     sources = {n: _source(n, simulation.sites[n], config, cache) for n in names}
     if simulation.baseline == "pooled":

@@ -34,6 +34,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from core.config import load
     from core.doctor import examine, report, role_of
     from core.kit import SERVER, read_kit
+    from hnfed.guard.doctor import examine_walls
     from server.provision import ROSTER
 
     kit = None
@@ -43,11 +44,14 @@ def _doctor(options: argparse.Namespace) -> int:
         kit = read_kit(folder, SERVER if server else "site")
     site = site_from_file(options.site, "doctor") if options.site is not None else None
     role = "site" if options.role is None and kit is None and site is not None else options.role
+    asked = role_of(kit, role)
     checks = examine(
-        role_of(kit, role),
+        asked,
         kit,
         plan=load(options.plan)[0].plan if options.plan is not None else None,
         device=site.device if site is not None else "auto",
         cache=site.cache if site is not None else None,
     )
-    return report(chain(checks, examine_site(site, kit)) if site is not None else checks)
+    of_site = examine_site(site, kit) if site is not None else ()
+    walls = [examine_walls()] if asked == "site" else []
+    return report(chain(checks, of_site, walls))

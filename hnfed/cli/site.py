@@ -56,10 +56,12 @@ def register(subparsers: Any) -> None:
 
 
 def _client(args: argparse.Namespace) -> int:
+    from core.files import keep_from_others
     from core.kit import read_kit
     from hnfed.deploy.supernode import run_node
     from hnfed.guard.policy import read_policy
 
+    keep_from_others()
     kit = read_kit(args.kit, "site")
     read_policy(kit.folder / "policy.yaml")
     return run_node(kit, args.site or kit.folder / "site.yaml")

@@ -19,10 +19,12 @@ from core.doctor import FAIL, dial
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
+from core.logfile import append_log
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from hnfed.guard import approval_guard
 from hnfed.guard.approval_guard import TOLD
 from hnfed.guard.approvals import approved
+from hnfed.guard.environment import node_environment
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
@@ -122,13 +124,12 @@ def _wrapper(home: Path) -> None:
 
 def _start(kit: Kit, site_file: Path, home: Path) -> subprocess.Popen[str]:
     scripts = str(Path(sys.executable).parent)
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_")}
+    ours = node_environment()
     path = os.pathsep.join([str(home / "bin"), scripts, ours.get("PATH", os.defpath)])
     environment = {
         **ours, **QUIET, "PATH": path, "FLWR_HOME": str(home), "HNFED_KIT": str(kit.folder),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    environment.pop("PYTHONPATH", None)  # the app's own code, and no other, is imported
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -169,14 +170,12 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit) -> str:
 
 
 def _read(stream: IO[str], log: Path, last: list[str], connected: threading.Event) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        for raw in stream:
-            line = COLOUR.sub("", raw).rstrip()
-            file.write(line + "\n")
-            file.flush()
-            last.append(line)
-            del last[:-40]
-            if line.startswith(TOLD):
-                tell(line.removeprefix(TOLD))
-            if "SuperNode ID" in line:
-                connected.set()
+    for raw in stream:
+        line = COLOUR.sub("", raw).rstrip()
+        append_log(log, line + "\n")
+        last.append(line)
+        del last[:-40]
+        if line.startswith(TOLD):
+            tell(line.removeprefix(TOLD))
+        if "SuperNode ID" in line:
+            connected.set()

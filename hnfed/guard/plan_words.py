@@ -14,9 +14,9 @@ from core.models.stages import unique_state
 from core.phase_cases import cases_of
 from core.phases import network, parts_of
 from core.plan import Phase, Plan
+from core.text import shown
 from hnfed.guard.floors import distinct, require_entries
 from hnfed.guard.policy import Policy, PolicyError, require_plan
-from hnfed.guard.text import shown
 
 SHARED = (
     "numbers of cases and of voxels by organ, losses, and sums of Dice and HD95 by organ over the "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.text import shown
 from hnfed.guard.outbox import CONFIG, NUMBERS
 from hnfed.guard.receipts import REPAIRED
-from hnfed.guard.text import shown
 
 KINDS = {
     "query": "told what it has, before the first round",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,30 @@ def test_prepare_builds_once_and_leaves_no_identifier(site: Path, tmp_path: Path
     assert "; 1 new" in out
     assert main([*arguments[:-2], "--cache", str(tmp_path / "other"), "--jobs", "2"]) == 0
     assert "; 5 new" in capsys.readouterr().out
+
+
+def test_what_is_prepared_is_for_this_account_alone(site: Path, tmp_path: Path) -> None:
+    """Voxels, case ids and findings, under the umask that lets everybody in."""
+    before = os.umask(0)
+    try:
+        assert main(["prepare", str(site), *PLAN, "--jobs", "2"]) == 0
+        own = tmp_path / "elsewhere"
+        assert main(["prepare", str(site), *PLAN, "--jobs", "1", "--cache", str(own)]) == 0
+    finally:
+        os.umask(before)
+    folders = [tmp_path / "cache", tmp_path / "state", own]
+    made = [*folders, *(path for folder in folders for path in folder.rglob("*"))]
+    assert any(path.suffix == ".npy" for path in made)
+    assert any(path.name == "findings.csv" for path in made)
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_prepare_writes_into_no_open_folder(site: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    arguments = ["prepare", str(site), *PLAN, "--cache", str(tmp_path / "open")]
+    assert main(arguments) == 1
+    assert f"chmod 700 {tmp_path / 'open'}" in capsys.readouterr().err
+    assert list((tmp_path / "open").iterdir()) == []
 
 
 def test_a_prepare_that_fails_names_no_one(site: Path, tmp_path: Path, capsys) -> None:

@@ -94,3 +94,15 @@ def test_an_unknown_key_of_a_site_file_gets_the_nearest(tmp_path: Path) -> None:
         site_from_file(site_file(tmp_path, cachee="/tmp/x"), "r")
     with pytest.raises(UserError, match=r"unknown key\n.*use one of name, format"):
         site_from_file(site_file(tmp_path, zzz=1), "r")
+
+
+@pytest.mark.parametrize("key", ["cache", "state"])
+def test_a_folder_that_others_can_open_is_refused(key: str, tmp_path: Path) -> None:
+    path, folder = site_file(tmp_path), tmp_path / key
+    folder.mkdir(mode=0o755)
+    with pytest.raises(UserError, match="others can open it") as refused:
+        site_from_file(path, "run")
+    assert refused.value.field == f"site file: {key}"
+    assert f"chmod 700 {folder}" in refused.value.remedy
+    folder.chmod(0o700)
+    assert site_from_file(path, "run").name == "north"

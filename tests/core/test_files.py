@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from core.files import replace_file
+from core.errors import UserError
+from core.files import (
+    keep_from_others,
+    plain_row,
+    private_folder,
+    replace_csv,
+    replace_file,
+    require_private,
+)
 
 
 def test_a_file_is_replaced_as_it_stands(tmp_path: Path) -> None:
@@ -58,3 +71,92 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
             replace_file(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["index.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "\r=1", "\n=1", "'=1", "''@x",
+        "\uff1d1", "-", "=", "-1\n",
+    ],
+)  # fmt: skip
+def test_a_text_that_a_spreadsheet_would_run_is_none_in_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t.csv"
+    replace_csv(path, ["case", "n"], [[text, 1]])
+    with path.open(newline="", encoding="utf-8") as file:
+        raw = next(csv.DictReader(file))
+    assert raw["case"].startswith("'")
+    assert raw["case"][1:] == text
+    assert plain_row(raw) == {"case": text, "n": "1"}
+
+
+def test_numbers_stay_numbers_and_plain_text_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    row = ["-1.25", -3, "+0.5", "'tis", "a=b", "", None, 1e-7, "-inf"]
+    replace_csv(path, list("abcdefghi"), [row])
+    assert path.read_text().splitlines()[1] == "-1.25,-3,+0.5,'tis,a=b,,,1e-07,-inf"
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=3))
+def test_a_table_is_read_as_it_was_written(cells: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        names = [f"c{i}" for i in range(len(cells))]
+        text = [c.encode("utf-8", "replace").decode().replace("\0", "") for c in cells]
+        replace_csv(path, names, [text])
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [plain_row(row) for row in csv.DictReader(file)]
+        assert rows == [dict(zip(names, text, strict=True))] or text == [""]
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[None]:
+    """The umask under which everything is made for everybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_to_all")
+def test_a_private_folder_is_so_under_any_umask(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "cache"
+    private_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    require_private("cache", folder)
+    folder.chmod(0o750)
+    private_folder(folder)  # who opened it, meant it
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("mode", [0o701, 0o710, 0o740, 0o755, 0o777, 0o2770])
+def test_a_folder_that_others_can_open_is_refused(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(UserError) as refused:
+        require_private("site file: cache", tmp_path)
+    assert (refused.value.field, refused.value.value) == ("site file: cache", tmp_path)
+    assert f"chmod 700 {tmp_path}" in refused.value.remedy
+    assert f"{mode & 0o777:03o}" in refused.value.problem
+    tmp_path.chmod(0o700)
+    require_private("site file: cache", tmp_path)
+
+
+@pytest.mark.parametrize(("account", "good"), [(0, True), (1, True), (2, False)])
+def test_a_folder_of_another_account_is_refused(
+    account: int, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = tmp_path.stat().st_uid
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: {0: 0, 1: owner, 2: owner + 1}[account])
+    if good:
+        require_private("state", tmp_path)
+        return
+    with pytest.raises(UserError, match="another account"):
+        require_private("state", tmp_path)
+
+
+@pytest.mark.usefixtures("open_to_all")
+def test_what_a_process_makes_after_it_keeps_from_others(tmp_path: Path) -> None:
+    keep_from_others()
+    (tmp_path / "folder").mkdir()
+    replace_file(tmp_path / "folder" / "cases.csv", "case")
+    assert [p.stat().st_mode & 0o077 for p in tmp_path.rglob("*")] == [0, 0]
