@@ -126,7 +126,7 @@ def _receipts(args: argparse.Namespace) -> int:
     from hnfed.guard.receipts import read_receipts
 
     kit = read_kit(args.kit, "site")
-    site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
+    site = site_from_file(args.site or kit.folder / "site.yaml", "none")
     state = site.base_folder.parent
     found = read_receipts(state)
     print(summary(found))
