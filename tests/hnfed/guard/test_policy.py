@@ -28,7 +28,8 @@ def plan(*phases: Phase, **changes: Any) -> Plan:
 
 
 def phase(name: str = "p", **changes: Any) -> Phase:
-    return Phase(**({"name": name, "sites": ["nyu"], "organs": ORGANS, "rounds": 3} | changes))
+    told: dict[str, Any] = {"name": name, "sites": ["nyu"], "organs": ORGANS, "rounds": 3}
+    return Phase(**(told | changes))
 
 
 def test_the_kits_template_is_the_default_and_names_every_key(tmp_path: Path) -> None:
@@ -117,7 +118,10 @@ BAD: dict[str, Callable[[], Plan]] = {
 
 @pytest.mark.parametrize("key", BAD)
 def test_what_goes_beyond_the_policy_is_refused_by_its_key(key: str) -> None:
-    stricter = {"share": {"share": ("none",)}, "fewest_local_epochs": {"fewest_local_epochs": 2}}
+    stricter: dict[str, dict[str, Any]] = {
+        "share": {"share": ("none",)},
+        "fewest_local_epochs": {"fewest_local_epochs": 2},
+    }
     with pytest.raises(PolicyError, match=f"^({key}|smallest_lr, {key})"):
         require_plan(BAD[key](), "nyu", replace(Policy(), **stricter.get(key, {})))
 
