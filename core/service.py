@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, an end asked for, a lost terminal
 _told: list[int] = []  # signals that asked this process to leave
 
 
@@ -36,12 +37,15 @@ class Stopped(BaseException):
 
 
 def stop_by_signal() -> None:
-    """Makes Ctrl-C and SIGTERM raise `Stopped`."""
+    """Makes Ctrl-C, SIGTERM and SIGHUP raise `Stopped`."""
     _listen(_stop)
 
 
 def leave_by_signal() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
+    """Makes Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP SystemExit(143 and 129).
+
+    They are remembered, see `leave_if_told`.
+    """
     _told.clear()
     _listen(leave)
 
@@ -72,8 +76,17 @@ def handling(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def deaf() -> contextlib.AbstractContextManager[None]:
-    """While it lasts, Ctrl-C and SIGTERM do nothing."""
-    return handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+    """While it lasts, Ctrl-C, SIGTERM and SIGHUP do nothing."""
+    return handling(signal.SIG_IGN, *LEAVE)
+
+
+def leaving() -> contextlib.AbstractContextManager[None]:
+    """While it lasts, SIGTERM and SIGHUP raise SystemExit also where nobody else cares for them.
+
+    A signal that whoever started us ignores stays ignored.
+    """
+    heard = [n for n in LEAVE[1:] if signal.getsignal(n) is not signal.SIG_IGN]
+    return handling(leave, *heard)
 
 
 def with_parent() -> None:
@@ -82,12 +95,17 @@ def with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def ends_with_parent() -> None:
-    """For `preexec_fn`: the child is killed when its parent dies, whatever it is at (Linux)."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1:  # it died before
-            os._exit(1)
+def end_with_parent() -> None:
+    """This process is killed when the one that made it is gone, or at once where it is (Linux).
+
+    For workers that have nothing to tidy up; the kernel sees to it, at any moment of their life.
+    """
+    if _LIBC is None:
+        return
+    maker = os.getppid()
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != maker or maker == 1:
+        os._exit(1)
 
 
 def end(child: subprocess.Popen[Any]) -> None:
@@ -116,7 +134,7 @@ def tell(text: str) -> None:
 
 def _listen(handler: Callable[[int, FrameType | None], None]) -> None:
     """A signal that whoever started us ignores (a shell, for a job behind ``&``) stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEAVE:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 

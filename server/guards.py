@@ -22,6 +22,7 @@ T = TypeVar("T")
 LONGEST_MM = 1e4  # no distance in a patient is longer
 AWAY = 5  # Flower's code of a node without a connection
 FLOWER_WORDS = {
+    0: "the site's process died (memory?)",
     1: "the site could not start the app",
     2: "the app failed at the site",
     3: "the message was not fetched in time",

@@ -14,7 +14,7 @@ from typing import Any
 from client.site import count_codes
 from client.site_file import site_from_file
 from core.config import plan_from_json
-from core.service import ends_with_parent
+from core.service import end_with_parent
 from hnfed.guard.environment import node_environment
 from hnfed.guard.exit import code_of
 from hnfed.guard.log import Log
@@ -40,7 +40,7 @@ def prepared_apart(site_file: Path, plan: str, run: str) -> tuple[str, Mapping[s
     done = subprocess.run(
         [sys.executable, "-I", "-m", "hnfed.deploy.prepare"],
         input=order, capture_output=True, text=True, errors="replace", check=False,
-        env=node_environment(), preexec_fn=ends_with_parent,
+        env=node_environment(), preexec_fn=end_with_parent,
     )  # fmt: skip
     log.add(done.stderr)
     try:

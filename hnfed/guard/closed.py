@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core.service import ends_with_parent
+from core.service import end_with_parent
 from hnfed.guard import frames
 from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log
@@ -105,7 +105,7 @@ def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes],
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=scratch, env=_environment(scratch), pass_fds=(theirs.fileno(),),
-            start_new_session=True, preexec_fn=ends_with_parent,
+            start_new_session=True, preexec_fn=end_with_parent,
         )  # fmt: skip
     finally:
         theirs.close()

@@ -173,6 +173,7 @@ class Federated:
 
     fakes: Fakes
     out: Path
+    local: str = ""  # the site map of a simulation
 
     def run(self, *, resume: bool = False) -> None:
         from server.app import app
@@ -184,7 +185,7 @@ class Federated:
             "out": str(self.out),
             "resume": "1" if resume else "",
             "tracking": "",
-            "local": "",
+            "local": self.local,
         }
         run_inline(app, self.fakes.app(), config, len(self.fakes.plan.site_names))
 

@@ -15,7 +15,7 @@ from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
 from server import rounds
-from server.correspondence import AWAY_SECONDS, RunFailed, _wait, quorum_of
+from server.correspondence import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
 from server.exchange import Exchange
 from server.record import Recorder
 
@@ -317,6 +317,86 @@ def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
     for stem in ("best", "last"):
         for name, tensor in whole.weights(stem).items():
             assert torch.equal(run.weights(stem)[name], tensor)
+
+
+def lacking(run: Any) -> tuple[str, list[int]]:
+    """Status of a run, and its committed rounds."""
+    status = json.loads((run.out / "metrics.json").read_text())["status"]
+    assert run.events("run-end")[-1]["status"] == status
+    return status, [e["round"] for e in run.events("round")]
+
+
+def test_a_simulated_site_may_miss_one_round_not_two(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=5))
+
+    def died(*rounds: int) -> dict[tuple[str, str, int], list[Any]]:
+        return {("b", "train", r): [act["error"](0)] for r in rounds}
+
+    run = federate(plan, "one", acts=died(2, 4))
+    run.local = "{}"
+    run.run()
+    assert lacking(run) == ("completed", [1, 2, 3, 4, 5])
+    assert [e["detail"] for e in run.events("rejected")] == [
+        "the site's process died (memory?); Flower error 0"
+    ] * 2
+    run = federate(plan, "two", acts=died(2, 3))
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match=r"(?s)round 3.*b: E_ERROR.*memory.*--resume"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1, 2])
+    assert (run.out / "checkpoints" / "p" / "last.safetensors").is_file()
+    run.run(resume=True)
+    assert lacking(run) == ("completed", [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("patience", [50, 2])
+def test_a_simulated_site_may_not_miss_the_last_round(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], patience: int
+) -> None:
+    """The last one is known as such only when it is through where patience ends the phase."""
+    dice = {(s, r): 0.9 if r == 0 else 0.5 for s in "ab" for r in range(9)}
+    rounds = 3 if patience == 50 else 9
+    plan = make_plan(phase(rounds=rounds, patience=patience))
+    whole = federate(plan, "whole", dice=dict(dice))
+    whole.run()
+    last = len(whole.events("round"))
+    assert last == 3
+    wrong = {("b", "train", last): [act["error"](0)]}
+    run = federate(plan, dice=dict(dice), acts=wrong)
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match="last round"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1, 2])
+    run.run(resume=True)
+    assert lacking(run) == ("completed", [1, 2, 3])
+    for name, tensor in whole.weights("last").items():
+        assert torch.equal(run.weights("last")[name], tensor)
+
+
+@pytest.mark.parametrize("task", ["validate", "test"])
+def test_a_simulation_is_scored_at_every_site(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], task: str
+) -> None:
+    plan = make_plan(phase(rounds=1), round_retries=1)
+    wrong = {("b", task, 1): [act["error"](0), act["error"](0)]}
+    run = federate(plan, acts=wrong)
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match=f"task {task}.*b: E_ERROR"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1])
+    run.run(resume=True)
+    assert lacking(run)[0] == "completed"
+
+
+def test_a_real_federation_goes_on_without_a_site(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    wrong = {("b", "train", r): [act["error"](0)] for r in (2, 3)}
+    run = federate(make_plan(phase(rounds=3)), acts=wrong)
+    run.run()
+    assert lacking(run) == ("completed", [1, 2, 3])
 
 
 def test_sites_that_never_came_fail_the_phase(federate: Make, make_plan: Make) -> None:
