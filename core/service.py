@@ -95,16 +95,20 @@ def with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def end_with_parent() -> None:
+def end_with_parent(maker: int | None = None) -> None:
     """This process is killed when the one that made it is gone, or at once where it is (Linux).
 
     For workers that have nothing to tidy up; the kernel sees to it, at any moment of their life.
+
+    Args:
+        maker: process id of the parent, where it is known; it may be 1, in a container. Without
+            it, a parent with the id 1 is taken for the one that orphans get.
     """
     if _LIBC is None:
         return
-    maker = os.getppid()
+    expected = os.getppid() if maker is None else maker
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != maker or maker == 1:
+    if os.getppid() != expected or (maker is None and expected == 1):
         os._exit(1)
 
 

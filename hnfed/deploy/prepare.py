@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def prepared_apart(site_file: Path, plan: str, run: str) -> tuple[str, Mapping[s
     done = subprocess.run(
         [sys.executable, "-I", "-m", "hnfed.deploy.prepare"],
         input=order, capture_output=True, text=True, errors="replace", check=False,
-        env=node_environment(), preexec_fn=end_with_parent,
+        env=node_environment(), preexec_fn=partial(end_with_parent, os.getpid()),
     )  # fmt: skip
     log.add(done.stderr)
     try:

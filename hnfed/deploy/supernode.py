@@ -35,6 +35,7 @@ RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
 CONNECT_SECONDS = 20.0  # without a connection by then the site is told what it can see
 SILENT_SECONDS = 300.0  # without an answer of the server for so long a node is started anew
 LOG = "node.log"
+NODE = ("-I", "-m", "hnfed.deploy.node")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
 REASONS = (
@@ -128,7 +129,7 @@ def _clear_old(folder: Path) -> None:
 def _start(kit: Kit, site_file: Path, home: Path, word: str) -> subprocess.Popen[str]:
     settings = {"kit": str(kit.folder), "site": str(site_file), "word": word}
     child = subprocess.Popen(
-        [sys.executable, "-I", "-m", "hnfed.deploy.node"],
+        [sys.executable, *NODE],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         cwd=home, env=node_environment(), text=True, errors="replace", start_new_session=True,
         preexec_fn=with_parent,

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log
 
 END_SECONDS = 10.0
+WORKER = ("-I", "-B", "-m", "hnfed.guard.worker")
 
 
 class OvertimeError(RuntimeError):
@@ -100,12 +102,12 @@ def work(
 @contextlib.contextmanager
 def _started(scratch: Path, log: Log) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-I", "-B", "-m", "hnfed.guard.worker", str(theirs.fileno())]
+    command = [sys.executable, *WORKER, str(theirs.fileno())]
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=scratch, env=_environment(scratch), pass_fds=(theirs.fileno(),),
-            start_new_session=True, preexec_fn=end_with_parent,
+            start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
         )  # fmt: skip
     finally:
         theirs.close()

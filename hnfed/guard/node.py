@@ -301,10 +301,12 @@ class Case:
 def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply:
     """The worker's answer, if it has the form of one."""
     records = values.get("records")
-    header = records.get("header") if isinstance(records, dict) else None
-    metrics = records.get("metrics") if isinstance(records, dict) else None
-    if not isinstance(header, dict) or not isinstance(metrics, dict) or set(out) - {"arrays"}:
+    known = isinstance(records, dict) and set(records) == {"header", "metrics"}
+    if not isinstance(records, dict) or not known or set(out) - {"arrays"}:
         raise OutboxError("records: not a header, numbers and one parcel")
+    header, metrics = records["header"], records["metrics"]
+    if not isinstance(header, dict) or not isinstance(metrics, dict):
+        raise OutboxError("records: a header or numbers of another form")
     return exit.Reply(header, metrics, out.get("arrays", b""))
 
 
