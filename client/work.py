@@ -53,6 +53,13 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     def told(count: int) -> int:
         return count if count == 0 or count >= cell else -1
 
+    def annotate(split: str) -> tuple[int, ...]:
+        """For the guard, which needs to know what this site contributes to."""
+        if not plan.federation.secure_aggregation:
+            return ()
+        cases = [e.annotated for e in entries if e.split == split]
+        return tuple(sum(o in shared and o in a for a in cases) for o in plan.organ_names)
+
     weighted = plan.loss.class_weight != "none"
     rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
     return Description(
@@ -69,6 +76,8 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         else (),
         left_out={k: told(n) for k, n in (dict(left_out) | overlaps(trained)).items()},
         versions=versions(),
+        annotated_val=annotate("val"),
+        annotated_test=annotate("test"),
     )
 
 

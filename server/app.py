@@ -27,6 +27,7 @@ from server.progress import State
 from server.record import LOCK, Recorder, tell
 from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
+from server.secure_start import secure_start
 
 app = ServerApp()
 
@@ -136,6 +137,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)
     _require_annotated(plan, described)
+    secure = secure_start(grid, plan, nodes, described, code, recorder)
     weights: dict[str, tuple[State, list[str]]] = {}
     splits: dict[str, dict[str, str]] = {}
     for phase in plan.phases:
@@ -174,6 +176,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
             _previous(plan, phase, recorder, weights),
             _starts_at_site(plan, phase),
             splits[phase.init],
+            secure,
             whole=whole,
         )
         splits[phase.name] = dict(run.meta["splits"])

@@ -40,7 +40,7 @@ class Accepted:
     header: Header
     result: Result
     state: dict[str, Tensor]
-    message: Message
+    message: Message | None  # None for a sum of replies
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "simulations": {"simulations", "server", "client", "core"},
     "hnfed": set(PACKAGES),
 }
+DRIVERS = ROOT / "simulations" / "benchmarks"  # started by hand; nothing imports them
 FEDERATION = {"flwr", "ray"}
 
 
@@ -41,7 +42,7 @@ def test_imports_point_down(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path, line, name in read
-        if name in PACKAGES and name not in MAY_IMPORT[package]
+        if name in PACKAGES and name not in MAY_IMPORT[package] and not path.is_relative_to(DRIVERS)
     ]
     assert wrong == []
 

@@ -9,8 +9,8 @@ them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from core.parcel import packed, unpacked
 from core.phases import network, parts_of
 from core.plan import Plan
 from core.protocol import CODES, NEED_BASE, OK, Header
+from hnfed.guard.masking import secured
+from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
 from hnfed.guard.outbox import OutboxError, require_allowed
 from hnfed.guard.policy import Policy, PolicyError, hidden
 from hnfed.guard.receipts import write_receipt
 
+FOR_MASKING = ("annotated_val", "annotated_test")
 NOTHING = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}  # metrics of a refusal
 State = dict[str, Tensor]
-Masking = Callable[[Asked, State], State]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def release(
     *,
     cases: int | None = None,
     receipts: Receipts | None = None,
-    masking: Masking | None = None,
+    keyring: Keyring | None = None,
+    incoming: bytes = b"",
 ) -> Reply:
     """What of a reply leaves.
 
@@ -81,7 +84,8 @@ def release(
         policy: of the site; a simulated site has none.
         cases: training cases that the phase uses here, as the guard counted them.
         receipts: of the site; they grow by a line before the reply goes.
-        masking: of secure aggregation: turns the weights that leave into masked ones.
+        keyring: of the site; what leaves is masked where the plan asks for sums only.
+        incoming: the parcel of weights that came with the order; b"" where none did.
 
     Returns:
         The reply that may go, made anew.
@@ -89,7 +93,11 @@ def release(
     Raises:
         OutboxError: something was about to leave that is not on the list.
         NonFiniteError: a weight is NaN or infinite.
+        MaskingError: the plan asks for sums only, and this reply would not be one.
     """
+    sums = asked.plan.federation.secure_aggregation
+    if policy is not None and sums:  # what it keeps back enters no sum, see `Keyring`
+        policy = replace(policy, counts=True, scores=True)
     config, metrics = dict(reply.config), dict(reply.metrics)
     code = config.get("code")
     if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
@@ -116,9 +124,15 @@ def release(
     except ValueError as error:
         raise OutboxError(f"weights: {error}") from error
     require_allowed(config, metrics, state, {n: tuple(t.shape) for n, t in shapes.items()})
-    if masking is not None and state:
-        state = masking(asked, state)
-    released = Reply(config, metrics, packed(state) if state else b"")
+    parcel = packed(state) if state else b""
+    if not sums:  # the guard alone needs these, and only then
+        metrics = {k: v for k, v in metrics.items() if k not in FOR_MASKING}
+    else:
+        if keyring is None:
+            raise MaskingError("there is no key of this site to mask with")
+        config, metrics, parcel = secured(asked, incoming, config, metrics, state, keyring)
+        state = unpacked(parcel) if parcel else {}
+    released = Reply(config, metrics, parcel)
     if receipts is None:
         return released
     return receipts.write(asked.run, asked.kind, released, state)
@@ -155,6 +169,8 @@ def code_of(error: BaseException) -> str:
         return "E_POLICY"
     if isinstance(error, OutboxError):
         return "E_OUTBOX"
+    if isinstance(error, MaskingError):
+        return "E_MASK"
     if isinstance(error, OrderError):
         return "E_ORDER"
     if isinstance(error, NonFiniteError):

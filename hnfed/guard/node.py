@@ -29,6 +29,8 @@ from hnfed.guard.fleet import (
     MessageError,
     RunOverError,
 )
+from hnfed.guard.keyring import FOLDER as SUMS
+from hnfed.guard.keyring import keyring_of
 from hnfed.guard.log import Log
 from hnfed.guard.outbox import OutboxError
 from hnfed.guard.pins import Pin
@@ -167,6 +169,8 @@ class Desk:
         records = self.connection.content(arrival, exit.plan_bytes(plan))
         case.pulled = True
         case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
+        sums = plan.federation.secure_aggregation
+        keyring = keyring_of(house.kit, house.name, house.guard, policy) if sums else None
         self._heed(asked.order)
         self._say(case, "begun")
         if asked.kind == "query":
@@ -175,7 +179,16 @@ class Desk:
             case.cases = self._require_entries(asked, policy, pin)
         reply = self._worked_on(asked, settings, records, pin, policy, content)
         reply = _with_startup(reply, time.monotonic() - begun)
-        released = exit.release(reply, asked, policy, cases=case.cases, receipts=self.receipts)
+        incoming = records.get("arrays")
+        released = exit.release(
+            reply,
+            asked,
+            policy,
+            cases=case.cases,
+            receipts=self.receipts,
+            keyring=keyring,
+            incoming=incoming if isinstance(incoming, bytes) else b"",
+        )
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -241,7 +254,7 @@ class Desk:
                     house.device,
                     read=(code, house.cache),
                     write=(run_folder, base_folder, scratch),
-                    secrets=(house.kit.folder, house.guard / pins.FOLDER),
+                    secrets=(house.kit.folder, house.guard / pins.FOLDER, house.guard / SUMS),
                 ),
                 "records": {"order": asked.order.to_config()},
                 "run_config": dict.fromkeys(order.SETTINGS, "")

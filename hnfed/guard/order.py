@@ -11,12 +11,14 @@ from core.errors import UserError
 from core.identifiers import RunId, run_id
 from core.plan import Phase, Plan
 from core.protocol import Order
+from core.secure_hello import LONGEST as LONGEST_HELLO
 
 # Kinds of messages that this site answers, with the tasks that each may ask for.
-KINDS = {"query": ("",), "train": ("train",), "evaluate": ("validate", "test", "finish")}
+KINDS = {"query": ("", "tally"), "train": ("train",), "evaluate": ("validate", "test", "finish")}
 SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 PARCELS = {"query": (), "train": ("arrays", "base"), "evaluate": ("arrays", "base")}
 MOST_TEXT = 2**20
+MOST_PEERS = 1000
 LONGEST = 8192  # of an order's texts: a certificate
 
 
@@ -83,6 +85,8 @@ def read(kind: str, site: str, run: str, plan: Plan, records: Mapping[str, Any])
     if order.run != run:
         raise OrderError("run: another one than the run's settings name")
     if kind == "query":
+        if order.task not in KINDS[kind] or bool(order.task) != bool(order.peers):
+            raise OrderError("task")
         return Asked(kind, site, run, plan, order, None)
     known = {phase.name: phase for phase in plan.phases}
     if order.phase not in known or order.task not in KINDS[kind]:
@@ -95,6 +99,8 @@ def read(kind: str, site: str, run: str, plan: Plan, records: Mapping[str, Any])
     for name in ("voxels", "totals", "organ_factors"):
         if len(getattr(order, name)) not in (0, len(phase.organs)):
             raise OrderError(name)
+    if len(order.weights) not in (0, 1 + len(phase.organs)):
+        raise OrderError("weights")
     return Asked(kind, site, run, plan, order, phase)
 
 
@@ -104,7 +110,11 @@ def _typed(values: Mapping[str, Any]) -> Order:
         if key not in {f.name for f in fields(Order)}:
             raise OrderError(f"order: {key[:40]!r}")
         default = getattr(empty, key)
-        if isinstance(default, list):
+        if key == "peers":
+            fits = (
+                isinstance(value, list) and len(value) <= MOST_PEERS and all(map(_is_hello, value))
+            )
+        elif isinstance(default, list):
             fits = isinstance(value, list) and all(_is_size(v) for v in value)
         else:
             fits = type(value) is type(default) and (
@@ -118,6 +128,10 @@ def _typed(values: Mapping[str, Any]) -> Order:
         raise OrderError(f"order: {error.field}") from error
     _run(order.run)
     return order
+
+
+def _is_hello(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_HELLO
 
 
 def _is_size(value: object) -> bool:

@@ -42,6 +42,8 @@ NUMBERS = {
     "seconds": "of computing",
     "startup": "seconds that the process took to begin",
     "annotated": "by organ, how many training cases annotate it",
+    "annotated_val": "by organ, how many validation cases annotate it; it never leaves the guard",
+    "annotated_test": "by organ, how many test cases annotate it; it never leaves the guard",
     "loss": "mean over the steps: total, and each term",
     "voxels": "by organ, voxels of it in the training crops",
     "totals": "by organ, voxels of the crops that annotate it",
@@ -57,6 +59,11 @@ NUMBERS |= {
     f"{split}.{name}": f"{text} ({words})"
     for split, words in (("val", "validation"), ("test", "test"))
     for name, text in SUMS.items()
+}
+# What the guard itself adds under secure aggregation, where all else is emptied.
+MASKED = {
+    "hello": "this site's key of the run, and which organs it has cases of, under its signature",
+    "masked": "counts, losses, scores under masks: only their sum over the sites can be read",
 }
 LARGEST, LONGEST = 1e15, 256
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)

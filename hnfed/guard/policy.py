@@ -16,6 +16,7 @@ from core.config import plan_from_json, plan_json
 from core.errors import UserError
 from core.phases import network
 from core.plan import Augment, Phase, Plan
+from core.secure_layout import summed_sites
 from hnfed.guard.floors import require_entries, require_order
 from hnfed.guard.hiding import hidden
 from hnfed.guard.rules import Policy, PolicyError, read_policy
@@ -37,6 +38,7 @@ def require_plan(plan: Plan, site: str, policy: Policy) -> None:
     own = [phase for phase in plan.phases if site in phase.sites]
     if not own:
         raise PolicyError("phases: none of the plan's phases is for this site")
+    _require_sums(plan, site, policy)
     _require_organs(plan, policy)
     _require_size(plan, own, policy)
     for phase in own:
@@ -140,6 +142,24 @@ def _require_apart(own: list[Phase], policy: Policy) -> None:
             raise PolicyError(
                 f"fewest_cases: phases with max_cases {fewer} and {more} differ by fewer cases"
             )
+
+
+def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
+    """Sums over sites where the policy requires them, and sums over enough of them."""
+    if not plan.federation.secure_aggregation:
+        if policy.secure_aggregation == "required":
+            raise PolicyError(
+                "secure_aggregation: required, and the plan does not ask for it (the coordinator: "
+                "federation.secure_aggregation=true)"
+            )
+        return
+    sites = summed_sites(plan)
+    if site in sites and len(sites) < policy.secure_aggregation_sites:
+        raise PolicyError(
+            f"secure_aggregation_sites: {policy.secure_aggregation_sites}, and the plan has "
+            f"{len(sites)} sites (the coordinator: add sites to the plan's phases; or write a "
+            "smaller number into policy.yaml)"
+        )
 
 
 def augmentation(settings: Augment) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.text import shown
-from hnfed.guard.outbox import CONFIG, NUMBERS
+from hnfed.guard.outbox import CONFIG, MASKED, NUMBERS
 from hnfed.guard.receipts import REPAIRED
 
 KINDS = {
@@ -74,4 +74,6 @@ def _meaning(name: str) -> str:
         return "of a library"
     if name.startswith("left_out."):
         return "how often that was the reason why something was left out (docs/data.md)"
-    return (CONFIG | NUMBERS | {"torn_bytes": "of the line that was set aside"}).get(name, "")
+    return (CONFIG | NUMBERS | MASKED | {"torn_bytes": "of the line that was set aside"}).get(
+        name, ""
+    )

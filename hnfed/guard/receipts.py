@@ -74,7 +74,7 @@ def write_receipt(
         "bytes": sum(t["bytes"] for t in listed),
         "sha256": digest.hexdigest(),
     }
-    signer = _private(key) if key is not None else None
+    signer = private_key(key) if key is not None else None
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _held(state):
         torn = _mend(state)
@@ -188,7 +188,8 @@ def _values(raw: bytes) -> Line | None:
     return value if isinstance(value, dict) else None
 
 
-def _private(path: Path) -> ec.EllipticCurvePrivateKey:
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A kit's private key, as OpenSSH or PEM."""
     content = path.read_bytes()
     ssh = b"OPENSSH" in content[:64]
     load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key

@@ -81,8 +81,10 @@ class Policy:
         plans: any, or only those that were approved here.
         approvers: persons who must approve code, and plans.
         sandbox: whether a machine that cannot close the training process in may train.
-        secure_aggregation: whether weights may leave without masks.
-        secure_aggregation_sites: least number of sites in a sum that is opened.
+        secure_aggregation: ``required``: no weights, counts or scores leave but in a sum over
+            sites; ``allowed``: where the plan asks for it.
+        secure_aggregation_sites: over how many sites at least, row by row of the head.
+        secure_aggregation_change: sums may be over other sites than those of earlier runs.
     """
 
     organs: tuple[str, ...] = ()
@@ -119,6 +121,7 @@ class Policy:
     sandbox: str = "required"
     secure_aggregation: str = "allowed"
     secure_aggregation_sites: int = 3
+    secure_aggregation_change: bool = False
 
 
 class PolicyError(RuntimeError):

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from core.config import plan_from_json
 from hnfed.guard import exit, order
+from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked
 from hnfed.guard.outbox import OutboxError
+from hnfed.guard.simulated_keys import simulated_keyring
 
 HEADER, METRICS, ARRAYS = "header", "metrics", "arrays"
 
@@ -28,15 +31,42 @@ def release(message: Message, reply: Message, context: Context) -> Message:
         reply: of the app.
         context: that the app was given.
     """
+    return let_out(message, reply, context, site_of, keyring_of)
+
+
+def let_out(
+    message: Message,
+    reply: Message,
+    context: Context,
+    named: Callable[[Context], str],
+    keys: Callable[[Context, Asked], Keyring | None],
+) -> Message:
+    """`release`, where the site's name and its keys are found by these functions."""
     site, asked = "", None
     try:
-        site = site_of(context)
+        site = named(context)
         asked = read(message, context, site)
-        released = exit.release(_reply_of(reply), asked, None)
+        record = message.content.array_records.get(ARRAYS)
+        incoming = _plain(record) if record else b""
+        released = exit.release(
+            _reply_of(reply),
+            asked,
+            None,
+            keyring=keys(context, asked),
+            incoming=incoming if isinstance(incoming, bytes) else b"",
+        )
     except Exception as error:
         traceback.print_exc()
         released = exit.refusal(exit.code_of(error), site, asked)
     return _message(message, released)
+
+
+def keyring_of(context: Context, asked: Asked) -> Keyring | None:
+    """What a simulated site masks with; None where the plan does not ask for sums."""
+    if not asked.plan.federation.secure_aggregation:
+        return None
+    folder = Path(json.loads(str(context.run_config["local"]))["out"]) / "sites"
+    return simulated_keyring(folder, asked.site, asked.plan.site_names)
 
 
 def site_of(context: Context) -> str:

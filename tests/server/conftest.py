@@ -173,6 +173,7 @@ class Federated:
 
     fakes: Fakes
     out: Path
+    run_id: str = "r"
     local: str = ""  # the site map of a simulation
 
     def run(self, *, resume: bool = False) -> None:
@@ -181,7 +182,7 @@ class Federated:
 
         config = {
             "plan": plan_json(self.fakes.plan),
-            "run_id": "r",
+            "run_id": self.run_id,
             "out": str(self.out),
             "resume": "1" if resume else "",
             "tracking": "",

@@ -180,7 +180,7 @@ def test_five_thousand_random_replies_and_none_escapes() -> None:
 
 
 def test_the_list_names_what_the_protocol_sends_and_no_more() -> None:
-    description = Description("a", "f", "s", (1, 1, 1), (1,), (1.0,), (1.0,), {}, {})
+    description = Description("a", "f", "s", (1, 1, 1), (1,), (1.0,), (1.0,), {}, {}, (1,), (1,))
     config, metrics = description.to_records()
     result = Result(
         1, (1,), (1.0,) * 5, scores={s: {"A": OrganSum(1, 1, 1.0)} for s in ("val", "test")}
