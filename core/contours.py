@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from core.anatomy import BUILT_IN
 from core.data import dicom
-from core.data.archive import NO_CASE, PACKED, Archive, CaseRef, open_archive
+from core.data.archive import Archive, CaseRef, open_archive
 from core.data.dicomseg import write_dicomseg
 from core.data.folders import NO_RIGHT, files_in
 from core.data.grid import bounding_box
+from core.data.listing import ANY_LAYOUT, PACKED
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
 from core.errors import UserError, shown
@@ -60,7 +61,7 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        remedy = _REMEDY if error.problem == NO_CASE else error.remedy
+        remedy = _REMEDY if error.remedy == ANY_LAYOUT else error.remedy
         raise UserError("--input", path, remedy, problem=error.problem) from error
 
 
