@@ -57,10 +57,12 @@ def find(root: Path, structure_set: str = "") -> list[CaseFolder]:
     said: dict[Key, list[Finding]] = defaultdict(list)
     for path in alone:
         kept = [one for one in chosen if one.key not in sets]
-        finding, one = why_alone(path, tree, kept)
-        if one is not None:
-            said[one.key].append(finding)
-        elif finding is not None:
+        finding, lacking = why_alone(path, tree, kept)
+        if finding is None:
+            continue
+        if lacking is not None:
+            said[lacking.key].append(finding)
+        else:
             found.append(CaseFolder(path.parent, (), (), (), path.stem, "", (finding,)))
     for path, error in tree.damaged_sets:
         found.append(_lost(path, error.problem))
