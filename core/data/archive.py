@@ -19,9 +19,10 @@ from core.anatomy import Organ, vocabulary
 from core.data.caselist import Row, read_rows
 from core.data.folders import NO_RIGHT, CaseFolder
 from core.data.hounsfield import refuse
+from core.data.image_file import data_file
 from core.data.listing import FORMATS, find, folder_of
 from core.data.listing import reader as reader_of
-from core.data.volume import Geometry, Volume, data_file
+from core.data.volume import Geometry, Volume
 from core.errors import CaseError, Finding, UserError, shown
 from core.names import NONE, Match, assign, matcher
 
