@@ -30,8 +30,9 @@ from core.models.stages import unique_state
 from core.optimisation import DeviceMemoryError, NonFiniteError, resolve_device
 from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
-from core.plan import Plan
+from core.plan import Phase, Plan
 from core.protocol import NEED_BASE, OK, Header, Order, Result
+from core.text import shown
 from hnfed.guard.approval_guard import STARTED, TOLD
 from hnfed.guard.outbox import OutboxError, write_receipt
 from hnfed.guard.outbox import require_allowed as require_leaving
@@ -97,7 +98,7 @@ def guarded(handler: Handler) -> Handler:
 def _refusal(message: Message, context: Context, error: Exception) -> Message:
     """The reply that tells the server of an error: a code, and whose it is."""
     name = _log(context, error)
-    order, code = _order_of(message), _code_of(error)
+    order, code = _named(message), _code_of(error)
     about = str(error) if isinstance(error, PolicyError) else "see client.log"
     _say(message, context, f"not done, the server is told {code}: {type(error).__name__}, {about}")
     config = Header(name, order.run, order.phase, order.round, code).to_config()
@@ -112,11 +113,11 @@ def _say(message: Message, context: Context, what: str) -> None:
     """A line for the person at the site, on this machine only; a simulation has none."""
     if "policy" not in context.node_config:
         return
-    order = _order_of(message)
+    order = _named(message)
     task = f"{order.phase} round {order.round}, {order.task}" if order.phase else "who is there"
-    line = f"run {order.run or '?'}: {task}: {what}"[:SHOWN]  # names of the server's choosing
+    line = f"run {order.run or '?'}: {task}: {what}"
     with contextlib.suppress(OSError):
-        print(TOLD + "".join(c if c.isprintable() else " " for c in line), flush=True)
+        print(TOLD + shown(line, SHOWN), flush=True)
 
 
 def _within_limits(handler: Handler, message: Message, context: Context) -> Message:
@@ -232,8 +233,8 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
     if order.base_hash:
         base = cached_base(site.base_folder, order.base_hash)
         if base is None and "base" in message.content:
-            base = _arrays(message, "base")
-            if not keep_base(site.base_folder, order.base_hash, base):
+            base = _arrays(message, "base", _asked(plan, phase, "base"))
+            if not keep_base(site.base_folder, order.base_hash, base, site.base_bytes):
                 raise UserError("base", order.base_hash[:12], "ask the server to send it again")
         if base is None:
             return None
@@ -243,15 +244,37 @@ def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[st
         own = Personal(site.phase_folder(before.name)).best()
         state |= start_state(plan, phase, (own, before.organs))
     if "arrays" in message.content:
-        state |= _arrays(message, "arrays")
+        state |= _arrays(message, "arrays", _asked(plan, phase, "shared"))
     return state
 
 
-def _arrays(message: Message, key: str) -> dict[str, Tensor]:
+def _asked(plan: Plan, phase: Phase, part: str) -> dict[str, Tensor]:
+    """The tensors that a part of the phase consists of (names, shapes, types)."""
+    model = network(plan, phase)
+    names = getattr(parts_of(model, plan, phase), part)
+    state = unique_state(model)
+    return {name: state[name] for name in names}
+
+
+def _arrays(message: Message, key: str, asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a parcel, which are those asked for: no other name, shape or type.
+
+    Raises:
+        UserError: they are not; nothing of them was kept.
+    """
     record = message.content[key]
-    assert isinstance(record, ArrayRecord)
-    (array,) = record.values()
-    return unpacked(array.data)
+    values = list(record.values()) if isinstance(record, ArrayRecord) else []
+    remedy = "ask the coordinator: server and site differ in the plan or the code"
+    if len(values) != 1:
+        raise UserError(key, f"{len(values)} parcels", remedy)
+    try:
+        state = unpacked(values[0].data, asked)
+    except ValueError as error:
+        raise UserError(key, str(error), remedy) from None
+    told = {n: (tuple(t.shape), t.dtype) for n, t in state.items()}
+    if told != {n: (tuple(t.shape), t.dtype) for n, t in asked.items()}:
+        raise UserError(key, f"{len(state)} tensors", remedy, problem="not those of the phase")
+    return state
 
 
 def _need_base(message: Message, site: Site, order: Order) -> Message:
@@ -346,6 +369,14 @@ def _order_of(message: Message) -> Order:
     record = message.content.get("order")
     values = dict(record) if isinstance(record, ConfigRecord) else {}
     return Order.from_config({"run": "", "phase": "", "round": 0, "task": ""} | values)
+
+
+def _named(message: Message) -> Order:
+    """The order as far as its names can be used: without any where one is no name."""
+    try:
+        return _order_of(message)
+    except UserError:
+        return Order("", "", 0, "")
 
 
 def _log(context: Context, error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.cli import ARCHIVE_FORMATS, subcommand
 from core.errors import UserError
+from core.text import shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +109,7 @@ def _check(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         progress=_Progress("read"),
     )
-    print(screen(report))
+    print(shown_text(screen(report)))
     if args.json is not None:
         replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
     return 1 if report.errors else 0
@@ -140,7 +141,7 @@ def _names(
     from core.name_table import name_json, name_rows, name_text
 
     rows = name_rows(archive.names, vocabulary(), aliases)
-    print(name_text(rows))
+    print(shown_text(name_text(rows)))
     if target is not None:
         replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
     return int(any(row.kind == "ask" for row in rows))

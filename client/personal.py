@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint import load, load_meta, save
+from core.data.quota import prune, touch
 from core.errors import UserError
 from core.files import private_folder
+from core.identifiers import digest as parsed_digest
 from core.phases import state_hash
 from core.store import RoundStore
 
@@ -90,22 +92,41 @@ class Personal:
 
 def cached_base(folder: Path, digest: str) -> dict[str, Tensor] | None:
     """The base with that SHA-256 from the site's disk (D8); None where it is absent or damaged."""
-    path = folder / f"{digest}.safetensors"
+    path = folder / f"{parsed_digest(digest)}.safetensors"
     if not path.is_file():
         return None
     try:
         state, _ = load(path)
     except (UserError, OSError, json.JSONDecodeError):
         return None
-    return state if state_hash(state) == digest else None
-
-
-def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor]) -> bool:
-    """Stores a base under its hash; False (and nothing stored) where the hash does not fit."""
     if state_hash(state) != digest:
+        return None
+    touch(path)
+    return state
+
+
+def keep_base(folder: Path, digest: str, state: Mapping[str, Tensor], quota_bytes: int = 0) -> bool:
+    """Stores a base under its hash; False (and nothing stored) where the hash does not fit.
+
+    Args:
+        folder: of the bases.
+        digest: SHA-256 of the base.
+        state: its tensors, of the names and shapes that the plan asks for.
+        quota_bytes: of all bases together: those not used for longest go, the server sends them
+            again; 0 for no limit.
+
+    Raises:
+        UserError: this base alone is larger.
+    """
+    if state_hash(state) != parsed_digest(digest):
         return False
     private_folder(folder)
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    if quota_bytes and size > quota_bytes:
+        raise UserError("base", f"{size} bytes", "raise base_gb in the site file")
     save(folder, digest, dict(state), {"kind": "base"})
+    if quota_bytes:
+        prune(folder, "*.*", quota_bytes, frozenset((digest,)))
     return True
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.anatomy import vocabulary
+from core.anatomy import vocabulary, vocabulary_at_site
 from core.data.archive import Archive, open_archive
 from core.data.cache import Progress, build_cache, open_cache
 from core.data.caselist import read_rows
@@ -19,6 +19,7 @@ from core.data.entry import Entry
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
+from core.identifiers import phase_name, site_name
 from core.phases import seed_of
 from core.plan import Phase, Plan
 
@@ -56,6 +57,9 @@ class Site:
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
         overlays: how many test cases are drawn after a phase; 0 for none.
+        cache_bytes: most that its cache may hold; 0 for no limit.
+        base_bytes: the same of `base_folder`.
+        simulated: the researcher's own, where the plan may bring spellings of organs.
     """
 
     name: str
@@ -66,6 +70,9 @@ class Site:
     base_folder: Path
     secret: bytes
     overlays: int = 0
+    simulated: bool = False
+    cache_bytes: int = 0
+    base_bytes: int = 0
 
     def prepare(
         self, plan: Plan, *, jobs: int = 1, progress: Progress | None = None
@@ -82,11 +89,12 @@ class Site:
         Raises:
             UserError: no usable case, or lists of cases that contradict themselves or the archive.
         """
-        vocab = vocabulary(plan.organs)
         findings: list[Finding] = []
         split: dict[str, str] = {}
         opened: list[tuple[Source, Archive, Archive, dict[str, str]]] = []
         for source in self.sources:
+            own_words = vocabulary_at_site(plan.organs, source.aliases)
+            vocab = vocabulary(plan.organs) if self.simulated else own_words
             archive = open_archive(
                 source.root,
                 format=source.format,
@@ -111,6 +119,7 @@ class Site:
                 site=self._index(source, digest),
                 jobs=jobs,
                 progress=progress,
+                quota_bytes=self.cache_bytes,
             )
             findings += self._named(source, report.findings)
         private_folder(self.run_folder)
@@ -165,7 +174,7 @@ class Site:
 
     def phase_folder(self, phase: str) -> Path:
         """``SITE_RUN/PHASE``."""
-        return self.run_folder / phase
+        return self.run_folder / phase_name(phase)
 
     def _index(self, source: Source, digest: str) -> str:
         """Name of the source's index in the cache: sites, roots and splits do not share one.
@@ -195,7 +204,7 @@ def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
 def simulated_site(local: str, index: int, run: str) -> Site:
     """The site with that index, from the map that a simulation hands to its clients (D1)."""
     values = json.loads(local)
-    name = sorted(values["sites"])[index]
+    name = site_name(sorted(values["sites"])[index])
     site = values["sites"][name]
     folder = Path(values["out"]) / "sites" / name
     return Site(
@@ -207,6 +216,7 @@ def simulated_site(local: str, index: int, run: str) -> Site:
         base_folder=folder / "base",
         secret=SIMULATION_SECRET,
         overlays=int(values["overlays"]),
+        simulated=True,
     )
 
 

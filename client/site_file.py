@@ -7,15 +7,20 @@ import csv
 import difflib
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from client.site import Site, Source
 from core.config import read_yaml
+from core.data.quota import GB
 from core.errors import UserError
-from core.files import private_folder, require_private
+from core.files import plain_row, private_folder, require_private
+from core.identifiers import run_id, site_name
 from core.kit import Kit
 
 MAX_PATH = 1000
+CACHE_GB, BASE_GB, MOST_GB = 200.0, 10.0, 1_000_000  # 200 GB hold some 10,000 cases
 
 
 def site_from_file(path: Path, run: str) -> Site:
@@ -26,7 +31,8 @@ def site_from_file(path: Path, run: str) -> Site:
             state that other accounts can open.
     """
     known = (
-        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state"
+        "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
+        "cache_gb", "base_gb",
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -40,6 +46,7 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("root", "cache", "state"):
         if "\0" in values[key] or len(values[key]) > MAX_PATH:
             raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
+    name = site_name(values["name"], "site file: name")
     split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
     if not isinstance(split, dict) or not all(
         key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
@@ -53,11 +60,11 @@ def site_from_file(path: Path, run: str) -> Site:
         if Path(str(values[key])).is_dir():
             require_private(f"site file: {key}", Path(str(values[key])))
     return Site(
-        name=str(values["name"]),
+        name=name,
         sources=(
             Source(
                 root=str(values["root"]),
-                label=str(values["name"]),
+                label=name,
                 format=str(values.get("format", "auto")),
                 aliases=_aliases(values.get("aliases") or {}),
                 structure_set=str(values.get("structure_set") or ""),
@@ -67,10 +74,21 @@ def site_from_file(path: Path, run: str) -> Site:
         ),
         device=str(values.get("device", "auto")),
         cache=Path(str(values["cache"])),
-        run_folder=state / run,
+        run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
+        cache_bytes=_quota(values, "cache_gb", CACHE_GB),
+        base_bytes=_quota(values, "base_gb", BASE_GB),
     )
+
+
+def _quota(values: Mapping[str, Any], key: str, default: float) -> int:
+    """Bytes of a limit in gigabytes; a site always has one."""
+    value = values.get(key, default)
+    if not _is_number(value) or not 0.001 <= value <= MOST_GB:
+        remedy = f"give gigabytes, from 0.001 to {MOST_GB}, or leave it out for {default:g}"
+        raise UserError(f"site file: {key}", value, remedy)
+    return int(value * GB)
 
 
 def require_own_kit(site: Site, kit: Kit) -> None:
@@ -102,7 +120,7 @@ def _split_file(path: Path) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            for row in map(plain_row, csv.DictReader(file)):
                 groups[row["split"]].append(row["case"])
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise UserError(

@@ -8,16 +8,14 @@ said about a name that is none of them, `core.names` says.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from core.aliases import CONSTRICTORS, CONSTRICTORS_SHORT, LEVELS, PAIRED, SIDES_OF, SINGLE
 from core.errors import UserError
+from core.identifiers import organ_name
 from core.words import Index, find, index_of, words_of
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_~+-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,28 @@ def vocabulary(extra: Mapping[str, Any] | None = None) -> dict[str, Organ]:
     return organs
 
 
+def vocabulary_at_site(
+    extra: Mapping[str, Any] | None, own: Mapping[str, Sequence[str]]
+) -> dict[str, Organ]:
+    """The organs by which a site's structures are recognised: its own words, none of the plan's.
+
+    A plan comes from elsewhere: with a spelling of its choosing it could take other structures for
+    an organ that the site allows, or learn which names exist. Of a plan's own organs only those
+    count that the site's file names under `aliases`; all spellings beyond the built-in ones and the
+    organ's name are the site's.
+
+    Args:
+        extra: the plan's `organs`.
+        own: the site's `aliases`.
+
+    Raises:
+        UserError: as `vocabulary`.
+    """
+    return vocabulary({name: None for name in extra or {} if name in own and name not in BUILT_IN})
+
+
 def _organ(name: str, value: Any, base: Organ | None, field: str) -> Organ:
-    if not _NAME.fullmatch(name):
-        remedy = "use a TG-263 name: letters, digits and underscores, starting with a letter"
-        raise UserError(field, name, remedy)
+    organ_name(name, field)
     value = {} if value is None else value
     if not isinstance(value, Mapping):
         raise UserError(field, value, "give a mapping with `aliases` and `colour`, or nothing")

@@ -21,11 +21,11 @@ from core import checkpoint
 from core.anatomy import BUILT_IN
 from core.commands import predict
 from core.contours import FORMATS
+from core.described import input_of
 from core.errors import UserError
 from core.files import replace_file
 from core.models.build import build
 from core.models.stages import load_unique
-from core.plan import Model
 from core.report import read_run
 from core.statistics import estimate
 from core.versions import hnfed_version, versions
@@ -93,7 +93,8 @@ def network(root: str) -> torch.nn.Module:
         root: folder of the bundle.
     """
     state, meta = checkpoint.load(Path(root) / "models" / "best.safetensors")
-    model = build(Model(**meta["model"]), len(meta["organs"]), meta["preprocess"]["crop"])
+    organs, preprocess, settings = input_of(meta)
+    model = build(settings, len(organs), preprocess.crop)
     load_unique(model, state)
     return model.eval()
 

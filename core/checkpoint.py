@@ -19,13 +19,15 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from core.described import input_of, require_sound, require_tensors
 from core.errors import UserError
 from core.files import flush_folder, write_flushed
 from core.parcel import packed
+from core.text import shown
 
+META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
 SCHEMA = 2  # 1 had no checksum of the JSON itself
 _EMPTY_BYTES = len(safetensors.torch.save({}))
-_REQUIRED = ("organs", "preprocess", "model")
 
 
 def save(
@@ -96,18 +98,22 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             problem=f"SHA-256 {sha256[:12]}... of the weights is not the one in {path.stem}.json",
         )
     try:
-        return safetensors.torch.load(weights), meta
-    except SafetensorError as error:
-        raise UserError(
-            "model", path, "name a checkpoint written by hnfed", problem=f"not safetensors: {error}"
-        ) from error
+        state = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, LookupError, OverflowError) as error:
+        problem = f"not safetensors: {shown(error, 200)}"
+        remedy = "name a checkpoint written by hnfed"
+        raise UserError("model", path, remedy, problem=problem) from error
+    require_tensors(state, str(path))
+    return state, meta
 
 
 def load_meta(path: Path) -> dict[str, Any]:
     """Reads only the JSON of a checkpoint (``path`` names the ``.safetensors``)."""
     meta_path = path.with_suffix(".json")
     try:
-        meta = json.loads(meta_path.read_text())
+        if meta_path.is_file() and meta_path.stat().st_size > META_BYTES:
+            raise ValueError(f"more than {META_BYTES} bytes")
+        meta = json.loads(meta_path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             "model",
@@ -115,7 +121,7 @@ def load_meta(path: Path) -> dict[str, Any]:
             f"put {meta_path.name} beside the weights; both were written together",
             problem=f"{meta_path.name} is missing",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             "model",
             meta_path,
@@ -139,6 +145,7 @@ def load_meta(path: Path) -> dict[str, Any]:
             "restore the file from the run folder; it is not to be edited",
             problem="its content is not what was written (meta_sha256 differs)",
         )
+    require_sound(meta, str(meta_path))
     return meta
 
 
@@ -155,14 +162,7 @@ def _digest(meta: Mapping[str, Any]) -> str:
 
 def require_described(meta: Mapping[str, Any], path: Path) -> None:
     """Raises `UserError` unless the JSON says how to build and feed the network."""
-    missing = [key for key in _REQUIRED if key not in meta]
-    if missing:
-        raise UserError(
-            "model",
-            path,
-            "use a complete checkpoint such as checkpoints/PHASE/best.safetensors",
-            problem=f"its JSON lacks {', '.join(missing)}",
-        )
+    input_of(meta, str(path))
 
 
 @dataclass
@@ -279,13 +279,13 @@ def _matching_meta(path: Path, sha256: str) -> dict[str, Any] | None:
 
 def _waiting_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(_next_meta(path).read_text())
-    except (
-        FileNotFoundError,
-        ValueError,
-    ):  # a file cut short precedes the renames: it says nothing
+        meta = json.loads(_next_meta(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}  # a file cut short precedes the renames: it says nothing
+    if not isinstance(meta, dict) or not _is_whole(meta):
         return {}
-    return meta if isinstance(meta, dict) and _is_whole(meta) else {}
+    require_sound(meta, str(_next_meta(path)))
+    return meta
 
 
 def _finish_interrupted(path: Path) -> None:

@@ -246,9 +246,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from core.compare import compare, summary
+    from core.text import shown_text
 
     for table in compare(args.runs, args.out, args.phase, args.reference, args.dice):
-        print(f"{summary(table)}\n")
+        print(f"{shown_text(summary(table))}\n")
     print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
     return 0
 

@@ -39,6 +39,7 @@ from core.report import read_run
 from core.report_view import records
 from core.segmenter import Segmenter, chosen_organs, load_segmenter, organ_list
 from core.suitable import implausible, require_suitable
+from core.text import shown, shown_text
 
 SHOWN_FINDINGS = 12
 
@@ -79,7 +80,7 @@ def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) ->
     counts = np.bincount(labels.ravel(), minlength=len(organs) + 1)[1:]
     ml = {o: float(n) * geometry.voxel_ml() for o, n in zip(organs, counts, strict=True)}
     if warning := implausible(ml):
-        print(f"{ref.case}: {warning}", file=sys.stderr)
+        print(f"{shown(ref.case)}: {warning}", file=sys.stderr)
     headers: Sequence[Any] = ()
     if set(args.format) & set(DICOM_FORMATS):
         headers = read_headers(ref.files, geometry)
@@ -92,10 +93,10 @@ def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) ->
         replace_csv(args.output / f"{ref.case}.uncertain.csv", header, rows)
         count = Counter(d.organ for d in doubts)
         told = ", ".join(f"{organ} {n}" for organ, n in count.items())
-        print(f"{ref.case}: uncertain slices: {told}", file=sys.stderr)
+        print(f"{shown(ref.case)}: uncertain slices: {told}", file=sys.stderr)
     absent = [organ for organ, volume in ml.items() if volume == 0]
     if absent:
-        print(f"{ref.case}: not found: {', '.join(absent)}", file=sys.stderr)
+        print(f"{shown(ref.case)}: not found: {', '.join(absent)}", file=sys.stderr)
 
 
 def _note(doubts: Sequence[Doubt], organ: str) -> str:
@@ -124,7 +125,7 @@ def evaluate(args: argparse.Namespace) -> int:
             header, *rows = case_rows(result)
             replace_csv(args.csv.with_name(f"{args.csv.stem}.cases.csv"), header, rows)
     _print_findings(result.findings)
-    print(table(result, per_case=args.per_case))
+    print(shown_text(table(result, per_case=args.per_case)))
     return 0
 
 
@@ -210,7 +211,7 @@ def advise(args: argparse.Namespace) -> int:
             "add a phase with candidates: [local, fine-tuned, frozen] (docs/advisor.md)",
             problem="no site has two models of the same organs to choose from",
         )
-    print(advice.table(found, str(args.run)))
+    print(shown_text(advice.table(found, str(args.run))))
     if args.json is not None:
         _make_folder(args.json.parent, "--json")
         content = {"schema": 1, "run": folder.metrics.get("run"), "advice": found}
@@ -242,7 +243,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     errors = [f for f in findings if f.severity == "error"]
     for f in errors[:SHOWN_FINDINGS]:
         what = "/".join(part for part in (f.case, f.organ) if part)
-        print(f"left out: {what}: {f.code} {f.message}\n  remedy: {f.remedy}", file=sys.stderr)
+        told = f"left out: {shown(what)}: {f.code} {shown(f.message)}"
+        print(f"{told}\n  remedy: {shown_text(f.remedy)}", file=sys.stderr)
     if len(errors) > SHOWN_FINDINGS:
         print(f"left out: {len(errors) - SHOWN_FINDINGS} more; see `hnfed check`", file=sys.stderr)
     warnings = Counter(f.code for f in findings if f.severity != "error")
@@ -264,4 +266,4 @@ class _Progress:
             minutes = seconds / 60
             about = f"{minutes:.0f} min" if minutes > 2 else f"{seconds:.0f} s"
             left = f", about {about} left"
-        print(f"[{done + 1}/{count}] {case}{left}", file=sys.stderr, flush=True)
+        print(f"[{done + 1}/{count}] {shown(case)}{left}", file=sys.stderr, flush=True)

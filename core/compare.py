@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from core.compare_runs import read_member
+from core.compare_runs import Member, read_member
 from core.compare_tables import COLUMNS, MEAN, PhaseTable, Row, phase_table
 from core.compare_variants import ALL, Variant, common_phases, variants_of
 from core.compare_view import comparison_view, signed
@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.evaluation import aligned
 from core.files import replace_csv, replace_file
 from core.report import page
+from core.run_records import of_run
 
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -36,7 +37,15 @@ def compare(
     """
     if not 0 < level < 1:
         raise UserError("--dice", level, "give a Dice between 0 and 1, such as 0.7")
-    variants = variants_of([read_member(argument) for argument in arguments])
+    members = [read_member(argument) for argument in arguments]
+    with of_run(members[0].path):
+        return _compared(members, out, phase, reference, level)
+
+
+def _compared(
+    members: Sequence[Member], out: Path, phase: str | None, reference: str | None, level: float
+) -> list[PhaseTable]:
+    variants = variants_of(members)
     chosen = _reference(variants, reference)
     phases = common_phases(variants, phase)
     tables = [phase_table(variants, name, chosen, level) for name in phases]

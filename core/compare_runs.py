@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import plain_row
 from core.metrics import pool_sites
 from core.report import RunFolder, read_run
 from core.report_curves import validation_dice
 from core.report_format import mapping, number
 from core.report_view import phase_names, rounds_of
+from core.run_records import of_run, read_json
 
 POOLED = "pooled"
 ALONE = "local-only"
@@ -104,6 +105,11 @@ def read_member(argument: str) -> Member:
     Raises:
         UserError: nothing that could be compared lies there, or a file of it is broken.
     """
+    with of_run(Path(argument)):
+        return _read_member(argument)
+
+
+def _read_member(argument: str) -> Member:
     name, _, rest = argument.partition("=")
     named = bool(rest) and "/" not in name and not Path(argument).exists()
     path = Path(rest if named else argument)
@@ -204,7 +210,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             for row in rows:
-                yield f"line {rows.line_num}", {**row, "hd95_mm": row.get("hd95_mm") or None}
+                cells = plain_row(row)
+                yield f"line {rows.line_num}", {**cells, "hd95_mm": cells.get("hd95_mm") or None}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         remedy = "run the test again, or leave this run out"
         raise UserError("cases.csv", path, remedy, problem=type(error).__name__) from error
@@ -284,7 +291,7 @@ def _read_scores(path: Path, label: str, named: bool) -> Member:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         problem = f"cannot be read ({type(error).__name__})"
         raise UserError("RUN", path, "make the file again", problem=problem) from error

@@ -19,10 +19,14 @@ from core.candidates import expand
 from core.errors import UserError
 from core.plan import Config, Phase, Plan
 from core.service import leave_if_told
+from core.text import shown
 
 P = TypeVar("P", bound=Plan)
+T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STUDIES = "studies"  # folder of `CONFIGS`
+PLAN_BYTES = 1_000_000  # of a plan that travels; shipped ones have 4,000
+DEEPEST = 20  # levels of a plan
 MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
 
 
@@ -94,10 +98,24 @@ def plan_json(plan: Plan) -> str:
 
 
 def plan_from_json(text: str) -> Plan:
-    """Inverse of `plan_json`; a plan of other code fails by the name of its unknown key."""
+    """Inverse of `plan_json`; a plan of other code fails by the name of its unknown key.
+
+    Raises:
+        UserError: no JSON of sections, too long, an interpolation at any depth, an unknown key, a
+            wrong type, or a value that makes no sense.
+    """
     from core.validation import check
 
-    plan = cast(Plan, _typed(Plan, json.loads(text), "plan"))
+    if len(text) > PLAN_BYTES:
+        raise UserError("plan", f"{len(text)} characters", f"send at most {PLAN_BYTES}")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problem = f"no JSON ({type(error).__name__})"
+        raise UserError("plan", shown(text, 40), "send a plan of hnfed", problem=problem) from None
+    if not isinstance(values, dict):
+        raise UserError("plan", shown(text, 40), "send sections such as 'model'")
+    plan = cast(Plan, _typed(Plan, values, "plan"))
     check(plan)
     return _offered(plan, {})[0]
 
@@ -142,17 +160,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError("file", path, "give a file that can be read", problem=problem) from None
     except UnicodeDecodeError:
         raise UserError("file", path, "save it as UTF-8", problem="not text in UTF-8") from None
-    if "${" in text:
-        raise UserError(str(path), "${...}", "write the value itself; interpolation is not allowed")
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text))
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:
         leave_if_told()
         reason = " ".join(str(error).split())
         raise UserError(str(path), reason, "mend the YAML at that line") from None
     if not isinstance(values, dict):
         raise UserError(str(path), values, "write sections such as 'model:' at the top level")
+    require_plain(values, str(path))
     return cast(dict[str, Any], values)
+
+
+def require_plain(value: Any, place: str) -> None:
+    """Requires that no key and no text holds an interpolation, at any depth.
+
+    OmegaConf would resolve it where the value is read: from that machine's environment, or from
+    other values. Looked for is what came out of the parser, so that no spelling hides it.
+
+    Raises:
+        UserError: names the place, or that the values lie too deep.
+    """
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise UserError(place, f"more than {DEEPEST} levels", "write it flatter")
+        if isinstance(item, Mapping):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple):
+            waiting += [(part, depth + 1) for part in item]
+        elif isinstance(item, str) and "${" in item:
+            remedy = "write the value itself; interpolation is not allowed"
+            raise UserError(place, shown(item, 100), remedy)
+
+
+def typed(schema: type[T], values: object, place: str) -> T:
+    """Plain values of a file or message as a section of the plan, such as `Model`.
+
+    Raises:
+        UserError: no mapping, an interpolation, an unknown key or a wrong type.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise UserError(place, shown(values, 100), "give a mapping of keys")
+    return cast(T, _typed(schema, values, place))
 
 
 def _override(values: dict[str, Any], item: str) -> str:
@@ -160,13 +211,13 @@ def _override(values: dict[str, Any], item: str) -> str:
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise UserError("override", item, "write KEY=VALUE, for example train.lr=0.001")
-    if "${" in text:
-        raise UserError(key, text, "write the value itself; interpolation is not allowed")
     try:
-        value = OmegaConf.to_container(OmegaConf.create(f"v: {text}"))["v"]  # type: ignore[index,call-overload]
+        made = OmegaConf.create(f"v: {text}")
+        value = OmegaConf.to_container(made, resolve=False)["v"]  # type: ignore[index,call-overload]
     except Exception:
         leave_if_told()
         raise UserError(key, text, "write the value as YAML: 3, 0.1, true, [a, b]") from None
+    require_plain(value, key)
     node: Any = values
     done: list[str] = []
     parts = key.split(".")
@@ -203,7 +254,12 @@ def _index(items: list[Any], part: str, key: str) -> int:
 def _typed(
     schema: type, values: Mapping[str, Any], place: str, sources: Mapping[str, str] | None = None
 ) -> object:
-    """Fits plain values into the schema; `place` and `sources` say where a value stood."""
+    """Fits plain values into the schema; `place` and `sources` say where a value stood.
+
+    Raises:
+        UserError: an interpolation, an unknown key or a wrong type.
+    """
+    require_plain(values, place)
     try:
         return _fit(schema, values)
     except MISFIT as error:

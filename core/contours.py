@@ -21,7 +21,8 @@ from core.data.grid import bounding_box
 from core.data.listing import ANY_LAYOUT, PACKED
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
-from core.errors import UserError, shown
+from core.errors import UserError, plain_text
+from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
 FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
@@ -94,8 +95,8 @@ def _loose(files: Sequence[Path]) -> Archive:
 
 
 def _name(path: Path) -> str:
-    stem = shown(stem_of(path))
-    return shown(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
+    stem = plain_text(stem_of(path))
+    return plain_text(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,10 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
 
     Raises:
         CaseError: the CT's headers do not carry a DICOM SEG.
+        UserError: a case or an organ whose name is none of a file.
     """
-    case, labels, organs = drawn.case, drawn.labels, drawn.organs
-    assert case == Path(case).name, case
+    case, labels = case_name(drawn.case), drawn.labels
+    organs = [organ_name(organ) for organ in drawn.organs]
     own = folder / case
     own.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

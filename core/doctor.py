@@ -244,7 +244,8 @@ def _whole(kit: Kit) -> Check:
     for line in (kit.folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         path = kit.folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        inside = path.resolve().is_relative_to(kit.folder.resolve()) and path.is_file()
+        if not inside or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(name)
     if wrong:
         remedy = "get the kit again from the coordinator"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 # Bytes of a name that are no UTF-8 come as lone surrogates (`os.fsdecode`); so may text of JSON.
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
-def shown(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that any file, screen or network takes: bytes that are no UTF-8 are written ``%E4``.
 
     Args:
@@ -39,12 +40,23 @@ class UserError(ValueError):
         self.field = field
         self.value = value
         self.remedy = remedy
-        self.problem = shown(problem)
-        text = shown(str(value))
+        self.problem = plain_text(problem)
+        text = plain_text(str(value))
         if len(text) > 300:
             text = text[:297] + "..."
         cause = f": {self.problem}" if problem else ""
         super().__init__(f"{field} = {text}{cause}\n  remedy: {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Comes whole out of another process (`core.workers`)."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[UserError], args: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class CaseError(UserError):
@@ -83,5 +95,5 @@ class Finding:
     remedy: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "case", shown(self.case))
-        object.__setattr__(self, "message", shown(self.message))
+        object.__setattr__(self, "case", plain_text(self.case))
+        object.__setattr__(self, "message", plain_text(self.message))

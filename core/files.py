@@ -6,13 +6,15 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from core.errors import UserError, shown
+from core.errors import UserError, plain_text
 
 OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -23,7 +25,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
     Args:
         path: file to make or to replace; its folder exists.
-        content: bytes, or text to be written as UTF-8 as it stands (`core.errors.shown`).
+        content: bytes, or text to be written as UTF-8 as it stands (`core.errors.plain_text`).
     """
     part = path.with_name(f".{path.name}.next")
     try:
@@ -35,18 +37,48 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def replace_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """`replace_file` with a table."""
+    """`replace_file` with a table.
+
+    A text that a spreadsheet would take for a formula stands behind an apostrophe, which
+    `plain_row` takes off again; numbers stay numbers.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerow([_inert(cell) for cell in header])
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
     replace_file(path, text.getvalue())
+
+
+def plain_row(row: Mapping[str, str | None]) -> dict[str, str]:
+    """A row of `csv.DictReader` as it was given to `replace_csv`; a missing cell is ""."""
+    return {key: plain_cell(cell) for key, cell in row.items() if isinstance(cell, str | None)}
+
+
+def plain_cell(cell: str | None) -> str:
+    """A cell as it was given to `replace_csv`; "" for None."""
+    text = cell or ""
+    return text[1:] if text[:1] == "'" and _is_formula(text) else text
+
+
+def _inert(cell: object) -> object:
+    if not isinstance(cell, str) or not _is_formula(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell if cell.isascii() and cell == cell.strip() else f"'{cell}"
+
+
+def _is_formula(text: str) -> bool:
+    """Begins, behind apostrophes, with a sign that a spreadsheet reads as a formula."""
+    return text.lstrip("'")[:1] in FORMULA
 
 
 def write_flushed(path: Path, content: str | bytes) -> None:
     """Writes a file and waits until the disk has it."""
     with path.open("wb") as file:
-        file.write(shown(content).encode() if isinstance(content, str) else content)
+        file.write(plain_text(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

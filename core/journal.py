@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core.run_records import require_shallow
+
 JOURNAL = "journal.jsonl"
 
 
@@ -61,7 +63,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line)
-        except ValueError:
+            require_shallow(event)
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             event = {"event": "unreadable", "line": number}

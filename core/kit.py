@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.errors import UserError
+from core.identifiers import site_name
 
 FILE, SCHEMA = "kit.json", 1
+HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
 SERVER = "server"
 
 
@@ -63,6 +66,7 @@ def read_kit(folder: Path, role: str) -> Kit:
         if values.pop("schema") != SCHEMA:
             raise ValueError("schema")
         kit = Kit(folder=folder.resolve(), **values)
+        _require_sound(kit)
     except OSError as error:
         problem = f"{FILE} cannot be read: {str(error.strerror).lower()}"
         raise UserError("KIT", folder, "let this account read it", problem=problem) from error
@@ -74,3 +78,18 @@ def read_kit(folder: Path, role: str) -> Kit:
     if (kit.role == SERVER) != (role == SERVER):
         raise UserError("KIT", folder, remedy, problem=f"this kit is for {kit.role}")
     return kit
+
+
+def _require_sound(kit: Kit) -> None:
+    """Requires names and ports that may stand in paths, commands and settings.
+
+    Raises:
+        ValueError: one that may not.
+    """
+    site_name(kit.federation)
+    site_name(kit.role)
+    if not isinstance(kit.host, str) or not HOST.fullmatch(kit.host):
+        raise ValueError("host")
+    for port in (kit.port, kit.internal_port):
+        if type(port) is not int or not 0 < port < 65536:
+            raise ValueError("port")

@@ -15,6 +15,7 @@ from scipy import ndimage
 from core.data.entry import Entry
 from core.data.grid import bounding_box, index_transform
 from core.data.volume import Geometry
+from core.identifiers import organ_name
 from core.metrics import dice
 
 Bools = npt.NDArray[np.bool_]
@@ -83,7 +84,7 @@ def write_overlays(
     paths = []
     for organ in _chosen(scores, rows):
         piece = cut(organ, entry, labelmap, truth, organs, image)
-        path = folder / f"{number:03d}_{organ}.png"
+        path = folder / f"{number:03d}_{organ_name(organ)}.png"
         missed = not (labelmap == organs.index(organ) + 1).any()
         _draw(path, piece, organ, scores[organ], missed, colours)
         paths.append(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from core.checkpoint import load, require_described
 from core.data.dataset import scale_image
 from core.data.preprocess import prepare_image, restore
 from core.data.volume import Geometry
+from core.described import input_of
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique
 from core.optimisation import memory_advice, resolve_device, to_device
-from core.plan import Model, Preprocess
+from core.plan import Preprocess
 
 DOUBTFUL = 0.6
 
@@ -61,10 +62,12 @@ def _network(
     path: Path, state: dict[str, Tensor], meta: Mapping[str, Any], device: torch.device
 ) -> nn.Module:
     try:
-        settings = Model(**meta["model"])
-        model = build(settings, len(meta["organs"]), meta["preprocess"]["crop"])
+        organs, preprocess, settings = input_of(meta, str(path))
+        model = build(settings, len(organs), preprocess.crop)
         load_unique(model, state)
-    except (TypeError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             "model",
             path,
@@ -178,13 +181,7 @@ def common_preprocess(metas: Sequence[Mapping[str, Any]]) -> Preprocess:
                 raise _not_together(key, first[key], other[key])
         if _averaged(other) != averaged:
             raise _not_together("average_mirrored", bool(averaged), not averaged)
-    try:
-        given = {field.name: first["preprocess"][field.name] for field in fields(Preprocess)}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            "--model", first["preprocess"], "use a complete checkpoint", problem=f"lacks {error}"
-        ) from error
-    return Preprocess(**given)
+    return input_of(first, "--model")[1]
 
 
 def _averaged(meta: Mapping[str, Any]) -> Sequence[str]:

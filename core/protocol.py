@@ -8,15 +8,19 @@ layers from the phase.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from core.errors import UserError
+from core.identifiers import digest, phase_name, round_number, run_id, site_name, word
 from core.metrics import SUPPRESSED, OrganSum, pool_sites
 
 OK = "OK"
 NEED_BASE = "NEED_BASE"
 LOSS_TERMS = ("total", "ce", "focal", "dice", "gdice")
+TASKS = ("", "train", "validate", "test", "finish")
+LONGEST_LIST = 64  # of an order: one number an organ
 SUM_FIELDS = ("n", "detected", "dice", "hd95_mm", "penalised_mm")
 
 CODES = {
@@ -78,9 +82,27 @@ class Order:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of `to_config`; unknown keys are ignored, a missing one is a KeyError."""
+        """Inverse of `to_config`; unknown keys are ignored.
+
+        Before round 1 an order names no phase and no task: they are "".
+
+        Raises:
+            TypeError: one is missing.
+            UserError: a name, hash or number that is none (`core.identifiers`).
+        """
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in config.items() if k in known})
+        order = cls(**{k: v for k, v in config.items() if k in known})
+        _parsed(order.run, run_id, "run")
+        _parsed(order.phase, phase_name, "phase")
+        _parsed(order.base_hash, digest, "base_hash")
+        word(order.fingerprint, "fingerprint")
+        if order.task not in TASKS:
+            raise UserError("task", repr(order.task)[:100], f"use one of {', '.join(TASKS[1:])}")
+        for name in ("round", "base_round", "best_round"):
+            round_number(getattr(order, name), name)
+        for name in ("voxels", "totals", "organ_factors"):
+            _require_numbers(getattr(order, name), name)
+        return order
 
 
 @dataclass(frozen=True)
@@ -101,13 +123,26 @@ class Header:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Inverse of `to_config`."""
+        """Inverse of `to_config`.
+
+        A refusal may name nothing: its site, run and phase are "" then.
+
+        Raises:
+            KeyError, TypeError: one is missing or of another type.
+            UserError: a name or number that is none (`core.identifiers`).
+        """
         values = {f.name: config[f.name] for f in fields(cls)}
         for f in fields(cls):
             kind = {"str": str, "int": int, "bool": bool}[str(f.type)]
             if type(values[f.name]) is not kind:
                 raise TypeError(f"{f.name} is no {f.type}")
-        return cls(**values)
+        header = cls(**values)
+        _parsed(header.site, site_name, "site")
+        _parsed(header.run, run_id, "run")
+        _parsed(header.phase, phase_name, "phase")
+        for name in ("round", "best_round"):
+            round_number(getattr(header, name), name)
+        return header
 
 
 @dataclass(frozen=True)
@@ -221,19 +256,45 @@ class Description:
 
     @classmethod
     def from_records(cls, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Self:
-        """Inverse of `to_records`."""
+        """Inverse of `to_records`.
+
+        Raises:
+            KeyError, IndexError, TypeError, ValueError, OverflowError: not of this form.
+        """
         cases = [int(v) for v in metrics["cases"]]
         return cls(
-            site=str(config["site"]),
-            fingerprint=str(config["fingerprint"]),
-            split_hash=str(config["split_hash"]),
+            site=site_name(config["site"]),
+            fingerprint=word(config["fingerprint"], "fingerprint"),
+            split_hash=word(config["split_hash"], "split_hash"),
             cases=(cases[0], cases[1], cases[2]),
             annotated=tuple(int(v) for v in metrics.get("annotated", ())),
             voxels=tuple(float(v) for v in metrics.get("voxels", ())),
             totals=tuple(float(v) for v in metrics.get("totals", ())),
-            left_out={k[9:]: int(v) for k, v in metrics.items() if k.startswith("left_out.")},
-            versions={k[8:]: str(v) for k, v in config.items() if k.startswith("version.")},
+            left_out={
+                word(k[9:], "left_out"): int(v)
+                for k, v in metrics.items()
+                if k.startswith("left_out.")
+            },
+            versions={
+                word(k[8:], "version"): word(v, "version")
+                for k, v in config.items()
+                if k.startswith("version.")
+            },
         )
+
+
+def _parsed(value: object, parse: Callable[[object, str], str], field: str) -> None:
+    """Requires a name, or "" where a message has none."""
+    if value != "" or not isinstance(value, str):
+        parse(value, field)
+
+
+def _require_numbers(values: object, field: str) -> None:
+    listed: list[Any] = (
+        values if isinstance(values, list) and len(values) <= LONGEST_LIST else [None]
+    )
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in listed):
+        raise UserError(field, repr(values)[:100], f"give at most {LONGEST_LIST} finite numbers")
 
 
 def _numbers(values: Any, length: int) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import UserError
-from core.files import replace_file
+from core.files import plain_row, replace_file
 from core.journal import JOURNAL, read_events
 from core.report_format import FILTERS
 from core.report_view import view
 from core.report_volumes import Volumes
+from core.run_records import of_run, read_json, sound_blocks, sound_events
 from core.service import leave_if_told
 
 REPORT = "report.html"
@@ -76,7 +76,8 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: the folder holds neither a journal nor metrics nor a configuration.
     """
-    text = render(read_run(run))
+    with of_run(run):
+        text = render(read_run(run))
     path = run / REPORT
     replace_file(path, text)
     return path
@@ -122,7 +123,9 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     return RunFolder(
         name=run.resolve().name,
         config=_read_config(run / "config.yaml", problems),
-        events=[event for event in events if event["event"] != "unreadable"],
+        events=sound_events(
+            [event for event in events if event["event"] != "unreadable"], problems, JOURNAL
+        ),
         metrics=_read_metrics(run / "metrics.json", problems),
         dice=dice,
         volumes=volumes,
@@ -145,7 +148,9 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
         leave_if_told()
         problems.append(f"{path.name} is not YAML ({type(error).__name__})")
         return {}
-    return {str(k): v for k, v in values.items()} if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        return {}
+    return sound_blocks({str(k): v for k, v in values.items()}, problems, path.name)
 
 
 def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
@@ -153,13 +158,13 @@ def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{path.name} is missing: no test scores")
         return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
     except (OSError, ValueError):
         values = None
     if not isinstance(values, dict):
         problems.append(f"{path.name} cannot be read: no test scores")
         return {}
-    return values
+    return sound_blocks(values, problems, path.name)
 
 
 def _read_cases(
@@ -171,7 +176,7 @@ def _read_cases(
     name = "/".join(path.parts[-3:])
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in map(plain_row, csv.DictReader(file)):
                 organ = str(row["organ"])
                 scores.setdefault(organ, []).append(float(row["dice"]))
                 if row.get("volume_ml"):

@@ -13,6 +13,8 @@ from core.checkpoint import load
 from core.config import plan_json, to_yaml
 from core.errors import UserError
 from core.files import private_folder, replace_file
+from core.identifiers import run_id as parsed_id
+from core.identifiers import run_id_from
 from core.phases import require_same_input
 from core.plan import Config, Phase, Plan
 
@@ -54,11 +56,15 @@ def begun(folder: Path) -> bool:
 
 
 def run_id(folder: Path, resume: bool) -> str:
-    """Hnfed's own id of a run (D3): the folder's name with something that no other run has."""
+    """Hnfed's own id of a run (D3): made of the folder's name and what no other run has.
+
+    Raises:
+        UserError: the file of a run that is to be resumed holds no id.
+    """
     path = folder / "run_id"
     if not resume or not path.is_file():
-        replace_file(path, f"{folder.name}-{secrets.token_hex(3)}")
-    return path.read_text(encoding="utf-8")
+        replace_file(path, run_id_from(folder.name, secrets.token_hex(3)))
+    return parsed_id(path.read_text(encoding="utf-8"), str(path))
 
 
 def pinned(plan: Plan, phase: Phase, folder: Path) -> Phase:

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from core.text import shown_text
+
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -101,7 +103,7 @@ def held(lock: Path) -> bool:
 
 def tell(text: str) -> None:
     """Prints a line with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {shown_text(text)}", flush=True)
 
 
 def _listen(handler: Callable[[int, FrameType | None], None]) -> None:

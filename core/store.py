@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.checkpoint import load, save
 from core.files import private_folder
+from core.identifiers import round_number
 
 
 class RoundStore:
@@ -46,4 +47,4 @@ class RoundStore:
 
 
 def _stem(round_: int) -> str:
-    return f"round-{round_:05d}"
+    return f"round-{round_number(round_):05d}"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from core.anatomy import one_sided, require_known, vocabulary
 from core.candidates import KINDS
 from core.config import finite
 from core.errors import UserError
+from core.identifiers import organ_name, phase_name, site_name
 from core.plan import Config, Phase, Plan, Simulation, Strategy
 from core.published import TABLES
+from core.ranges import MAX_EPOCHS, MAX_PHASES, numbers, require_in_range
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
 STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
@@ -22,18 +20,21 @@ STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
 
 def check(plan: Plan) -> None:
     """Raises `UserError` naming key, value and remedy for the first thing that cannot work."""
-    for key, number in _numbers(dataclasses.asdict(plan)):
+    for _, key, number in numbers(dataclasses.asdict(plan), "", ""):
         if not finite(number):
             raise UserError(key, number, "give a finite number")
     _check_sections(plan)
     if not plan.phases:
         raise UserError("phases", "[]", "write at least one phase with name, sites and organs")
+    if len(plan.phases) > MAX_PHASES:
+        raise UserError("phases", len(plan.phases), f"write at most {MAX_PHASES}")
     known = vocabulary(plan.organs)
     for i, phase in enumerate(plan.phases):
         _check_phase(plan, i, phase)
         require_known(phase.organs, known, f"phases.{phase.name}.organs")
     if isinstance(plan, Config):
         _check_simulation(plan, plan.simulation)
+    require_in_range(plan)
 
 
 def _check_sections(plan: Plan) -> None:
@@ -114,23 +115,31 @@ def _check_sections(plan: Plan) -> None:
 def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
     key = f"phases.{phase.name}"
     earlier = [p.name for p in plan.phases[:index]]
-    if not NAME.fullmatch(phase.name):
-        raise UserError(f"phases.{index}.name", phase.name, "use letters, digits, '-' and '_' only")
-    if phase.name in earlier or phase.name == "scratch":
+    phase_name(phase.name, f"phases.{index}.name")
+    if phase.name in earlier:
         raise UserError(f"phases.{index}.name", phase.name, "give each phase its own name")
     if not phase.organs or len(set(phase.organs)) != len(phase.organs):
         raise UserError(f"{key}.organs", phase.organs, "list each organ once, at least one")
     if not phase.sites or len(set(phase.sites)) != len(phase.sites):
         raise UserError(f"{key}.sites", phase.sites, "list each site once, at least one")
     for site in phase.sites:
-        if not NAME.fullmatch(site):
-            raise UserError(f"{key}.sites", site, "use letters, digits, '-' and '_' only")
+        site_name(site, f"{key}.sites")
+    for organ in phase.organs:
+        organ_name(organ, f"{key}.organs")
     applied = phase.init != "scratch" and phase.share != "none"
     for field in ("rounds", "local_epochs", "patience"):
         if field == "rounds" and phase.rounds == 0 and applied:
             continue
         if getattr(phase, field) < 1:
             raise UserError(f"{key}.{field}", getattr(phase, field), "give a whole number >= 1")
+    epochs = phase.rounds * phase.local_epochs
+    if epochs > MAX_EPOCHS:
+        raise UserError(
+            f"{key}.rounds",
+            phase.rounds,
+            f"choose rounds x local_epochs of at most {MAX_EPOCHS}",
+            problem=f"{epochs} epochs at each site",
+        )
     if phase.max_cases is not None and phase.max_cases < 1:
         raise UserError(
             f"{key}.max_cases", phase.max_cases, "give a whole number >= 1, or leave it out"
@@ -268,6 +277,7 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
             "simulation.phantom_spacing_mm", spacing, "give three positive mm: [z, y, x]"
         )
     for name, site in simulation.sites.items():
+        site_name(name, f"simulation.sites.{name}")
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
@@ -308,14 +318,3 @@ def _strategy(settings: Strategy) -> None:
 def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(key, value, f"use one of: {', '.join(repr(a) for a in allowed)}")
-
-
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _numbers(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _numbers(item, f"{key}.{i}")
-    elif isinstance(value, float):
-        yield key, value

@@ -24,10 +24,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from core.config import read_yaml
 from core.errors import UserError
 from core.files import replace_file
-from core.kit import FILE, SERVER, Kit
+from core.identifiers import SiteName, site_name
+from core.kit import FILE, HOST, SERVER, Kit
+from core.text import shown
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
 ROSTER, REVOKED, SUMS = "roster.json", "revoked", "SHA256SUMS"
 DAYS, RENEW_DAYS = 730, 30
 RESERVED = (SERVER, "ca", REVOKED)
@@ -78,11 +79,22 @@ def read_federation(path: Path) -> Federation:
     if not isinstance(sites, list) or not sites:
         raise UserError("federation: sites", sites, "list the sites: [nyu, miccai]")
     for site in sites:
-        if not isinstance(site, str) or not NAME.fullmatch(site) or site in RESERVED:
-            raise UserError("federation: sites", site, "use small letters, digits, - and _")
+        kit_name(site, "federation: sites")
     if len(set(sites)) < len(sites):
         raise UserError("federation: sites", sites, "name each site once")
     return Federation(name, host, port, internal, tuple(sites), days)
+
+
+def kit_name(value: object, field: str) -> SiteName:
+    """A site's name that may also name a kit, on file systems that do not tell capitals apart.
+
+    Raises:
+        UserError: not of that form, or a folder of other things.
+    """
+    remedy = "use small letters, digits, - and _, 32 at most, the first a letter"
+    if not isinstance(value, str) or not NAME.fullmatch(value) or value in RESERVED:
+        raise UserError(field, shown(value, 100), remedy)
+    return site_name(value, field)
 
 
 def provision(
@@ -118,9 +130,10 @@ def provision(
     done: list[str] = []
     roster_path = out / SERVER / ROSTER
     known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
+    for site in known:
+        kit_name(site, f"{SERVER}/{ROSTER}")
     for site in (*add, *revoke):
-        if not NAME.fullmatch(site) or site in RESERVED:
-            raise UserError("--add-site, --revoke", site, "use small letters, digits, - and _")
+        kit_name(site, "--add-site, --revoke")
     for site in revoke:
         if site not in known:
             raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")

@@ -16,6 +16,7 @@ from core.files import replace_file
 from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
 from core.store import RoundStore
+from core.text import shown_lines
 from core.tracking import Tracker, open_tracker
 
 
@@ -136,7 +137,7 @@ class Recorder:
 
 def tell(text: str) -> None:
     """One line, or a few, for whoever follows the run."""
-    for line in text.splitlines():
+    for line in shown_lines(text.rstrip("\n")):
         print(f"hnfed| {line}", flush=True)
 
 

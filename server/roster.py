@@ -173,12 +173,12 @@ def _admit(
     if header.get("code") != OK:
         code = known_code(header.get("code"))
         return known, code, CODES[code]
+    if not known:
+        return "", "E_SITE", "a node calls itself by a name that the plan does not know"
     try:
         description = Description.from_records(header, metrics)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return known, "E_SCHEMA", "the description has another form"
-    if not known:
-        return "", "E_SITE", "a node calls itself by a name that the plan does not know"
     if site in nodes:
         return site, "E_SITE", "a second node with this name; the first one is kept"
     if description.fingerprint != fingerprint:

@@ -17,6 +17,7 @@ from core.app_folder import staged_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
 from core.files import replace_file
+from core.identifiers import case_name
 from core.journal import JOURNAL, read_events
 from core.kit import Kit
 from core.phases import network, parts_of
@@ -60,8 +61,8 @@ def submit(
     Raises:
         UserError: what cannot work, or no server.
     """
-    if name and name != Path(name).name:
-        raise UserError("--name", name, "give a name without a path")
+    if name:
+        case_name(name, "--name")
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
+from core.files import plain_row
 from core.statistics import estimate, holm, paired, verdict
 
 CELL = re.compile(r"(?P<variant>.+)-fold(?P<fold>\d+)-seed(?P<seed>\d+)")
@@ -59,7 +60,7 @@ def _rows(folder: Path) -> Iterator[tuple[tuple[str, str], str, float]]:
     for path in sorted(folder.glob("sites/*/*/cases.csv")):
         site = path.parent.parent.name
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in map(plain_row, csv.DictReader(file)):
                 place, _, case = row["case"].rpartition("/")  # pooled: site/case
                 yield (place or site, case), row["organ"], float(row["dice"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.data.caselist import read_rows
 from core.errors import UserError
-from core.files import replace_csv
+from core.files import plain_cell, replace_csv
 
 
 def fold_splits(
@@ -89,6 +89,6 @@ def make_view(root: Path, view: Path) -> None:
     path = view / "cases.csv"
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            if list(csv.reader(file)) == [header, *table]:
+            if [[plain_cell(c) for c in row] for row in csv.reader(file)] == [header, *table]:
                 return
     replace_csv(path, header, table)

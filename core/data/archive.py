@@ -23,7 +23,7 @@ from core.data.image_file import data_file
 from core.data.listing import FORMATS, find, folder_of
 from core.data.listing import reader as reader_of
 from core.data.volume import Geometry, Volume
-from core.errors import CaseError, Finding, UserError, shown
+from core.errors import CaseError, Finding, UserError, plain_text
 from core.names import NONE, Match, assign, matcher
 
 __all__ = [
@@ -323,7 +323,7 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
                 problem = f"it cannot be read: {error.strerror}"
                 code = "E_IMAGE_UNREADABLE"
                 raise CaseError(code, "file", path, NO_RIGHT, problem=problem) from error
-        total.update(shown(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
+        total.update(plain_text(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
     return total.hexdigest()
 
 

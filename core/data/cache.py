@@ -39,6 +39,7 @@ from core.data.entry import (
 )
 from core.data.hidden import words_of
 from core.data.plausible import without_errors
+from core.data.quota import require_room
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, private_folder, replace_file
 from core.plan import Preprocess
@@ -78,6 +79,7 @@ def build_cache(
     site: str = "",
     jobs: int = 1,
     progress: Progress | None = None,
+    quota_bytes: int = 0,
 ) -> CacheReport:
     """Prepares cases that are not in the cache yet, and writes the site's index.
 
@@ -94,6 +96,7 @@ def build_cache(
         site: name of the site, where several share a folder.
         jobs: processes.
         progress: called with (cases done, cases in all, whether the last one was built now).
+        quota_bytes: of all entries together, of whatever plan; 0 for no limit.
 
     Returns:
         Entries and findings. A case that cannot be used is a finding, and the others go on; an
@@ -101,13 +104,13 @@ def build_cache(
         (`core.data.copies`).
 
     Raises:
-        UserError: no case can be used, or the cache cannot be written.
+        UserError: no case can be used, the cache cannot be written, or it would outgrow its quota.
     """
     root = Path(cache_dir)
     for folder in (root, root / "entries", root / "index", root / "locks"):
         _make_folder(folder)
     alone = replace(archive, cases=(), findings=())
-    job = partial(_ensure_entry, alone, root, tuple(organs), settings)
+    job = partial(_ensure_entry, alone, root, tuple(organs), settings, quota_bytes)
     made: list[_Made | None] = [None] * len(refs)
     for done, (index, result) in enumerate(each(job, refs, jobs), start=1):
         made[index] = result
@@ -183,7 +186,12 @@ class _Made:
 
 
 def _ensure_entry(
-    archive: Archive, root: Path, organs: Sequence[str], settings: Preprocess, ref: CaseRef
+    archive: Archive,
+    root: Path,
+    organs: Sequence[str],
+    settings: Preprocess,
+    quota_bytes: int,
+    ref: CaseRef,
 ) -> _Made:
     """Builds a case's entry where it is missing or damaged."""
     try:
@@ -195,6 +203,8 @@ def _ensure_entry(
         with FileLock(root / "locks" / f"{key}.lock"):
             if complete(folder):
                 return _Made(key)
+            if quota_bytes:
+                require_room(root, settings, quota_bytes)
             _build(archive, ref, folder, organs, settings, source)
     except CaseError as error:
         return _Made(finding=_finding(error, ref.case))

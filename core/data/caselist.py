@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from core.errors import UserError
+from core.files import plain_cell
+from core.identifiers import case_name, site_name
 
 SPLITS = ("train", "val", "test")
 IMAGE_NAMES = ("img.nrrd", "ct.csv")
@@ -68,10 +70,12 @@ def read_rows(path: Path) -> tuple[Row, ...] | None:
 def _row(path: Path, line: int, cells: dict[str, str | None]) -> Row:
     field = f"cases.csv, line {line}"
     case, split, site, below, patient = (
-        (cells.get(name) or "").strip() for name in ("case", "split", "site", "path", "patient")
+        plain_cell((cells.get(name) or "").strip())
+        for name in ("case", "split", "site", "path", "patient")
     )
-    if not case or case.startswith(".") or "/" in case or "\\" in case:
-        raise UserError(field, case, "give a case id without slashes or a leading dot")
+    case_name(case, field)
+    if site:
+        site_name(site, field)
     split = split.lower()
     if split and split not in SPLITS:
         raise UserError(field, split, "use train, val or test, or leave the split empty")

@@ -28,7 +28,7 @@ from core.data.dicomseg_read import Segmentation
 from core.data.folders import CaseFolder
 from core.data.rtstruct import StructureSet
 from core.data.volume import Geometry
-from core.errors import Finding, shown
+from core.errors import Finding, plain_text
 
 ALL_ONE_PATIENT = 3
 Say = Callable[..., None]
@@ -265,7 +265,7 @@ def _told(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
     remarks = []
     for why in dict.fromkeys(reason for _, reason in lost):
         named = [path for path, reason in lost if reason == why]
-        one = _quoted([shown(named[0].name)])
+        one = _quoted([plain_text(named[0].name)])
         what = {"": "begin as DICOM but cannot be read", "empty": "are empty"}.get(
             why, f"cannot be opened: {why}"
         )
@@ -278,4 +278,4 @@ def _told(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
 
 
 def _digest(patient: str) -> str:
-    return hashlib.sha256(shown(patient).encode()).hexdigest()[:16] if patient else ""
+    return hashlib.sha256(plain_text(patient).encode()).hexdigest()[:16] if patient else ""

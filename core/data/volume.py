@@ -20,7 +20,7 @@ from core.data.folders import NO_RIGHT
 from core.data.geometry import Geometry
 from core.data.image_file import read_file
 from core.data.plain_path import plain
-from core.errors import CaseError, shown
+from core.errors import CaseError, plain_text
 
 __all__ = [
     "Geometry", "Volume", "narrow", "read_image", "read_on_grid", "write_image", "write_labelmap",
@@ -182,7 +182,7 @@ def write_image(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    stem = shown(path.name.removesuffix(suffix))
+    stem = plain_text(path.name.removesuffix(suffix))
     part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
     image = geometry.to_sitk(array)
     for key, value in (fields or {}).items():

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import difflib
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import UserError
+from core.models.allowed import SHIPPED, require_allowed
 from core.models.res3dunet import res3dunet
 from core.models.stages import head_rows
 from core.models.unetr import norm_argument, unetr
 from core.plan import Model
+from core.ranges import MAX_PARAMETERS
 
 LOG = logging.getLogger(__name__)
-SHIPPED: Final = ("res3dunet", "unetr")
-INPUTS: Final = ("in_channels", "in_chns", "in_channel")
-OUTPUTS: Final = ("out_channels", "out_chns", "num_classes", "out_channel")
 NORMS: Final = ("norm", "norm_name")
+# Arguments within their ranges that do not fit each other raise these in MONAI and torch.
+MISFITS: Final = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+)
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -32,34 +43,64 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
     """Builds the network of a plan: (B, 1, Z, Y, X) in, (B, 1 + organs, Z, Y, X) logits out.
 
     Args:
-        settings: the plan's `model`; `name` is ``res3dunet``, ``unetr`` or the name of a class of
-            `monai.networks.nets`. `norm` goes to MONAI's networks where they take one and
-            `args` gives none (groups that do not divide a width become instance norm, logged).
-            Every organ begins near the probability `prior`.
+        settings: the plan's `model`; `name` and `args` are of `core.models.allowed`. `norm` goes to
+            MONAI's networks where they take one and `args` gives none (groups that do not divide a
+            width become instance norm, logged). Every organ begins near the probability `prior`.
         organs: number of organs of the phase; channel 0 is background.
         crop: (z, y, x) voxels that it will see.
 
     Raises:
-        UserError: unknown name, arguments or crop that do not fit, batch norm, or a network that
-            does not return one tensor of class logits in the shape of its input.
+        UserError: a name or an argument that is not on the list, arguments or crop that do not fit,
+            batch norm, more than `MAX_PARAMETERS`, or a network that does not return one tensor of
+            class logits in the shape of its input.
     """
     assert organs >= 1, organs
     if settings.norm not in ("instance", "group"):
         _refuse_norm(settings.norm)
-    match settings.name.lower():
-        case "res3dunet":
-            model: nn.Module = res3dunet(settings, 1 + organs, crop)
-        case "unetr":
-            _no_checkpointing(settings)
-            model = unetr(settings, 1 + organs, crop)
-        case _:
-            _no_checkpointing(settings)
-            model = _monai(settings, 1 + organs, crop)
+    require_allowed(settings.name, settings.args)
+    with _bounded(settings):
+        match settings.name.lower():
+            case "res3dunet":
+                model: nn.Module = res3dunet(settings, 1 + organs, crop)
+            case "unetr":
+                _no_checkpointing(settings)
+                model = unetr(settings, 1 + organs, crop)
+            case _:
+                _no_checkpointing(settings)
+                model = _monai(settings, 1 + organs, crop)
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         _refuse_norm("batch norm", settings.name)
     _check_output(model, settings, 1 + organs, crop)
     _set_prior(model, settings.prior)
     return model
+
+
+@contextlib.contextmanager
+def _bounded(settings: Model) -> Iterator[None]:
+    """Stops a network in the making as soon as it has more parameters than any machine bears."""
+    seen: set[int] = set()
+    total = 0
+    maker = threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        if parameter is None or id(parameter) in seen or threading.get_ident() != maker:
+            return
+        seen.add(id(parameter))
+        total += parameter.numel()
+        if total > MAX_PARAMETERS:
+            raise UserError(
+                "model",
+                settings.name,
+                "choose fewer channels",
+                problem=f"more than {MAX_PARAMETERS} parameters",
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def cost(model: nn.Module, crop: Sequence[int]) -> dict[str, float]:
@@ -121,25 +162,13 @@ def _ghost(model: nn.Module) -> nn.Module:
 def _monai(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     from monai.networks import nets
 
-    cls = getattr(nets, settings.name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        known = [*SHIPPED, *(n for n in dir(nets) if inspect.isclass(getattr(nets, n)))]
-        near = difflib.get_close_matches(settings.name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UserError(
-            "model.name",
-            settings.name,
-            f"use res3dunet, unetr or a class name of monai.networks.nets{hint}",
-        )
+    cls: type[nn.Module] = getattr(nets, settings.name)
     accepted = inspect.signature(cls).parameters
     arguments: dict[str, Any] = {
-        _first(INPUTS, accepted, settings.name): 1,
-        _first(OUTPUTS, accepted, settings.name): classes,
+        "in_channels": 1,
+        "out_channels": classes,
+        "spatial_dims": 3,
     }
-    if "spatial_dims" in accepted:
-        arguments["spatial_dims"] = 3
-    if "img_size" in accepted:
-        arguments["img_size"] = tuple(crop)
     arguments |= {key: _as_tuple(value) for key, value in settings.args.items()}
     norm = next((n for n in NORMS if n in accepted and n not in settings.args), None)
     if norm is None:
@@ -157,25 +186,15 @@ def _monai(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
 def _construct(cls: type[nn.Module], arguments: dict[str, Any], settings: Model) -> nn.Module:
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    except UserError:
+        raise
+    except MISFITS as error:
         raise UserError(
             "model.args",
             settings.args,
             f"give what monai.networks.nets.{settings.name}{inspect.signature(cls)} needs",
             problem=str(error),
         ) from error
-
-
-def _first(names: Sequence[str], accepted: Any, model: str) -> str:
-    found = next((name for name in names if name in accepted), None)
-    if found is None:
-        raise UserError(
-            "model.name",
-            model,
-            "choose a segmentation network, e.g. res3dunet, unetr, SegResNet or DynUNet",
-            problem=f"it takes none of {', '.join(names)}",
-        )
-    return found
 
 
 def _as_tuple(value: Any) -> Any:
@@ -209,12 +228,12 @@ def _check_output(model: nn.Module, settings: Model, classes: int, crop: Sequenc
     try:
         with torch.no_grad():
             output = ghost(torch.zeros((1, 1, *crop), device="meta"))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except MISFITS as error:
         raise UserError(
             "model.args, preprocess.crop",
             f"{settings.args}, {list(crop)}",
             f"choose arguments that fit each other, and a crop that {settings.name} can take",
-            problem=str(error).splitlines()[0],
+            problem=f"{error} ".splitlines()[0],
         ) from error
     if not isinstance(output, torch.Tensor) or tuple(output.shape) != expected:
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -57,7 +57,9 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     arguments.setdefault("norm_name", norm_argument(settings.norm, feature_size))
     try:
         return UNETR(in_channels=1, out_channels=classes, img_size=tuple(crop), **arguments)
-    except (TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             "model.args",
             settings.args,

@@ -14,6 +14,7 @@ import server.cli
 import simulations.cli
 from core.errors import UserError
 from core.service import Stopped, leave_by_signal, leave_if_told
+from core.text import shown_text
 from hnfed.cli import doctor, site
 
 EXAMPLES = """examples:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if options.debug:
             raise
-        print(f"hnfed: error: {error}", file=sys.stderr)
+        print(f"hnfed: error: {shown_text(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("hnfed: interrupted; what was done is kept", file=sys.stderr)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         print(
-            f"hnfed: error: unexpected {type(error).__name__}: {str(error)[:500]}\n"
+            f"hnfed: error: unexpected {type(error).__name__}: {shown_text(str(error)[:500])}\n"
             "  remedy: run the command again with --debug and report what it prints",
             file=sys.stderr,
         )

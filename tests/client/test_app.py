@@ -406,7 +406,10 @@ def test_the_screen_of_a_site_shows_one_plain_line_an_order(
     at_site.node_config["policy"] = "policy.yaml"
     _say(order_of("x\nhnfed: approve 1234\x1b]0;t\x07" + 500 * "y"), at_site.context, "answered")
     shown = capsys.readouterr().out
-    assert shown.startswith("hnfed: run x hnfed: approve 1234")
+    assert shown == "hnfed: run ?: who is there: answered\n", "a name that is none is not shown"
+    _say(order_of("r"), at_site.context, "\x1b]0;t\x07" + 500 * "y")
+    shown = capsys.readouterr().out
+    assert shown.startswith("hnfed: run r: p round 3, train: <U+001B>]0;t<U+0007>yyy")
     assert len(shown.splitlines()) == 1
     assert shown.rstrip("\n").isprintable()
     assert len(shown) < 450

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_round_that_is_gone_is_named(personal: Personal) -> None:
 
 def test_the_best_is_a_whole_model(personal: Personal) -> None:
     state = {"a": torch.ones(2), "b": torch.zeros(1)}
-    meta = {"organs": ["Larynx"], "preprocess": {}, "model": {}}
+    meta = {"organs": ["Larynx"], "round": 3}
     personal.export_best(state, meta)
     assert {k: v.tolist() for k, v in personal.best().items()} == {"a": [1.0, 1.0], "b": [0.0]}
     assert (personal.folder / "best.json").is_file()
@@ -101,3 +102,33 @@ def test_the_mean_is_over_organs_that_have_cases() -> None:
     assert mean_dice(sums, ["Y"]) == 0.25
     assert mean_dice(sums, ["Z"]) == -1.0
     assert mean_dice({}, ["X"]) == -1.0
+
+
+def test_bases_that_were_not_used_for_longest_go_first(tmp_path: Path) -> None:
+    made = [{"conv.weight": torch.full((1000,), float(i))} for i in range(4)]
+    hashes = [state_hash(base) for base in made]
+    room = 3 * 5000
+    for i, (digest, base) in enumerate(zip(hashes[:3], made, strict=False)):
+        assert keep_base(tmp_path, digest, base, room)
+        for path in tmp_path.glob(f"{digest}.*"):
+            os.utime(path, (i, i))
+    assert cached_base(tmp_path, hashes[0]) is not None, "used again: now the newest"
+    assert keep_base(tmp_path, hashes[3], made[3], room)
+    left = [cached_base(tmp_path, digest) is not None for digest in hashes]
+    assert left == [True, False, True, True]
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= room
+
+
+def test_a_base_that_alone_is_too_large_is_refused(tmp_path: Path) -> None:
+    base = {"conv.weight": torch.zeros(1000)}
+    with pytest.raises(UserError, match="base_gb"):
+        keep_base(tmp_path, state_hash(base), base, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("digest", ["../secret", "/etc/passwd", "", "0" * 63])
+def test_no_base_is_looked_for_by_a_name_that_is_no_hash(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(UserError):
+        cached_base(tmp_path, digest)
+    with pytest.raises(UserError):
+        keep_base(tmp_path, digest, BASE)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.anatomy import BUILT_IN, NINE, PCM, require_known, resolve, vocabulary
+from core.anatomy import (
+    BUILT_IN,
+    NINE,
+    PCM,
+    require_known,
+    resolve,
+    vocabulary,
+    vocabulary_at_site,
+)
 from core.errors import UserError
 
 VOCAB = vocabulary()
@@ -228,3 +236,21 @@ def test_an_unknown_organ_is_refused_with_the_nearest(name: str, near: str) -> N
 
 def test_known_organs_pass() -> None:
     require_known(BUILT_IN, VOCAB, "organs")
+
+
+def test_at_a_site_the_plans_spellings_mean_nothing() -> None:
+    sent = {
+        "Larynx": {"aliases": ["HIV Status", "GTV primary"]},
+        "Spying": {"aliases": ["Jane Doe"], "colour": [1, 2, 3]},
+    }
+    assert resolve("HIV Status", vocabulary(sent)) == "Larynx"
+    vocab = vocabulary_at_site(sent, {})
+    for name in ("HIV Status", "GTV primary", "Jane Doe", "Spying"):
+        assert resolve(name, vocab) is None
+    assert resolve("larynx", vocab) == "Larynx"
+    own = {"Spying": ["lens z"], "Larynx": ["Kehlkopf x"]}
+    vocab = vocabulary_at_site(sent, own)
+    assert resolve("Jane Doe", vocab, own) is None
+    assert resolve("lens z", vocab, own) == "Spying"
+    assert resolve("Kehlkopf x", vocab, own) == "Larynx"
+    assert list(vocab)[:1] == list(BUILT_IN)[:1]

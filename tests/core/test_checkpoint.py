@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,14 @@ import torch
 
 from core import checkpoint
 from core.errors import UserError
+from core.plan import Model, Preprocess
 
-META = {"organs": ["Brainstem"], "preprocess": {}, "model": {}, "round": 3}
+META = {
+    "organs": ["Brainstem"],
+    "preprocess": asdict(Preprocess()),
+    "model": asdict(Model()),
+    "round": 3,
+}
 
 
 def _state(seed: int) -> dict[str, torch.Tensor]:

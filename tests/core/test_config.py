@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -245,3 +247,51 @@ def test_whatever_is_typed_is_a_config_or_a_user_error(key: str, value: str) -> 
     except UserError:
         return
     assert isinstance(config, Config)
+
+
+SMUGGLED = "${oc.env:HOME}"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda plan: plan["model"].update(name=SMUGGLED),
+        lambda plan: plan["model"].update(args={"norm": ["instance", {"eps": SMUGGLED}]}),
+        lambda plan: plan["model"].update(args={SMUGGLED: 1}),
+        lambda plan: plan["phases"][0].update(organs=["Brainstem", SMUGGLED]),
+        lambda plan: plan["phases"][0].update(freeze=[SMUGGLED]),
+        lambda plan: plan.update(seed="${oc.decode:${oc.env:SECRET}}"),
+        lambda plan: plan["train"].update(lr="${train.weight_decay}"),
+        lambda plan: plan["organs"].update({SMUGGLED: {}}),
+        lambda plan: plan.update({SMUGGLED: 1}),
+    ],
+)
+def test_a_plan_from_the_wire_reads_nothing_of_the_site(
+    place: Callable[[dict[str, Any]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "7")
+    values = json.loads(plan_json(load("smoke")[0].plan))
+    place(values)
+    for text in (json.dumps(values), json.dumps(values).replace("$", "\\u0024")):
+        with pytest.raises(UserError, match="interpolation is not allowed"):
+            plan_from_json(text)
+
+
+@pytest.mark.parametrize(
+    "line", ['seed: "\\x24{oc.env:HOME}"', 'train: {lr: "$\\x7boc.env:HOME}"}', '"\\x24{a}": 1']
+)
+def test_no_spelling_of_an_interpolation_passes_in_a_file(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match="interpolation is not allowed"):
+        load(str(path))
+    with pytest.raises(UserError, match="interpolation is not allowed"):
+        load("smoke", ['model.name="\\x24{oc.env:HOME}"'])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"a": ' * 5000, "[" * 100_000, '{"seed": NaN}', " " * 1_000_001]
+)
+def test_what_is_no_plan_is_a_user_error(text: str) -> None:
+    with pytest.raises(UserError):
+        plan_from_json(text)

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import UserError
 from core.metrics import OrganSum
 from core.protocol import (
     CODES,
@@ -172,3 +173,52 @@ def test_a_site_that_tells_nothing_has_no_cells() -> None:
     cells, mean = published({"a": {}, "b": {"X": sums(5)}}, ["X"], 1)
     assert set(cells) == {"b"}
     assert mean["n"] == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "/etc/cron.d/x"},
+        {"run": "a/b"},
+        {"run": ".."},
+        {"run": 3},
+        {"phase": "../../planted"},
+        {"phase": "base"},
+        {"base_hash": "../../../secret"},
+        {"base_hash": "B" * 64},
+        {"round": -1},
+        {"round": True},
+        {"round": 10**12},
+        {"base_round": 1.5},
+        {"best_round": "1"},
+        {"task": "delete"},
+        {"fingerprint": "a/b"},
+        {"voxels": [float("nan")]},
+        {"totals": [1.0] * 1000},
+        {"organ_factors": "many"},
+    ],
+    ids=str,
+)
+def test_an_order_with_a_name_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    config = Order("r", "p", 1, "train", "b" * 64).to_config()
+    with pytest.raises(UserError) as caught:
+        Order.from_config(config | change)
+    assert caught.value.field in change
+    assert Order.from_config({"run": "r", "phase": "", "round": 0, "task": ""}).phase == ""
+
+
+@pytest.mark.parametrize("change", [{"site": "a/b"}, {"run": ".."}, {"phase": "a\x1bb"}], ids=str)
+def test_a_header_with_a_name_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    config = Header("a", "r", "p", 3).to_config()
+    with pytest.raises(UserError):
+        Header.from_config(config | change)
+    assert Header.from_config(Header("", "", "", 0, "E_INTERNAL").to_config()).site == ""
+
+
+@pytest.mark.parametrize(
+    "change", [{"site": "../a"}, {"split_hash": "\x1b[2K"}, {"version.a/b": "1"}], ids=str
+)
+def test_a_description_with_a_name_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    config, metrics = Description("a", "f", "h", (3, 2, 1), (), (), (), {}, {}).to_records()
+    with pytest.raises(UserError):
+        Description.from_records(config | change, metrics)

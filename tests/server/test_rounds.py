@@ -292,7 +292,7 @@ def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
 
 
 def test_sites_that_never_came_fail_the_phase(federate: Make, make_plan: Make) -> None:
-    run = federate(make_plan(phase(), min_sites=2), code="other code")
+    run = federate(make_plan(phase(), min_sites=2), code="other-code")
     with pytest.raises(RunFailed, match="did not come"):
         run.run()
     assert {(e["site"], e["code"]) for e in run.events("rejected")} == {

@@ -330,3 +330,13 @@ def test_what_check_calls_an_error_is_left_out(archive: Archive, tmp_path: Path)
     }
     assert [e.case for e in report.entries] == ["case_1", "case_2", "case_2_copy"]
     assert report.entries[0].annotated == {"Brainstem"}
+
+
+def test_a_cache_grows_to_its_quota_and_keeps_what_it_has(archive: Archive, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cache_gb"):
+        build(archive, tmp_path / "c", quota_bytes=1000)
+    built = build(archive, tmp_path / "d")
+    held = sum(p.stat().st_size for p in (tmp_path / "d" / "entries").rglob("*.npy"))
+    again = build(archive, tmp_path / "d", quota_bytes=1000)
+    assert (again.built, again.reused) == (0, built.built), "what is there is used as before"
+    assert held > 1000
