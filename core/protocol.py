@@ -34,12 +34,14 @@ CODES = {
     "E_MEMORY": "the device ran out of memory",
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
+    "E_BUNDLE": "the code bundle is not approved at the site: nothing of it was opened",
+    "E_ORDER": "the order has a name, a form or a size that the site does not take",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
     "E_ERROR": "Flower reported an error instead of a reply",
     "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",
     "E_COUNT": "counts outside the possible range",
-    "E_NORM": "the update is much longer than the round's median",
+    "E_NORM": "the update is much longer than the round's median, or than training makes one",
     "E_UNCHANGED": "the update changes no weight",
     "E_STALE": "the reply belongs to another run, phase or round",
     "E_LOST": "no reply before the deadline",
@@ -62,6 +64,8 @@ class Order:
             and crop voxels of the training cases that annotate it; empty where unknown (D9).
         organ_factors: on the static weight of each organ of the phase (`core.weighting`); empty
             for 1, and in personal phases, where the site follows its own scores.
+        receipt, receipt_signature, receipt_certificate: that the server has seen the site's last
+            receipt (`core.receipt`); "" where there is none, as in a simulation.
     """
 
     run: str
@@ -75,6 +79,9 @@ class Order:
     voxels: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     organ_factors: list[float] = field(default_factory=list)
+    receipt: str = ""
+    receipt_signature: str = ""
+    receipt_certificate: str = ""
 
     def to_config(self) -> dict[str, Any]:
         """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""

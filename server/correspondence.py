@@ -27,6 +27,7 @@ REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0
 # Where a site is not connected the next try begins so long after that was known: a client that
 # starts again after a hard kill is let in within about a minute.
 AWAY_SECONDS = 40.0
+LOST = {"E_LOST", "E_ERROR"}  # of a simulated site: its process hung or died
 
 
 class RunFailed(RuntimeError):  # noqa: N818
@@ -52,6 +53,10 @@ def deadline(federation: Federation, slowest: Sequence[float]) -> float:
     return min(cap, factor * statistics.median(slowest) + SLACK_SECONDS)
 
 
+class RunIncomplete(RunFailed):
+    """A simulation lacks one of its sites for longer than a round; it can be resumed with all."""
+
+
 @dataclass(frozen=True)
 class Correspondence:
     """With the sites of one phase.
@@ -67,6 +72,7 @@ class Correspondence:
         base: tensors that a site gets once; empty where it has them from its own disk.
         keeps: whether sites keep tensors of their own.
         voxels, totals: class frequencies over the federation; empty where they do not count.
+        whole: whether no site may stay away, as in a simulation, where a lost one is a dead process
     """
 
     grid: Grid
@@ -81,6 +87,7 @@ class Correspondence:
     keeps: bool
     voxels: list[float]
     totals: list[float]
+    whole: bool = False
 
     @cached_property
     def base_hash(self) -> str:
@@ -128,6 +135,7 @@ class Correspondence:
 
         Raises:
             RunFailed: fewer sites than the quorum told any.
+        RunIncomplete: a site told none, and none may stay away.
         """
         good: dict[str, Accepted] = {}
         rejected: dict[str, str] = {}
@@ -143,6 +151,8 @@ class Correspondence:
                 _wait(done, done.lasted)
         for site, code in rejected.items():
             self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
+        if self.whole and rejected:
+            raise self.incomplete(f"task {task}", rejected, "a simulation is scored at every site")
         if len(good) < quorum_of(self.plan, self.phase):
             raise self.too_few(f"task {task}", rejected)
         return dict(sorted(good.items()))
@@ -150,10 +160,20 @@ class Correspondence:
     def too_few(self, what: str, rejected: Mapping[str, str]) -> RunFailed:
         """The error that says why the quorum was missed and how to go on."""
         codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
-        return RunFailed(
+        kind = RunIncomplete if self.whole and LOST & set(rejected.values()) else RunFailed
+        return kind(
             f"phase {self.phase.name}, {what}: fewer than {quorum_of(self.plan, self.phase)} "
             f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
             "and continue with --resume"
+        )
+
+    def incomplete(self, what: str, rejected: Mapping[str, str], rule: str) -> RunIncomplete:
+        """The error that ends a simulation which lost a site, and says how to go on."""
+        codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
+        return RunIncomplete(
+            f"phase {self.phase.name}, {what}: without {codes}; {rule}. What was done before is "
+            "kept: find the cause (journal.jsonl names it, each site keeps its own client.log; a "
+            "process that dies has mostly run out of memory) and continue with --resume"
         )
 
     def _order(self, round_: int, task: str, progress: Progress, site: str) -> Order:
@@ -170,6 +190,7 @@ class Correspondence:
             voxels=self.voxels,
             totals=self.totals,
             organ_factors=progress.organ_factors,
+            **self.recorder.receipts.fields(site),
         )
 
     def _send(
@@ -205,6 +226,7 @@ class Correspondence:
             if train
             else federation.round_timeout_s,
             base=(lambda: record_of(packed(self.base))) if self.base else None,
+            seen=self.recorder.receipts.seen,
         )
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())

@@ -35,6 +35,7 @@ class Progress:
         sent: bytes to the sites so far.
         received: bytes from the sites so far.
         seconds: of all rounds so far.
+        missing: sites without a right reply in the last round, with the reason code.
         slowest: of the last rounds, seconds until the last reply that was accepted came.
     """
 
@@ -52,6 +53,7 @@ class Progress:
     received: int = 0
     seconds: float = 0.0
     slowest: list[float] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Readable JSON."""

@@ -20,6 +20,7 @@ from core.phases import (
 )
 from core.plan import Phase, Plan
 from core.protocol import Description, published
+from core.updates import beyond
 from server.aggregate import aggregate
 from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
 from server.exchange import Exchange
@@ -47,6 +48,7 @@ class PhaseRun:
         previous: tuple[State, list[str]] | None,
         local_start: bool,
         inherited: Mapping[str, str],
+        whole: bool = False,
     ) -> None:
         self.plan = plan
         self.phase = phase
@@ -76,6 +78,7 @@ class PhaseRun:
             keeps=bool(self.parts.personal),
             voxels=voxels,
             totals=totals,
+            whole=whole,
         )
         self.meta = self._meta(inherited)
 
@@ -87,6 +90,7 @@ class PhaseRun:
 
         Raises:
             RunFailed: fewer sites than the quorum answered, too often.
+            RunIncomplete: of a simulation a site missed two rounds in a row, or the last.
         """
         state, progress = self._begin(resume)
         self._say_start()
@@ -195,6 +199,7 @@ class PhaseRun:
         started = time.monotonic()
         factors = list(progress.organ_factors)
         done, good, rejected = self.sites.trained(state, progress)
+        missing = dict(rejected)
         clipped: dict[str, float] = {}
         progress.round += 1
         if self.personal:
@@ -223,6 +228,10 @@ class PhaseRun:
             )
             for note in notes:
                 self.recorder.note(note, self.phase.name)
+            if far := beyond({n: new[n] for n in self.parts.shared}, state):
+                note = f"round {progress.round}: the average of {far} is unusable; the weights of "
+                self.recorder.note(f"{note}before are kept", self.phase.name)
+                new = dict(state)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
@@ -243,9 +252,28 @@ class PhaseRun:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
             event["trainable"] = self.trainable[progress.round]
+        self._require_whole(progress, missing)
+        progress.missing = missing
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
+
+    def _require_whole(self, progress: Progress, missing: dict[str, str]) -> None:
+        """Of a simulation a site may miss one round, which is journalled, but not two nor the last.
+
+        Called before the round is committed: a resumed run asks for it again.
+
+        Raises:
+            RunIncomplete: it did.
+        """
+        if not self.sites.whole or not missing:
+            return
+        what = f"round {progress.round}"
+        again = {s: code for s, code in missing.items() if s in progress.missing}
+        if again:
+            raise self.sites.incomplete(what, again, "it missed the round before too")
+        if self._reason_to_stop(progress):
+            raise self.sites.incomplete(what, missing, "no site may miss the last round")
 
     def _lasted(
         self,

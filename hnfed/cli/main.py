@@ -15,7 +15,7 @@ import simulations.cli
 from core.errors import UserError
 from core.service import Stopped, leave_by_signal, leave_if_told
 from core.text import shown_text
-from hnfed.cli import doctor, site
+from hnfed.cli import doctor, join, site
 
 EXAMPLES = """examples:
   hnfed simulate demo
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for part in (simulations.cli, doctor, client.cli, site, server.cli, core.cli):
+    for part in (simulations.cli, doctor, client.cli, site, join, server.cli, core.cli):
         part.register(commands)
     return parser
 
