@@ -16,10 +16,12 @@ from core.anatomy import BUILT_IN
 from core.data import dicom
 from core.data.archive import Archive, CaseRef, open_archive
 from core.data.dicomseg import write_dicomseg
+from core.data.folders import NO_RIGHT, files_in
 from core.data.grid import bounding_box
+from core.data.listing import ANY_LAYOUT, PACKED
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
-from core.errors import UserError
+from core.errors import UserError, plain_text
 from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
@@ -45,11 +47,12 @@ def find_cts(path: Path) -> Archive:
         if path.name == "ct.csv":
             return open_archive(path.parent, format="openkbp")
         if not is_image(path):
-            raise UserError("--input", path, _REMEDY, problem="not NRRD, NIfTI or MetaImage")
+            problem, remedy = _no_image(path)
+            raise UserError("--input", path, remedy, problem=problem)
         return _loose([path])
     if not path.is_dir():
         raise UserError("--input", path, _REMEDY, problem="no such file or folder")
-    files = [p for p in sorted(path.iterdir()) if is_image(p)]
+    files = [p for p in files_in(path) if is_image(p)]
     if files and any(case.files for case in dicom.find(path)):
         remedy = "give them one after the other, each in a folder of its own"
         problem = "holds DICOM series and other images"
@@ -59,7 +62,22 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        raise UserError("--input", path, _REMEDY, problem=error.problem) from error
+        remedy = _REMEDY if error.remedy == ANY_LAYOUT else error.remedy
+        raise UserError("--input", path, remedy, problem=error.problem) from error
+
+
+def _no_image(path: Path) -> tuple[str, str]:
+    """What a file is that is no image by its name, and what to give instead."""
+    if path.suffix.lower() in PACKED:
+        return "a packed file", "unpack it, and give the folder"
+    try:
+        with path.open("rb") as file:
+            dicom_file = file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}", NO_RIGHT
+    if dicom_file:
+        return "one DICOM file", "give the folder that holds all files of the CT"
+    return "not NRRD, NIfTI or MetaImage", _REMEDY
 
 
 def _loose(files: Sequence[Path]) -> Archive:
@@ -77,8 +95,8 @@ def _loose(files: Sequence[Path]) -> Archive:
 
 
 def _name(path: Path) -> str:
-    stem = stem_of(path)
-    return path.resolve().parent.name if stem == "img" else stem.removesuffix("_0000")
+    stem = plain_text(stem_of(path))
+    return plain_text(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ def read_headers(files: Sequence[Path], geometry: Geometry) -> list[Any]:
     Raises:
         CaseError: ``E_IMAGE_UNREADABLE``: a header cannot be read, or lacks an id.
     """
+    if len(files) != geometry.size[0]:
+        remedy = "use nrrd, nifti or segnrrd, or export the CT as single-frame images"
+        problem = "one multi-frame file: its frames cannot be referred to"
+        raise CaseError("E_IMAGE_SHAPE", "series", "CT", remedy, problem=problem)
     normal = np.array(geometry.direction).reshape(3, 3)[:, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
