@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.kit import Kit
+from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
 MAX_PATH = 1000
 CACHE_GB, BASE_GB, MOST_GB = 200.0, 10.0, 1_000_000  # 200 GB hold some 10,000 cases
@@ -32,6 +33,7 @@ def site_from_file(path: Path, run: str) -> Site:
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
+        "proxy",
         "cache_gb", "base_gb",
     )  # fmt: skip
     values = read_yaml(path)
@@ -54,6 +56,7 @@ def site_from_file(path: Path, run: str) -> Site:
     ):
         remedy = "give train, val, test and seed as numbers, or file: splits.csv"
         raise UserError("site file: split", split, remedy)
+    proxy = _proxy(values.get("proxy"), path)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     state = Path(str(values["state"]))
     for key in ("cache", "state"):
@@ -77,6 +80,7 @@ def site_from_file(path: Path, run: str) -> Site:
         run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
+        proxy=proxy,
         cache_bytes=_quota(values, "cache_gb", CACHE_GB),
         base_bytes=_quota(values, "base_gb", BASE_GB),
     )
@@ -100,6 +104,21 @@ def require_own_kit(site: Site, kit: Kit) -> None:
     if site.name != kit.role:
         remedy = f"write name: {kit.role} into the site file, or take the other kit"
         raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+
+
+def _proxy(value: object, path: Path) -> str:
+    """The site file's `proxy`; one with a password wants a file that only its owner can read."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError("site file: proxy", type(value).__name__, REMEDY)
+    if value == NONE:
+        return NONE
+    require_proxy(value, "site file: proxy")
+    if has_password(value) and path.stat().st_mode & 0o077:
+        problem = "a password stands in it, and others can read the file"
+        raise UserError("site file: proxy", shown(value), f"run: chmod 600 {path}", problem=problem)
+    return value
 
 
 def _is_number(value: object) -> bool:

@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from core.anatomy import BUILT_IN
 from core.data import dicom
-from core.data.archive import NO_CASE, PACKED, Archive, CaseRef, open_archive
+from core.data.archive import Archive, CaseRef, open_archive
 from core.data.dicomseg import write_dicomseg
 from core.data.folders import NO_RIGHT, files_in
 from core.data.grid import bounding_box
+from core.data.listing import ANY_LAYOUT, PACKED
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
-from core.errors import UserError, as_utf8
+from core.errors import UserError, plain_text
 from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
@@ -62,7 +63,7 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        remedy = _REMEDY if error.problem == NO_CASE else error.remedy
+        remedy = _REMEDY if error.remedy == ANY_LAYOUT else error.remedy
         raise UserError("--input", path, remedy, problem=error.problem) from error
 
 
@@ -95,8 +96,8 @@ def _loose(files: Sequence[Path]) -> Archive:
 
 
 def _name(path: Path) -> str:
-    stem = as_utf8(stem_of(path))
-    return as_utf8(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
+    stem = plain_text(stem_of(path))
+    return plain_text(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
-def as_utf8(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that any file, screen or network takes: bytes that are no UTF-8 are written ``%E4``.
 
     Args:
@@ -40,8 +40,8 @@ class UserError(ValueError):
         self.field = field
         self.value = value
         self.remedy = remedy
-        self.problem = as_utf8(problem)
-        text = as_utf8(str(value))
+        self.problem = plain_text(problem)
+        text = plain_text(str(value))
         if len(text) > 300:
             text = text[:297] + "..."
         cause = f": {self.problem}" if problem else ""
@@ -95,5 +95,5 @@ class Finding:
     remedy: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "case", as_utf8(self.case))
-        object.__setattr__(self, "message", as_utf8(self.message))
+        object.__setattr__(self, "case", plain_text(self.case))
+        object.__setattr__(self, "message", plain_text(self.message))

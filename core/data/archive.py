@@ -11,23 +11,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy.typing as npt
 
 from core.anatomy import Organ, vocabulary
-from core.data import dicom, nnunet, openkbp, pddca
 from core.data.caselist import Row, read_rows
-from core.data.folders import NO_RIGHT, CaseFolder, refused, unreadable
+from core.data.folders import NO_RIGHT, CaseFolder
 from core.data.hounsfield import refuse
-from core.data.volume import Geometry, Volume, data_file
-from core.errors import CaseError, Finding, UserError, as_utf8
+from core.data.image_file import data_file
+from core.data.listing import FORMATS, find, folder_of
+from core.data.listing import reader as reader_of
+from core.data.volume import Geometry, Volume
+from core.errors import CaseError, Finding, UserError, plain_text
 from core.names import NONE, Match, assign, matcher
 
-FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
-PACKED = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
-SHOWN_REASONS, NO_CASE = 3, "no case below this folder"
+__all__ = [
+    "FORMATS",
+    "Archive",
+    "CaseRef",
+    "content_hash",
+    "open_archive",
+    "read_case",
+    "read_image_of",
+]
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,10 @@ def open_archive(
         UserError: no such folder, no case in it, two formats in one folder, a format that is not
             read, an unusable ``cases.csv``.
     """
-    root = _folder(Path(root))
+    root = folder_of(Path(root))
     vocab = vocabulary() if vocab is None else vocab
     doubtful_aliases = _check_aliases(vocab, aliases or {})
-    name, folders = _find(root, format, structure_set, empty)
+    name, folders = find(root, format, structure_set, empty)
     rows = read_rows(root / "cases.csv")
     named, findings = _name(root, folders, rows)
     findings += doubtful_aliases
@@ -126,93 +133,6 @@ def open_archive(
         cases.append(replace(ref, patient=patient))
     findings += [_unmapped(raw, count, lookup(raw)) for raw, count in sorted(unmapped.items())]
     return Archive(name, root, tuple(cases), tuple(findings), dict(sorted(names.items())))
-
-
-def _reader(format: str) -> ModuleType:
-    match format:
-        case "pddca":
-            return pddca
-        case "dicom":
-            return dicom
-        case "nnunet":
-            return nnunet
-        case "openkbp":
-            return openkbp
-        case _:
-            remedy = f"use auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            raise UserError("format", format, remedy, problem="no archive format that is read")
-
-
-def _folder(root: Path) -> Path:
-    """The archive's folder, or a `UserError` that says what stands there instead."""
-    problem, remedy = "no such folder", "give the folder of an archive"
-    try:
-        if root.is_dir():
-            return root.resolve()
-        if root.is_file():
-            problem = "a file, no folder"
-            if root.suffix.lower() in PACKED:
-                problem, remedy = "a packed file, no folder", "unpack it, and give the folder"
-    except OSError as error:
-        problem, remedy = error.strerror or str(error), NO_RIGHT
-    raise UserError("root", root, remedy, problem=problem)
-
-
-def _find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str, list[CaseFolder]]:
-    """The archive's format and its case folders, at least one of them with an image."""
-    tried = FORMATS if format == "auto" else (format,)
-    listed = {
-        name: dicom.find(root, structure_set) if name == "dicom" else _reader(name).find(root)
-        for name in tried
-    }
-    found = {name: cases for name, cases in listed.items() if any(c.files for c in cases)}
-    if len(found) > 1:
-        remedy = "name the one to read with `format`, or give a folder that holds one"
-        raise UserError("root", root, remedy, problem=f"holds {' and '.join(found)}")
-    barred = unreadable(root)
-    if found:
-        name, cases = next(iter(found.items()))
-        return name, _with_barred(name, cases, barred)
-    name = next((n for n, cases in listed.items() if any(c.remarks for c in cases)), tried[0])
-    cases = _with_barred(name, listed[name], barred)
-    reasons = [remark for case in cases for remark in case.remarks]
-    if empty and reasons:
-        return name, cases
-    layouts = (
-        "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
-        "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
-    )
-    remedy = f"give a folder that holds {layouts}"
-    problem = NO_CASE
-    for reason in list({r.message: r for r in reasons}.values())[:SHOWN_REASONS]:
-        problem += f"; {reason.message}"
-        remedy = reason.remedy if len(reasons) == 1 else "see what `hnfed check` says of it"
-    raise UserError("root", root, remedy, problem=problem)
-
-
-def _with_barred(
-    format: str, cases: Sequence[CaseFolder], barred: Sequence[tuple[Path, str]]
-) -> list[CaseFolder]:
-    """The cases, and a lost one for each folder that cannot be listed.
-
-    In a layout whose folders have fixed names the cases lose their image or their structures with
-    such a folder: they are the lost ones.
-    """
-    told = list(cases)
-    for place, why in barred:
-        of_case = [
-            i
-            for i, case in enumerate(told)
-            if format in ("pddca", "nnunet")
-            and case.folder == place.parent
-            and not (case.files and case.structures)
-        ]
-        for i in of_case:
-            remarks = (*told[i].remarks, *refused(place, why, place.parent).remarks)
-            told[i] = replace(told[i], files=(), structures=(), names=(), remarks=remarks)
-        if not of_case:
-            told.append(refused(place, why, place))
-    return told
 
 
 def _name(
@@ -325,7 +245,7 @@ def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geo
         CaseError: the image cannot be read, or its values are no HU
             (`core.data.hounsfield.refuse`).
     """
-    image, geometry = _reader(archive.format).read_ct(ref.files)
+    image, geometry = reader_of(archive.format).read_ct(ref.files)
     refuse(image, ref.files[0])
     return image, geometry
 
@@ -347,7 +267,7 @@ def read_case(
         CaseError: the image cannot be used.
     """
     image, geometry = read_image_of(archive, ref)
-    reader = _reader(archive.format)
+    reader = reader_of(archive.format)
     masks, findings = {}, []
     for organ in organs:
         path = ref.structures.get(organ)
@@ -406,7 +326,7 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
                 problem = f"it cannot be read: {error.strerror}"
                 code = "E_IMAGE_UNREADABLE"
                 raise CaseError(code, "file", path, NO_RIGHT, problem=problem) from error
-        total.update(as_utf8(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
+        total.update(plain_text(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
     return total.hexdigest()
 
 

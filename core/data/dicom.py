@@ -28,7 +28,7 @@ from core.data.dicomseg_read import Segmentation
 from core.data.folders import CaseFolder
 from core.data.rtstruct import StructureSet
 from core.data.volume import Geometry
-from core.errors import Finding, as_utf8
+from core.errors import Finding, plain_text
 
 ALL_ONE_PATIENT = 3
 Say = Callable[..., None]
@@ -57,10 +57,12 @@ def find(root: Path, structure_set: str = "") -> list[CaseFolder]:
     said: dict[Key, list[Finding]] = defaultdict(list)
     for path in alone:
         kept = [one for one in chosen if one.key not in sets]
-        finding, one = why_alone(path, tree, kept)
-        if one is not None:
-            said[one.key].append(finding)
-        elif finding is not None:
+        finding, lacking = why_alone(path, tree, kept)
+        if finding is None:
+            continue
+        if lacking is not None:
+            said[lacking.key].append(finding)
+        else:
             found.append(CaseFolder(path.parent, (), (), (), path.stem, "", (finding,)))
     for path, error in tree.damaged_sets:
         found.append(_lost(path, error.problem))
@@ -273,7 +275,7 @@ def _told(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
     remarks = []
     for why in dict.fromkeys(reason for _, reason in lost):
         named = [path for path, reason in lost if reason == why]
-        one = _quoted([as_utf8(named[0].name)])
+        one = _quoted([plain_text(named[0].name)])
         what = {"": "begin as DICOM but cannot be read", "empty": "are empty"}.get(
             why, f"cannot be opened: {why}"
         )
@@ -286,4 +288,4 @@ def _told(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
 
 
 def _digest(patient: str) -> str:
-    return hashlib.sha256(as_utf8(patient).encode()).hexdigest()[:16] if patient else ""
+    return hashlib.sha256(plain_text(patient).encode()).hexdigest()[:16] if patient else ""

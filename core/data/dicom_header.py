@@ -90,6 +90,7 @@ def read_header(path: Path) -> dict[str, str] | None:
 def _header(file: BinaryIO) -> dict[str, str] | None:
     header: Any = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     told = {name: _element(header, name) for name in TAGS}
+    told["Modality"] = told["Modality"].upper()
     sizes = [int(told[name] or 1) for name in ("Rows", "Columns", "NumberOfFrames")]
     most = MOST_PIXELS
     if sizes[2] > 1 and sizes[0] * sizes[1] * sizes[2] <= os.fstat(file.fileno()).st_size:

@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from core.data import dicom_frames
 from core.data.dicom_place import TAGS, Place, place_of, turned
 from core.data.folders import is_file
+from core.data.geometry import Geometry, require_possible
 from core.data.plain_path import plain
-from core.data.volume import Geometry, require_possible
 from core.errors import CaseError
 
 # Positions are often written to a tenth of a millimetre.

@@ -126,20 +126,38 @@ def read_tree(root: Path) -> Tree:
 
 
 def _gather_scattered(tree: Tree) -> None:
-    """Makes one series, which is not read, of images that share a series UID and nothing else."""
+    """Makes one series, which is not read, of images that only share their series UID.
+
+    That is where each image names another patient or study, and where some name none: apart, each
+    would be a part of a scan.
+    """
     by_uid: dict[str, list[Series]] = {}
     for one in tree.series.values():
         if one.uid:
             by_uid.setdefault(one.uid, []).append(one)
     for members in by_uid.values():
-        first, *rest = members
-        if not rest or max(one.slices for one in members) > 1:
+        if len(members) > 1 and max(one.slices for one in members) == 1:
+            _join(tree, members, "each of its images names another patient or study")
             continue
-        first.quarrel = "each of its images names another patient or study"
-        for one in rest:
-            first.files += one.files
-            first.slices += one.slices
-            del tree.series[one.key]
+        vague = [a for a in members if any(_vaguely_one(a, b) for b in members)]
+        if vague:
+            _join(tree, vague, "some of its images name no patient, or no study")
+
+
+def _vaguely_one(one: Series, other: Series) -> bool:
+    """Whether two series may be one: where they do not say the same, one of them says nothing."""
+    pairs = ((one.patient, other.patient), (one.study, other.study))
+    differ = [pair for pair in pairs if pair[0] != pair[1]]
+    return bool(differ) and all("" in pair for pair in differ)
+
+
+def _join(tree: Tree, members: list[Series], quarrel: str) -> None:
+    first, *rest = members
+    first.quarrel = quarrel
+    for one in rest:
+        first.files += one.files
+        first.slices += one.slices
+        del tree.series[one.key]
 
 
 def _add_other(tree: Tree, path: Path, header: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import Finding, as_utf8
+from core.errors import Finding, plain_text
 
 NO_RIGHT = "give the account that runs hnfed the right to read it"
 # Folders that file systems make; on a disk of its own they lie beside the archive.
@@ -40,17 +40,17 @@ class CaseFolder:
     @property
     def own_name(self) -> str:
         """What the case is called inside the archive."""
-        return as_utf8(self.case or self.folder.name)
+        return plain_text(self.case or self.folder.name)
 
     @property
     def structure_names(self) -> tuple[str, ...]:
         """The names by which the structures are recognised."""
-        return self.names or tuple(as_utf8(path.stem) for path in self.structures)
+        return self.names or tuple(plain_text(path.stem) for path in self.structures)
 
     def place(self, root: Path) -> str:
         """Path of the case below `root`, with slashes; what ``cases.csv`` may give as `path`."""
         place = self.folder / self.case if self.case else self.folder
-        return as_utf8(place.relative_to(root).as_posix())
+        return plain_text(place.relative_to(root).as_posix())
 
 
 def walk(
@@ -98,7 +98,7 @@ def refused(place: Path, why: str, folder: Path) -> CaseFolder:
         why: the operating system's word.
         folder: of the case.
     """
-    message = f"'{as_utf8(place.name)}' cannot be read: {why}; nothing of what it holds is used"
+    message = f"'{plain_text(place.name)}' cannot be read: {why}; nothing of what it holds is used"
     finding = Finding("E_NOT_READABLE", "error", "", "", message, NO_RIGHT)
     return CaseFolder(folder, (), (), remarks=(finding,))
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.data.folders import CaseFolder, is_file, walk
-from core.data.volume import SPACING_LIMITS_MM, Geometry
+from core.data.geometry import SPACING_LIMITS_MM, Geometry
 from core.errors import CaseError
 
 IMAGE, SPACING = "ct.csv", "voxel_dimensions.csv"

@@ -15,8 +15,9 @@ import simulations.cli
 from core.errors import UserError
 from core.service import Stopped, leave_by_signal, leave_if_told
 from core.text import shown_text
-from hnfed.cli import doctor, site
+from hnfed.cli import doctor, join, site
 
+RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
@@ -88,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for part in (simulations.cli, doctor, client.cli, site, server.cli, core.cli):
+    simulations.cli.register(commands, RELEASE)
+    for part in (doctor, client.cli, site, join, server.cli, core.cli):
         part.register(commands)
     return parser
 

@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from core.contours import find_cts
 from core.data.archive import CaseRef, content_hash
 from core.data.header import beside, too_large
-from core.data.volume import Geometry, data_file, read_image
+from core.data.image_file import data_file
+from core.data.volume import Geometry, read_image
 from core.errors import CaseError
 
 SIZE = (4, 5, 6)

@@ -190,6 +190,27 @@ def test_an_id_for_every_image_is_named(tmp_path: Path, tag: str) -> None:
     assert "another patient or study" in finding.message
 
 
+@pytest.mark.parametrize("tag", ["StudyInstanceUID", "PatientID"])
+def test_an_id_that_some_images_lost_does_not_cut_a_scan_in_two(tmp_path: Path, tag: str) -> None:
+    def lost(level: int, data: Any) -> None:
+        if level > 5:
+            setattr(data, tag, "")
+
+    write_series(tmp_path / "p", picture(1), GRID, change=lost)
+    (finding,) = open_archive(tmp_path, empty=True).findings
+    assert finding.code == "E_SERIES_MIXED"
+    assert "8 images" in finding.message
+    assert "name no patient, or no study" in finding.message
+
+
+def test_a_modality_in_small_letters(tmp_path: Path) -> None:
+    def small(level: int, data: Any) -> None:
+        data.Modality = "ct"
+
+    write_series(tmp_path / "p", picture(1), GRID, change=small)
+    assert len(open_archive(tmp_path).cases) == 1
+
+
 def test_a_sound_series_beside_a_mixed_one_is_read(tmp_path: Path) -> None:
     write_series(tmp_path / "p", picture(1), GRID)
     shutil.copytree(tmp_path / "p", tmp_path / "q")

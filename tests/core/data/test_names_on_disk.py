@@ -19,7 +19,7 @@ from core.contours import Contours, find_cts, write_contours
 from core.data.archive import content_hash, open_archive, read_case, read_image_of
 from core.data.folders import unreadable
 from core.data.volume import Geometry, read_image, write_image
-from core.errors import CaseError, Finding, UserError, as_utf8
+from core.errors import CaseError, Finding, UserError, plain_text
 from core.files import replace_csv, replace_file
 from hnfed.cli.main import main
 from simulations.benchmarks.dicom_example import write_patient
@@ -62,9 +62,9 @@ def bar(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_text_of_any_name() -> None:
-    assert as_utf8("Schädel 头部") == "Schädel 头部"
-    assert as_utf8(LATIN) == "Sch%E4del"
-    assert as_utf8("\ud83d") == "%uD83D"
+    assert plain_text("Schädel 头部") == "Schädel 头部"
+    assert plain_text(LATIN) == "Sch%E4del"
+    assert plain_text("\ud83d") == "%uD83D"
     assert str(UserError("f", Path(LATIN), "r", problem=LATIN)).count("Sch%E4del") == 2
     assert Finding("E", "error", LATIN, "", LATIN, "").case == "Sch%E4del"
 
