@@ -24,7 +24,9 @@ COPIED = (
     "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
     "ReferringPhysicianName", "StudyDescription",
 )  # fmt: skip
-REQUIRED = ("StudyInstanceUID", "FrameOfReferenceUID")
+REQUIRED = (
+    "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID",
+)  # fmt: skip
 
 
 def read_headers(files: Sequence[Path], geometry: Geometry) -> list[Any]:
@@ -53,9 +55,11 @@ def read_headers(files: Sequence[Path], geometry: Geometry) -> list[Any]:
             headers.sort(
                 key=lambda h: float(np.dot(normal, [float(v) for v in h.ImagePositionPatient]))
             )
-            for header in headers:
-                if not (header.SOPInstanceUID and header.SOPClassUID and header.SeriesInstanceUID):
-                    raise ValueError("no id")
+            absent = [
+                name
+                for name in REQUIRED
+                if not all(str(header.get(name) or "").strip(" \0") for header in headers)
+            ]
         # pydicom raises half a dozen types for damaged files; each means the same here.
         except Exception as error:
             leave_if_told()
@@ -64,11 +68,10 @@ def read_headers(files: Sequence[Path], geometry: Geometry) -> list[Any]:
             raise CaseError(
                 "E_IMAGE_UNREADABLE", "series", "CT", remedy, problem=problem
             ) from error
-    for name in REQUIRED:
-        if not str(headers[0].get(name) or "").strip(" \0"):
-            problem = f"the CT has no {name}: contours could not be told to belong to it"
-            remedy = "export the series with its ids, or use --format nrrd, nifti or segnrrd"
-            raise CaseError("E_IMAGE_UNREADABLE", "series", "CT", remedy, problem=problem)
+    if absent:
+        problem = f"the CT has no {', '.join(absent)}: contours could not be told to belong to it"
+        remedy = "export the series with its ids, or use --format nrrd, nifti or segnrrd"
+        raise CaseError("E_IMAGE_UNREADABLE", "series", "CT", remedy, problem=problem)
     assert len(headers) == geometry.size[0], (len(headers), geometry.size)
     return headers
 
