@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Contours:
         model: which model drew them, in words.
         notes: what is to be known about an organ, such as doubtful slices.
         headers: of the CT's slices (`core.data.dicom_source.read_headers`); () if it is no DICOM.
+        doubt: why all of it may be wrong, in words; "" where nothing says so.
     """
 
     case: str
@@ -120,10 +122,16 @@ class Contours:
     model: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
     headers: Sequence[Any] = ()
+    doubt: str = ""
 
 
-def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
-    """Writes contours.
+def write_contours(
+    folder: Path,
+    drawn: Contours,
+    formats: Sequence[str],
+    remarks: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Writes contours, all that was asked for or none: aside first, moved where all are whole.
 
     ``nrrd``: ``CASE/NAME.nrrd`` for each organ, empty where it was not found; ``nifti``:
     ``CASE.nii.gz``; ``segnrrd``: ``CASE.seg.nrrd`` for 3D Slicer; ``rtstruct``: ``CASE/RS.dcm``;
@@ -133,6 +141,7 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
         folder: OUTPUT.
         drawn: what to write.
         formats: of `FORMATS`; those of `DICOM_FORMATS` need `Contours.headers`.
+        remarks: further files, their text by the ending that follows ``CASE``.
 
     Returns:
         The files written.
@@ -141,10 +150,25 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
         CaseError: the CT's headers do not carry a DICOM SEG.
         UserError: a case or an organ whose name is none of a file.
     """
+    case = case_name(drawn.case)
+    with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=folder) as aside:
+        paths = _write(Path(aside), drawn, formats)
+        for ending, text in (remarks or {}).items():
+            paths.append(Path(aside) / f"{case}{ending}")
+            paths[-1].write_text(text, encoding="utf-8")
+        written = [folder / path.relative_to(aside) for path in paths]
+        for path, target in zip(paths, written, strict=True):
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+    return written
+
+
+def _write(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
+    """Writes the formats into an empty folder."""
     case, labels = case_name(drawn.case), drawn.labels
     organs = [organ_name(organ) for organ in drawn.organs]
     own = folder / case
-    own.mkdir(parents=True, exist_ok=True)
+    own.mkdir()
     written: list[Path] = []
     if "nrrd" in formats:
         for i, organ in enumerate(organs, start=1):
@@ -156,18 +180,17 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
     if "segnrrd" in formats:
         written.append(folder / f"{case}.seg.nrrd")
         write_labelmap(written[-1], labels, drawn.geometry, _segments(labels, organs))
+    model = f"DOUBTFUL: {drawn.doubt}; {drawn.model}" if drawn.doubt else drawn.model
     structures = [
         Drawn(organ, labels == i, _colour(organ), drawn.notes.get(organ, ""))
         for i, organ in enumerate(organs, start=1)
     ]
     if "rtstruct" in formats:
         written.append(own / "RS.dcm")
-        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, drawn.model)
+        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, model)
     if "dicomseg" in formats:
         written.append(own / "SEG.dcm")
-        write_dicomseg(written[-1], structures, drawn.headers, drawn.model)
-    if not any(own.iterdir()):
-        own.rmdir()
+        write_dicomseg(written[-1], structures, drawn.headers, model)
     return written
 
 

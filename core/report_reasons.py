@@ -25,6 +25,7 @@ MEANINGS = {
     "E_LABEL_AMBIGUOUS": "two structures of a case mean the same organ",
     "E_LABEL_EMPTY": "a structure without a voxel",
     "E_LABEL_GRID": "a structure that is not on the CT's grid",
+    "E_LABEL_INCOMPLETE": "a structure of which contours lie in no slice",
     "E_LABEL_OFF_BODY": "a structure that lies in air",
     "E_LABEL_SAME": "two organs of a case have the same mask, voxel for voxel",
     "E_LABEL_UNREADABLE": "a structure that cannot be read",

@@ -278,6 +278,9 @@ def read_case(
             if not mask.any() and organ in ref.names:
                 message = f"{ref.names[organ]!r} is named in {path.name}, but has no voxel"
                 remedy = "nothing to do: it counts as not annotated"
+                if remark:
+                    message += f": {remark}"
+                    remedy = "export it again, drawn in the slices of this CT, or it is not used"
                 absent = Finding("W_LABEL_ABSENT", "warning", ref.case, organ, message, remedy)
                 findings.append(absent)
                 continue
@@ -290,7 +293,7 @@ def read_case(
             continue
         masks[organ] = mask
         if remark:
-            message, remedy = f"{path.name}: {remark}", "nothing to do: they were cut"
+            message, remedy = f"{path.name}: {remark}", "nothing to do, or draw it again"
             findings.append(Finding("W_LABEL_CUT", "warning", ref.case, organ, message, remedy))
     return Volume(ref.case, image, geometry, masks), tuple(findings)
 

@@ -221,8 +221,7 @@ def _rank(
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """Names between quotes, without quotes of their own: what is quoted can be hidden."""
-    return ", ".join("'" + re.sub(r"['\"]", "", name) + "'" for name in names)
+    return ", ".join(map(rtstruct.quoted, names))
 
 
 def _drawn_names(chosen: StructureSet | Segmentation, one: Series, say: Say) -> tuple[str, ...]:
@@ -232,6 +231,17 @@ def _drawn_names(chosen: StructureSet | Segmentation, one: Series, say: Say) -> 
     elsewhere = {roi.name for roi in chosen.rois if roi.contours and roi.frame not in frames}
     drawn = [roi.name for roi in chosen.rois if roi.contours and roi.name not in elsewhere]
     absent = sorted({r.name for r in chosen.rois if not r.contours and r.name not in drawn})
+    lines = sorted({r.name for r in chosen.rois if r.name in absent and r.others})
+    absent = [name for name in absent if name not in lines]
+    if lines:
+        message = f"drawn by points or open lines only, which hold no area: {_quoted(lines)}"
+        say("W_LABEL_ABSENT", message, "draw closed contours where it is to be used")
+    twice = sorted({r.name for r in chosen.rois if r.shared and r.paired and r.contours})
+    if twice:
+        message = (
+            f"ROI number used more than once, told by their place in the file: {_quoted(twice)}"
+        )
+        say("W_ROI_NUMBER", message, "export the structure set again, or look at these structures")
     if absent:
         say("W_LABEL_ABSENT", f"named, but not drawn, so not annotated: {_quoted(absent)}")
     if elsewhere:

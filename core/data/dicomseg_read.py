@@ -30,12 +30,18 @@ OFF_GRID = 0.05
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: `contours` are the frames that draw it, `frame` its frame of reference."""
+    """One segment, told as `core.data.rtstruct.Roi` tells a structure.
+
+    `contours` are the frames that draw it, `frame` its frame of reference.
+    """
 
     name: str
     frame: str
     contours: tuple[int, ...]
     number: int
+    others: int = 0
+    shared: tuple[str, ...] = ()
+    paired: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from core.data.header import too_large
 
+LONGEST_EXTENSIONS = 1_000_000
 MAGIC = (b"n+1\0", b"n+2\0")
 KINDS = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8",
@@ -115,6 +116,25 @@ def read_voxels(path: Path, header: Header) -> tuple[npt.NDArray[Any], str]:
         return stored.astype(kind.newbyteorder("="), copy=False), ""
     slope, intercept = header.scale
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32), ""
+
+
+def extensions(path: Path) -> list[bytes]:
+    """What stands between header and voxels, such as names of labels; [] where nothing does."""
+    header, _ = read_header(path)
+    if header is None:
+        return []
+    found = []
+    with _opened(path) as file:
+        raw = file.read(min(int(header.offset), LONGEST_EXTENSIONS))
+    order = "<" if struct.unpack_from("<i", raw)[0] in (348, 540) else ">"
+    place = struct.unpack_from(order + "i", raw)[0] + 4
+    while place + 8 <= len(raw) and raw[place - 4 : place] != bytes(4):
+        size = struct.unpack_from(order + "i", raw, place)[0]
+        if size < 8 or place + size > len(raw):
+            break
+        found.append(raw[place + 8 : place + size])
+        place += size
+    return found
 
 
 def placement(header: Header) -> tuple[npt.NDArray[np.float64], str]:
