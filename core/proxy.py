@@ -10,9 +10,9 @@ import ipaddress
 import re
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import (
+from urllib.request import (  # type: ignore[attr-defined]  # the stubs lack the second
     getproxies_environment,
-    proxy_bypass_environment,  # type: ignore[attr-defined]  # not in the stubs
+    proxy_bypass_environment,
 )
 
 from core.errors import UserError

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 HASH = re.compile(r"[0-9a-f]{64}")
 LONGEST = 8192  # signs of a certificate
@@ -73,7 +74,7 @@ def genuine(mark: Countersignature, site: str, authority_pem: bytes) -> bool:
         certificate.verify_directly_issued_by(authority)
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         key = certificate.public_key()
-        if x509.ExtendedKeyUsageOID.SERVER_AUTH not in usage:  # a site's certificate is none
+        if ExtendedKeyUsageOID.SERVER_AUTH not in usage:  # a site's certificate is none
             return False
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return False

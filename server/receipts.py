@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
@@ -43,7 +44,7 @@ class Receipts:
             self.last[site] = receipt
             replace_file(self.path, json.dumps(self.last, sort_keys=True))
 
-    def fields(self, site: str) -> dict[str, str]:
+    def fields(self, site: str) -> dict[str, Any]:
         """Of the next order to a site: its last receipt, countersigned."""
         if self.keys is None or site not in self.last:
             return {}

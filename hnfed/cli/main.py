@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
     _quiet_environment()
+    _print_any_name()
     parser = _parser()
     options = _parsed(parser, arguments)
     if not hasattr(options, "handler"):
@@ -91,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     for part in (doctor, client.cli, site, join, server.cli, core.cli):
         part.register(commands)
     return parser
+
+
+def _print_any_name() -> None:
+    """Names that the terminal's encoding does not have are printed all the same, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet_environment() -> None:

@@ -87,8 +87,8 @@ def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:
 
 @functools.lru_cache(32)
 def _parameters(plan: str, phase: str) -> int:
-    made = plan_from_json(plan)
     try:
+        made = plan_from_json(plan)
         with torch.device("meta"):  # shapes only, however large
             model = network(made, made.phase(phase))
     except UserError as error:

@@ -39,8 +39,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "most_epochs": (1, 10**7),
     "memory_gb": (0.5, 4096.0),
     "gpu_memory_share": (1e-3, 1.0),
-    "cache_gb": (0.1, 1e6),
-    "base_gb": (0.01, 1e5),
     "pending_mb": (1.0, 1e5),
     "min_cell": (1, 100_000),
     "longest_s": (1, 10**7),
@@ -75,8 +73,7 @@ class Policy:
         most_epochs: rounds times local epochs of a phase.
         memory_gb: address space of the process that trains.
         gpu_memory_share: of the device's memory, what training may take.
-        cache_gb, base_gb, pending_mb: disk for prepared cases, for the phases' bases, and for what
-            waits for approval.
+        pending_mb: disk for plans that wait for approval.
         scores: control scores and losses may go to the server.
         counts: numbers of cases, steps and voxels may go to the server.
         min_cell: no score or count of fewer cases is told of a personal phase.
@@ -114,8 +111,6 @@ class Policy:
     most_epochs: int = 2000
     memory_gb: float = 64.0
     gpu_memory_share: float = 1.0
-    cache_gb: float = 100.0
-    base_gb: float = 5.0
     pending_mb: float = 100.0
     scores: bool = True
     counts: bool = True

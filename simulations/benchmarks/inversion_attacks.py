@@ -62,7 +62,7 @@ def patients(folder: Path, count: int, crop: Sequence[int], first: int = 0) -> l
     found = []
     for index in range(first, first + count):
         case = make_case(SIGNATURES["nyu"], np.random.default_rng([7, index]), (6.0, 4.0, 4.0))
-        grid = Geometry(case.image.shape, case.spacing_mm, case.origin_mm)  # type: ignore[arg-type]
+        grid = Geometry(case.image.shape, case.spacing_mm, case.origin_mm)
         masks = {o: case.masks[o].astype(bool) for o in ORGANS}
         volume = Volume(f"{index}", case.image, grid, masks)
         key = f"{index}-{'x'.join(map(str, crop))}"
@@ -75,7 +75,12 @@ def patients(folder: Path, count: int, crop: Sequence[int], first: int = 0) -> l
 
 def attack_plan(model: Model, crop: Sequence[int], freeze: str = "none", **train_: Any) -> Plan:
     """A plan of the attacker's: one phase, one round, plain cross entropy, no augmentation."""
-    settings = {"optimizer": "sgd", "momentum": 0.0, "lr": 1e-3, "weight_decay": 0.0}
+    settings: dict[str, Any] = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+    }
     settings |= {"schedule": "constant", "threads": 1, "deterministic": True}
     return Plan(
         preprocess=Preprocess(spacing_mm=[256.0 / n for n in crop], crop=list(crop)),
@@ -135,7 +140,8 @@ def patches(reply: Reply) -> Tensor:
     crop = reply.plan.preprocess.crop
     z, y, x = (n // 16 for n in crop)
     cubes = rows.reshape(z, y, x, 16, 16, 16).permute(0, 3, 1, 4, 2, 5)
-    return cubes.reshape(1, *crop).float()
+    found: Tensor = cubes.reshape(1, *crop).float()
+    return found
 
 
 def placed(plan: Plan) -> dict[str, Tensor]:
@@ -191,7 +197,8 @@ def blocks(reply: Reply) -> Tensor:
     low = caught[0][0].double()
     behind = torch.linalg.pinv(low.flatten(1), rtol=1e-4) @ kernel.flatten(1)
     cubes = behind.reshape(*low.shape[1:], *kernel.shape[1:]).permute(0, 3, 1, 4, 2, 5)
-    return cubes.reshape(1, *plan.preprocess.crop).float()
+    found: Tensor = cubes.reshape(1, *plan.preprocess.crop).float()
+    return found
 
 
 def matching(reply: Reply, steps: int, *, seed: int = 0, smooth: float = 0.02) -> Tensor:
@@ -256,7 +263,8 @@ def likeness(guesses: Tensor, truths: Tensor) -> float:
 
 def _standard(rows: Tensor) -> Tensor:
     rows = rows - rows.mean(dim=1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
 
 
 def beyond(guesses: Tensor, truths: Tensor, head: Tensor) -> float:

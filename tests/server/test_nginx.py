@@ -70,8 +70,9 @@ class Edge:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ports = [free_port(), free_port()]
-        self.federation = Federation("hn", "127.0.0.1", *ports, ("miccai", "nyu"), 30)
+        self.federation = Federation(
+            "hn", "127.0.0.1", free_port(), free_port(), ("miccai", "nyu"), 30
+        )
         provision(self.federation, folder)
         self.server = read_kit(folder / "server", "server")
         (self.server.folder / "flower").mkdir(exist_ok=True)

@@ -28,7 +28,8 @@ def plan(*phases: Phase, **changes: Any) -> Plan:
 
 
 def phase(name: str = "p", **changes: Any) -> Phase:
-    return Phase(**({"name": name, "sites": ["nyu"], "organs": ORGANS, "rounds": 3} | changes))
+    told: dict[str, Any] = {"name": name, "sites": ["nyu"], "organs": ORGANS, "rounds": 3}
+    return Phase(**(told | changes))
 
 
 def test_the_kits_template_is_the_default_and_names_every_key(tmp_path: Path) -> None:
@@ -99,11 +100,11 @@ BAD: dict[str, Callable[[], Plan]] = {
     "largest_stride": lambda: plan(model=Model(channels=[4, 8], strides=[[8, 8, 8]])),
     "fewest_voxels_channel": lambda: plan(model=Model(channels=[4, 16])),
     "largest_batch": lambda: plan(train=Train(batch=5)),
-    "most_epochs": lambda: plan(phase(local_epochs=10**9)),
+    "most_epochs": lambda: plan(phase(local_epochs=1000)),
     "fewest_local_epochs": lambda: plan(phase(local_epochs=1)),
     "optimizers": lambda: plan(train=Train(optimizer="sgd")),
     "smallest_lr": lambda: plan(phase(lr=1e-30)),
-    "largest_lr": lambda: plan(train=Train(lr=1e6)),
+    "largest_lr": lambda: plan(train=Train(lr=0.5)),
     "largest_clip_norm: 0": lambda: plan(train=Train(clip_norm=0.0)),
     "largest_clip_norm: 1000": lambda: plan(train=Train(clip_norm=1e6)),
     "least_augmentation": lambda: plan(augment=Augment(enabled=False)),
@@ -117,7 +118,10 @@ BAD: dict[str, Callable[[], Plan]] = {
 
 @pytest.mark.parametrize("key", BAD)
 def test_what_goes_beyond_the_policy_is_refused_by_its_key(key: str) -> None:
-    stricter = {"share": {"share": ("none",)}, "fewest_local_epochs": {"fewest_local_epochs": 2}}
+    stricter: dict[str, dict[str, Any]] = {
+        "share": {"share": ("none",)},
+        "fewest_local_epochs": {"fewest_local_epochs": 2},
+    }
     with pytest.raises(PolicyError, match=f"^({key}|smallest_lr, {key})"):
         require_plan(BAD[key](), "nyu", replace(Policy(), **stricter.get(key, {})))
 
