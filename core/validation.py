@@ -278,6 +278,7 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
         )
     for name, site in simulation.sites.items():
         site_name(name, f"simulation.sites.{name}")
+        _one_of(f"simulation.sites.{name}.absent", site.absent, ("refuse", "count"))
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"

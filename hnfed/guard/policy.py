@@ -9,6 +9,7 @@ from typing import Any
 from core.config import read_yaml
 from core.errors import UserError
 from core.plan import Plan
+from core.ranges import number_of
 
 SHARES = ("all", "trainable", "none")
 
@@ -65,12 +66,13 @@ def read_policy(path: Path) -> Policy:
             if not value or (key == "share" and set(value) - set(SHARES)):
                 raise UserError(f"policy: {key}", value, f"choose of {', '.join(SHARES)}")
             made[key] = tuple(value)
-        elif type(value) is not type(default) or (type(value) is int and value < 1):
-            raise UserError(f"policy: {key}", value, f"give a value like {default!r}")
-        elif type(value) is float and not 0 < value <= 1:
-            raise UserError(f"policy: {key}", value, "give a share above 0, at most 1.0")
-        else:
+        elif isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise UserError(f"policy: {key}", value, "write true or false")
             made[key] = value
+        else:
+            whole = isinstance(default, int)
+            made[key] = type(default)(number_of("policy", key, value, whole=whole))
     return Policy(**made)
 
 
