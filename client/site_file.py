@@ -56,6 +56,9 @@ def site_from_file(path: Path, run: str) -> Site:
         if key in split:
             number_of("site file", f"split.{key}", split[key])
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
+    for key in ("format", "structure_set", "device"):
+        if not isinstance(values.get(key) or "", str):
+            raise UserError(f"site file: {key}", values[key], "give a text, such as auto")
     absent = values.get("absent", REFUSE)
     if absent not in (REFUSE, COUNT):
         raise UserError("site file: absent", absent, f"write {REFUSE} or {COUNT}")

@@ -48,19 +48,28 @@ class Range:
 
     def words(self) -> str:
         """``from 1 to 64``, ``above 0, at most 10``."""
-        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-        low = f"{low}, whole," if self.whole else low
+        low, high = _digits(self.low), _digits(self.high)
+        start = f"above {low}" if self.above else f"from {low}"
         if self.below:
-            return f"{low}, below {self.high:g}"
-        return f"{low}, at most {self.high:g}" if self.above else f"{low} to {self.high:g}"
+            return f"{start}, below {high}"
+        return f"{start}, at most {high}" if self.above else f"{start} to {high}"
+
+    def kind(self, whole: bool = False) -> str:
+        """What to call a number of this range."""
+        return "whole number" if self.whole or whole else "number"
+
+
+def _digits(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 SHARE = Range(0, 1)
 SECONDS = Range(0, DAYS_30, above=True)
 WEIGHT = Range(0, 1e6)
 SEED = Range(0, 2**63 - 1, whole=True)
+SPLIT_SEED = Range(0, 2**53, whole=True)  # a float holds it
 PORT = Range(1, 65_535)
-SPLIT: Mapping[str, Range] = {"train": SHARE, "val": SHARE, "test": SHARE, "seed": SEED}
+SPLIT: Mapping[str, Range] = {"train": SHARE, "val": SHARE, "test": SHARE, "seed": SPLIT_SEED}
 # `*` stands for each entry of a list or mapping.
 RANGES: Mapping[str, Range] = {
     "preprocess.spacing_mm.*": Range(0.05, 50),
@@ -167,7 +176,7 @@ def require_in_range(settings: Any, section: str = "", field: str = "") -> None:
         if found is None:
             raise UserError(name, value, "give no number here")
         if not found.holds(value):
-            raise UserError(name, value, f"give a number {found.words()}")
+            raise UserError(name, value, f"give a {found.kind()} {found.words()}")
     crop = getattr(settings, "crop", None) if section == "preprocess" else None
     crop = settings.preprocess.crop if not section else crop
     if crop is not None and math.prod(crop) > MAX_VOXELS:
@@ -194,9 +203,7 @@ def number_of(file: str, key: str, value: object, *, whole: bool = False) -> flo
     row = FILES[file][key]
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not fits or not row.holds(value):  # type: ignore[arg-type]
-        kind = "whole number" if whole or row.whole else "number"
-        words = row.words().replace(", whole,", "")
-        raise UserError(f"{file}: {key}", value, f"give a {kind} {words}")
+        raise UserError(f"{file}: {key}", value, f"give a {row.kind(whole)} {row.words()}")
     return value  # type: ignore[return-value]
 
 

@@ -63,6 +63,8 @@ def submit(
     """
     if name:
         folder_name(name, "--name")
+    if again < 0:
+        raise UserError("--auto-resume", again, "give a whole number >= 0")
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)

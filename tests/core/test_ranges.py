@@ -158,6 +158,8 @@ def test_ends_of_a_range() -> None:
         False, True, False, False, False,
     ]  # fmt: skip
     assert share.words() == "above 0, below 1"
+    assert Range(0, 2**63 - 1, whole=True).words() == "from 0 to 9223372036854775807"
+    assert [Range(0, 9, whole=True).holds(v) for v in (0.5, 2.0, 9)] == [False, True, True]
     assert Range(1, 64).words() == "from 1 to 64"
     assert Range(0, 10, above=True).words() == "above 0, at most 10"
     assert MAX_VOXELS > 96 * 128 * 224 * 10

@@ -150,6 +150,11 @@ def test_without_a_server_nothing_is_made(kit: Kit, monkeypatch: pytest.MonkeyPa
     assert not list((kit.folder / "runs").iterdir())
 
 
+def test_what_is_no_number_of_tries(kit: Kit) -> None:
+    with pytest.raises(UserError, match="--auto-resume"):
+        submit.submit(kit, "smoke", [], again=-1)
+
+
 def test_a_site_that_the_federation_does_not_have(kit: Kit) -> None:
     with pytest.raises(UserError, match=r"site_b: no such site in this federation\n.*miccai, nyu"):
         submit.submit(kit, "smoke", ["phases.pretrain.sites=[nyu, site_b]"])

@@ -24,7 +24,8 @@ def test_the_kits_template_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["organ: any", "organs: []", "organs: Larynx", "share: [some]", "min_cell: 0", "min_cell: '3'",
-     "scores: 1", "fewest_local_epochs: true"],
+     "scores: 1", "fewest_local_epochs: true", "scores: no", "counts: off", "min_cell: 010",
+     "min_cell: 1e9", "longest_s: 1:30", "gpu_memory_share: 0", "gpu_memory_share: 1.5"],
 )  # fmt: skip
 def test_a_doubtful_policy_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.yaml").write_text(text + "\n")
