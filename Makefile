@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 PACKAGES := core server client simulations hnfed tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench chaos deploy-test real-data clean
+.PHONY: help install install-hashed lock demo test check fix bench chaos deploy-test real-data clean
 
 help:
+	@echo "make install-hashed     install what requirements.lock names by SHA-256 (TORCH=FILE.whl: another build of torch)"
+	@echo "make lock               write requirements.lock anew, from constraints.txt"
 	@echo "make demo               install, run the demo federation, print the path of its report"
 	@echo "make test               install, run the fast test suite"
 	@echo "make check              format, lint, types: what CI runs before the tests"
@@ -28,6 +30,20 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# For a hospital: every file that is installed has the SHA-256 that requirements.lock names. Torch of another build than
+# PyPI's (CPU, a vendor's) is given by TORCH=FILE.whl, and its hash compared by whoever fetched it.
+install-hashed: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)')
+	awk '/^[a-z]/ { keep = !("$(TORCH)" != "" && /^(torch|triton|nvidia-|cuda-)/) } keep' requirements.lock > $(VENV)/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --generate-hashes --no-header --no-annotate \
+	  --no-config --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.lock
 
 demo: $(STAMP)
 	$(BIN)/hnfed simulate demo

@@ -91,7 +91,11 @@ def _check(args: argparse.Namespace) -> int:
         secret, aliases, format = site.secret, source.aliases, format or source.format
         structure_set = source.structure_set
     archive = open_archive(
-        args.data, format=format or "auto", aliases=aliases, structure_set=structure_set
+        args.data,
+        format=format or "auto",
+        aliases=aliases,
+        structure_set=structure_set,
+        empty=not args.names,
     )
     if args.names:
         return _names(archive, aliases, args.json)

@@ -4,21 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from core.checkpoint import load, load_meta, save
+from core.config import plan_hash
 from core.data.quota import prune, touch
 from core.errors import UserError
 from core.files import private_folder
 from core.identifiers import digest as parsed_digest
 from core.phases import state_hash
+from core.plan import Phase, Plan
 from core.store import RoundStore
 
 OPTIMISER = "optimiser."
+STAMP = "stamp"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """For what a store was made; it is opened for that alone.
+
+    Attributes:
+        run: hnfed's id of the run.
+        plan: hash of the plan.
+        phase: name of the phase.
+        share: what of the phase travels: what never leaves is not opened where anything does.
+    """
+
+    run: str
+    plan: str
+    phase: str
+    share: str
+
+    @classmethod
+    def of(cls, run: str, plan: Plan, phase: Phase) -> Self:
+        """Of a phase of a run."""
+        return cls(run, plan_hash(plan), phase.name, phase.share)
+
+    def require(self, meta: Mapping[str, Any]) -> None:
+        """Requires that stored weights carry this stamp.
+
+        Raises:
+            UserError: they carry another, or none.
+        """
+        if meta.get(STAMP) != asdict(self):
+            raise UserError(
+                "base_round",
+                meta.get("round", "best"),
+                "begin a new run: weights that a site keeps serve the run, plan and phase that "
+                "made them, and no other",
+                problem="the weights that are kept here belong to another run, plan or share",
+            )
 
 
 @dataclass(frozen=True)
@@ -33,10 +73,16 @@ class Kept:
 
 
 class Personal:
-    """Personal weights by (run, phase, round), never overwritten (D7)."""
+    """Personal weights by (run, phase, round), never overwritten (D7).
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the phase at the site.
+        stamp: what they are opened for.
+    """
+
+    def __init__(self, folder: Path, stamp: Stamp) -> None:
         self.folder = folder
+        self.stamp = stamp
         self.store = RoundStore(folder / "rounds")
 
     def load(self, round_: int) -> Kept:
@@ -48,6 +94,7 @@ class Personal:
         if round_ not in self.store.rounds():
             raise UserError("base_round", round_, "resume from a round that this site still keeps")
         tensors, meta = self.store.get(round_)
+        self.stamp.require(meta)
         return Kept(
             state={k: v for k, v in tensors.items() if not k.startswith(OPTIMISER)},
             optimiser={
@@ -72,17 +119,24 @@ class Personal:
             "best_round": kept.best_round,
             "best_score": kept.best_score,
             "organ_factors": kept.organ_factors,
+            STAMP: asdict(self.stamp),
         }
         self.store.put(round_, tensors, meta)
         self.store.prune({round_, round_ - 1, kept.best_round, *acknowledged})
 
     def export_best(self, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Writes ``PHASE/best.safetensors``: complete (encoder and personal), loadable as MODEL."""
-        save(self.folder, "best", dict(state), dict(meta))
+        save(self.folder, "best", dict(state), dict(meta) | {STAMP: asdict(self.stamp)})
 
     def best(self) -> dict[str, Tensor]:
-        """The complete best weights of this phase."""
-        return load(self.folder / "best.safetensors")[0]
+        """The complete best weights of this phase.
+
+        Raises:
+            UserError: the site does not have them, or has them from another run, plan or share.
+        """
+        state, meta = load(self.folder / "best.safetensors")
+        self.stamp.require(meta)
+        return state
 
     def exported_round(self) -> int:
         """The round whose weights ``best.safetensors`` holds; -1 where there are none."""

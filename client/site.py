@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
 from core.identifiers import phase_name, site_name
-from core.phases import seed_of
+from core.phase_cases import cases_of
 from core.plan import Phase, Plan
 
 SPLIT = "split.hmac"
@@ -45,6 +45,7 @@ class Source:
     label: str = ""
     structure_set: str = ""
     absent: str = REFUSE
+    index: str = ""  # of its cases in the cache, where another process has prepared them
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Site:
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
+        proxy: by which the server is reached, see `core.proxy.proxy_of`.
         overlays: how many test cases are drawn after a phase; 0 for none.
+        left_out: reason code -> how many cases were left out, where another process has prepared
+            them (`client.prepared`); None where this one does.
         cache_bytes: most that its cache may hold; 0 for no limit.
         base_bytes: the same of `base_folder`.
         simulated: the researcher's own, where the plan may bring spellings of organs.
@@ -72,7 +76,9 @@ class Site:
     run_folder: Path
     base_folder: Path
     secret: bytes
+    proxy: str = ""
     overlays: int = 0
+    left_out: Mapping[str, int] | None = None
     simulated: bool = False
     cache_bytes: int = 0
     base_bytes: int = 0
@@ -119,7 +125,7 @@ class Site:
                 plan.organ_names,
                 plan.preprocess,
                 splits=splits,
-                site=self._index(source, digest),
+                site=self.index_of(source, digest),
                 jobs=jobs,
                 progress=progress,
                 quota_bytes=self.cache_bytes,
@@ -133,31 +139,33 @@ class Site:
 
     def entries(self, plan: Plan) -> list[Entry]:
         """The prepared cases, in the split of this run; opens nothing but the cache."""
-        digest = self.split_hash()
         return [
             replace(e, case=self._case(s, e.case))
             for s in self.sources
             for e in open_cache(
-                self.cache, plan.organ_names, plan.preprocess, site=self._index(s, digest)
+                self.cache,
+                plan.organ_names,
+                plan.preprocess,
+                site=s.index or self.index_of(s, self.split_hash()),
             )
         ]
 
-    def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that annotate an organ of the phase.
+    def described(self, plan: Plan) -> tuple[list[Entry], Mapping[str, int]]:
+        """The prepared cases, and how many were left out, by reason code.
 
-        With `phase.max_cases` only so many training cases, those with most of the organs first and
-        then by a seeded draw, so that a smaller number is always a part of a larger one.
+        Prepares them first, unless another process has.
+
+        Raises:
+            UserError: as for `prepare`.
         """
-        wanted = set(phase.organs)
-        entries = [e for e in self.entries(plan) if e.split == split and e.annotated & wanted]
-        if split != "train" or phase.max_cases is None:
-            return entries
-        ranked = sorted(
-            entries,
-            key=lambda e: (-len(e.annotated & wanted), seed_of(plan.seed, "max_cases", e.case)),
-        )
-        chosen = {e.case for e in ranked[: phase.max_cases]}
-        return [e for e in entries if e.case in chosen]
+        if self.left_out is not None:
+            return self.entries(plan), self.left_out
+        entries, findings = self.prepare(plan)
+        return entries, count_codes(findings)
+
+    def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
+        """The cases of a split that the phase uses (`core.phase_cases`)."""
+        return cases_of(self.entries(plan), plan, phase, split)
 
     def split_hash(self) -> str:
         """HMAC of the whole split under the site's own secret (D17), as `prepare` left it.
@@ -179,12 +187,13 @@ class Site:
         """``SITE_RUN/PHASE``."""
         return self.run_folder / phase_name(phase)
 
-    def _index(self, source: Source, digest: str) -> str:
+    def index_of(self, source: Source, digest: str) -> str:
         """Name of the source's index in the cache: sites, roots and splits do not share one.
 
         The split is the assigned one (its HMAC): an archive's ``cases.csv`` may change under a run.
         """
-        told = json.dumps(asdict(source), sort_keys=True) + digest
+        own = {key: value for key, value in asdict(source).items() if key != "index"}
+        told = json.dumps(own, sort_keys=True) + digest
         return f"{self.name} {hashlib.sha256(told.encode()).hexdigest()}"
 
     def _case(self, source: Source, case: str) -> str:

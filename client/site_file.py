@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.kit import Kit
+from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
 from core.ranges import SPLIT, number_of
 
 MAX_PATH = 1000
@@ -33,7 +34,7 @@ def site_from_file(path: Path, run: str) -> Site:
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
-        "cache_gb", "base_gb", "absent",
+        "proxy", "cache_gb", "base_gb", "absent",
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -55,6 +56,7 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in SPLIT:
         if key in split:
             number_of("site file", f"split.{key}", split[key])
+    proxy = _proxy(values.get("proxy"), path)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
     for key in ("format", "structure_set", "device"):
         if not isinstance(values.get(key) or "", str):
@@ -85,6 +87,7 @@ def site_from_file(path: Path, run: str) -> Site:
         run_folder=state / run_id(run),
         base_folder=state / "base",
         secret=_secret(state),
+        proxy=proxy,
         cache_bytes=_quota(values, "cache_gb", CACHE_GB),
         base_bytes=_quota(values, "base_gb", BASE_GB),
     )
@@ -104,6 +107,21 @@ def require_own_kit(site: Site, kit: Kit) -> None:
     if site.name != kit.role:
         remedy = f"write name: {kit.role} into the site file, or take the other kit"
         raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+
+
+def _proxy(value: object, path: Path) -> str:
+    """The site file's `proxy`; one with a password wants a file that only its owner can read."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError("site file: proxy", type(value).__name__, REMEDY)
+    if value == NONE:
+        return NONE
+    require_proxy(value, "site file: proxy")
+    if has_password(value) and path.stat().st_mode & 0o077:
+        problem = "a password stands in it, and others can read the file"
+        raise UserError("site file: proxy", shown(value), f"run: chmod 600 {path}", problem=problem)
+    return value
 
 
 def _aliases(values: object) -> dict[str, list[str]]:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from client.fitting import fit
-from client.personal import Kept, Personal, mean_dice
+from client.personal import Kept, Personal, Stamp, mean_dice
 from client.scoring import score, write_cases
-from client.site import Site, count_codes
+from client.site import Site
 from core.data.entry import Entry, annotating
 from core.errors import UserError
 from core.metrics import OrganSum, organ_sums
@@ -34,7 +34,7 @@ REMEDY_CROP = "correct preprocess.crop and preprocess.spacing_mm (millimetres), 
 
 
 def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
-    """Builds the cache where it is missing, and counts.
+    """Counts; builds the cache where no other process has.
 
     Counts of organs that the site trains in personal phases only do not leave it (D9); of a site
     that has no other phase no count below `min_cell` does.
@@ -42,7 +42,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     Raises:
         UserError: no training case annotates an organ of a personal phase of this site.
     """
-    entries, findings = site.prepare(plan)
+    entries, left_out = site.described(plan)
     trained = [e for e in entries if e.split == "train"]
     own = [p for p in plan.phases if site.name in p.sites]
     for phase in own:
@@ -53,6 +53,13 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
 
     def told(count: int) -> int:
         return count if count == 0 or count >= cell else -1
+
+    def annotate(split: str) -> tuple[int, ...]:
+        """For the guard, which needs to know what this site contributes to."""
+        if not plan.federation.secure_aggregation:
+            return ()
+        cases = [e.annotated for e in entries if e.split == split]
+        return tuple(sum(o in shared and o in a for a in cases) for o in plan.organ_names)
 
     weighted = plan.loss.class_weight != "none"
     rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
@@ -68,8 +75,10 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         totals=tuple(float(sum(e.crop_voxels for e in es)) for es in rows.values())
         if weighted
         else (),
-        left_out={k: told(n) for k, n in (count_codes(findings) | overlaps(trained)).items()},
+        left_out={k: told(n) for k, n in (dict(left_out) | overlaps(trained)).items()},
         versions=versions(),
+        annotated_val=annotate("val"),
+        annotated_test=annotate("test"),
     )
 
 
@@ -94,7 +103,7 @@ def train_shared(
     """
     started = time.perf_counter()
     parts = parts_of(network(plan, phase), plan, phase)
-    personal, kept = opened(site, phase, order)
+    personal, kept = opened(site, plan, phase, order)
     model = own = loaded(plan, phase, state | kept.state)
     scores = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
     entries = site.of_phase(plan, phase, "train")
@@ -160,7 +169,7 @@ def train_personal(
         state: the start weights of the phase.
     """
     started = time.perf_counter()
-    personal, kept = opened(site, phase, order)
+    personal, kept = opened(site, plan, phase, order)
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
     entries = site.of_phase(plan, phase, "train")
@@ -226,9 +235,9 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
     return Result(seconds=time.perf_counter() - started, scores=scores)
 
 
-def opened(site: Site, phase: Phase, order: Order) -> tuple[Personal, Kept]:
+def opened(site: Site, plan: Plan, phase: Phase, order: Order) -> tuple[Personal, Kept]:
     """What the site keeps of a phase, and of it the round that the order builds on."""
-    personal = Personal(site.phase_folder(phase.name))
+    personal = Personal(site.phase_folder(phase.name), Stamp.of(order.run, plan, phase))
     if order.base_round > 0:
         return personal, personal.load(order.base_round)
     if order.round == 1:
@@ -241,7 +250,7 @@ def own_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State
 
     The best is the round that the server knows as such; its weights become ``best.*`` (again).
     """
-    personal = Personal(site.phase_folder(phase.name))
+    personal = Personal(site.phase_folder(phase.name), Stamp.of(order.run, plan, phase))
     last = order.task == "validate"
     round_ = order.base_round if last else order.best_round
     own = personal.load(round_).state if round_ > 0 or phase.share == "none" else {}

@@ -21,6 +21,7 @@ from core.errors import Finding
 from core.workers import each
 
 Progress = Callable[[int, int], None]
+NO_ORGAN = "E_NO_ORGAN"
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,11 @@ def check_archive(
     listed = {r.case: r.split for r in archive.cases if r.split}
     parts = listed if splits is None else dict(splits)
     doubled = duplicates(known, parts)
+    # A case whose contours are lost for a reason that is told needs no second word on it.
+    told = {f.case for f in archive.findings if f.severity == "error" and f.case and not f.organ}
     findings = [
         *archive.findings,
-        *(f for one in known for f in one.findings),
+        *(f for one in known for f in one.findings if f.code != NO_ORGAN or f.case not in told),
         *doubled,
         *split_leaks(archive, parts),
         *protocols(known, {r.case: r.site or "" for r in archive.cases}),

@@ -51,8 +51,12 @@ def examine(archive: Archive, organs: Sequence[str], ref: CaseRef) -> CaseFacts:
     wrong = {f.organ for f in findings if f.severity == "error"}
     good = {organ: place for organ, place in places.items() if organ not in wrong}
     if not good:
-        remedy = "add aliases for the organ names used here, or exclude the case"
-        message = "no organ can be used"
+        message, remedy = "no organ can be used", "see what is said of its organs"
+        if not ref.structures:
+            remedy = "add aliases for the organ names used here, or exclude the case"
+            if not ref.unmapped:
+                message = "no contours belong to this CT"
+                remedy = "put its structure set or masks beside it, or exclude the case"
         findings.append(Finding("E_NO_ORGAN", "error", ref.case, "", message, remedy))
     digest = image_digest(volume.image, volume.geometry)
     return CaseFacts(ref.case, good, tuple(findings), digest, small)

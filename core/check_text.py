@@ -15,7 +15,7 @@ from core.errors import Finding
 if TYPE_CHECKING:
     from core.check import Report
 
-WIDTH, GROUPS, SHOWN_CASES = 100, 12, 4
+WIDTH, GROUPS, SHOWN_CASES, REASONS = 100, 12, 4, 3
 HASH_LENGTH = 10
 
 
@@ -75,11 +75,22 @@ def screen(report: Report) -> str:
 
 
 def _group(code: str, found: Sequence[Finding]) -> list[str]:
-    """Two lines on all findings of one code: how many, where, the first message, the remedy."""
+    """Lines on all findings of one code: how many, where, and the reasons with their remedies.
+
+    Messages that differ in nothing but numbers and hidden names are one reason.
+    """
     where = list(dict.fromkeys(f.case for f in found if f.case))
     shown = " ".join(where[:SHOWN_CASES]) + (" ..." if len(where) > SHOWN_CASES else "")
     organs = ", ".join(dict.fromkeys(f.organ for f in found if f.organ))
     head = f"  {code} x{len(found)}" + (f"  {shown}" if shown else "")
     head += f"  [{organs}]" if organs and len(organs) < 50 else ""
-    text = f"      {found[0].message.splitlines()[0]} -> {found[0].remedy}"
-    return [head[:WIDTH], text if len(text) <= 2 * WIDTH else text[: 2 * WIDTH - 3] + "..."]
+    reasons: dict[str, Finding] = {}
+    for one in found:
+        reasons.setdefault(re.sub(r"\b[0-9a-f]*\d[0-9a-f.]*\b", "#", one.message), one)
+    lines = [head[:WIDTH]]
+    for one in list(reasons.values())[:REASONS]:
+        text = f"      {one.message.splitlines()[0]} -> {one.remedy}"
+        lines.append(text if len(text) <= 2 * WIDTH else text[: 2 * WIDTH - 3] + "...")
+    if len(reasons) > REASONS:
+        lines.append(f"      and {len(reasons) - REASONS} further reasons: see --json")
+    return lines

@@ -119,6 +119,8 @@ def _add_predict(subparsers: Any) -> None:
         help="nrrd (a mask an organ; default), nifti (a label map), segnrrd (3D Slicer), rtstruct, "
         "dicomseg",
     )
+    text = "contour also what looks wrong (turned, of another size, no head), with the doubt inside"
+    add("--force", action="store_true", help=text)
     _add_model_choice(parser)
 
 

@@ -38,7 +38,7 @@ from core.prediction import Doubt
 from core.report import read_run
 from core.report_view import records
 from core.segmenter import Segmenter, chosen_organs, load_segmenter, organ_list
-from core.suitable import implausible, require_suitable
+from core.suitable import doubts_by_organ, implausible, require_suitable
 from core.text import shown, shown_text
 
 SHOWN_FINDINGS = 12
@@ -74,34 +74,43 @@ def predict(args: argparse.Namespace) -> int:
 def _contour(archive: Archive, ref: CaseRef, segmenter: Segmenter, args: Any) -> None:
     """Contours one CT and writes what was asked for."""
     image, geometry = read_image_of(archive, ref)
-    require_suitable(image, geometry, segmenter.settings)
-    labels, doubts = segmenter(image, geometry)
-    organs = segmenter.organs
-    counts = np.bincount(labels.ravel(), minlength=len(organs) + 1)[1:]
-    ml = {o: float(n) * geometry.voxel_ml() for o, n in zip(organs, counts, strict=True)}
-    if warning := implausible(ml):
-        print(f"{shown(ref.case)}: {warning}", file=sys.stderr)
+    wrong = require_suitable(image, geometry, segmenter.settings, force=args.force)
     headers: Sequence[Any] = ()
     if set(args.format) & set(DICOM_FORMATS):
         headers = read_headers(ref.files, geometry)
-    notes = {organ: _note(doubts, organ) for organ in organs}
-    drawn = Contours(ref.case, labels, organs, geometry, segmenter.model, notes, headers)
-    write_contours(args.output, drawn, args.format)
+    labels, doubts = segmenter(image, geometry)
+    organs = segmenter.organs
+    masks = {organ: labels == i for i, organ in enumerate(organs, start=1)}
+    masks = {organ: mask for organ, mask in masks.items() if mask.any()}
+    by_organ = doubts_by_organ(Volume(ref.case, image, geometry, masks))
+    if all_of_them := implausible(by_organ, list(masks)):
+        wrong.append(all_of_them)
+    for text in [*wrong, *(f"{organ}: {text}" for organ, text in by_organ.items())]:
+        print(f"{shown(ref.case)}: doubtful: {text}", file=sys.stderr)
+    notes = {organ: _note(doubts, organ, by_organ.get(organ, "")) for organ in organs}
+    drawn = Contours(
+        ref.case, labels, organs, geometry, segmenter.model, notes, headers, "; ".join(wrong)
+    )
+    remarks = {}
     if doubts:
-        rows = [(d.organ, f"{d.z_mm:.2f}", f"{d.probability:.3f}") for d in doubts]
-        header = ("organ", "z_mm", "probability")
-        replace_csv(args.output / f"{ref.case}.uncertain.csv", header, rows)
+        rows = [f"{d.organ},{d.z_mm:.2f},{d.probability:.3f}\n" for d in doubts]
+        remarks[".uncertain.csv"] = "organ,z_mm,probability\n" + "".join(rows)
+    if wrong:
+        remarks[".doubtful.txt"] = "\n".join(wrong) + "\n"
+    write_contours(args.output, drawn, args.format, remarks)
+    if doubts:
         count = Counter(d.organ for d in doubts)
         told = ", ".join(f"{organ} {n}" for organ, n in count.items())
         print(f"{shown(ref.case)}: uncertain slices: {told}", file=sys.stderr)
-    absent = [organ for organ, volume in ml.items() if volume == 0]
+    absent = [organ for organ in organs if organ not in masks]
     if absent:
         print(f"{shown(ref.case)}: not found: {', '.join(absent)}", file=sys.stderr)
 
 
-def _note(doubts: Sequence[Doubt], organ: str) -> str:
+def _note(doubts: Sequence[Doubt], organ: str, wrong: str) -> str:
     levels = [f"{d.z_mm:.1f}" for d in doubts if d.organ == organ]
-    return f"uncertain at z = {', '.join(levels)} mm" if levels else ""
+    uncertain = f"uncertain at z = {', '.join(levels)} mm" if levels else ""
+    return "; ".join(text for text in (wrong and f"doubtful: {wrong}", uncertain) if text)
 
 
 def _of_structures(finding: Finding) -> bool:

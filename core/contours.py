@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from core.anatomy import BUILT_IN
 from core.data import dicom
 from core.data.archive import Archive, CaseRef, open_archive
 from core.data.dicomseg import write_dicomseg
+from core.data.folders import NO_RIGHT, files_in
 from core.data.grid import bounding_box
+from core.data.listing import ANY_LAYOUT, PACKED
 from core.data.rtstruct_write import Drawn, write_rtstruct
 from core.data.volume import Geometry, write_labelmap, write_mask
-from core.errors import UserError
+from core.errors import UserError, plain_text
 from core.identifiers import case_name, organ_name
 from core.predicted import is_image, stem_of
 
@@ -45,11 +48,12 @@ def find_cts(path: Path) -> Archive:
         if path.name == "ct.csv":
             return open_archive(path.parent, format="openkbp")
         if not is_image(path):
-            raise UserError("--input", path, _REMEDY, problem="not NRRD, NIfTI or MetaImage")
+            problem, remedy = _no_image(path)
+            raise UserError("--input", path, remedy, problem=problem)
         return _loose([path])
     if not path.is_dir():
         raise UserError("--input", path, _REMEDY, problem="no such file or folder")
-    files = [p for p in sorted(path.iterdir()) if is_image(p)]
+    files = [p for p in files_in(path) if is_image(p)]
     if files and any(case.files for case in dicom.find(path)):
         remedy = "give them one after the other, each in a folder of its own"
         problem = "holds DICOM series and other images"
@@ -59,7 +63,22 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        raise UserError("--input", path, _REMEDY, problem=error.problem) from error
+        remedy = _REMEDY if error.remedy == ANY_LAYOUT else error.remedy
+        raise UserError("--input", path, remedy, problem=error.problem) from error
+
+
+def _no_image(path: Path) -> tuple[str, str]:
+    """What a file is that is no image by its name, and what to give instead."""
+    if path.suffix.lower() in PACKED:
+        return "a packed file", "unpack it, and give the folder"
+    try:
+        with path.open("rb") as file:
+            dicom_file = file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}", NO_RIGHT
+    if dicom_file:
+        return "one DICOM file", "give the folder that holds all files of the CT"
+    return "not NRRD, NIfTI or MetaImage", _REMEDY
 
 
 def _loose(files: Sequence[Path]) -> Archive:
@@ -77,8 +96,8 @@ def _loose(files: Sequence[Path]) -> Archive:
 
 
 def _name(path: Path) -> str:
-    stem = stem_of(path)
-    return path.resolve().parent.name if stem == "img" else stem.removesuffix("_0000")
+    stem = plain_text(stem_of(path))
+    return plain_text(path.resolve().parent.name) if stem == "img" else stem.removesuffix("_0000")
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,7 @@ class Contours:
         model: which model drew them, in words.
         notes: what is to be known about an organ, such as doubtful slices.
         headers: of the CT's slices (`core.data.dicom_source.read_headers`); () if it is no DICOM.
+        doubt: why all of it may be wrong, in words; "" where nothing says so.
     """
 
     case: str
@@ -102,10 +122,16 @@ class Contours:
     model: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
     headers: Sequence[Any] = ()
+    doubt: str = ""
 
 
-def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
-    """Writes contours.
+def write_contours(
+    folder: Path,
+    drawn: Contours,
+    formats: Sequence[str],
+    remarks: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Writes contours, all that was asked for or none: aside first, moved where all are whole.
 
     ``nrrd``: ``CASE/NAME.nrrd`` for each organ, empty where it was not found; ``nifti``:
     ``CASE.nii.gz``; ``segnrrd``: ``CASE.seg.nrrd`` for 3D Slicer; ``rtstruct``: ``CASE/RS.dcm``;
@@ -115,6 +141,7 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
         folder: OUTPUT.
         drawn: what to write.
         formats: of `FORMATS`; those of `DICOM_FORMATS` need `Contours.headers`.
+        remarks: further files, their text by the ending that follows ``CASE``.
 
     Returns:
         The files written.
@@ -123,10 +150,25 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
         CaseError: the CT's headers do not carry a DICOM SEG.
         UserError: a case or an organ whose name is none of a file.
     """
+    case = case_name(drawn.case)
+    with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=folder) as aside:
+        paths = _write(Path(aside), drawn, formats)
+        for ending, text in (remarks or {}).items():
+            paths.append(Path(aside) / f"{case}{ending}")
+            paths[-1].write_text(text, encoding="utf-8")
+        written = [folder / path.relative_to(aside) for path in paths]
+        for path, target in zip(paths, written, strict=True):
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+    return written
+
+
+def _write(folder: Path, drawn: Contours, formats: Sequence[str]) -> list[Path]:
+    """Writes the formats into an empty folder."""
     case, labels = case_name(drawn.case), drawn.labels
     organs = [organ_name(organ) for organ in drawn.organs]
     own = folder / case
-    own.mkdir(parents=True, exist_ok=True)
+    own.mkdir()
     written: list[Path] = []
     if "nrrd" in formats:
         for i, organ in enumerate(organs, start=1):
@@ -138,18 +180,17 @@ def write_contours(folder: Path, drawn: Contours, formats: Sequence[str]) -> lis
     if "segnrrd" in formats:
         written.append(folder / f"{case}.seg.nrrd")
         write_labelmap(written[-1], labels, drawn.geometry, _segments(labels, organs))
+    model = f"DOUBTFUL: {drawn.doubt}; {drawn.model}" if drawn.doubt else drawn.model
     structures = [
         Drawn(organ, labels == i, _colour(organ), drawn.notes.get(organ, ""))
         for i, organ in enumerate(organs, start=1)
     ]
     if "rtstruct" in formats:
         written.append(own / "RS.dcm")
-        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, drawn.model)
+        write_rtstruct(written[-1], structures, drawn.geometry, drawn.headers, model)
     if "dicomseg" in formats:
         written.append(own / "SEG.dcm")
-        write_dicomseg(written[-1], structures, drawn.headers, drawn.model)
-    if not any(own.iterdir()):
-        own.rmdir()
+        write_dicomseg(written[-1], structures, drawn.headers, model)
     return written
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPSConnection
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,6 +24,7 @@ from core.errors import UserError
 from core.files import private_folder
 from core.kit import SERVER, Kit
 from core.plan import Plan
+from core.proxy import http_options, shown
 from core.service import held
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
@@ -53,6 +52,7 @@ def examine(
     plan: Plan | None = None,
     device: str = "auto",
     cache: Path | None = None,
+    proxy: str = "",
 ) -> Iterator[Check]:
     """Checks this machine, one thing after another.
 
@@ -62,6 +62,7 @@ def examine(
         plan: whose memory is held against this machine's; None leaves that out.
         device: that the plan would train on.
         cache: folder of prepared cases, to be tried; None leaves that out.
+        proxy: of the site file, see `core.proxy.proxy_of`.
     """
     checks: list[Callable[[], Check]] = [_python, _packages, _memory, _disk, _quiet]
     for check in checks if role == "server" else [*checks, _device]:
@@ -85,7 +86,8 @@ def examine(
         yield _guarded(_port, kit)
     else:
         yield _guarded(_approved, kit)
-        yield from dial(kit)
+        yield _guarded(_own_certificate, kit)
+        yield from dial(kit, proxy)
 
 
 def failed(name: str, error: UserError) -> Check:
@@ -268,6 +270,29 @@ def _certificate(kit: Kit) -> Check:
     return Check("certificate", state, f"{days} days left", remedy if state == WARN else "")
 
 
+def _own_certificate(kit: Kit) -> Check:
+    """How long the site's certificate holds, and how many other sites were confirmed here."""
+    from cryptography import x509
+
+    from core.peers import read_peers
+
+    if not kit.client_certificate.is_file():
+        remedy = "ask the coordinator for an answer file, then: hnfed join KIT --answer FILE"
+        return Check("certificate", FAIL, "the kit has none", remedy)
+    made = x509.load_pem_x509_certificate(kit.client_certificate.read_bytes())
+    days = (made.not_valid_after_utc - datetime.now(UTC)).days
+    try:
+        peers = read_peers(kit).values()
+    except UserError as error:
+        return failed("certificate", error)
+    sure = sum(peer.confirmed for peer in peers)
+    found = f"{days} days left; {sure} of {len(peers)} other sites' keys confirmed here"
+    if days < SOON_DAYS:
+        remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
+        return Check("certificate", FAIL if days < 0 else WARN, found, remedy)
+    return Check("certificate", PASS, found)
+
+
 def _port(kit: Kit) -> Check:
     answers = [_listens(kit.port), _listens(kit.internal_port)]
     found = f"{kit.port} and {kit.internal_port} (internal): "
@@ -291,38 +316,72 @@ def _approved(kit: Kit) -> Check:
     return Check("approved code", PASS, f"{count} bundle{'s' if count > 1 else ''}")
 
 
-def dial(kit: Kit) -> Iterator[Check]:
-    """Name, port, certificate, proxy and clock of the server, as seen from this site."""
+def dial(kit: Kit, proxy: str = "") -> Iterator[Check]:
+    """Proxy, port, certificates and clock, as seen from this site: dialled as the node dials.
+
+    Args:
+        kit: the site's.
+        proxy: of the site file, see `core.proxy.proxy_of`.
+    """
+    import httpx
+
     where = f"{kit.host}:{kit.port}"
     try:
-        socket.create_connection((kit.host, kit.port), timeout=10).close()
-    except OSError as error:
-        remedy = "is the server up, the name right, and the port open on the way out?"
-        yield Check("server", FAIL, f"{where}: {error}", remedy)
+        options = http_options(kit, proxy)
+    except UserError as error:
+        yield failed(error.field.removeprefix("site file: "), error)
         return
-    context = ssl.create_default_context(cafile=str(kit.ca))
-    link = HTTPSConnection(kit.host, kit.port, context=context, timeout=10)
+    by = shown(options["proxy"] or "")
     try:
-        with contextlib.closing(link):
-            link.request("GET", "/health")
-            reply = link.getresponse()
-            reply.read()
-    except ssl.SSLCertVerificationError as error:
-        remedy = "ask the coordinator: is it this federation's server, its certificate renewed?"
-        yield Check("TLS", FAIL, f"{where}: {error.verify_message}", remedy)
+        with httpx.Client(**options, timeout=10.0) as client:
+            reply = client.get(f"https://{where}/health")
+    except httpx.ProxyError as error:
+        remedy = (
+            "set `proxy` of the site file, user and password in it; let the proxy CONNECT there"
+        )
+        yield Check("proxy", FAIL, f"{by} refuses {where}: {error}", remedy)
         return
-    except (OSError, ValueError) as error:
-        yield Check("TLS", FAIL, f"{where}: {error}", "is something between that is no TLS server?")
+    except httpx.TransportError as error:
+        yield _unreached(error, where, by)
         return
+    if by:
+        yield Check("proxy", PASS, f"{by} lets {where} through")
     yield Check("TLS", PASS, f"{where} holds a certificate of federation {kit.federation}")
-    good = reply.status == 200
-    remedy = "" if good else "a proxy or firewall answers in the server's place"
-    found = "answers" if good else f"answers {reply.status}"
-    found += "; whether it knows this kit's key shows when the client dials"
-    yield Check("server", PASS if good else FAIL, found, remedy)
-    told = reply.getheader("Date")
+    yield _answered(reply.status_code)
+    told = reply.headers.get("Date")
     if told:
         yield clock(time.time() - parsedate_to_datetime(told).timestamp())
+
+
+def _unreached(error: Exception, where: str, by: str) -> Check:
+    """Which of TLS, proxy and server a failed connection speaks of."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        remedy = "ask the coordinator: is it this federation's server, its certificate renewed?"
+        return Check("TLS", FAIL, f"{where}: {cause.verify_message}", remedy)
+    if cause is not None:
+        remedy = "is something between that is no TLS server?"
+        return Check("TLS", FAIL, f"{where}: {cause}", remedy)
+    found = f"{where}{f' by {by}' if by else ''}: {error or type(error).__name__}"
+    remedy = "is the server up, the name right, and the port open on the way out?"
+    return Check(
+        "server", FAIL, found, f"{remedy} And the proxy's name and port?" if by else remedy
+    )
+
+
+def _answered(status: int) -> Check:
+    """What nginx before the server thinks of this kit's certificate."""
+    if status == 200:
+        return Check("server", PASS, "answers, and knows this kit's certificate")
+    if status in (400, 403):
+        remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
+        found = (
+            f"answers {status}: it does not take this kit's certificate (revoked, replaced, old?)"
+        )
+        return Check("server", FAIL, found, remedy)
+    return Check("server", FAIL, f"answers {status}", "is `hnfed server` running there?")
 
 
 def clock(ahead_s: float) -> Check:

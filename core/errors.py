@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
+
+# Bytes of a name that are no UTF-8 come as lone surrogates (`os.fsdecode`); so may text of JSON.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+
+
+def plain_text(text: str) -> str:
+    """Text that any file, screen or network takes: bytes that are no UTF-8 are written ``%E4``.
+
+    Args:
+        text: perhaps the name of a file as the operating system gives it.
+    """
+    return _NO_TEXT.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"%u{code:04X}"
 
 
 class UserError(ValueError):
@@ -22,12 +40,12 @@ class UserError(ValueError):
         self.field = field
         self.value = value
         self.remedy = remedy
-        self.problem = problem
-        shown = str(value)
-        if len(shown) > 300:
-            shown = shown[:297] + "..."
-        cause = f": {problem}" if problem else ""
-        super().__init__(f"{field} = {shown}{cause}\n  remedy: {remedy}")
+        self.problem = plain_text(problem)
+        text = plain_text(str(value))
+        if len(text) > 300:
+            text = text[:297] + "..."
+        cause = f": {self.problem}" if problem else ""
+        super().__init__(f"{field} = {text}{cause}\n  remedy: {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Comes whole out of another process (`core.workers`)."""
@@ -75,3 +93,7 @@ class Finding:
     organ: str
     message: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "case", plain_text(self.case))
+        object.__setattr__(self, "message", plain_text(self.message))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from core.errors import UserError
+from core.errors import UserError, plain_text
 
 OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
 
@@ -25,7 +25,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
     Args:
         path: file to make or to replace; its folder exists.
-        content: bytes, or text to be written as UTF-8 as it stands.
+        content: bytes, or text to be written as UTF-8 as it stands (`core.errors.plain_text`).
     """
     part = path.with_name(f".{path.name}.next")
     try:
@@ -78,7 +78,7 @@ def _is_formula(text: str) -> bool:
 def write_flushed(path: Path, content: str | bytes) -> None:
     """Writes a file and waits until the disk has it."""
     with path.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(plain_text(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

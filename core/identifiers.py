@@ -38,7 +38,20 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])", re.ASCII)
 # What stands in a site's state folder, and in a site's folder of a run, beside such names.
 STATE_NAMES = frozenset(
-    ("base", "secret", "flower", "receipts", "pending", "approved", "plans", "pins", "lock", "tmp")
+    (
+        "base",
+        "secret",
+        "flower",
+        "guard",
+        "client",
+        "receipts",
+        "pending",
+        "approved",
+        "plans",
+        "pins",
+        "lock",
+        "tmp",
+    )
 )
 RUN_NAMES = frozenset(("base", "scratch", "rounds", "init", "state"))
 CASE_FILES = frozenset(("img", "background"))  # of a case's folder, beside its structures

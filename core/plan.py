@@ -157,6 +157,7 @@ class Federation:
     """Deadlines, quorum and disclosure."""
 
     strategy: Strategy = field(default_factory=Strategy)
+    secure_aggregation: bool = False
     min_sites: int = 0
     round_timeout_s: float = 3600.0
     round_timeout_factor: float = 0.0

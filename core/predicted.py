@@ -1,13 +1,14 @@
 """Contours that some tool has already drawn: where they lie in a folder, read one case at a time.
 
-Layouts: ``CASE/NAME.nrrd``, ``CASE/structures/NAME.nrrd``, a label map ``CASE.nii.gz`` (or
-``CASE/CASE.nii.gz``) with its numbers in ``labels.json`` or nnU-Net's ``dataset.json``; and the
-case folders of any archive format, at any depth.
+Layouts: ``CASE/NAME.nrrd`` (or NIfTI; also below ``CASE/structures`` or ``CASE/segmentations``);
+a label map ``CASE.nii.gz`` (or ``CASE/CASE.nii.gz``) with its names in it or in ``labels.json`` or
+nnU-Net's ``dataset.json``; ``CASE.seg.nrrd``; an RTSTRUCT or DICOM SEG, as ``CASE.dcm`` or in
+``CASE/``; the case folders of any archive format, at any depth; and, of one case, the folder's own
+files.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,20 @@ import numpy.typing as npt
 
 from core.anatomy import Organ
 from core.data import openkbp, pddca
-from core.data.volume import Geometry, read_image
+from core.data.dicom_header import read_header
+from core.data.volume import Geometry
 from core.errors import CaseError, UserError
 from core.names import assign, match, matcher
+from core.predicted_source import (
+    LABEL_FILES,
+    NAMED,
+    Source,
+    label_table,
+    read_source,
+    structures_in,
+)
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-LABEL_FILES = ("labels.json", "dataset.json")
-_NAMED = 'write labels.json beside the label maps: {"Brainstem": 1, "Parotid_L": 2}'
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,15 @@ class Predictions:
     """What a folder of predictions holds for the chosen cases; no voxel was read yet.
 
     Attributes:
-        files: per case, the mask of each organ, or one label map under the key "".
-        labels: voxel values of each organ in label maps; an organ may join several values.
+        files: per case, where each organ stands.
+        damaged: cases of which a file cannot be read, with what is wrong.
         organs: all organs that the tool knows, in the order of the numbers or of the names.
         absent: chosen cases without any file.
         unknown: names of structures that mean no known organ.
     """
 
-    files: Mapping[str, Mapping[str, Path]]
-    labels: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, Mapping[str, Source]]
+    damaged: Mapping[str, CaseError]
     organs: tuple[str, ...]
     absent: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -79,28 +87,32 @@ def find_predictions(
     """
     if not root.is_dir():
         raise UserError("--pred", root, "name the folder that holds the predictions")
-    found: dict[str, dict[str, Path]] = {}
-    unknown: set[str] = set()
+    look = _Look(root, vocab, organs)
     deeper = _archive_folders(root)
+    found: dict[str, Mapping[str, Source]] = {}
+    damaged: dict[str, CaseError] = {}
     for case in cases:
-        files = _of_case(root, case, vocab, unknown)
+        try:
+            files = _of_case(look, case)
+        except CaseError as error:
+            damaged[case], found[case] = error, {}
+            continue
         if not files and case in deeper:
-            files = _by_organ(deeper[case], vocab, unknown)
+            files = look.by_organ({stem_of(p): Source(p) for p in deeper[case]})
+        if not files and len(cases) == 1:
+            files = look.in_folder(root)
         if files:
             found[case] = files
     if not found:
         raise UserError(
             "--pred",
             root,
-            f"name the results by case: {cases[0]}/NAME.nrrd or {cases[0]}.nii.gz",
+            f"name the results by case: {cases[0]}/NAME.nrrd, {cases[0]}.nii.gz, {cases[0]}/RS.dcm",
             problem=f"no prediction for any of {len(cases)} cases",
         )
-    labels: dict[str, tuple[int, ...]] = {}
-    if any("" in files for files in found.values()):
-        labels = _labels(root, vocab, organs, unknown)
-    names = dict.fromkeys([*labels, *sorted({o for f in found.values() for o in f if o})])
+    named = dict.fromkeys([*look.numbered, *sorted({o for f in found.values() for o in f})])
     absent = tuple(case for case in cases if case not in found)
-    return Predictions(found, labels, tuple(names), absent, tuple(sorted(unknown)))
+    return Predictions(found, damaged, tuple(named), absent, tuple(sorted(look.unknown)))
 
 
 def read_prediction(
@@ -112,54 +124,107 @@ def read_prediction(
         predictions: from `find_predictions`.
         case: case id.
         image: the CT (Z, Y, X).
-        geometry: the CT's grid, on which the masks must lie.
+        geometry: the CT's grid, on which the masks must lie, in whatever order of axes.
 
     Raises:
         CaseError: ``E_PREDICTION_UNREADABLE``, a file that cannot be read;
             ``E_PREDICTION_GRID``, one that lies on another grid.
     """
-    masks: dict[str, npt.NDArray[np.bool_]] = {}
-    for organ, path in predictions.files.get(case, {}).items():
-        try:
-            if path.suffix == ".csv":
-                masks[organ] = openkbp.read_mask(path, image, geometry)[0]
-                continue
-            array, grid = read_image(path)
-        except CaseError as error:
-            raise CaseError(
-                "E_PREDICTION_UNREADABLE", "--pred", path, error.remedy, problem=error.problem
-            ) from error
-        if not geometry.close_to(grid, 1e-2):
-            raise CaseError(
-                "E_PREDICTION_GRID",
-                "--pred",
-                path,
-                "resample the prediction onto the CT's grid",
-                problem=f"size {grid.size}, spacing {grid.spacing_mm} mm, origin "
-                f"{grid.origin_mm}; the CT has {geometry.size}, {geometry.spacing_mm} mm, "
-                f"{geometry.origin_mm} (or another direction)",
-            )
-        if organ:
-            masks[organ] = array > 0
-        else:
-            values = np.rint(array).astype(np.int64)
-            masks |= {o: np.isin(values, n) for o, n in predictions.labels.items()}
+    if error := predictions.damaged.get(case):
+        raise CaseError(
+            "E_PREDICTION_UNREADABLE", "--pred", error.value, error.remedy, problem=error.problem
+        ) from error
+    masks = {
+        organ: read_source(source, image, geometry)
+        for organ, source in predictions.files.get(case, {}).items()
+    }
     return {organ: mask for organ, mask in masks.items() if mask.any()}
 
 
-def _of_case(
-    root: Path, case: str, vocab: Mapping[str, Organ], unknown: set[str]
-) -> dict[str, Path]:
+class _Look:
+    """Finds structures in files and folders, and remembers the names that mean no organ."""
+
+    def __init__(
+        self, root: Path, vocab: Mapping[str, Organ], organs: Sequence[str] | None
+    ) -> None:
+        self.root, self.vocab, self.given = root, vocab, organs
+        self.unknown: set[str] = set()
+        self.numbered: dict[str, tuple[int, ...]] = {}
+
+    def in_file(self, path: Path) -> dict[str, Source]:
+        """Organs of a file of many structures; without names in it, by the table beside it."""
+        named = structures_in(path)
+        if named:
+            return self.by_organ(named)
+        if not is_image(path):
+            return {}
+        self.numbered = self.numbered or self._labels()
+        return {organ: Source(path, values=n) for organ, n in self.numbered.items()}
+
+    def in_folder(self, folder: Path) -> dict[str, Source]:
+        """Organs of a folder with a file each, or with one RTSTRUCT or DICOM SEG."""
+        if not folder.is_dir():
+            return {}
+        paths = sorted(folder.iterdir())
+        images = [p for p in paths if is_image(p) and stem_of(p) not in ("img", "ct")]
+        if images:
+            return self.by_organ({stem_of(path): Source(path) for path in images})
+        sets = [p for p in paths if _holds_structures(p)]
+        sets.sort(key=lambda path: path.name != "RS.dcm")
+        return self.in_file(sets[0]) if sets else {}
+
+    def by_organ(self, named: Mapping[str, Source]) -> dict[str, Source]:
+        """Where each organ stands, of structures by name."""
+        names = list(named)
+        found = assign(names, matcher(self.vocab))
+        for organ, places in found.doubled.items():
+            first, second = (names[i] for i in places[:2])
+            problem = f"{named[first].path.name if not named[first].name else first} is {organ} too"
+            raise UserError("--pred", named[second].path, "keep one file an organ", problem=problem)
+        self.unknown.update(found.unknown, (name for _, name in found.passed_over))
+        return {organ: named[names[i]] for organ, i in found.organs.items()}
+
+    def _labels(self) -> dict[str, tuple[int, ...]]:
+        """Organ -> voxel values, from the file beside the label maps or the order of the organs."""
+        files = (self.root / name for name in LABEL_FILES)
+        path = next((path for path in files if path.is_file()), None)
+        if path is None:
+            if self.given is None:
+                raise UserError("--pred", self.root, f"{NAMED}, or give --organs in their order")
+            return {organ: (i,) for i, organ in enumerate(self.given, start=1)}
+        labels: dict[str, tuple[int, ...]] = {}
+        for name, values in label_table(path).items():
+            if name.lower() == "background":
+                continue
+            organ = match(name, self.vocab).organ
+            if organ is None:
+                self.unknown.add(name)
+            else:
+                labels[organ] = values
+        return labels
+
+
+def _of_case(look: _Look, case: str) -> dict[str, Source]:
+    """Where a case's organs stand: a file of its name, else a folder of its name."""
     for name in dict.fromkeys((case, case.rsplit("/", 1)[-1])):
-        for suffix in SUFFIXES:
-            for path in (root / f"{name}{suffix}", root / name / f"{name}{suffix}"):
+        for suffix in (*SUFFIXES, ".seg.nrrd", ".dcm"):
+            for path in (look.root / f"{name}{suffix}", look.root / name / f"{name}{suffix}"):
                 if path.is_file():
-                    return {"": path}
-        for folder in (root / name / "structures", root / name):
-            files = _structures(folder, vocab, unknown)
-            if files:
+                    return look.in_file(path)
+        for part in ("structures", "segmentations", ""):
+            if files := look.in_folder(look.root / name / part):
                 return files
     return {}
+
+
+def _holds_structures(path: Path) -> bool:
+    """Whether a file is an RTSTRUCT or a DICOM SEG, or one that is damaged."""
+    if not path.is_file() or is_image(path) or path.suffix in (".csv", ".json", ".txt"):
+        return False
+    header = read_header(path)
+    if header is None:
+        return path.suffix.lower() == ".dcm"
+    return header["Modality"] in ("RTSTRUCT", "SEG")
 
 
 def _archive_folders(root: Path) -> dict[str, tuple[Path, ...]]:
@@ -169,61 +234,3 @@ def _archive_folders(root: Path) -> dict[str, tuple[Path, ...]]:
     table = {f.folder.relative_to(root).as_posix().replace("/", "__"): f for f in folders}
     table |= {f.folder.name: f for f in folders if names[f.folder.name] == 1}
     return {case: f.structures for case, f in table.items()}
-
-
-def _structures(folder: Path, vocab: Mapping[str, Organ], unknown: set[str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    paths = [p for p in sorted(folder.iterdir()) if is_image(p) and stem_of(p) != "img"]
-    return _by_organ(paths, vocab, unknown)
-
-
-def _by_organ(
-    paths: Sequence[Path], vocab: Mapping[str, Organ], unknown: set[str]
-) -> dict[str, Path]:
-    found = assign([stem_of(path) for path in paths], matcher(vocab))
-    for organ, places in found.doubled.items():
-        first, second = (paths[i] for i in places[:2])
-        problem = f"{first.name} is {organ} too"
-        raise UserError("--pred", second, "keep one file an organ", problem=problem)
-    unknown.update(found.unknown, (name for _, name in found.passed_over))
-    return {organ: paths[i] for organ, i in found.organs.items()}
-
-
-def _labels(
-    root: Path, vocab: Mapping[str, Organ], organs: Sequence[str] | None, unknown: set[str]
-) -> dict[str, tuple[int, ...]]:
-    """Organ -> voxel values, from the file beside the label maps or from the order of `organs`."""
-    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
-    if path is None:
-        if organs is None:
-            raise UserError("--pred", root, f"{_NAMED}, or give --organs in their order")
-        return {organ: (i,) for i, organ in enumerate(organs, start=1)}
-    labels: dict[str, tuple[int, ...]] = {}
-    for name, values in _label_table(path).items():
-        if name.lower() == "background":
-            continue
-        organ = match(name, vocab).organ
-        if organ is None:
-            unknown.add(name)
-        else:
-            labels[organ] = values
-    return labels
-
-
-def _label_table(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> values, of ``{NAME: n}``, ``{"labels": {NAME: n or [n, m]}}`` or ``{"n": NAME}``."""
-    try:
-        table: Any = json.loads(path.read_text(encoding="utf-8"))
-        table = table.get("labels", table)
-        named: dict[str, tuple[int, ...]] = {}
-        for key, value in table.items():
-            if isinstance(value, str):
-                named[value] = (int(key),)
-            else:
-                named[key] = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            "--pred", path, _NAMED, problem=f"not a table of labels: {error}"
-        ) from error
-    return named

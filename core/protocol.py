@@ -19,7 +19,7 @@ from core.metrics import SUPPRESSED, OrganSum, pool_sites
 OK = "OK"
 NEED_BASE = "NEED_BASE"
 LOSS_TERMS = ("total", "ce", "focal", "dice", "gdice")
-TASKS = ("", "train", "validate", "test", "finish")
+TASKS = ("", "tally", "train", "validate", "test", "finish")
 LONGEST_LIST = 64  # of an order: one number an organ
 SUM_FIELDS = ("n", "detected", "dice", "hd95_mm", "penalised_mm")
 
@@ -34,12 +34,15 @@ CODES = {
     "E_MEMORY": "the device ran out of memory",
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
+    "E_MASK": "the site refused to mask its reply (secure aggregation); its client.log says why",
+    "E_BUNDLE": "the code bundle is not approved at the site: nothing of it was opened",
+    "E_ORDER": "the order has a name, a form or a size that the site does not take",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
     "E_ERROR": "Flower reported an error instead of a reply",
     "E_SCHEMA": "the reply has other names, shapes, types or sizes than asked for",
     "E_COUNT": "counts outside the possible range",
-    "E_NORM": "the update is much longer than the round's median",
+    "E_NORM": "the update is much longer than the round's median, or than training makes one",
     "E_UNCHANGED": "the update changes no weight",
     "E_STALE": "the reply belongs to another run, phase or round",
     "E_LOST": "no reply before the deadline",
@@ -52,8 +55,9 @@ class Order:
 
     Attributes:
         run, phase, round: what it belongs to; rounds count from 1.
-        task: ``train``, ``validate`` (the latest weights on val), ``test`` (the best on test) or
-            ``finish`` (the best on val alone, where the phase leaves the test cases shut).
+        task: ``tally`` (the counts, masked), ``train``, ``validate`` (the latest weights on val),
+            ``test`` (the best on test) or ``finish`` (the best on val alone, where the phase leaves
+            the test cases shut).
         base_hash: SHA-256 of the phase's base (D8); "" where there is none.
         base_round: round whose personal weights the site starts from (0: the start weights).
         best_round: round whose weights are asked for in ``test``.
@@ -62,6 +66,12 @@ class Order:
             and crop voxels of the training cases that annotate it; empty where unknown (D9).
         organ_factors: on the static weight of each organ of the phase (`core.weighting`); empty
             for 1, and in personal phases, where the site follows its own scores.
+        attempt: secure aggregation: at random for each try, so that no mask is used twice.
+        peers: what every site of the sums said of itself (`core.secure_hello`), by site.
+        weights: totals that a site's share is of: cases, and cases that annotate each organ.
+        longest: length that an update must not exceed; 0 for none.
+        receipt, receipt_signature, receipt_certificate: that the server has seen the site's last
+            receipt (`core.receipt`); "" where there is none, as in a simulation.
     """
 
     run: str
@@ -75,6 +85,13 @@ class Order:
     voxels: list[float] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
     organ_factors: list[float] = field(default_factory=list)
+    attempt: str = ""
+    peers: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    longest: float = 0.0
+    receipt: str = ""
+    receipt_signature: str = ""
+    receipt_certificate: str = ""
 
     def to_config(self) -> dict[str, Any]:
         """Scalars and lists for a ConfigRecord (empty lists are left out: they have no type)."""
@@ -100,8 +117,10 @@ class Order:
             raise UserError("task", repr(order.task)[:100], f"use one of {', '.join(TASKS[1:])}")
         for name in ("round", "base_round", "best_round"):
             round_number(getattr(order, name), name)
-        for name in ("voxels", "totals", "organ_factors"):
+        for name in ("voxels", "totals", "organ_factors", "weights"):
             _require_numbers(getattr(order, name), name)
+        word(order.attempt, "attempt")
+        _require_numbers([order.longest], "longest")
         return order
 
 
@@ -226,6 +245,9 @@ class Description:
         annotated: per plan organ, training cases that annotate it; empty where the policy refuses.
         voxels, totals: class frequencies, see `Order`.
         left_out: reason code -> how many cases or organs were left out, or -1.
+        annotated_val, annotated_test: as `annotated`, of the other splits; for secure aggregation
+            only, and then for the site's own guard, which tells no more than whether there are any.
+        hello: secure aggregation: what the site says of itself under its signature.
     """
 
     site: str
@@ -237,6 +259,9 @@ class Description:
     totals: tuple[float, ...]
     left_out: Mapping[str, int]
     versions: Mapping[str, str]
+    annotated_val: tuple[int, ...] = ()
+    annotated_test: tuple[int, ...] = ()
+    hello: str = ""
 
     def to_records(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """(config, metrics) for the wire."""
@@ -247,8 +272,9 @@ class Description:
             "code": OK,
         }
         config |= {f"version.{k}": v for k, v in self.versions.items()}
+        config |= {"hello": self.hello} if self.hello else {}
         metrics: dict[str, Any] = {"cases": list(self.cases)}
-        for name in ("annotated", "voxels", "totals"):
+        for name in ("annotated", "voxels", "totals", "annotated_val", "annotated_test"):
             if getattr(self, name):
                 metrics[name] = list(getattr(self, name))
         metrics |= {f"left_out.{k}": v for k, v in self.left_out.items()}
@@ -280,6 +306,9 @@ class Description:
                 for k, v in config.items()
                 if k.startswith("version.")
             },
+            annotated_val=tuple(int(v) for v in metrics.get("annotated_val", ())),
+            annotated_test=tuple(int(v) for v in metrics.get("annotated_test", ())),
+            hello=str(config.get("hello", "")),
         )
 
 

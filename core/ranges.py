@@ -1,7 +1,7 @@
 """The one table of what a number of any file may be: what an algorithm takes and a machine bears.
 
-Every number of a `Plan`, of a `Config`, and of the files of a study, a site, a federation and a
-policy has its row; a test says so. The highest values are
+Every number of a `Plan`, of a `Config`, and of the files of a study, a site and a federation has
+its row, as has every one of a policy in `hnfed.guard.rules`; a test says so. The highest values are
 generous, many times what is shipped or sensible, and finite: a hospital's machine can begin what
 passes here and say in words where it lacks memory. `core.validation` holds what several values
 together must be.
@@ -147,12 +147,6 @@ FILES: Mapping[str, Mapping[str, Range]] = {
         "server.port": PORT,
         "server.internal_port": PORT,
         "days": Range(1, 3650),
-    },
-    "policy": {
-        "fewest_local_epochs": Range(1, 10_000),
-        "min_cell": Range(1, 1_000_000),
-        "longest_s": Range(1, DAYS_30),
-        "gpu_memory_share": Range(0, 1, above=True),
     },
 }
 KEYED = {"simulation.sites.*.split.*": tuple(SPLIT)}  # mappings with keys of their own

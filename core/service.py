@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, an end asked for, a lost terminal
 _told: list[int] = []  # signals that asked this process to leave
 
 
@@ -36,12 +37,15 @@ class Stopped(BaseException):
 
 
 def stop_by_signal() -> None:
-    """Makes Ctrl-C and SIGTERM raise `Stopped`."""
+    """Makes Ctrl-C, SIGTERM and SIGHUP raise `Stopped`."""
     _listen(_stop)
 
 
 def leave_by_signal() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit(143), and remembers them."""
+    """Makes Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP SystemExit(143 and 129).
+
+    They are remembered, see `leave_if_told`.
+    """
     _told.clear()
     _listen(leave)
 
@@ -72,14 +76,40 @@ def handling(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def deaf() -> contextlib.AbstractContextManager[None]:
-    """While it lasts, Ctrl-C and SIGTERM do nothing."""
-    return handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+    """While it lasts, Ctrl-C, SIGTERM and SIGHUP do nothing."""
+    return handling(signal.SIG_IGN, *LEAVE)
+
+
+def leaving() -> contextlib.AbstractContextManager[None]:
+    """While it lasts, SIGTERM and SIGHUP raise SystemExit also where nobody else cares for them.
+
+    A signal that whoever started us ignores stays ignored.
+    """
+    heard = [n for n in LEAVE[1:] if signal.getsignal(n) is not signal.SIG_IGN]
+    return handling(leave, *heard)
 
 
 def with_parent() -> None:
     """For `preexec_fn`: the child is asked to end when its parent dies, even by SIGKILL (Linux)."""
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def end_with_parent(maker: int | None = None) -> None:
+    """This process is killed when the one that made it is gone, or at once where it is (Linux).
+
+    For workers that have nothing to tidy up; the kernel sees to it, at any moment of their life.
+
+    Args:
+        maker: process id of the parent, where it is known; it may be 1, in a container. Without
+            it, a parent with the id 1 is taken for the one that orphans get.
+    """
+    if _LIBC is None:
+        return
+    expected = os.getppid() if maker is None else maker
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != expected or (maker is None and expected == 1):
+        os._exit(1)
 
 
 def end(child: subprocess.Popen[Any]) -> None:
@@ -108,7 +138,7 @@ def tell(text: str) -> None:
 
 def _listen(handler: Callable[[int, FrameType | None], None]) -> None:
     """A signal that whoever started us ignores (a shell, for a job behind ``&``) stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEAVE:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 

@@ -13,6 +13,7 @@ import netrc
 import os
 import re
 import shutil
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -20,12 +21,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.bounded import within
 from core.errors import UserError
 from core.plan import Plan, Tracking
 from core.service import leave_if_told
 
 REACH_TIMEOUT_S = 6.0
 INIT_TIMEOUT_S = 10.0
+# How long one call of wandb may take: as it starts, then offline and online. wandb itself waits for
+# its helper process for ever.
+START_LIMIT_S = 45.0
+ABANDON_LIMIT_S = 5.0
+CALL_LIMIT_S = {"offline": 20.0, "online": 120.0}
 DEFAULT_SERVER = "https://api.wandb.ai"
 PRIVATE_SETTINGS: dict[str, Any] = {
     "console": "off",
@@ -153,13 +160,15 @@ class Tracker:
         """Runs one call of wandb with its own environment; the first failure ends the tracking."""
         if self._run is None:
             return
+        run = self._run
         try:
             with _environment(self._folder, self.mode):
-                call(self._run)
+                within(CALL_LIMIT_S[self.mode], lambda: call(run))
         except Exception as error:
             leave_if_told()
             self._run = None
             self.mode = "disabled"
+            _abandon()
             self.note(f"W&B: {action} failed ({type(error).__name__}); {UNTRACKED}")
 
 
@@ -221,37 +230,16 @@ def scrubbed(value: Any) -> Any:
 
 def _init(tracker: Tracker, settings: Tracking, mode: str, config: Mapping[str, Any]) -> str:
     """Starts the run; returns why not, or "" where it runs."""
-    import wandb
-
     folder = tracker._folder
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     before = set((folder / "wandb").iterdir())
     logged = {key: item for key, item in config.items() if key not in ("simulation", "tracking")}
     try:
         with _environment(folder, mode):
-            run = wandb.init(
-                settings=wandb.Settings(
-                    **PRIVATE_SETTINGS,
-                    mode="online" if mode == "online" else "offline",
-                    root_dir=str(folder.resolve()),
-                    init_timeout=INIT_TIMEOUT_S,
-                    run_id=re.sub(r"[^A-Za-z0-9_.-]+", "-", tracker._run_id),
-                    run_name=tracker._run_id,
-                    run_group=tracker._run_id,
-                    run_job_type="server",
-                    run_tags=tuple(settings.tags) or None,
-                    project=settings.project,
-                    entity=settings.entity or None,
-                    resume="allow",
-                ),
-                config=scrubbed(logged),
-            )
-            run.define_metric("round")
-            run.define_metric("*", step_metric="round")
+            run = within(START_LIMIT_S, lambda: _start(tracker, settings, mode, scrubbed(logged)))
     except Exception as error:
         leave_if_told()
-        with contextlib.suppress(Exception):
-            wandb.teardown()
+        _abandon()
         for left in set((folder / "wandb").iterdir()) - before:
             shutil.rmtree(left, ignore_errors=True)
         return f"could not start {mode} ({type(error).__name__})"
@@ -261,6 +249,52 @@ def _init(tracker: Tracker, settings: Tracking, mode: str, config: Mapping[str, 
     tracker.mode = mode
     _tidy(folder)
     return ""
+
+
+def _start(tracker: Tracker, settings: Tracking, mode: str, logged: Any) -> Any:
+    import wandb
+
+    run = wandb.init(
+        settings=wandb.Settings(
+            **PRIVATE_SETTINGS,
+            mode="online" if mode == "online" else "offline",
+            root_dir=str(tracker._folder.resolve()),
+            init_timeout=INIT_TIMEOUT_S,
+            run_id=re.sub(r"[^A-Za-z0-9_.-]+", "-", tracker._run_id),
+            run_name=tracker._run_id,
+            run_group=tracker._run_id,
+            run_job_type="server",
+            run_tags=tuple(settings.tags) or None,
+            project=settings.project,
+            entity=settings.entity or None,
+            resume="allow",
+        ),
+        config=logged,
+    )
+    run.define_metric("round")
+    run.define_metric("*", step_metric="round")
+    return run
+
+
+def _abandon() -> None:
+    """Gives wandb up: nobody waits for its helper process at exit; one that hangs is killed."""
+    import wandb
+
+    helper = _helper()
+    with contextlib.suppress(Exception):
+        within(ABANDON_LIMIT_S, wandb.teardown)
+    if helper is not None and helper.poll() is None:
+        helper.kill()
+
+
+def _helper() -> subprocess.Popen[bytes] | None:
+    """The wandb-core that this process started, if it runs; by names that are wandb's own."""
+    from wandb.sdk import wandb_setup
+
+    found: Any = wandb_setup._singleton
+    for name in ("_connection", "_proc", "_process"):
+        found = getattr(found, name, None)
+    return found if isinstance(found, subprocess.Popen) else None
 
 
 def _record_relative_paths(run: Any, folder: Path) -> None:

@@ -12,6 +12,7 @@ from core.identifiers import organ_name, phase_name, site_name
 from core.plan import Config, Phase, Plan, Simulation, Strategy
 from core.published import TABLES
 from core.ranges import MAX_EPOCHS, MAX_PHASES, numbers, require_in_range
+from core.secure_plan import check_secure
 
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
@@ -32,6 +33,7 @@ def check(plan: Plan) -> None:
     for i, phase in enumerate(plan.phases):
         _check_phase(plan, i, phase)
         require_known(phase.organs, known, f"phases.{phase.name}.organs")
+    check_secure(plan)
     if isinstance(plan, Config):
         _check_simulation(plan, plan.simulation)
     require_in_range(plan)

@@ -77,6 +77,7 @@ def average(
     replies = []
     for site in sorted(good):
         message = good[site].message
+        assert message is not None
         arrays = ArrayRecord(dict(good[site].state))
         weight = 1.0 if equal else float(good[site].result.cases)
         message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})

@@ -22,12 +22,13 @@ from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking, crop_words
 from core.protocol import Description
 from core.versions import versions
-from server.correspondence import RunFailed, quorum_of
+from server.correspondence import RunFailed, RunIncomplete, quorum_of
 from server.figures import told_mean
 from server.progress import State
-from server.record import Recorder, tell
-from server.roster import call_roster, require_same_split
+from server.record import LOCK, Recorder, tell
+from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
+from server.secure_start import secure_start
 
 app = ServerApp()
 
@@ -44,8 +45,10 @@ def main(grid: Grid, context: Context) -> None:
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+    recorder.receipts.signs_with(_kit())
     with _alone(out):
-        _main(grid, plan, recorder, given)
+        whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
+        _main(grid, plan, recorder, given, whole=whole)
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def _alone(out: Path) -> Iterator[None]:
     Raises:
         UserError: another one is at work there.
     """
-    lock = FileLock(out / "state" / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -70,16 +73,18 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _main(grid: Grid, plan: Plan, recorder: Recorder, given: Mapping[str, str]) -> None:
+def _main(
+    grid: Grid, plan: Plan, recorder: Recorder, given: Mapping[str, str], *, whole: bool
+) -> None:
     if given["resume"]:
         recorder.take_over(p.name for p in plan.phases)
     started = time.monotonic()
     status = "interrupted"
     try:
-        _run(grid, plan, recorder, resume=bool(given["resume"]))
+        _run(grid, plan, recorder, resume=bool(given["resume"]), whole=whole)
         status = "completed"
     except (RunFailed, UserError) as error:
-        status = "failed"
+        status = "incomplete" if isinstance(error, RunIncomplete) else "failed"
         recorder.say({"event": "note", "text": str(error)})
         tell(f"error: {error}")
         raise
@@ -89,6 +94,12 @@ def _main(grid: Grid, plan: Plan, recorder: Recorder, given: Mapping[str, str]) 
             {"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)}
         )
         recorder.tracker.finish()
+
+
+def _kit() -> Path | None:
+    """The server's kit; none in a simulation."""
+    root = os.environ.get("HNFED_RUNS", "")
+    return Path(root).parent if root else None
 
 
 def run_folder_of(out: str) -> Path:
@@ -105,7 +116,7 @@ def run_folder_of(out: str) -> Path:
     return Path(root) / out
 
 
-def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
+def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: bool) -> None:
     code = fingerprint()
     recorder.say(
         {
@@ -121,16 +132,18 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
     nodes, described = call_roster(
         grid,
         plan.site_names,
-        organs=len(plan.organ_names),
+        bounds=bounds_of(plan),
         run=recorder.run,
         fingerprint=code,
         join_s=plan.federation.query_timeout_s,
         prepare_s=plan.federation.prepare_timeout_s,
         say=recorder.say,
+        seen=recorder.receipts.seen,
     )
     for description in (described[s] for s in sorted(described)):
         _introduce(description, plan, recorder)
     _require_annotated(plan, described)
+    secure = secure_start(grid, plan, nodes, described, code, recorder)
     weights: dict[str, tuple[State, list[str]]] = {}
     splits: dict[str, dict[str, str]] = {}
     for phase in plan.phases:
@@ -146,7 +159,8 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             continue
         missing = [s for s in phase.sites if s not in nodes]
         if missing and (
-            plan.federation.min_sites == 0
+            whole
+            or plan.federation.min_sites == 0
             or len(phase.sites) - len(missing) < quorum_of(plan, phase)
         ):
             raise RunFailed(
@@ -168,6 +182,8 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool) -> None:
             _previous(plan, phase, recorder, weights),
             _starts_at_site(plan, phase),
             splits[phase.init],
+            secure,
+            whole=whole,
         )
         splits[phase.name] = dict(run.meta["splits"])
         best_state, block = run.run(resume)

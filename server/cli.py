@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import subcommand
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def register(subparsers: Any) -> None:
@@ -24,6 +29,14 @@ def register(subparsers: Any) -> None:
     make.add_argument(
         "--revoke", metavar="SITE", action="append", default=[], help="refuse this site's key"
     )
+    make.add_argument(
+        "--sign", metavar="REQUEST", action="append", type=Path, default=[],
+        help="sign the key that a site made itself: its request.pem, see hnfed join",
+    )  # fmt: skip
+    make.add_argument(
+        "--fingerprint", metavar="HEX", action="append", default=[],
+        help="what the site read out by phone; signs without asking",
+    )  # fmt: skip
     server = subcommand(
         subparsers,
         "server",
@@ -51,13 +64,44 @@ def register(subparsers: Any) -> None:
 
 
 def _provision(args: argparse.Namespace) -> int:
+    from cryptography import x509
+
+    from core.peers import fingerprint, spoken
     from server.provision import provision, read_federation
 
     federation = read_federation(args.federation)
-    done = provision(federation, args.output, add=args.add_site, revoke=args.revoke)
+    signed = _agreed(args.sign, args.fingerprint)
+    if args.sign and not signed:
+        return 1
+    done = provision(federation, args.output, add=args.add_site, revoke=args.revoke, sign=signed)
     print("\n".join(done) if done else "nothing to do: all kits are there and valid")
     print(f"kits: {args.output}")
-    return 0
+    authority = x509.load_pem_x509_certificate((args.output / "ca" / "ca.crt").read_bytes())
+    print(
+        f"read out to each site that joins: authority {spoken(fingerprint(authority.public_key()))}"
+    )
+    return 0 if len(signed) == len(args.sign) else 1
+
+
+def _agreed(requests: Sequence[Path], said: Sequence[str]) -> dict[str, ec.EllipticCurvePublicKey]:
+    """The requests whose fingerprint the site itself read out."""
+    from core.peers import agrees, fingerprint, spoken
+    from server.authority import read_request
+
+    signed = {}
+    for path in requests:
+        site, key = read_request(path)
+        print(f"{site}: {spoken(fingerprint(key))} is the fingerprint in {path}")
+        if said:
+            agreed = any(agrees(text, fingerprint(key)) for text in said)
+        else:
+            question = f"does {site}, on the phone, read out the same? [y/N] "
+            agreed = sys.stdin.isatty() and input(question).lower() == "y"
+        if agreed:
+            signed[site] = key
+        else:
+            print(f"{site}: not signed; ask the people there, then: --fingerprint WHAT-THEY-READ")
+    return signed
 
 
 def _server(args: argparse.Namespace) -> int:

@@ -45,6 +45,7 @@ def exchange(
     group: str,
     timeout_s: float,
     base: Callable[[], ArrayRecord] | None = None,
+    seen: Callable[[str, Message], None] | None = None,
 ) -> Exchange:
     """Sends each site its content; collects the replies until all are in or the deadline is over.
 
@@ -59,6 +60,7 @@ def exchange(
         group: label of the round.
         timeout_s: deadline for the whole exchange.
         base: makes the base's arrays, if the phase has a base.
+        seen: called with each reply and its site, those that ask for the base too.
     """
     done = Exchange()
     started = time.monotonic()
@@ -88,6 +90,8 @@ def exchange(
             if not site:
                 continue
             if not reply.has_error():
+                if seen is not None:
+                    seen(site, reply)
                 done.received[site] = done.received.get(site, 0) + size_of(reply.content)
                 if base is not None and site not in given and _needs_base(reply):
                     given.add(site)

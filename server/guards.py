@@ -15,12 +15,14 @@ from core.metrics import OrganSum
 from core.parcel import unpacked
 from core.plan import Guards, Phase
 from core.protocol import CODES, OK, Header, Result
+from core.updates import beyond
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
 LONGEST_MM = 1e4  # no distance in a patient is longer
 AWAY = 5  # Flower's code of a node without a connection
 FLOWER_WORDS = {
+    0: "the site's process died (memory?)",
     1: "the site could not start the app",
     2: "the app failed at the site",
     3: "the message was not fetched in time",
@@ -38,7 +40,7 @@ class Accepted:
     header: Header
     result: Result
     state: dict[str, Tensor]
-    message: Message
+    message: Message | None  # None for a sum of replies
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ def _with_state(
             return Rejected("E_SCHEMA", f"dtype of {name}")
         if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
+    if far := beyond(state, expected):
+        return Rejected("E_NORM", f"{far} moved farther than training moves weights in a round")
     if result.cases < 1 and not (withheld and not result.annotated):
         return Rejected("E_COUNT", "an update from no case")
     del reply.content[ARRAYS]  # from here on they are in `state` alone

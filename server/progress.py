@@ -35,7 +35,9 @@ class Progress:
         sent: bytes to the sites so far.
         received: bytes from the sites so far.
         seconds: of all rounds so far.
+        missing: sites without a right reply in the last round, with the reason code.
         slowest: of the last rounds, seconds until the last reply that was accepted came.
+        longest: secure aggregation: length to which the sites hold their updates; 0: no bound yet.
     """
 
     round: int = 0
@@ -52,6 +54,8 @@ class Progress:
     received: int = 0
     seconds: float = 0.0
     slowest: list[float] = field(default_factory=list)
+    longest: float = 0.0
+    missing: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Readable JSON."""

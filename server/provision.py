@@ -1,43 +1,71 @@
-"""`hnfed provision`: certificate authority, server certificate, one key and one kit a site."""
+"""`hnfed provision`: certificate authority, server certificate, a certificate and a kit a site."""
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
-import os
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from core.answer import Answer
 from core.config import read_yaml
 from core.errors import UserError
 from core.files import replace_file
 from core.identifiers import SiteName, site_name
-from core.kit import FILE, HOST, SERVER, Kit
+from core.kit import FILE, HOST, NAME, SERVER, Kit
+from core.peers import merged, read_peers, write_peers
 from core.ranges import number_of
 from core.text import shown
+from server.authority import (
+    RENEW_DAYS,
+    Authority,
+    fits,
+    holds,
+    key_of,
+    made_authority,
+    made_node_key,
+    read_authority,
+    serial_of,
+    ssh_of,
+    write_authority,
+    write_private,
+)
 
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-ROSTER, REVOKED, SUMS = "roster.json", "revoked", "SHA256SUMS"
-DAYS, RENEW_DAYS = 730, 30
-RESERVED = (SERVER, "ca", REVOKED)
+ROSTER, CERTIFICATES, SUMS = "roster.json", "certificates.json", "SHA256SUMS"
+REVOKED, ANSWERS = "revoked", "answers"
+UNSUMMED = (SUMS, ROSTER, CERTIFICATES, "policy.yaml", "peers.json", "request.pem")
+DAYS = 730
+RESERVED = (SERVER, "ca", REVOKED, ANSWERS)
+KEYS = ("here", "site")
+# What a site's node asks for, and the largest body of each; all else is refused before Flower.
+SMALL, LARGE = "64k", "8m"  # Flower sends no piece of more than 5 MiB
+FLEET = {
+    "activate-node": SMALL,
+    "deactivate-node": SMALL,
+    "send-node-heartbeat": SMALL,
+    "pull-messages": SMALL,
+    "push-messages": "1m",
+    "get-run": SMALL,
+    "get-fab": SMALL,
+    "push-object": LARGE,
+    "pull-object": SMALL,
+    "confirm-message-received": SMALL,
+}
 
 
 @dataclass(frozen=True)
 class Federation:
-    """``federation.yaml``: name, where sites reach the server, which sites there are."""
+    """``federation.yaml``: name, where sites reach the server, which sites there are.
+
+    `keys` says who makes a new site's key: the ``site`` (`hnfed join`), or ``here`` as before.
+    """
 
     name: str
     host: str
@@ -45,6 +73,7 @@ class Federation:
     internal_port: int
     sites: tuple[str, ...]
     days: int
+    keys: str = "here"
 
 
 def read_federation(path: Path) -> Federation:
@@ -54,7 +83,7 @@ def read_federation(path: Path) -> Federation:
         UserError: a key that is unknown, missing or unusable.
     """
     values = read_yaml(path)
-    known = ("name", "server", "sites", "days")
+    known = ("name", "server", "sites", "days", "keys")
     for key in values:
         if key not in known:
             raise UserError(f"federation: {key}", values[key], f"use one of {', '.join(known)}")
@@ -79,7 +108,10 @@ def read_federation(path: Path) -> Federation:
         kit_name(site, "federation: sites")
     if len(set(sites)) < len(sites):
         raise UserError("federation: sites", sites, "name each site once")
-    return Federation(name, host, port, internal, tuple(sites), days)
+    keys = values.get("keys", "here")
+    if keys not in KEYS:
+        raise UserError("federation: keys", keys, f"use one of {', '.join(KEYS)}")
+    return Federation(name, host, port, internal, tuple(sites), days, keys)
 
 
 def kit_name(value: object, field: str) -> SiteName:
@@ -100,19 +132,22 @@ def provision(
     *,
     add: Sequence[str] = (),
     revoke: Sequence[str] = (),
+    sign: Mapping[str, ec.EllipticCurvePublicKey] | None = None,
     now: datetime | None = None,
 ) -> list[str]:
     """Makes or completes the kits; keys and certificates that are there and valid are kept.
 
-    A site of the roster whose kit is gone has it: it was handed over, and its key stays.
+    A site of the roster whose kit is gone has it: it was handed over, and its key stays. Whatever
+    such a site needs anew (its certificate, those of the other sites) goes into an answer file.
 
     Args:
         federation: from `read_federation`.
         out: folder of the kits; mode 0700.
         add: sites beside those of the file; one whose kit was handed over gets another kit, with a
             new key in the place of the old one.
-        revoke: sites whose kits are taken out of service. Their keys are refused from the next
-            start of the server on.
+        revoke: sites whose kits are taken out of service.
+        sign: keys that sites made themselves (`server.authority.read_request`), by site; each takes
+            the place of the key that the site had.
         now: for tests.
 
     Returns:
@@ -121,115 +156,112 @@ def provision(
     Raises:
         UserError: a name that is no site, or the authority of kits that exist is gone.
     """
-    moment = now or datetime.now(UTC)
+    moment, signed = now or datetime.now(UTC), dict(sign or {})
     out.mkdir(parents=True, exist_ok=True)
     out.chmod(0o700)
     done: list[str] = []
     roster_path = out / SERVER / ROSTER
     known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
-    for site in known:
-        kit_name(site, f"{SERVER}/{ROSTER}")
-    for site in (*add, *revoke):
-        kit_name(site, "--add-site, --revoke")
-    for site in revoke:
-        if site not in known:
-            raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")
-    for site in add:
+    _require_sites(known, add, revoke, signed)
+    for site in (*add, *signed):
         shutil.rmtree(out / REVOKED / site, ignore_errors=True)
     gone = set(revoke) | {p.name for p in (out / REVOKED).glob("*")}
-    wanted = [s for s in dict.fromkeys([*known, *federation.sites, *add]) if s not in gone]
+    wanted = [s for s in dict.fromkeys([*known, *federation.sites, *add, *signed]) if s not in gone]
     if (out / "ca" / "ca.key").is_file() and not roster_path.is_file():
         raise UserError(
             "server", out / SERVER, f"bring the server's kit back, or its {ROSTER} at least",
             problem="the list of the sites' keys is gone; new ones would lock every site out",
         )  # fmt: skip
-    ca_key, ca = _authority(federation, out / "ca", moment, done)
-    _server(federation, out / SERVER, ca_key, ca, moment, done)
-    roster, here = {}, [SERVER]
+    authority = _authority(federation, out / "ca", moment, done)
+    _server_certificate(federation, out / SERVER, authority, moment, done)
+    roster: dict[str, str] = {}
     for site in wanted:
-        if site in known and site not in add and not _complete(out / site):
-            roster[site] = known[site]
-            done.append(f"{site}: handed over before; its key stays")
-            continue
-        if site in known and site in add and _complete(out / site):
-            done.append(f"{site}: its kit is here, its key stays; for a new one delete {site}/")
-        roster[site] = _site(federation, out / site, site, ca, done, replaces=site in known)
-        here.append(site)
+        key = _key(federation, out, site, known, add, signed, done)
+        if key:
+            roster[site] = key
+    certificates = _certificates(federation, out, roster, authority, moment, done)
+    for site in roster:
+        _hand(federation, out, site, certificates, authority, done)
     for site in revoke:
-        target = out / REVOKED / site
-        target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        if (out / site).is_dir():
-            shutil.move(out / site, target)
-        target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
-        done.append(f"{site}: revoked; start the server again")
+        _revoke(out, site)
+        done.append(f"{site}: revoked; a running server of these files refuses it at once")
     replace_file(roster_path, json.dumps(roster, indent=2) + "\n")
-    for name in here:
-        _checksums(out / name)
+    _server_files(federation, out / SERVER, certificates, authority)
     return done
 
 
-def _authority(
-    federation: Federation, folder: Path, now: datetime, done: list[str]
-) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+def _require_sites(
+    known: Mapping[str, str], add: Sequence[str], revoke: Sequence[str], sign: Mapping[str, object]
+) -> None:
+    for site in known:
+        kit_name(site, f"{SERVER}/{ROSTER}")
+    for site in (*add, *revoke, *sign):
+        kit_name(site, "--add-site, --revoke, --sign")
+    for site in revoke:
+        if site not in known:
+            raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")
+
+
+def _authority(federation: Federation, folder: Path, now: datetime, done: list[str]) -> Authority:
     """The federation's own certificate authority; its key stays with the coordinator."""
     folder.mkdir(exist_ok=True)
-    key_path, path = folder / "ca.key", folder / "ca.crt"
-    if key_path.is_file() and path.is_file():
-        key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return key, x509.load_pem_x509_certificate(path.read_bytes())
+    found = read_authority(folder)
+    if found is not None:
+        return found
     if (folder.parent / SERVER / "server.crt").is_file():
         raise UserError(
             "ca", folder, "bring ca.key and ca.crt back while `hnfed provision` runs",
             problem="the kits' authority is gone; no site would trust a server of a new one",
         )  # fmt: skip
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"hnfed {federation.name} CA")])
-    certificate = (
-        _certificate(name, name, key.public_key(), now, 2 * federation.days + RENEW_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
-    )
-    _private(key_path, _pem(key))
-    replace_file(path, certificate.public_bytes(serialization.Encoding.PEM))
+    made = made_authority(federation.name, 2 * federation.days + RENEW_DAYS, now)
+    write_authority(made, folder)
     done.append("ca: made; keep ca/ca.key off the network")
-    return key, certificate
+    return made
 
 
-def _server(
-    federation: Federation,
-    folder: Path,
-    ca_key: ec.EllipticCurvePrivateKey,
-    ca: x509.Certificate,
-    now: datetime,
-    done: list[str],
+def _server_certificate(
+    federation: Federation, folder: Path, authority: Authority, now: datetime, done: list[str]
 ) -> None:
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    names = sorted({federation.host, "localhost", "127.0.0.1"})
+    names = list(dict.fromkeys([federation.host, "localhost", "127.0.0.1"]))
     path, key_path = folder / "server.crt", folder / "server.key"
-    if not (key_path.is_file() and path.is_file() and _serves(path, names, now)):
-        key = ec.generate_private_key(ec.SECP384R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, federation.host)])
-        certificate = (
-            _certificate(subject, ca.subject, key.public_key(), now, federation.days)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([_name(n) for n in names]), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
-                critical=False,
-            )
-            .sign(ca_key, hashes.SHA384())
-        )
-        _private(key_path, _pem(key))
-        replace_file(path, certificate.public_bytes(serialization.Encoding.PEM))
-        done.append(f"server: certificate for {', '.join(names)}, {federation.days} days")
-    _common(federation, folder, SERVER, ca)
-    for name in ("nginx.conf", "hnfed-server.service", "README.md"):
-        _render(folder / name, f"server_{name}.j2", federation, SERVER)
+    if key_path.is_file() and path.is_file() and holds(path.read_text(), names, now):
+        return
+    key, certificate = authority.server(names, now, federation.days)
+    write_private(key_path, key)
+    replace_file(path, certificate)
+    done.append(f"server: certificate for {', '.join(names)}, {federation.days} days")
+
+
+def _key(
+    federation: Federation,
+    out: Path,
+    site: str,
+    known: Mapping[str, str],
+    add: Sequence[str],
+    signed: Mapping[str, ec.EllipticCurvePublicKey],
+    done: list[str],
+) -> str:
+    """A site's public key in OpenSSH's form; made here if need be, "" where the site makes it."""
+    folder = out / site
+    if site in signed:
+        shutil.rmtree(folder, ignore_errors=True)  # a key made here is in nobody's use any more
+        done.append(f"{site}: signed the key that it made itself")
+        if site in known and known[site] != ssh_of(signed[site]):
+            done.append(f"{site}: its key is a new one; its former key is refused")
+        return ssh_of(signed[site])
+    if site in known and site not in add and not _complete(folder):
+        done.append(f"{site}: handed over before; its key stays")
+        return known[site]
+    if _complete(folder):
+        if site in add and site in known:
+            done.append(f"{site}: its kit is here, its key stays; for a new one delete {site}/")
+    elif federation.keys == "site":
+        done.append(f"{site}: waits for its request (hnfed join there, then --sign here)")
+        return ""
+    else:
+        _made_here(folder, site, done, replaces=site in known)
+    return (folder / "node.pub").read_text().strip()
 
 
 def _complete(folder: Path) -> bool:
@@ -237,111 +269,132 @@ def _complete(folder: Path) -> bool:
     return (folder / "node.key").is_file() and (folder / "node.pub").is_file()
 
 
-def _site(
-    federation: Federation,
-    folder: Path,
-    site: str,
-    ca: x509.Certificate,
-    done: list[str],
-    *,
-    replaces: bool,
-) -> str:
-    """A site's kit; returns its public key in OpenSSH's form."""
+def _made_here(folder: Path, site: str, done: list[str], *, replaces: bool) -> None:
+    """The old way, kept for one release: the site's key is made at the coordinator's."""
     folder.mkdir(exist_ok=True)
-    key_path, public_path = folder / "node.key", folder / "node.pub"
-    if not _complete(folder):
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        _private(key_path, private)
-        replace_file(public_path, public + b"\n")
-        done.append(f"{site}: kit made; hand it over by a safe way, then delete it here")
-        if replaces:
-            done.append(
-                f"{site}: its key is a new one; the key of its former kit is refused from the next "
-                "start of the server on"
-            )
-    _common(federation, folder, site, ca)
-    if not (folder / "policy.yaml").is_file():
-        _render(folder / "policy.yaml", "site_policy.yaml.j2", federation, site)
-    for name in ("hnfed-client.service", "README.md"):
-        _render(folder / name, f"site_{name}.j2", federation, site)
-    return public_path.read_text().strip()
-
-
-def _common(federation: Federation, folder: Path, role: str, ca: x509.Certificate) -> None:
-    replace_file(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM))
-    kit = Kit(
-        folder, federation.name, role, federation.host, federation.port, federation.internal_port
+    private, public = made_node_key()
+    write_private(folder / "node.key", private)
+    replace_file(folder / "node.pub", public + "\n")
+    done.append(
+        f"{site}: kit made, its key too; hand it over by a safe way, then delete it here (better: "
+        "the site makes its own by `hnfed join`, as the next release demands)"
     )
+    if replaces:
+        done.append(f"{site}: its key is a new one; the key of its former kit is refused")
+
+
+def _certificates(
+    federation: Federation,
+    out: Path,
+    roster: Mapping[str, str],
+    authority: Authority,
+    now: datetime,
+    done: list[str],
+) -> dict[str, str]:
+    """A certificate (PEM) a site: the one that is, or one made anew for another key or for age."""
+    path = out / SERVER / CERTIFICATES
+    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    certificates = {}
+    for site, public in roster.items():
+        key = key_of(public)
+        if site not in found or not fits(found[site], site, key, now):
+            fresh = site not in found
+            found[site] = authority.site(site, key, now, federation.days)
+            if not (out / site / "node.key").is_file():
+                done.append(
+                    f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret"
+                )
+            elif not fresh:
+                done.append(f"{site}: a new certificate, {federation.days} days, in its kit")
+        certificates[site] = found[site]
+    replace_file(path, json.dumps(certificates, indent=1) + "\n")
+    return certificates
+
+
+def _hand(
+    federation: Federation,
+    out: Path,
+    site: str,
+    certificates: Mapping[str, str],
+    authority: Authority,
+    done: list[str],
+) -> None:
+    """What a site gets: files of its kit where that is here, else an answer file."""
+    answer = Answer(
+        federation.name,
+        site,
+        federation.host,
+        federation.port,
+        federation.internal_port,
+        authority.pem,
+        certificates[site],
+        dict(certificates),
+    )
+    path = out / ANSWERS / f"{site}.json"
+    if _complete(out / site):
+        path.unlink(missing_ok=True)
+        done += write_site_kit(answer, out / site)
+        return
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, answer.text())
+
+
+def write_site_kit(answer: Answer, folder: Path) -> list[str]:
+    """All of a site's kit but its key: from the coordinator's answer and this installation.
+
+    What the site decides (``policy.yaml``, which other sites it confirmed) is kept.
+
+    Returns:
+        What a person should know, a line each.
+
+    Raises:
+        ValueError: a certificate in the answer is none.
+    """
+    kit = answer.kit(folder)
+    peers, told = merged(read_peers(kit), answer.peers, answer.site)
+    replace_file(kit.ca, answer.authority)
+    replace_file(kit.client_certificate, answer.certificate)
     replace_file(folder / FILE, kit.text())
+    write_peers(kit, peers)
+    if not (folder / "policy.yaml").is_file():
+        _render(folder / "policy.yaml", "site_policy.yaml.j2", kit)
+    for name in ("hnfed-client.service", "README.md"):
+        _render(folder / name, f"site_{name}.j2", kit)
+    _checksums(folder)
+    return told
 
 
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: Any, now: datetime, days: int
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=10))
-        .not_valid_after(now + timedelta(days=days))
-    )
+def _revoke(out: Path, site: str) -> None:
+    target = out / REVOKED / site
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    if (out / site).is_dir():
+        shutil.move(out / site, target)
+    target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
+    (out / ANSWERS / f"{site}.json").unlink(missing_ok=True)
 
 
-def _serves(path: Path, names: Sequence[str], now: datetime) -> bool:
-    """Whether a certificate holds these names and is valid for some time yet."""
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    held = {str(name.value) for name in found}
-    left = certificate.not_valid_after_utc - now
-    return held == set(names) and left > timedelta(days=RENEW_DAYS)
+def _server_files(
+    federation: Federation, folder: Path, certificates: Mapping[str, str], authority: Authority
+) -> None:
+    kit = Kit(folder, federation.name, SERVER, federation.host, federation.port,
+              federation.internal_port)  # fmt: skip
+    replace_file(kit.ca, authority.pem)
+    replace_file(folder / FILE, kit.text())
+    serials = {serial_of(pem): site for site, pem in certificates.items()}
+    for name in ("nginx.conf", "hnfed-server.service", "README.md"):
+        _render(folder / name, f"server_{name}.j2", kit, serials=serials, fleet=FLEET)
+    _checksums(folder)
 
 
-def _name(text: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(text))
-    except ValueError:
-        return x509.DNSName(text)
-
-
-def _usage(**given: bool) -> x509.KeyUsage:
-    names = (
-        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-        "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-    )  # fmt: skip
-    return x509.KeyUsage(**{name: given.get(name, False) for name in names})
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def _private(path: Path, content: bytes) -> None:
-    """Writes a key that only its owner can read, at no moment otherwise."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-
-
-def _render(path: Path, template: str, federation: Federation, role: str) -> None:
+def _render(path: Path, template: str, kit: Kit, **values: object) -> None:
     text = resources.files("server").joinpath("templates", template).read_text(encoding="utf-8")
     made = jinja2.Environment(  # plain text, no page: nothing to escape
         autoescape=False, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     ).from_string(text)
-    replace_file(path, made.render(f=federation, role=role))
+    about = {"name": kit.federation, "host": kit.host, "port": kit.port,
+             "internal_port": kit.internal_port}  # fmt: skip
+    replace_file(path, made.render(f=about, role=kit.role, **values))
 
 
 def _checksums(folder: Path) -> None:
@@ -349,7 +402,7 @@ def _checksums(folder: Path) -> None:
     names = sorted(
         p.name
         for p in folder.iterdir()
-        if p.is_file() and p.suffix != ".key" and p.name not in (SUMS, ROSTER, "policy.yaml")
+        if p.is_file() and p.suffix != ".key" and p.name not in UNSUMMED
     )
     sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}" for n in names]
     replace_file(folder / SUMS, "\n".join(sums) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from core.checkpoint import save
 from core.files import replace_file
 from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
+from core.service import held
 from core.store import RoundStore
 from core.text import shown_lines
 from core.tracking import Tracker, open_tracker
+from server.receipts import RECEIPTS, Receipts
+
+LOCK = Path("state", ".lock")  # held by the server that writes into a run's folder
 
 
 class Recorder:
@@ -34,6 +39,7 @@ class Recorder:
         self.phases: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(mode=0o700, exist_ok=True)
+        self.receipts = Receipts(out / "state" / RECEIPTS)
         self.tracker: Tracker = open_tracker(
             tracking, run_id=run, folder=out, config=plan, on_note=self.note
         )
@@ -133,6 +139,30 @@ class Recorder:
         self.tracker.table(
             f"{block['name']}/test", ["site", "organ", "n", "missed", "dice", "hd95_mm"], rows
         )
+
+
+def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
+    """Writes the end of a run whose server was ended from outside: into journal and metrics.json.
+
+    Nothing where the server has told its end itself, or is still at work.
+
+    Args:
+        out: run folder.
+        run: its id.
+        plan: that it follows.
+        status: ``interrupted`` or ``failed``.
+    """
+    if held(out / LOCK):
+        return
+    told = [e for e in read_events(out / JOURNAL) if e["event"] in ("run-start", "run-end")]
+    if told and told[-1]["event"] == "run-end":
+        return
+    recorder = Recorder(out, run, plan, Tracking(mode="disabled"))
+    recorder.take_over(p.name for p in plan.phases)
+    recorder.write_metrics(status)
+    begun = datetime.fromisoformat(told[-1]["time"]) if told else datetime.now(UTC)
+    seconds = (datetime.now(UTC) - begun).total_seconds()
+    recorder.say({"event": "run-end", "status": status, "seconds": round(seconds, 3)})
 
 
 def tell(text: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from core.errors import UserError
+from core.organ_volumes import VOLUME_ML
 from core.plan import Phase, Plan
 from core.protocol import CODES, OK, Description
 from server.exchange import exchange
@@ -19,30 +21,61 @@ from server.record import tell
 from server.strategy import HEADER, METRICS, ORDER
 
 Say = Callable[[Mapping[str, object]], None]
+# A site's contours of an organ may on average be so many times the largest volume that is plausible
+# (core.organ_volumes), and so many voxels more, for coarse grids.
+LARGER, MORE_VOXELS = 4.0, 64
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a site's counts cannot exceed.
+
+    Attributes:
+        cases: of one split.
+        crop_voxels: of a case.
+        organ_voxels: by plan organ, of a case.
+    """
+
+    cases: int
+    crop_voxels: int
+    organ_voxels: tuple[float, ...]
+
+
+def bounds_of(plan: Plan) -> Bounds:
+    """The bounds of a plan's grid, organs and guards."""
+    crop = math.prod(plan.preprocess.crop)
+    voxel_ml = math.prod(plan.preprocess.spacing_mm) / 1000
+    most = []
+    for organ in plan.organ_names:
+        known = VOLUME_ML.get(organ)
+        most.append(min(crop, LARGER * known.high / voxel_ml + MORE_VOXELS) if known else crop)
+    return Bounds(plan.federation.guards.max_cases, crop, tuple(most))
 
 
 def call_roster(
     grid: Grid,
     sites: Sequence[str],
     *,
-    organs: int,
+    bounds: Bounds,
     run: str,
     fingerprint: str,
     join_s: float,
     prepare_s: float,
     say: Say,
+    seen: Callable[[str, Message], None] | None = None,
 ) -> tuple[dict[str, int], dict[str, Description]]:
     """Asks every node who it is and what it has; a site builds its cache in answer to this (D14).
 
     Args:
         grid: Flower's grid.
         sites: the names that the plan wants.
-        organs: how many organs the plan has.
+        bounds: of what sites may say of themselves.
         run: of this run.
         fingerprint: of the server's `core`.
         join_s: how long to wait for a site to appear; not for one that came and cannot take part.
         prepare_s: how long a site may take to answer.
         say: journal.
+        seen: called with each reply, and the site that it is of.
 
     Returns:
         Node id and description by site. Sites that did not come are missing here, and journalled.
@@ -74,7 +107,7 @@ def call_roster(
             timeout_s=prepare_s,
         )
         for name, node in names.items():
-            verdict = _admit(done.replies.get(name), sites, nodes, organs, fingerprint)
+            verdict = _admit(done.replies.get(name), sites, nodes, bounds, fingerprint)
             if not isinstance(verdict, Description):  # its key goes before what it says
                 named = registered.get(node, "") or verdict[0]
                 verdict = (named if named in sites else "", *verdict[1:])
@@ -89,6 +122,8 @@ def call_roster(
                 )
             if isinstance(verdict, Description):
                 nodes[verdict.site], described[verdict.site] = node, verdict
+                if seen is not None:
+                    seen(verdict.site, done.replies[name])
                 continue
             refused |= {verdict[0]}
             silent += verdict[0] == ""
@@ -156,7 +191,7 @@ def _admit(
     reply: Message | None,
     sites: Sequence[str],
     nodes: Mapping[str, int],
-    organs: int,
+    bounds: Bounds,
     fingerprint: str,
 ) -> Description | tuple[str, str, str]:
     """What the site says of itself, or (site, code, detail) of why it cannot take part."""
@@ -183,13 +218,35 @@ def _admit(
         return site, "E_SITE", "a second node with this name; the first one is kept"
     if description.fingerprint != fingerprint:
         return site, "E_CODE", "the site runs other code than the server"
-    if not _sensible(description, organs):
-        return site, "E_COUNT", "the description's counts are impossible"
+    if wrong := impossible(description, bounds):
+        return site, "E_COUNT", wrong
     return description
 
 
-def _sensible(description: Description, organs: int) -> bool:
-    rows = (description.annotated, description.voxels, description.totals)
-    lengths = all(len(r) in (0, organs) for r in rows)
-    counts = all(n >= -1 for n in (*description.cases, *description.left_out.values()))
-    return lengths and counts and all(math.isfinite(v) and v >= 0 for r in rows for v in r)
+def impossible(told: Description, bounds: Bounds) -> str:
+    """Which of a site's counts cannot be, in words that hold none of them; "" where all can.
+
+    Everything is bounded by what it counts: annotated cases by cases, voxels by the crops of the
+    cases that annotate the organ, and by what a contour of that organ may measure.
+    """
+    organs, rows = len(bounds.organ_voxels), (told.annotated, told.voxels, told.totals)
+    if any(len(row) not in (0, organs) for row in rows):
+        return "the description counts another number of organs"
+    if (told.voxels or told.totals) and not all(rows):
+        return "the description counts voxels without the cases that they are of"
+    if not all(math.isfinite(v) and v >= 0 for row in rows for v in row):
+        return "the description's counts are no counts"
+    most = bounds.cases
+    if not all(-1 <= n <= most for n in (*told.cases, *told.left_out.values())):
+        return "the description's numbers of cases are impossible"
+    trained = told.cases[0] if told.cases[0] >= 0 else most
+    if any(n > trained for n in told.annotated):
+        return "more cases annotate an organ than there are"
+    if not told.voxels:
+        return ""
+    for cases, voxels, total, each in zip(*rows, bounds.organ_voxels, strict=True):
+        if total != cases * bounds.crop_voxels:
+            return "voxels of crops that are not those of the annotated cases"
+        if voxels > min(total, cases * each):
+            return "more voxels of an organ than its contours can have"
+    return ""

@@ -19,7 +19,10 @@ from core.phases import (
     weights_meta,
 )
 from core.plan import Phase, Plan
-from core.protocol import Description, published
+from core.protocol import OK, Description, Header, published
+from core.secure_layout import Sum, travelling
+from core.secure_plan import ALL
+from core.updates import beyond
 from server.aggregate import aggregate
 from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
 from server.exchange import Exchange
@@ -30,6 +33,7 @@ from server.outliers import repeated, standing_out, words
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.roster import frequencies, require_same_split
+from server.secure_round import Masked, Secure, averaged, longest
 
 
 class PhaseRun:
@@ -47,6 +51,8 @@ class PhaseRun:
         previous: tuple[State, list[str]] | None,
         local_start: bool,
         inherited: Mapping[str, str],
+        secure: Secure | None = None,
+        whole: bool = False,
     ) -> None:
         self.plan = plan
         self.phase = phase
@@ -60,6 +66,8 @@ class PhaseRun:
         self.start = start_state(plan, phase, previous)
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
+        self.secure = None if self.personal else secure
+        self.travelling = travelling(plan, phase) if self.secure else None
         self.store = recorder.store(phase.name)
         self.event: dict[str, Any] = {}  # of the last committed round
         voxels, totals = self._frequencies()
@@ -76,6 +84,9 @@ class PhaseRun:
             keeps=bool(self.parts.personal),
             voxels=voxels,
             totals=totals,
+            secure=self.secure,
+            travelling=self.travelling,
+            whole=whole,
         )
         self.meta = self._meta(inherited)
 
@@ -87,6 +98,7 @@ class PhaseRun:
 
         Raises:
             RunFailed: fewer sites than the quorum answered, too often.
+            RunIncomplete: of a simulation a site missed two rounds in a row, or the last.
         """
         state, progress = self._begin(resume)
         self._say_start()
@@ -194,7 +206,13 @@ class PhaseRun:
     def _round(self, state: State, progress: Progress) -> State:
         started = time.monotonic()
         factors = list(progress.organ_factors)
-        done, good, rejected = self.sites.trained(state, progress)
+        rejected: dict[str, str] = {}
+        if self.secure:
+            done, replies, found = self.sites.summed("train", state, progress)
+            good = {ALL: self._pooled(found, progress.round + 1)}
+        else:
+            done, good, rejected = self.sites.trained(state, progress)
+        missing = dict(rejected)
         clipped: dict[str, float] = {}
         progress.round += 1
         if self.personal:
@@ -209,7 +227,8 @@ class PhaseRun:
             told = judge(progress, sums, scored)
             self._flag(progress, sums)
             self._remember_kept(progress, scored)
-            progress.acknowledged |= dict.fromkeys(good, progress.round) if self.kept else {}
+            at = list(self.nodes) if self.secure else list(good)
+            progress.acknowledged |= dict.fromkeys(at, progress.round) if self.kept else {}
             if not told and scored == 0:
                 self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
             silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
@@ -217,12 +236,19 @@ class PhaseRun:
                 names = ", ".join(silent)
                 note = f"organ weights are static: no val score of {names}"
                 self.recorder.note(note, self.phase.name)
-            good, clipped = self._limited(good, state, rejected, progress.round)
-            new, notes = aggregate(
-                self.plan, self.phase, self.described, self.heads, state, good, progress.round
-            )
+            if self.secure:
+                new, notes = self._added(self.secure, state, replies, found, progress)
+            else:
+                good, clipped = self._limited(good, state, rejected, progress.round)
+                new, notes = aggregate(
+                    self.plan, self.phase, self.described, self.heads, state, good, progress.round
+                )
             for note in notes:
                 self.recorder.note(note, self.phase.name)
+            if far := beyond({n: new[n] for n in self.parts.shared}, state):
+                note = f"round {progress.round}: the average of {far} is unusable; the weights of "
+                self.recorder.note(f"{note}before are kept", self.phase.name)
+                new = dict(state)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
@@ -239,13 +265,61 @@ class PhaseRun:
         )
         if not self.personal:
             event["weights"] = published_weights(self.plan, self.phase, event, factors)
+        if self.secure:
+            event["accepted"] = list(self.nodes)
+            event |= {"clipped_sites": found.shortened} if found.shortened else {}
         if clipped:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
             event["trainable"] = self.trainable[progress.round]
+        self._require_whole(progress, missing)
+        progress.missing = missing
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
+
+    def _pooled(self, found: Sum, round_: int) -> Accepted:
+        """All sites of a sum as one, whose name is `ALL`."""
+        header = Header(ALL, self.recorder.run, self.phase.name, round_, OK)
+        return Accepted(header, found.result, {}, None)
+
+    def _added(
+        self,
+        secure: Secure,
+        state: State,
+        replies: list[Masked],
+        found: Sum,
+        progress: Progress,
+    ) -> tuple[State, list[str]]:
+        """The next weights from the sum of the shares, and what the journal should know."""
+        assert self.travelling is not None
+        if self.plan.federation.guards.norm == "clip":
+            factor = self.plan.federation.guards.norm_factor
+            progress.longest = longest(found, len(self.nodes), factor)
+        new, kept = averaged(secure, self.phase, self.travelling, state, replies, found.result)
+        if not kept:
+            return new, []
+        return new, [
+            f"round {progress.round}: too few sites annotate {', '.join(kept)} for a sum of "
+            f"{secure.fewest}; the head keeps its rows"
+        ]
+
+    def _require_whole(self, progress: Progress, missing: dict[str, str]) -> None:
+        """Of a simulation a site may miss one round, which is journalled, but not two nor the last.
+
+        Called before the round is committed: a resumed run asks for it again.
+
+        Raises:
+            RunIncomplete: it did.
+        """
+        if not self.sites.whole or not missing:
+            return
+        what = f"round {progress.round}"
+        again = {s: code for s, code in missing.items() if s in progress.missing}
+        if again:
+            raise self.sites.incomplete(what, again, "it missed the round before too")
+        if self._reason_to_stop(progress):
+            raise self.sites.incomplete(what, missing, "no site may miss the last round")
 
     def _lasted(
         self,
@@ -311,10 +385,17 @@ class PhaseRun:
         """After the last round one evaluate exchange scores the last weights on val (D4)."""
         if progress.scored >= progress.round:
             return
-        good = self.sites.evaluated("validate", state, progress)
+        good = self._evaluated("validate", state, progress)
         judge(progress, _scores(good, "val"), progress.round)
         self._remember_kept(progress, progress.round)
         self._commit(state, progress)
+
+    def _evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
+        """Scores by site; under secure aggregation those of all sites together."""
+        if not self.secure:
+            return self.sites.evaluated(task, state, progress)
+        _, _, found = self.sites.summed(task, state, progress)
+        return {ALL: self._pooled(found, progress.round)}
 
     def _remember_kept(self, progress: Progress, scored: int) -> None:
         """Which round of its own each site had beside the shared weights that are now the best."""
@@ -329,7 +410,7 @@ class PhaseRun:
         """
         good: dict[str, Accepted] = {}
         if self.phase.test or self.phase.best_at_site:
-            good = self.sites.evaluated("test" if self.phase.test else "finish", best, progress)
+            good = self._evaluated("test" if self.phase.test else "finish", best, progress)
         vals = _scores(good, "val") if self.personal else progress.best
         cell = self.plan.federation.min_cell
         test_cells, test_mean = published(_scores(good, "test"), self.phase.organs, cell)
@@ -344,7 +425,8 @@ class PhaseRun:
             "bytes_to_sites": progress.sent,
             "bytes_from_sites": progress.received,
             "sites": {
-                s: {"test": test_cells.get(s, {}), "val": val_cells.get(s, {})} for s in self.nodes
+                s: {"test": test_cells.get(s, {}), "val": val_cells.get(s, {})}
+                for s in ([ALL] if self.secure else self.nodes)
             },
             "mean": test_mean,
             "mean_val": val_mean,
@@ -364,7 +446,10 @@ class PhaseRun:
         """Class frequencies over the federation; with ``share: none`` each site's own (D9)."""
         if self.personal or self.plan.loss.class_weight == "none":
             return [], []
-        told = frequencies(self.described.values(), self.plan, self.phase)
+        if self.secure:
+            told = self.secure.frequencies(self.phase)
+        else:
+            told = frequencies(self.described.values(), self.plan, self.phase)
         if not told[0]:
             self.recorder.note(
                 "not every site tells class frequencies: class_weight none", self.phase.name

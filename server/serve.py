@@ -1,7 +1,7 @@
 """`hnfed server`: the SuperLink on the loopback address, nginx before it, the roster in it.
 
-Sites reach nginx, and by it the fleet API only: Flower's control API has no login, so whoever
-reaches it could run code at every site.
+Sites reach nginx, which asks each connection for a site's certificate, and by it the fleet API
+only: Flower's control API has no login, so whoever reaches it could run code at every site.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from server.provision import ROSTER
 
 CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
+NGINX_FILES = 17_000  # of its workers: a place each, and both ends of what passes
 RUNS = "HNFED_RUNS"
 ADMITTED, SUPERLINK_LOG = "admitted.json", "superlink.log"
 LOGS = (SUPERLINK_LOG, "nginx.log", "nginx.error.log", "nginx.access.log")
@@ -97,6 +101,7 @@ def _serve(kit: Kit) -> int:
     log = kit.folder / "flower" / SUPERLINK_LOG
     read = log.stat().st_size if log.is_file() else 0
     children: dict[str, subprocess.Popen[bytes]] = {}
+    provisioned = _provisioned(kit)
     try:
         while True:
             for name, start in (("superlink", _superlink), ("nginx", _nginx)):
@@ -119,6 +124,9 @@ def _serve(kit: Kit) -> int:
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
+            if (now := _provisioned(kit)) != provisioned:
+                provisioned = now
+                _take_in(kit, children["nginx"])
             for name in LOGS:
                 cut_log(kit.folder / "flower" / name)
             time.sleep(1.0)
@@ -129,6 +137,28 @@ def _serve(kit: Kit) -> int:
         with deaf():  # an impatient second Ctrl-C leaves nothing at work
             for child in reversed(list(children.values())):
                 end(child)
+
+
+def _provisioned(kit: Kit) -> tuple[int, int]:
+    """Changes when `hnfed provision` wrote this kit again."""
+    found = []
+    for name in (ROSTER, "nginx.conf"):
+        try:
+            found.append((kit.folder / name).stat().st_mtime_ns)
+        except OSError:  # being copied
+            found.append(0)
+    return found[0], found[1]
+
+
+def _take_in(kit: Kit, nginx: subprocess.Popen[bytes]) -> None:
+    """Makes what `hnfed provision` changed count: who may connect, at nginx and at Flower."""
+    nginx.send_signal(signal.SIGHUP)  # it reads its file again, and keeps what it has if that fails
+    tell("provisioned anew: nginx takes the sites' certificates in")
+    try:
+        for line in admit(kit):
+            tell(line)
+    except UserError as error:
+        tell(f"the roster was not taken in; start the server again: {error}")
 
 
 def comings(kit: Kit, read: int) -> tuple[list[str], int]:
@@ -302,6 +332,9 @@ def _nginx(kit: Kit) -> subprocess.Popen[bytes]:
         remedy = "install it from the distribution: apt install nginx"
         raise UserError("nginx", "(missing)", remedy, problem="it stands between sites and Flower")
     config = kit.folder / "nginx.conf"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= most < NGINX_FILES:
+        tell(f"nginx may open {most} files, {NGINX_FILES} are better: LimitNOFILE of the unit")
     return _start([program, "-p", f"{kit.folder}/", "-c", str(config)], kit, "nginx.log")
 
 
@@ -310,12 +343,22 @@ def _start(command: list[str], kit: Kit, log: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             cwd=kit.folder / "runs", env=environment(kit), start_new_session=True,
-            preexec_fn=with_parent,
+            preexec_fn=_as_child,
         )  # fmt: skip
 
 
+def _as_child() -> None:
+    """Ends with its parent; may open as many files as this account may."""
+    with_parent()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def answers(kit: Kit, port: int, seconds: float = 3.0) -> bool:
-    """Whether something healthy answers on a port of this machine, in time."""
+    """Whether something healthy answers on a port of this machine, in time.
+
+    On the public port a certificate of a site is asked for, and none shown: that is an answer too.
+    """
     context = ssl.create_default_context(cafile=str(kit.ca))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -323,6 +366,8 @@ def answers(kit: Kit, port: int, seconds: float = 3.0) -> bool:
     try:
         with opener.open(f"https://127.0.0.1:{port}/health", timeout=seconds) as reply:
             return int(reply.status) == 200
+    except urllib.error.HTTPError as error:
+        return port == kit.port and error.code == 400
     except OSError:
         return False
 

@@ -15,7 +15,7 @@ def with_baseline(config: Config) -> Config:
 
     ``local-only``: every phase once for each of its sites, alone, named PHASE-SITE.
     ``pooled``: one site that holds the cases of all sites of the phases (the "mixed" model).
-    The quorum falls away: every phase has one site.
+    The quorum and secure aggregation fall away: every phase has one site.
     """
     kind = config.simulation.baseline
     if not kind:
@@ -28,7 +28,7 @@ def with_baseline(config: Config) -> Config:
     return replace(
         config,
         phases=phases,
-        federation=replace(config.federation, min_sites=0),
+        federation=replace(config.federation, min_sites=0, secure_aggregation=False),
         simulation=replace(config.simulation, sites=sites),
     )
 

@@ -6,8 +6,16 @@ import argparse
 from pathlib import Path
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the subcommands of a researcher to those of a command line."""
+def register(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], release: str = ""
+) -> None:
+    """Adds the subcommands of a researcher to those of a command line.
+
+    Args:
+        commands: of the command line.
+        release: ``module:function`` that each reply of a simulated site passes, see
+            `simulations.released`.
+    """
     sub = commands.add_parser(
         "simulate",
         help="run a plan with all its sites on this machine",
@@ -32,7 +40,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     sub.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )
-    sub.set_defaults(handler=_simulate)
+    sub.set_defaults(handler=_simulate, release=release)
     _register_grid(commands)
 
 
@@ -73,7 +81,7 @@ def _simulate(options: argparse.Namespace) -> int:
     config, overrides = options.config, list(options.overrides)
     if "=" in config and not Path(config).exists():
         config, overrides = "demo", [config, *overrides]
-    return simulate(config, overrides, options.out, resume=options.resume)
+    return simulate(config, overrides, options.out, resume=options.resume, release=options.release)
 
 
 def _grid(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.service import deaf, leave_if_told
+from core.workers import cpus
 from simulations.cell import (
     ROOT,
     Wanted,
@@ -103,8 +104,7 @@ def grid(
         raise UserError("--jobs", jobs, "give a whole number >= 1")
     for cell in chosen:
         state(cell, out / cell.name, wishes[cell.name])
-    cpus = max(wish.cpus for wish in wishes.values())
-    jobs = jobs or max(1, (os.cpu_count() or 1) // cpus)
+    jobs = jobs or max(1, cpus() // max(wish.cpus for wish in wishes.values()))
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out) as lock:
         for view, root in read.views.items():

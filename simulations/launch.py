@@ -1,15 +1,18 @@
 """Runs the server and client apps with Flower's simulation engine, and leaves nothing behind.
 
-Each launch has a private folder, SuperLink, ports and Ray session, so that launches of several
-users or tests on one machine do not meet, and nothing reaches the network.
+Each launch has a private folder, Ray session and secret, so that launches of several users or tests
+on one machine do not meet. Nothing listens outside the loopback address; what listens there asks
+for the secret, which only the user's own processes can read.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -17,19 +20,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from core.app_folder import QUIET, stage_app, toml_of, write_private
+from core.app_folder import QUIET, stage_app, write_private
 from core.errors import UserError
-from core.service import deaf, handling, leave
+from core.service import deaf, leaving
 from simulations import supervise
 
-# Ray: no telemetry.
+# Ray: no telemetry, no `uv run` of its own; the loopback address alone, and a secret on each port.
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
 }
+TOKEN = "ray-token"
 # glibc gives each large activation back to the system and takes it again: page faults cost up to
 # 40 % of a training step. These keep the memory instead, at 50 to 70 % more resident memory.
 KEEP_HEAP = {
@@ -37,12 +44,10 @@ KEEP_HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 1024**3),
     "MALLOC_TOP_PAD_": str(256 * 1024**2),
 }
-# Would attach us to somebody's Ray cluster or Flower home.
-FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "FLWR_HOME")
-BOILERPLATE = re.compile(
-    r"Since flwr 1\.32|To change federation size|flwr federation simulation-config"
-    r"|^Using SuperLink|Successfully installed|Starting logstream|INFO :$"
-)
+# Would attach us to somebody's Ray cluster or Flower home, or open what is closed here.
+FOREIGN = ("RAY_", "FLWR_")
+LOCAL = ("127.0.0.1", "localhost", "::1")  # never through a proxy
+BOILERPLATE = re.compile(r"INFO :$|SIGTERM handler is not set")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SOCKET_PATH_BYTES = 107 - 75  # what Ray's session leaves of a Unix socket's path
 
@@ -59,11 +64,12 @@ def run_flower(
     side_by_side: int | None = None,
     environment: Mapping[str, str] | None = None,
     keep_heap: bool = True,
+    release: str = "",
 ) -> int:
     """Runs one simulation to its end and follows its log.
 
-    Ctrl-C and SIGTERM end all its processes and then the caller (KeyboardInterrupt, and
-    SystemExit(143)). The log is also written to ``work_dir/flower.log``.
+    Ctrl-C, SIGTERM and SIGHUP end all its processes and then the caller (KeyboardInterrupt,
+    SystemExit(143) and SystemExit(129)). The log is also written to ``work_dir/flower.log``.
 
     Args:
         source: folder with pyproject.toml and the packages, see `app_dir`.
@@ -77,91 +83,118 @@ def run_flower(
         side_by_side: clients that run at the same time; all sites where None.
         environment: additions to the environment of the apps.
         keep_heap: let the C allocator keep freed memory (see `KEEP_HEAP`).
+        release: ``module:function`` that each reply passes before it leaves its site (see
+            `simulations.released`); "" for none.
 
     Returns:
-        0 only if Flower says ``finished:completed``, else 1; the reason is on the last lines.
+        0 only if the ServerApp came to its end, else 1; the reason is on the last line.
     """
     if sites < 1 or cpus_per_client < 1:
         value = min(sites, cpus_per_client)
         raise UserError("simulation.sites, simulation.cpus_per_site", value, "give at least 1")
     actors = max(1, min(sites, side_by_side or sites))
-    federation = (
-        f"num-supernodes={sites} client-resources-num-cpus={cpus_per_client} "
-        f"client-resources-num-gpus={float(gpus_per_client)} "
-        f"init-args-num-cpus={actors * cpus_per_client}"
-    )
+    ray = {"num_cpus": actors * cpus_per_client}
     if gpus_per_client > 0:
-        federation += f" init-args-num-gpus={math.ceil(actors * gpus_per_client)}"
+        ray["num_gpus"] = math.ceil(actors * gpus_per_client)
+    settings = {
+        "values": dict(run_config),
+        "sites": sites,
+        "resources": {"num_cpus": cpus_per_client, "num_gpus": float(gpus_per_client)},
+        "ray": ray,
+        "release": release,
+    }
     work_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        handling(leave, signal.SIGTERM),
-        (work_dir / "flower.log").open("a", encoding="utf-8") as log,
-    ):
-        home = Path(tempfile.mkdtemp(prefix="hnfed-", dir=_short_temporary_folder()))
+    with leaving(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:
+        home = _private_folder()
         process: subprocess.Popen[str] | None = None
-        done = False
         try:
-            stage_app(source, home / "app")
-            write_private(home / "run.toml", toml_of(run_config))
+            _fill(home, source, settings)
             process = subprocess.Popen(
-                [sys.executable, "-P", supervise.__file__, str(home), federation],
+                [sys.executable, "-P", supervise.__file__, str(home)],
                 cwd=home, env=_environment(home, environment or {}, keep_heap),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
-            done = _follow(process, on_line, log)
+            _follow(process, on_line, log)
         finally:
-            _clean_up(process, home)
-    return 0 if done else 1
+            code = _clean_up(process, home)
+        if code not in (0, 1):  # it never came to say why
+            last = f"{supervise.FAILED_MARK}its process ended with {code} ({_words(code)})"
+            log.write(last + "\n")
+            on_line(last)
+    return min(abs(code), 1)
 
 
-def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log: TextIO) -> bool:
-    """Hands on the log until the child ends; True if the run completed."""
-    status: list[str] | None = None
+def _private_folder() -> Path:
+    """A new folder of mode 0700, in a place short enough for Ray's sockets.
+
+    Raises:
+        UserError: none can be made.
+    """
+    usual = ""
+    try:
+        usual = tempfile.gettempdir()
+        short = len(os.fsencode(usual)) + len("/hnfed-12345678") < SOCKET_PATH_BYTES
+        return Path(tempfile.mkdtemp(prefix="hnfed-", dir=usual if short else "/tmp"))
+    except OSError as error:
+        raise _no_room(usual or "/tmp", error) from error
+
+
+def _fill(home: Path, source: Path, settings: Mapping[str, object]) -> None:
+    """Puts into the launch's folder what its child needs: app, settings, Ray's secret."""
+    try:
+        stage_app(source, home / "app")
+        write_private(home / "launch.json", json.dumps(settings))
+        write_private(home / TOKEN, secrets.token_hex(32))
+    except OSError as error:
+        raise _no_room(home.parent, error) from error
+
+
+def _no_room(folder: Path | str, error: OSError) -> UserError:
+    remedy = "make room there, or set TMPDIR to a folder that can be written"
+    return UserError("TMPDIR", folder, remedy, problem=error.strerror or type(error).__name__)
+
+
+def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log: TextIO) -> None:
+    """Hands on the log until the child ends; why a run failed comes last, Ray may still talk."""
     assert process.stdout is not None
-    for raw in process.stdout:
-        line = COLOUR.sub("", raw).rstrip()
-        if line == supervise.STATUS_MARK:
-            status = []
-        elif status is not None:
-            status.append(line)
+    why = ""
+    for raw in itertools.chain(process.stdout, [None]):
+        line = why if raw is None else COLOUR.sub("", raw).rstrip()
+        if raw is not None and line.startswith(supervise.FAILED_MARK):
+            why = line
         elif line:
             log.write(line + "\n")
             log.flush()
             if not BOILERPLATE.search(line):
                 on_line(line)
-    try:
-        run: dict[str, Any] = json.loads("\n".join(status or []))["runs"][0]
-    except (ValueError, LookupError, TypeError):
-        run = {"status": "unknown", "status-details": "Flower ended without a status"}
-    if run["status"] == "finished:completed":
-        return True
-    last = f"Flower: the run ended as {run['status']}: {run.get('status-details', '')}"
-    log.write(last + "\n")
-    on_line(last)
-    return False
+
+
+def _words(code: int) -> str:
+    return "killed; is memory short?" if code == -signal.SIGKILL else "unexpected"
 
 
 def _environment(home: Path, extra: Mapping[str, str], keep_heap: bool) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    ours = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
     scripts = str(Path(sys.executable).parent)
-    direct = ",".join(filter(None, [ours.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
+    given = [ours.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    direct = ",".join(dict.fromkeys(filter(None, [*given, *LOCAL])))
     return {
         **ours, **QUIET, **QUIET_RAY, **(KEEP_HEAP if keep_heap else {}), **extra,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,
-        "FLWR_HOME": str(home), "RAY_TMPDIR": str(home),
+        "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home),
+        "RAY_AUTH_TOKEN_PATH": str(home / TOKEN),
     }  # fmt: skip
 
 
-def _short_temporary_folder() -> str:
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) + len("/hnfed-12345678") < SOCKET_PATH_BYTES else "/tmp"
+def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> int:
+    """Ends the processes of a launch and removes its folder; a second Ctrl-C does not stop it.
 
-
-def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> None:
-    """Ends the processes of a launch and removes its folder; a second Ctrl-C does not stop it."""
+    Returns:
+        Exit code of the child; 1 where there was none.
+    """
     with deaf():
         if process is not None:
             assert process.stdin is not None
@@ -173,4 +206,6 @@ def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> None:
                 supervise.stop(f"FLWR_HOME={home}", 0.0)
                 process.wait()
             process.stdout.close()
+            supervise.stop(f"FLWR_HOME={home}", 0.0)  # where the child itself was killed
         shutil.rmtree(home, ignore_errors=True)
+    return process.returncode if process is not None else 1

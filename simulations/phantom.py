@@ -15,9 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from core.errors import UserError
+from core.workers import each
 from simulations.phantom_scan import NINE, PCM, Case, SiteSignature, make_case
 
 FORMAT_VERSION = 1
@@ -206,12 +205,8 @@ def _fill(
     lacking = _left_out(signature, cases, np.random.default_rng([seed, cases]))
     z, y, x = spacing_mm
     job = partial(_write_case, folder, signature, seed, (z, y, x))
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(job, range(cases), lacking))
-    else:
-        for index in range(cases):
-            job(index, lacking[index])
+    for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__]):
+        pass
 
 
 def _write_case(
@@ -219,9 +214,9 @@ def _write_case(
     signature: SiteSignature,
     seed: int,
     spacing_mm: tuple[float, float, float],
-    index: int,
-    lacking: frozenset[str],
+    of: tuple[int, frozenset[str]],
 ) -> None:
+    index, lacking = of
     rng = np.random.default_rng([seed, index, *signature.name.encode()])
     case = make_case(signature, rng, spacing_mm)
     target = folder / case_name(signature, index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shlex
 import sys
 import time
@@ -17,20 +16,28 @@ from typing import Any, TextIO
 
 from client.site import Source, chosen
 from core.config import load as load_config
+from core.config import plan_from_json
 from core.data.archive import open_archive
 from core.errors import UserError
 from core.files import private_folder
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
 from core.run_folder import begin, run_folder
+from core.service import deaf
 from core.validation import require_simulated
+from core.workers import cpus
 from simulations.baselines import POOLED, with_baseline
 
 LINE = "hnfed| "
 
 
 def simulate(
-    config: str, overrides: Sequence[str], out: Path | None, *, resume: bool = False
+    config: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    resume: bool = False,
+    release: str = "",
 ) -> int:
     """Runs all phases of a plan on this machine.
 
@@ -39,6 +46,8 @@ def simulate(
         overrides: KEY=VALUE.
         out: run folder; default ``runs/NAME``, with a number where that exists.
         resume: continue the run that `out` holds.
+        release: ``module:function`` that each reply passes before it leaves its site, see
+            `simulations.released`; "" for none.
 
     Returns:
         Exit code: 0 when all phases completed.
@@ -51,7 +60,7 @@ def simulate(
     started = time.monotonic()
     local = _site_map(resolved, folder)
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
-    status = _launch(resolved, values, folder, len(local["sites"]))
+    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
     from core.report import write_report
 
     report = write_report(folder)
@@ -88,13 +97,37 @@ def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
     return asked, resolved
 
 
-def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int) -> int:
+def _launch_to_its_end(
+    config: Config, values: dict[str, str], folder: Path, sites: int, release: str
+) -> int:
+    """`_launch`; where the server was ended before it could tell so, this process does."""
+    from server.record import end_untold
+
+    ended = "interrupted"
+    try:
+        status = _launch(config, values, folder, sites, release)
+        ended = "failed"
+    except UserError:
+        ended = "failed"
+        raise
+    finally:
+        with deaf():
+            end_untold(folder, values["run_id"], plan_from_json(values["plan"]), ended)
+    return status
+
+
+def _launch(
+    config: Config, run_config: dict[str, str], folder: Path, sites: int, release: str
+) -> int:
     if config.simulation.engine == "inline":
         from client.app import app as client_app
         from server.app import app as server_app
         from server.correspondence import RunFailed
         from simulations.inline import run_inline
+        from simulations.released import Released, resolved
 
+        if release:
+            client_app = Released(client_app, resolved(release))
         try:
             with redirect_stdout(_Unmarked(sys.stdout)):
                 run_inline(server_app, client_app, run_config, sites)
@@ -105,7 +138,7 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
     from core.app_folder import app_dir
     from simulations.launch import run_flower
 
-    print("starting Flower and Ray (about 20 s) ...", flush=True)
+    print("starting Flower and Ray (about 10 s) ...", flush=True)
     return run_flower(
         app_dir(),
         run_config,
@@ -114,7 +147,8 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, sites: int
         on_line=_show,
         cpus_per_client=config.simulation.cpus_per_site,
         gpus_per_client=_gpus(config.simulation),
-        side_by_side=max(1, (os.cpu_count() or 1) // config.simulation.cpus_per_site),
+        release=release,
+        side_by_side=max(1, cpus() // config.simulation.cpus_per_site),
     )
 
 
@@ -241,6 +275,6 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
         site.cases,
         config.seed,
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        workers=os.cpu_count() or 1,
+        workers=cpus(),
     )
     return root

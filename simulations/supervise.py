@@ -1,29 +1,24 @@
-"""The child process of `simulations.launch`: owns a private Flower SuperLink and one run on it.
+"""The child process of `simulations.launch`: one run of Flower's engine, and the end of it all.
 
-Started by file name, so it imports only the standard library and, late, Flower. It starts the
-SuperLink, loads Flower's command line meanwhile (which saves seconds), submits the app, prints the
-log of the run as it comes, and after a line with `STATUS_MARK` the run's status as JSON. It ends
-everything when its standard input closes: that happens also when the parent is killed.
+Started by file name, so it imports only the standard library and, late, Flower. It runs the app,
+whose log it prints as it comes, and ends everything when the run is over or its standard input
+closes: that happens also when the parent is killed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
-STATUS_MARK = "--- status of the run ---"
-CONNECTION = "hnfed"
-START_SECONDS = 120.0
+FAILED_MARK = "the run failed: "
 GRACE_SECONDS = 3.0
 PROC = Path("/proc")
 
@@ -81,57 +76,6 @@ def stop(mark: str, grace_seconds: float) -> None:
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    """A TCP port on the loopback address that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _start_superlink(home: Path) -> tuple[subprocess.Popen[bytes], int]:
-    port = free_port()
-    command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--disable-runtime-dependency-installation"]
-    with (home / "superlink.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home
-        )
-    return process, port
-
-
-def _answers(port: int) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(f"http://127.0.0.1:{port}/health", timeout=2.0) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
-
-
-def _superlink(home: Path) -> int:
-    """Starts the SuperLink, waits until it answers; takes another port where one is in use."""
-    for _ in range(3):
-        process, port = _start_superlink(home)
-        import flwr.cli.app  # noqa: F401  # slow: loads while the SuperLink starts
-
-        deadline = time.monotonic() + START_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            if _answers(port):
-                return port
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
-    tail = (home / "superlink.log").read_text(errors="replace")[-2000:]
-    raise SystemExit(f"Flower's SuperLink did not start; its last words:\n{tail}")
-
-
-def _flower(*arguments: str) -> None:
-    from flwr.cli.app import app
-
-    app(list(arguments), standalone_mode=False)
-
-
 def _adopt_orphans() -> None:
     """Makes this process, and not process 1, the parent of what its children leave behind."""
     if sys.platform == "linux":
@@ -156,37 +100,30 @@ def _end_with_parent(home: Path) -> None:
     _end(home, GRACE_SECONDS, 1)
 
 
-def _run(home: Path, federation: str) -> None:
-    port = _superlink(home)
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n'
-        f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
-    settings = ("--run-config", str(home / "run.toml"), "--federation-config", federation)
-    _flower("run", str(home / "app"), CONNECTION, *settings, "--stream")
-    print(f"\n{STATUS_MARK}", flush=True)
-    _flower("list", CONNECTION, "--format", "json")
+def main(home: Path) -> NoReturn:
+    """Runs the app in ``home/app`` as ``home/launch.json`` says; prints its log.
 
-
-def main(home: Path, federation: str) -> NoReturn:
-    """Runs the app in ``home/app`` with ``home/run.toml``; prints log and status.
+    The last line of a run that failed says why, after `FAILED_MARK`.
 
     Args:
         home: the private folder of this launch; also ``FLWR_HOME``.
-        federation: Flower's federation config, such as ``num-supernodes=2``.
     """
     _adopt_orphans()
     threading.Thread(target=_end_with_parent, args=(home,), daemon=True).start()
     code = 1
     try:
-        _run(home, federation)
+        from simulations import engine  # slow, and of no use to a launch that was given up
+
+        settings = json.loads((home / "launch.json").read_text("utf-8"))
+        engine.run(home / "app", settings.pop("values"), **settings)
         code = 0
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}")
+        words = " ".join(str(error).split())
+        print(f"\n{FAILED_MARK}{type(error).__name__}: {words}")
     finally:
         sys.stdout.flush()
         _end(home, 0.0, code)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

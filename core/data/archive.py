@@ -11,21 +11,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy.typing as npt
 
 from core.anatomy import Organ, vocabulary
-from core.data import dicom, nnunet, openkbp, pddca
 from core.data.caselist import Row, read_rows
-from core.data.folders import CaseFolder
+from core.data.folders import NO_RIGHT, CaseFolder
 from core.data.hounsfield import refuse
+from core.data.image_file import data_file
+from core.data.listing import FORMATS, find, folder_of
+from core.data.listing import reader as reader_of
 from core.data.volume import Geometry, Volume
-from core.errors import CaseError, Finding, UserError
+from core.errors import CaseError, Finding, UserError, plain_text
 from core.names import NONE, Match, assign, matcher
 
-FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
+__all__ = [
+    "FORMATS",
+    "Archive",
+    "CaseRef",
+    "content_hash",
+    "open_archive",
+    "read_case",
+    "read_image_of",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ def open_archive(
     vocab: Mapping[str, Organ] | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
     structure_set: str = "",
+    empty: bool = False,
 ) -> Archive:
     """Lists the cases of an archive; reads ``cases.csv`` at its root where there is one.
 
@@ -85,17 +95,16 @@ def open_archive(
         vocab: organs from `core.anatomy.vocabulary`; the built-in ones if None.
         aliases: the site's own spellings by TG-263 name; under ``none``, names that are no organ.
         structure_set: label of the structure set to be taken where a CT has several (DICOM).
+        empty: return an archive without a case, where findings say why, instead of refusing it.
 
     Raises:
         UserError: no such folder, no case in it, two formats in one folder, a format that is not
             read, an unusable ``cases.csv``.
     """
-    root = Path(root).resolve()
-    if not root.is_dir():
-        raise UserError("root", root, "give the folder of an archive", problem="no such folder")
+    root = folder_of(Path(root))
     vocab = vocabulary() if vocab is None else vocab
     doubtful_aliases = _check_aliases(vocab, aliases or {})
-    name, folders = _find(root, format, structure_set)
+    name, folders = find(root, format, structure_set, empty)
     rows = read_rows(root / "cases.csv")
     named, findings = _name(root, folders, rows)
     findings += doubtful_aliases
@@ -106,7 +115,7 @@ def open_archive(
     for case, (folder, row) in sorted(named.items()):
         findings += [replace(remark, case=case) for remark in folder.remarks]
         if not folder.files:
-            if any(remark.severity == "error" for remark in folder.remarks):
+            if folder.remarks and not folder.structures:
                 continue
             remedy = "put the image back, or remove the folder"
             message = f"{folder.own_name}: structures without an image"
@@ -124,44 +133,6 @@ def open_archive(
         cases.append(replace(ref, patient=patient))
     findings += [_unmapped(raw, count, lookup(raw)) for raw, count in sorted(unmapped.items())]
     return Archive(name, root, tuple(cases), tuple(findings), dict(sorted(names.items())))
-
-
-def _reader(format: str) -> ModuleType:
-    match format:
-        case "pddca":
-            return pddca
-        case "dicom":
-            return dicom
-        case "nnunet":
-            return nnunet
-        case "openkbp":
-            return openkbp
-        case _:
-            remedy = f"use auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            raise UserError("format", format, remedy, problem="no archive format that is read")
-
-
-def _find(root: Path, format: str, structure_set: str) -> tuple[str, list[CaseFolder]]:
-    """The archive's format and its case folders, at least one of them with an image."""
-    tried = FORMATS if format == "auto" else (format,)
-    listed = {
-        name: dicom.find(root, structure_set) if name == "dicom" else _reader(name).find(root)
-        for name in tried
-    }
-    found = {name: cases for name, cases in listed.items() if any(c.files for c in cases)}
-    if not found:
-        layouts = (
-            "CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and RTSTRUCTs "
-            "(dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
-        )
-        lost = sum(len(case.remarks) for case in listed.get("dicom", ()))
-        problem = "no case below this folder"
-        problem += f"; {lost} DICOM files or folders of them cannot be used" if lost else ""
-        raise UserError("root", root, f"give a folder that holds {layouts}", problem=problem)
-    if len(found) > 1:
-        remedy = "name the one to read with `format`, or give a folder that holds one"
-        raise UserError("root", root, remedy, problem=f"holds {' and '.join(found)}")
-    return next(iter(found.items()))
 
 
 def _name(
@@ -274,7 +245,7 @@ def read_image_of(archive: Archive, ref: CaseRef) -> tuple[npt.NDArray[Any], Geo
         CaseError: the image cannot be read, or its values are no HU
             (`core.data.hounsfield.refuse`).
     """
-    image, geometry = _reader(archive.format).read_ct(ref.files)
+    image, geometry = reader_of(archive.format).read_ct(ref.files)
     refuse(image, ref.files[0])
     return image, geometry
 
@@ -296,7 +267,7 @@ def read_case(
         CaseError: the image cannot be used.
     """
     image, geometry = read_image_of(archive, ref)
-    reader = _reader(archive.format)
+    reader = reader_of(archive.format)
     masks, findings = {}, []
     for organ in organs:
         path = ref.structures.get(organ)
@@ -307,6 +278,9 @@ def read_case(
             if not mask.any() and organ in ref.names:
                 message = f"{ref.names[organ]!r} is named in {path.name}, but has no voxel"
                 remedy = "nothing to do: it counts as not annotated"
+                if remark:
+                    message += f": {remark}"
+                    remedy = "export it again, drawn in the slices of this CT, or it is not used"
                 absent = Finding("W_LABEL_ABSENT", "warning", ref.case, organ, message, remedy)
                 findings.append(absent)
                 continue
@@ -319,7 +293,7 @@ def read_case(
             continue
         masks[organ] = mask
         if remark:
-            message, remedy = f"{path.name}: {remark}", "nothing to do: they were cut"
+            message, remedy = f"{path.name}: {remark}", "nothing to do, or draw it again"
             findings.append(Finding("W_LABEL_CUT", "warning", ref.case, organ, message, remedy))
     return Volume(ref.case, image, geometry, masks), tuple(findings)
 
@@ -332,19 +306,35 @@ def content_hash(ref: CaseRef, organs: Sequence[str]) -> str:
         organs: TG-263 names, in any order; those without a structure do not count.
 
     Raises:
-        CaseError: ``E_IMAGE_MISSING`` where a file cannot be read.
+        CaseError: ``E_IMAGE_MISSING``, ``E_IMAGE_UNREADABLE``: a file of the image.
     """
     parts = [(f"image {i}", path) for i, path in enumerate(ref.files)]
     wanted = [o for o in sorted(set(organs)) if o in ref.structures]
-    parts += [(f"{o} {ref.names[o]}" if o in ref.names else o, ref.structures[o]) for o in wanted]
-    total, digests = hashlib.sha256(), dict[Path, str]()
-    for name, path in parts:
+    drawn = [(f"{o} {ref.names[o]}" if o in ref.names else o, ref.structures[o]) for o in wanted]
+    images, total, digests = len(parts), hashlib.sha256(), dict[Path, str]()
+    for i, (name, path) in enumerate([*parts, *drawn]):
         try:
             if path not in digests:
-                with path.open("rb") as file:
-                    digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[path] = _digest(path)
         except OSError as error:
-            remedy = "put the file back, or remove the case"
-            raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=str(error)) from error
-        total.update(f"{name}\n{path.suffix}\n{digests[path]}\n".encode())
+            if i >= images:  # a structure that cannot be read costs its organ, not the case
+                digests[path] = "unreadable"
+            elif isinstance(error, FileNotFoundError):
+                remedy, problem = "put the file back, or remove the case", str(error.strerror)
+                raise CaseError("E_IMAGE_MISSING", "file", path, remedy, problem=problem) from error
+            else:
+                problem = f"it cannot be read: {error.strerror}"
+                code = "E_IMAGE_UNREADABLE"
+                raise CaseError(code, "file", path, NO_RIGHT, problem=problem) from error
+        total.update(plain_text(f"{name}\n{path.suffix}\n{digests[path]}\n").encode())
     return total.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, and of the one beside it that holds its voxels, where it names one."""
+    digest = ""
+    for part in (path, data_file(path)):
+        if part is not None:
+            with part.open("rb") as file:
+                digest += hashlib.file_digest(file, "sha256").hexdigest()
+    return digest

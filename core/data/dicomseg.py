@@ -17,6 +17,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from core.data.dicom_source import copy_identity, without_identity
 from core.data.rtstruct_write import LONGEST_DESCRIPTION, Drawn
 from core.errors import CaseError
 from core.versions import hnfed_version
@@ -74,7 +75,7 @@ def write_dicomseg(path: Path, drawn: Sequence[Drawn], headers: Sequence[Any], m
         warnings.simplefilter("ignore")
         try:
             data = highdicom.seg.Segmentation(
-                source_images=[_complete(header) for header in headers],
+                source_images=[without_identity(header) for header in headers],
                 pixel_array=np.stack([one.mask for one in held], axis=-1),
                 segmentation_type="BINARY",
                 segment_descriptions=segments,
@@ -87,9 +88,10 @@ def write_dicomseg(path: Path, drawn: Sequence[Drawn], headers: Sequence[Any], m
                 software_versions=hnfed_version(),
                 device_serial_number="0",
                 content_label="HNFED",
-                content_description="Drawn by a network, not approved"[:LONGEST_DESCRIPTION],
+                content_description=f"Not approved: {model}"[:LONGEST_DESCRIPTION],
                 series_description="hnfed contours, not approved",
             )
+            copy_identity(headers[0], data)
             data.save_as(part, enforce_file_format=True)
             part.replace(path)
         # highdicom's own checks and pydicom's raise many types about what a CT's header lacks.
@@ -127,14 +129,3 @@ def _segment(number: int, one: Drawn, how: Any) -> Any:
         highdicom.color.CIELabColor.from_rgb(*one.colour).value
     )
     return segment
-
-
-def _complete(header: Any) -> Any:
-    """A header with every element that a segmentation repeats; empty where it has none."""
-    for name in (
-        "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
-        "StudyDate", "StudyTime", "ReferringPhysicianName",
-    ):  # fmt: skip
-        if name not in header:
-            setattr(header, name, "")
-    return header

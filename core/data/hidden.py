@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.anatomy import BUILT_IN
 from core.data.archive import Archive, CaseRef
+from core.errors import plain_text
 
 HARMLESS = {"img.nrrd", "img", "ct.csv", "ct", "structures", "imagesTr", "labelsTr", *BUILT_IN}
 SHORTEST = 3
@@ -21,6 +22,7 @@ def words_of(archive: Archive, ref: CaseRef) -> set[str]:
     words = {str(archive.root), archive.root.name, ref.case, ref.patient or "", *ref.names.values()}
     for path in (*ref.files, *ref.structures.values()):
         words |= {str(path), *_parts(path, archive.root)}
+    words = {plain_text(word) for word in words}
     return {word for word in words if len(word) >= SHORTEST} - HARMLESS - set(ref.structures)
 
 

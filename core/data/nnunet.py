@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.data.folders import CaseFolder, walk
+from core.data.folders import CaseFolder, files_in, is_file, refused, walk
 from core.data.volume import Geometry, read_image, read_on_grid
 from core.errors import CaseError, UserError
 
@@ -40,6 +40,11 @@ def find(root: Path) -> list[CaseFolder]:
     for folder, subfolders, files in walk(root):
         if TABLE in files and "imagesTr" in subfolders:
             subfolders.clear()
+            try:
+                (folder / TABLE).open("rb").close()
+            except OSError as error:
+                found.append(refused(folder / TABLE, error.strerror or "", folder))
+                continue
             found += _cases(folder)
     return found
 
@@ -79,7 +84,7 @@ def read_mask(
             not known.
     """
     table = labels_of(_read_table(_table_of(path)), path)
-    stamp = path.stat() if path.is_file() else None
+    stamp = path.stat() if is_file(path) else None
     labels = _labels(path, geometry, *((stamp.st_mtime_ns, stamp.st_size) if stamp else (0, 0)))
     known = {v for values in table.values() for v in values} | {0}
     found = np.unique(labels)
@@ -137,13 +142,8 @@ def _cases(folder: Path) -> list[CaseFolder]:
 
 
 def _by_case(folder: Path, ending: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    return {
-        path.name[: -len(ending)]: path
-        for path in sorted(folder.iterdir())
-        if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file()
-    }
+    paths = [path for path in files_in(folder) if path.name.endswith(ending)]
+    return {path.name[: -len(ending)]: path for path in paths}
 
 
 def _read_table(path: Path) -> Mapping[str, Any]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.data.folders import CaseFolder, walk
-from core.data.volume import SPACING_LIMITS_MM, Geometry
+from core.data.folders import CaseFolder, is_file, walk
+from core.data.geometry import SPACING_LIMITS_MM, Geometry
 from core.errors import CaseError
 
 IMAGE, SPACING = "ct.csv", "voxel_dimensions.csv"
@@ -103,7 +103,7 @@ def _upright(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _table(path: Path, code: str, columns: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """The given columns of a CSV file with one header line, as (rows, columns)."""
     field = "image" if code.startswith("E_IMAGE") else "structure"
-    if not path.is_file():
+    if not is_file(path):
         missing = code.replace("UNREADABLE", "MISSING")
         raise CaseError(missing, field, path.name, "download it again", problem="no such file")
     try:
@@ -130,10 +130,13 @@ def _index(values: npt.NDArray[np.float64], path: Path, code: str) -> npt.NDArra
 
 def _spacing_mm(path: Path) -> tuple[float, float, float]:
     """`voxel_dimensions.csv` is (row, column, slice), one a line, without a header."""
-    if not path.is_file():
-        remedy = "download it again"
-        raise CaseError("E_IMAGE_MISSING", "image", path.name, remedy, problem="no such file")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        code = "E_IMAGE_MISSING" if missing else "E_IMAGE_UNREADABLE"
+        problem = "no such file" if missing else f"it cannot be read: {error.strerror}"
+        raise CaseError(code, "image", path.name, "download it again", problem=problem) from error
     low, high = SPACING_LIMITS_MM
     try:
         row, column, slice_ = (float(word) for word in text.replace(",", " ").split())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.data.folders import CaseFolder, walk
+from core.data.folders import CaseFolder, files_in, walk
 from core.data.volume import Geometry, read_image, read_on_grid
 from core.errors import CaseError
 
@@ -35,8 +35,7 @@ def find(root: Path) -> list[CaseFolder]:
 
 
 def _structures(folder: Path) -> tuple[Path, ...]:
-    names = sorted(p.name for p in folder.iterdir() if p.suffix == ".nrrd" and p.is_file())
-    return tuple(folder / name for name in names if not name.startswith("."))
+    return tuple(path for path in files_in(folder) if path.suffix == ".nrrd")
 
 
 def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:

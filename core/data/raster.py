@@ -1,9 +1,9 @@
-"""Contours to voxels and back: pixel centres, even-odd, slices by position.
+"""Contours to voxels and back: pixel centres, slices by position.
 
 Contours are (N, 3) arrays of points in patient mm (x, y, z; LPS), as in an RTSTRUCT. Masks are
-bool (Z, Y, X). A voxel belongs to a structure where its centre lies inside an odd number of the
-slice's contours: holes drawn as inner contours, islands and keyholes follow from the one rule.
-A mask that is traced and rasterised again is the same mask.
+bool (Z, Y, X). A voxel belongs to a structure where its centre lies inside; what the contours of
+one slice make together, `core.data.contour_plane` says. A mask that is traced and rasterised again
+is the same mask.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from core.data.contour_plane import combined
 from core.data.volume import Geometry
 
 Points = npt.NDArray[np.float64]
 FLAT_SLICES = 0.25
+# Outlines are written this much inside the edges of their pixels: readers that round coordinates to
+# whole pixels round half a pixel outwards, and would make every structure larger.
+INSET_PIXELS = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Raster:
         outside: contours further than half a slice above or below the grid.
         between: contours passed over because another plane lies nearer to their slice.
         doubled: contours that repeat another one of their slice; drawn once, they would cancel out.
+        crossing: pairs of contours of a slice that overlap without one lying in the other.
+        tilted_ml: what the tilted contours enclose, one slice thick each.
+        outside_ml: what those above or below the grid enclose.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -41,9 +48,12 @@ class Raster:
     outside: int = 0
     between: int = 0
     doubled: int = 0
+    crossing: int = 0
+    tilted_ml: float = 0.0
+    outside_ml: float = 0.0
 
 
-def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
+def rasterise(contours: Iterable[Points], geometry: Geometry, *, xor: bool = False) -> Raster:
     """Draws closed planar contours on a grid.
 
     A contour goes to the slice nearest to its plane. Where contours of several planes have the same
@@ -52,10 +62,12 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
     Args:
         contours: (N, 3) in patient mm each.
         geometry: the grid.
+        xor: the contours of a slice are joined by exclusive disjunction.
     """
-    depth = geometry.size[0]
+    depth, thick = geometry.size[0], geometry.spacing_mm[0] / 1000.0
     planes: dict[int, list[tuple[float, Points]]] = defaultdict(list)
-    points = tilted = outside = between = doubled = 0
+    points = between = doubled = crossing = 0
+    tilted, outside = list[float](), list[float]()
     for contour in contours:
         if len(contour) < 3:
             points += 1
@@ -63,9 +75,9 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
         index = _to_index(contour, geometry)
         level = float(index[:, 2].mean())
         if np.ptp(index[:, 2]) > FLAT_SLICES:
-            tilted += 1
+            tilted.append(_area_mm2(contour) * thick)
         elif not -0.5 <= level <= depth - 0.5:
-            outside += 1
+            outside.append(_area_mm2(contour) * thick)
         else:
             # Halfway between two slices it goes up, always: no slice is skipped.
             place = min(max(math.floor(level + 0.5 + 1e-4), 0), depth - 1)
@@ -76,17 +88,21 @@ def rasterise(contours: Iterable[Points], geometry: Geometry) -> Raster:
         side = min(level for level, _ in drawn if abs(level - place) <= nearest + 1e-6)
         kept = [polygon for level, polygon in drawn if abs(level - side) <= 0.01]
         between += len(drawn) - len(kept)
-        once = list({_signature(polygon): polygon for polygon in kept}.values())
-        doubled += len(kept) - len(once)
-        _fill(once, mask[place])
-    return Raster(mask, points, tilted, outside, between, doubled)
+        plane = combined(kept, geometry.size[1:], xor=xor)
+        mask[place] = plane.mask
+        doubled += plane.doubled
+        crossing += plane.crossing
+    return Raster(
+        mask, points, len(tilted), len(outside), between, doubled, crossing,
+        sum(tilted), sum(outside),
+    )  # fmt: skip
 
 
 def trace(mask: npt.NDArray[np.bool_], geometry: Geometry) -> list[Points]:
-    """Outlines of a mask along the edges of its pixels, slice by slice.
+    """Outlines of a mask, `INSET_PIXELS` inside the edges of its pixels, slice by slice.
 
     Outer borders and holes are contours of their own; pixels that touch at a corner only are
-    apart. Areas are those of the pixels.
+    apart.
 
     Args:
         mask: bool (Z, Y, X).
@@ -99,15 +115,26 @@ def trace(mask: npt.NDArray[np.bool_], geometry: Geometry) -> list[Points]:
     found: list[Points] = []
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
         for polygon in _outlines(mask[z]):
-            index = np.column_stack([polygon, np.full(len(polygon), float(z))])
+            inset = _inset(polygon)
+            index = np.column_stack([inset, np.full(len(inset), float(z))])
             found.append(_to_mm(index, geometry))
     return found
 
 
-def _signature(polygon: Points) -> bytes:
-    """The same for the same points, wherever a contour begins and whichever way it runs."""
-    points = np.round(polygon, 3)
-    return bytes(points[np.lexsort(points.T)].tobytes())
+def _area_mm2(contour: Points) -> float:
+    """What a closed contour (N, 3) in mm encloses, in whatever plane it lies."""
+    from_first = contour - contour[0]
+    vector = np.cross(from_first[:-1], from_first[1:]).sum(axis=0)
+    return float(np.linalg.norm(vector) / 2.0)
+
+
+def _inset(polygon: Points) -> Points:
+    """An outline along the axes, its inside on the right, moved inwards by `INSET_PIXELS`."""
+    step = np.sign(np.roll(polygon, -1, axis=0) - polygon)
+    before = np.roll(step, 1, axis=0)
+    inwards = np.column_stack([-step[:, 1] - before[:, 1], step[:, 0] + before[:, 0]])
+    moved: Points = polygon + INSET_PIXELS * inwards
+    return moved
 
 
 def _matrix(geometry: Geometry) -> Points:
@@ -126,31 +153,6 @@ def _to_index(points: Points, geometry: Geometry) -> Points:
 def _to_mm(index: Points, geometry: Geometry) -> Points:
     points: Points = index @ _matrix(geometry).T + np.array(geometry.origin_mm)
     return points
-
-
-def _fill(polygons: Sequence[Points], mask: npt.NDArray[np.bool_]) -> None:
-    """Even-odd fill of polygons (N, 2), x then y in pixels, at the pixel centres of mask (Y, X)."""
-    start = np.concatenate(polygons)
-    end = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
-    height, width = mask.shape
-    left, top = np.clip(np.ceil(start.min(axis=0)), 0, (width, height)).astype(np.int64)
-    right, bottom = np.clip(np.floor(start.max(axis=0)) + 1, 0, (width, height)).astype(np.int64)
-    if right <= left or bottom <= top:
-        return
-    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-    first = np.clip(np.ceil(low), top, bottom).astype(np.int64)
-    last = np.clip(np.ceil(high), top, bottom).astype(np.int64)
-    rows_of = np.maximum(last - first, 0)
-    edge = np.repeat(np.arange(len(start)), rows_of)
-    before = np.cumsum(rows_of) - rows_of
-    row = np.arange(len(edge)) - before[edge] + first[edge]
-    (x0, y0), (x1, y1) = start[edge].T, end[edge].T
-    crossing = x0 + (row - y0) * (x1 - x0) / (y1 - y0)
-    column = np.clip(np.ceil(crossing), left, right).astype(np.int64)
-    rows, columns = int(bottom - top), int(right - left) + 1
-    place = (row - top) * columns + (column - left)
-    flips = np.bincount(place, minlength=rows * columns).reshape(rows, columns)
-    mask[top:bottom, left:right] = np.cumsum(flips, axis=1)[:, :-1] % 2
 
 
 def _outlines(mask: npt.NDArray[np.bool_]) -> list[Points]:

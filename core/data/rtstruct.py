@@ -6,8 +6,11 @@ PS3.3 C.8.8.5 (Structure Set), C.8.8.6 (ROI Contour).
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataelem import RawDataElement
 
 from core.data import raster
 from core.data.volume import Geometry
@@ -23,7 +27,11 @@ from core.errors import CaseError
 from core.service import leave_if_told
 
 CONTOUR_DATA = 0x30060050
-AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "")
+XOR = "CLOSEDPLANAR_XOR"
+AREAS = ("CLOSED_PLANAR", XOR, "INTERPOLATED_PLANAR", "")
+LARGEST_LOST = 0.02  # share of a structure's volume that may lie in contours that cannot be drawn
+CUT_SHORT = " in file "  # what pydicom warns of where a sequence has no end
+UNDEFINED = 0xFFFFFFFF
 REMEDY = "export the structure set again"
 
 # Values that break a rule of the standard are read as they stand: what matters is checked here.
@@ -36,15 +44,25 @@ class Roi:
 
     Attributes:
         name: as the planning system calls it.
+        number: its ROI number.
         frame: UID of the frame of reference that it is drawn in, or "".
-        contours: coordinates of each closed planar contour, as they stand in the file.
+        contours: coordinates of each closed contour, as they stand in the file. Closed are
+            CLOSED_PLANAR, CLOSEDPLANAR_XOR, INTERPOLATED_PLANAR, those without a type, and those
+            OPEN_PLANAR whose ends are no further apart than two neighbours among their points.
         others: contours of other kinds (points, open lines); they hold no area.
+        xor: the contours of a slice are joined by exclusive disjunction.
+        shared: names of the structures that bear the same number; () where the number is its own.
+        paired: with a shared number, whether its contours can be told by their place in the file.
     """
 
     name: str
+    number: int
     frame: str
     contours: tuple[bytes, ...]
     others: int
+    xor: bool = False
+    shared: tuple[str, ...] = ()
+    paired: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def read_structure_set(path: Path) -> StructureSet:
 
 
 def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool_], str]:
-    """Draws one structure on the CT's grid by the rule of `core.data.raster`.
+    """Draws one structure on the CT's grid by the rules of `core.data.raster`.
 
     Args:
         path: the structure set.
@@ -98,7 +116,8 @@ def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool
 
     Raises:
         CaseError: ``E_LABEL_UNREADABLE``: not read, no such structure, coordinates that are none;
-            ``E_LABEL_AMBIGUOUS``: drawn twice under this name.
+            ``E_LABEL_AMBIGUOUS``: drawn twice under this name, or its contours may be another's;
+            ``E_LABEL_INCOMPLETE``: a part of it lies in contours that cannot be drawn.
     """
     found = [roi for roi in read_structure_set(path).rois if roi.name == name and roi.contours]
     if len(found) > 1:
@@ -108,17 +127,41 @@ def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool
     if not found:
         return np.zeros(geometry.size, dtype=np.bool_), ""
     roi = found[0]
-    drawn = raster.rasterise([_points(text, path) for text in roi.contours], geometry)
+    if not roi.paired:
+        others = ", ".join(map(quoted, sorted(roi.shared))) or "a second list of contours"
+        raise CaseError(
+            "E_LABEL_AMBIGUOUS",
+            "structure",
+            name,
+            "export the structure set again, with a number of its own for each structure",
+            problem=f"ROI number {roi.number} is also that of {others}: whose contours are whose?",
+        )
+    drawn = raster.rasterise([_points(text, path) for text in roi.contours], geometry, xor=roi.xor)
     flat = drawn.points + roi.others
     remarks = (
-        (flat, "of one or two points, or open, hold no area"),
-        (drawn.tilted, "lie in no slice of the CT"),
-        (drawn.outside, "lie above or below the CT"),
-        (drawn.doubled, "are there twice"),
-        (drawn.between, "lie between slices that have contours of their own"),
+        (flat, "contours of one or two points, or open, hold no area"),
+        (drawn.tilted, f"contours ({drawn.tilted_ml:.1f} mL) lie in no slice of the CT"),
+        (drawn.outside, f"contours ({drawn.outside_ml:.1f} mL) lie above or below the CT"),
+        (drawn.doubled, "contours are there twice, and were drawn once"),
+        (drawn.between, "contours lie between slices that have contours of their own"),
+        (drawn.crossing, "pairs of contours cross: they were joined"),
     )
-    told = [f"{count} contours {what}" for count, what in remarks if count]
-    return drawn.mask, "; ".join(told)
+    told = "; ".join(f"{count} {what}" for count, what in remarks if count)
+    held_ml = float(drawn.mask.sum()) * math.prod(geometry.spacing_mm) / 1000.0
+    if drawn.tilted_ml > LARGEST_LOST * (held_ml + drawn.tilted_ml):
+        raise CaseError(
+            "E_LABEL_INCOMPLETE",
+            "structure",
+            name,
+            "export it again, drawn in the slices of this CT",
+            problem=told,
+        )
+    return drawn.mask, told
+
+
+def quoted(name: str) -> str:
+    """A name between quotes, without quotes of its own: what is quoted can be hidden."""
+    return "'" + re.sub(r"['\"]", "", name) + "'"
 
 
 def _points(text: bytes, path: Path) -> npt.NDArray[np.float64]:
@@ -138,14 +181,29 @@ def _unreadable(path: Path, problem: str) -> CaseError:
 @lru_cache(maxsize=1)
 def _read(path: Path, *stamp: int) -> StructureSet:
     """The structure set last read: the organs of a case are asked for one after another."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         try:
-            return _parse(pydicom.dcmread(path, force=True))
+            data = pydicom.dcmread(path, force=True)
+            if _cut_short(data) or any(CUT_SHORT in str(one.message) for one in told):
+                raise EOFError
+            return _parse(data)
         # pydicom raises half a dozen types for damaged files, its data elements more when used.
         except Exception as error:
             leave_if_told()
-            raise _unreadable(path, f"damaged ({type(error).__name__})") from error
+            how = (
+                "cut short" if isinstance(error, EOFError) else f"damaged ({type(error).__name__})"
+            )
+            raise _unreadable(path, how) from error
+
+
+def _cut_short(data: Any) -> bool:
+    """Whether the file ends inside its last value: pydicom takes what is there, without a word."""
+    tags = list(data.keys())
+    last = data.get_item(tags[-1]) if tags else None
+    if not isinstance(last, RawDataElement) or last.value is None:
+        return False
+    return len(last.value) < last.length < UNDEFINED
 
 
 def _parse(data: Any) -> StructureSet:
@@ -155,21 +213,9 @@ def _parse(data: Any) -> StructureSet:
         for study in frame.get("RTReferencedStudySequence") or ():
             for one in study.get("RTReferencedSeriesSequence") or ():
                 listed.add(_text(one, "SeriesInstanceUID"))
-    drawn: dict[int, tuple[list[bytes], int]] = {}
-    for item in data.get("ROIContourSequence") or ():
-        contours, others = drawn.setdefault(int(item.ReferencedROINumber), ([], 0))
-        for contour in item.get("ContourSequence") or ():
-            text = _coordinates(contour)
-            if text and _text(contour, "ContourGeometricType") in AREAS:
-                contours.append(text)
-            else:
-                others += 1
-        drawn[int(item.ReferencedROINumber)] = (contours, others)
-    rois = []
-    for item in data.get("StructureSetROISequence") or ():
-        contours, others = drawn.get(int(item.ROINumber), ([], 0))
-        frame = _text(item, "ReferencedFrameOfReferenceUID")
-        rois.append(Roi(_text(item, "ROIName"), frame, tuple(contours), others))
+    rois = _rois(
+        list(data.get("StructureSetROISequence") or ()), list(data.get("ROIContourSequence") or ())
+    )
     return StructureSet(
         study=_text(data, "StudyInstanceUID"),
         series={frame: frozenset(uids) for frame, uids in series.items()},
@@ -178,8 +224,59 @@ def _parse(data: Any) -> StructureSet:
         approved=_text(data, "ApprovalStatus") == "APPROVED",
         drawn_at=_text(data, "StructureSetDate").ljust(8) + _text(data, "StructureSetTime"),
         ours=_text(data, "Manufacturer") == "hnfed",
-        rois=tuple(rois),
+        rois=rois,
     )
+
+
+def _rois(named: Sequence[Any], drawn: Sequence[Any]) -> tuple[Roi, ...]:
+    """Structures with their contours, told by number; by place in the file where one is shared."""
+    numbers = [int(item.ROINumber) for item in named]
+    contours = [int(item.ReferencedROINumber) for item in drawn]
+    held = [_contours(item) for item in drawn]
+    of_number: dict[int, list[int]] = defaultdict(list)
+    for place, number in enumerate(contours):
+        of_number[number].append(place)
+    names = [_text(item, "ROIName") for item in named]
+    often, seen = Counter(numbers), Counter[int]()
+    rois = []
+    for i, (item, number) in enumerate(zip(named, numbers, strict=True)):
+        places = of_number[number]
+        full = [place for place in places if held[place][0] or held[place][1]]
+        paired = len(full) <= 1 if often[number] == 1 else numbers == contours
+        mine = full if often[number] == 1 else places[seen[number] : seen[number] + 1]
+        seen[number] += 1
+        areas, others, xor = held[mine[0]] if mine else ((), 0, False)
+        shared = tuple(n for k, n in enumerate(names) if numbers[k] == number and k != i)
+        frame = _text(item, "ReferencedFrameOfReferenceUID")
+        rois.append(Roi(names[i], number, frame, areas, others, xor, shared, paired))
+    return tuple(rois)
+
+
+def _contours(item: Any) -> tuple[tuple[bytes, ...], int, bool]:
+    """Closed contours of a structure, how many others there are, and whether they are XOR."""
+    areas: list[bytes] = []
+    others, xor = 0, False
+    for contour in item.get("ContourSequence") or ():
+        text, kind = _coordinates(contour), _text(contour, "ContourGeometricType")
+        if text and (kind in AREAS or (kind == "OPEN_PLANAR" and _ends_meet(text))):
+            areas.append(text)
+            xor |= kind == XOR
+        else:
+            others += 1
+    return tuple(areas), others, xor
+
+
+def _ends_meet(text: bytes) -> bool:
+    """Whether a line ends no further from its beginning than two neighbours of it are apart."""
+    try:
+        points = np.array(text.rstrip(b" \0").split(b"\\"), dtype="S").astype(np.float64)
+    except ValueError:
+        return False
+    if len(points) % 3 or len(points) < 12:
+        return False
+    points = points.reshape(-1, 3)
+    longest = float(np.linalg.norm(np.diff(points, axis=0), axis=1).max())
+    return float(np.linalg.norm(points[-1] - points[0])) <= longest + 1e-3
 
 
 def _coordinates(contour: Any) -> bytes:

@@ -5,6 +5,7 @@ DICOM PS3.3 A.19 (RT Structure Set IOD). `core.data.rtstruct` reads it back voxe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,7 +76,7 @@ def write_rtstruct(
     data.OperatorsName = ""
     data.Manufacturer = data.ManufacturerModelName = "hnfed"
     data.SoftwareVersions = hnfed_version()
-    frame = str(first.get("FrameOfReferenceUID") or "") or generate_uid(prefix=None)
+    frame = str(first.FrameOfReferenceUID)
     data.FrameOfReferenceUID = frame
     data.PositionReferenceIndicator = ""
     data.StructureSetLabel = "hnfed"
@@ -110,7 +111,9 @@ def write_rtstruct(
     data.RTROIObservationsSequence = Items(observations)
     part = path.with_name(f".{path.name}.part")
     try:
-        data.save_as(part, enforce_file_format=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a character set that is copied as it stands
+            data.save_as(part, enforce_file_format=True)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -124,7 +127,7 @@ def _frame(frame: str, headers: Sequence[Any]) -> Any:
     )
     of_study = _item(
         ReferencedSOPClassUID=STUDY_CLASS,
-        ReferencedSOPInstanceUID=first.get("StudyInstanceUID", ""),
+        ReferencedSOPInstanceUID=first.StudyInstanceUID,
         RTReferencedSeriesSequence=Items([of_series]),
     )
     return _item(FrameOfReferenceUID=frame, RTReferencedStudySequence=Items([of_study]))

@@ -6,7 +6,6 @@ Arrays are (Z, Y, X). Spacing is (z, y, x) in mm; origin and direction are as Si
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,97 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from core.data import nrrd
-from core.data.nifti import cut_short
-from core.errors import CaseError
+from core.data.folders import NO_RIGHT
+from core.data.geometry import Geometry
+from core.data.image_file import read_file
+from core.data.plain_path import plain
+from core.errors import CaseError, plain_text
 
-SPACING_LIMITS_MM = (0.05, 20.0)
-LARGEST_MM, FARTHEST_MM = 3000.0, 1e6
+__all__ = [
+    "Geometry", "Volume", "narrow", "read_image", "read_on_grid", "write_image", "write_labelmap",
+    "write_mask",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a grid of voxels lies in the patient.
-
-    Attributes:
-        size: voxels along (z, y, x).
-        spacing_mm: distance of voxel centres along (z, y, x).
-        origin_mm: centre of voxel (0, 0, 0), as (x, y, z) in LPS.
-        direction: 3 x 3 matrix, row by row; its columns are where the x, y and z index point.
-    """
-
-    size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
-    @staticmethod
-    def of_sitk(image: Any) -> Geometry:
-        """Reads the geometry of a three-dimensional `SimpleITK.Image`."""
-        assert image.GetDimension() == 3
-        x, y, z = image.GetSize()
-        dx, dy, dz = image.GetSpacing()
-        ox, oy, oz = image.GetOrigin()
-        return Geometry((z, y, x), (dz, dy, dx), (ox, oy, oz), tuple(image.GetDirection()))
-
-    @staticmethod
-    def of_json(value: Mapping[str, Any]) -> Geometry:
-        """The inverse of `as_json`."""
-        z, y, x = (int(v) for v in value["size"])
-        dz, dy, dx = (float(v) for v in value["spacing_mm"])
-        ox, oy, oz = (float(v) for v in value["origin_mm"])
-        direction = tuple(float(v) for v in value["direction"])
-        return Geometry((z, y, x), (dz, dy, dx), (ox, oy, oz), direction)
-
-    def as_json(self) -> dict[str, list[float]]:
-        """The four fields as lists, for a JSON file; floats survive the round trip exactly."""
-        return {
-            "size": list(self.size),
-            "spacing_mm": list(self.spacing_mm),
-            "origin_mm": list(self.origin_mm),
-            "direction": list(self.direction),
-        }
-
-    def to_sitk(self, array: npt.NDArray[Any]) -> Any:
-        """Makes a `SimpleITK.Image` of an array (Z, Y, X) on this grid; bool becomes uint8."""
-        assert array.shape == self.size, (array.shape, self.size)
-        voxels = array.astype(np.uint8) if array.dtype == np.bool_ else array
-        image: Any = sitk.GetImageFromArray(np.ascontiguousarray(voxels))
-        image.SetSpacing(self.spacing_mm[::-1])
-        image.SetOrigin(self.origin_mm)
-        image.SetDirection(self.direction)
-        return image
-
-    def diagonal_mm(self) -> float:
-        """Length of the grid's space diagonal in mm, voxels counted whole."""
-        return math.hypot(*(n * s for n, s in zip(self.size, self.spacing_mm, strict=True)))
-
-    def voxel_ml(self) -> float:
-        """Volume of one voxel in mL."""
-        return math.prod(self.spacing_mm) / 1000.0
-
-    def close_to(self, other: Geometry, tol: float = 0.01) -> bool:
-        """True where both are the same grid of the same patient, to rounding.
-
-        A difference in spacing or direction counts as far as it moves voxels: the corners of the
-        two grids may lie apart by at most `tol` times the smallest edge of this grid's voxels.
-
-        Args:
-            other: the grid to compare with.
-            tol: allowed distance, as a fraction of a voxel's smallest edge.
-        """
-        if self.size != other.size:
-            return False
-        distance = np.linalg.norm(self._corners_mm() - other._corners_mm(), axis=0).max()
-        return bool(distance <= tol * min(self.spacing_mm))
-
-    def _corners_mm(self) -> npt.NDArray[np.float64]:
-        """The eight corner voxels' centres (3, 8), x, y, z; a flat axis counts as two voxels."""
-        last = np.maximum(np.array(self.size[::-1], dtype=np.float64) - 1.0, 1.0)
-        index = np.indices((2, 2, 2)).reshape(3, -1) * last[:, None]
-        matrix = np.array(self.direction).reshape(3, 3) * np.array(self.spacing_mm[::-1])
-        corners: npt.NDArray[np.float64] = matrix @ index + np.array(self.origin_mm)[:, None]
-        return corners
+# Resampled label maps hold 0.99999994 for 1: this near to a whole number is that number.
+NEARLY_WHOLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -150,12 +71,11 @@ def read_image(path: Path | str) -> tuple[npt.NDArray[Any], Geometry]:
             ``E_IMAGE_VALUES`` (NaN or infinite).
     """
     path = Path(path)
-    image = _read(path)
-    geometry = _checked_geometry(image, path)
-    array = sitk.GetArrayFromImage(image)
+    array, geometry = read_file(path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         problem = f"{int(array.size - np.isfinite(array).sum())} voxels are NaN or infinite"
-        raise CaseError("E_IMAGE_VALUES", "image", path, "export it again", problem=problem)
+        remedy = "export it again; outside of the field of view write air (-1000)"
+        raise CaseError("E_IMAGE_VALUES", "image", path, remedy, problem=problem)
     return narrow(array), geometry
 
 
@@ -167,7 +87,7 @@ def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
         geometry: the CT's grid.
 
     Returns:
-        Voxels (Z, Y, X), int16 or float32.
+        Voxels (Z, Y, X), int16 or float32; what is nearly a whole number is that number.
 
     Raises:
         CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``.
@@ -178,12 +98,21 @@ def read_on_grid(path: Path, geometry: Geometry) -> npt.NDArray[Any]:
         off_grid = error.code in ("E_IMAGE_SHAPE", "E_IMAGE_GEOMETRY")
         code = "E_LABEL_GRID" if off_grid else "E_LABEL_UNREADABLE"
         remedy = "export the structure again, on the CT's grid"
+        remedy = error.remedy if error.remedy == NO_RIGHT else remedy
         raise CaseError(code, "structure", path.name, remedy, problem=error.problem) from error
     if not geometry.close_to(grid):
         remedy = "resample or export the structure on the CT's grid"
         problem = f"it lies on another grid: {_difference(geometry, grid)}"
         raise CaseError("E_LABEL_GRID", "structure", path.name, remedy, problem=problem)
-    return array
+    return _whole(array)
+
+
+def _whole(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A label map with nearly whole numbers as such; others stay, and so does the type."""
+    if array.dtype.kind != "f":
+        return array
+    whole = np.rint(array)
+    return np.where(np.abs(array - whole) <= NEARLY_WHOLE, whole, array)
 
 
 def _difference(image: Geometry, mask: Geometry) -> str:
@@ -196,63 +125,6 @@ def _difference(image: Geometry, mask: Geometry) -> str:
     )
     name, wanted, got = next(p for p in pairs if not np.allclose(p[1], p[2], rtol=1e-6, atol=1e-6))
     return f"{name} {tuple(got)} where the CT has {tuple(wanted)}"
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        remedy = "give the path of an existing file"
-        raise CaseError("E_IMAGE_MISSING", "image", path, remedy, problem="no such file")
-    remedy = "copy or export the file again; NRRD, NIfTI and MetaImage are read"
-    if path.suffix in (".nrrd", ".nhdr") and (problem := nrrd.doubt(path)):
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        problem = f"truncated, or no image that can be read ({lines[-1][:160] if lines else ''})"
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem) from error
-    if path.name.endswith((".nii", ".nii.gz")) and (problem := cut_short(path)):
-        raise CaseError("E_IMAGE_UNREADABLE", "image", path, remedy, problem=problem)
-    return image
-
-
-def _checked_geometry(image: Any, path: Path) -> Geometry:
-    dimension, values = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if dimension != 3 or values != 1 or min(image.GetSize()) < 2:
-        problem = f"{values} values a voxel, size (x, y, z) {image.GetSize()}"
-        remedy = "give a volume of several slices with one value a voxel"
-        raise CaseError("E_IMAGE_SHAPE", "image", path, remedy, problem=problem)
-    geometry = Geometry.of_sitk(image)
-    require_possible(geometry, path)
-    return geometry
-
-
-def require_possible(geometry: Geometry, source: Path | str) -> None:
-    """Requires a grid that a CT can have.
-
-    Args:
-        geometry: the grid.
-        source: what it was read from, for the message.
-
-    Raises:
-        CaseError: ``E_IMAGE_GEOMETRY``: spacing, direction, extent or origin cannot be.
-    """
-    low, high = SPACING_LIMITS_MM
-    matrix = np.array(geometry.direction).reshape(3, 3)
-    if not all(low <= s <= high for s in geometry.spacing_mm):
-        problem = f"spacing (z, y, x) is {geometry.spacing_mm} mm"
-        remedy = f"correct the spacing; {low} to {high} mm are read"
-    elif not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
-        problem = f"direction {geometry.direction} is no rotation"
-        remedy = "correct the direction matrix: its columns must be orthonormal"
-    elif max(n * s for n, s in zip(geometry.size, geometry.spacing_mm, strict=True)) > LARGEST_MM:
-        problem = f"size {geometry.size} at spacing {geometry.spacing_mm} mm (z, y, x)"
-        remedy = f"correct the spacing; images of up to {LARGEST_MM:g} mm are read"
-    elif not all(abs(v) <= FARTHEST_MM for v in geometry.origin_mm):
-        problem, remedy = f"origin {geometry.origin_mm}", "correct the origin"
-    else:
-        return
-    raise CaseError("E_IMAGE_GEOMETRY", "image", source, remedy, problem=problem)
 
 
 def narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -310,12 +182,14 @@ def write_image(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    part = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.part{suffix}")
+    stem = plain_text(path.name.removesuffix(suffix))
+    part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
     image = geometry.to_sitk(array)
     for key, value in (fields or {}).items():
         image.SetMetaData(key, value)
     try:
-        sitk.WriteImage(image, str(part), useCompression=True)
+        with plain(path.parent) as folder:
+            sitk.WriteImage(image, str(folder / part.name), useCompression=True)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

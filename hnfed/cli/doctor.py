@@ -51,6 +51,7 @@ def _doctor(options: argparse.Namespace) -> int:
         plan=load(options.plan)[0].plan if options.plan is not None else None,
         device=site.device if site is not None else "auto",
         cache=site.cache if site is not None else None,
+        proxy=site.proxy if site is not None else "",
     )
     of_site = examine_site(site, kit) if site is not None else ()
     walls = [examine_walls()] if asked == "site" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ import simulations.cli  # noqa: E402
 from core.errors import UserError  # noqa: E402
 from core.service import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import doctor, site  # noqa: E402
+from hnfed.cli import doctor, join, site  # noqa: E402
 
+RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
@@ -31,6 +33,7 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
     _quiet_environment()
+    _print_any_name()
     parser = _parser()
     options = _parsed(parser, arguments)
     if not hasattr(options, "handler"):
@@ -90,9 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for part in (simulations.cli, doctor, client.cli, site, server.cli, core.cli):
+    simulations.cli.register(commands, RELEASE)
+    for part in (doctor, client.cli, site, join, server.cli, core.cli):
         part.register(commands)
     return parser
+
+
+def _print_any_name() -> None:
+    """Names that the terminal's encoding does not have are printed all the same, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet_environment() -> None:

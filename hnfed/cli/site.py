@@ -6,10 +6,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli import subcommand
 from core.errors import UserError
+from hnfed.cli import plans
+
+if TYPE_CHECKING:
+    from core.kit import Kit
+
+if TYPE_CHECKING:
+    from core.kit import Kit
 
 SHORTEST_DIGEST = 16
 
@@ -43,8 +50,13 @@ def register(subparsers: Any) -> None:
         text = "site file (default: KIT/site.yaml)"
         parser.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
     look.add_argument("--diff", action="store_true", help="show the whole difference")
+    text = "take the approval back: no code may run here then"
+    look.add_argument("--withdraw", action="store_true", help=text)
     look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
+    plans.add_arguments(look)
     receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
+    text = "is each receipt as it was written, and none missing? 1 if not"
+    receipts.add_argument("--verify", action="store_true", help=text)
 
 
 def _client(args: argparse.Namespace) -> int:
@@ -61,62 +73,108 @@ def _client(args: argparse.Namespace) -> int:
 
 def _approve(args: argparse.Namespace) -> int:
     """Shows what waits and asks; 1 where something waits and nothing was approved."""
+    if args.plan is not None:
+        return plans.approve_plans(args)
     from core.kit import read_kit
+    from core.text import shown
     from hnfed.guard.approvals import (
         SHOWN_LINES,
         approve,
         approved,
         candidates,
-        difference,
         overview,
+        withdraw,
     )
+    from hnfed.guard.persons import now
+    from hnfed.guard.policy import read_policy
 
     kit = read_kit(args.kit, "site")
+    policy = read_policy(kit.folder / "policy.yaml")
+    if args.withdraw:
+        gone = withdraw(kit)
+        print(f"withdrawn {gone[:SHORTEST_DIGEST]}" if gone else "nothing was approved")
+        return 0
     if args.yes is not None and len(args.yes) < SHORTEST_DIGEST:
         remedy = f"give its first {SHORTEST_DIGEST} characters or more"
         raise UserError("--yes", args.yes, remedy, problem="too short for a SHA-256")
     before = approved(kit)
     for entry in before:
-        print(f"approved {entry['sha256'][:SHORTEST_DIGEST]} at {entry['at']}")
-    waiting = candidates(kit)
+        state = "approved" if entry.enough(policy.approvers) else "half approved"
+        who = ", ".join(f"{p.person} at {p.at}" for p in entry.persons)
+        print(shown(f"{state} {entry.digest[:SHORTEST_DIGEST]} by {who}"))
+    waiting = candidates(kit, policy.approvers)
     if not waiting:
         print("no bundle waits for approval")
         return 0
     pinned = False
     for bundle in waiting:
         short = bundle.digest[:SHORTEST_DIGEST]
-        lines = difference(kit, bundle.content)
-        shown = lines if args.diff else lines[:SHOWN_LINES] if before else []
-        for line in shown:
-            print(line)
-        if shown and len(shown) < len(lines):
-            print(f"... {len(lines) - len(shown)} more lines: hnfed approve {args.kit} --diff")
-        print(overview(bundle))
-        if not shown:
+        lines = _difference(kit, bundle.content)
+        told = lines if args.diff else lines[:SHOWN_LINES] if before else []
+        for line in told:
+            print(shown(line.expandtabs()))
+        if told and len(told) < len(lines):
+            print(f"... {len(lines) - len(told)} more lines: hnfed approve {args.kit} --diff")
+        for line in overview(bundle).split("\n"):
+            print(shown(line))
+        if not told:
             print(f"  to read all of it: hnfed approve {args.kit} --diff")
         if args.yes is not None:
             agreed = bundle.digest.startswith(args.yes)
         else:
             agreed = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
         if agreed:
-            approve(kit, bundle.digest, bundle.content)
+            entry = approve(kit, bundle.digest, bundle.content, now(args.person))
             pinned = True
-            print(f"approved {short}; a running client need not be restarted")
+            if entry.enough(policy.approvers):
+                print(f"approved {short}; a running client need not be restarted")
+            else:
+                print(f"agreed to {short}; another person must agree too: --as NAME")
         else:
             print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
     return 0 if pinned else 1
 
 
+def _difference(kit: Kit, content: bytes) -> list[str]:
+    from hnfed.guard.approvals import difference
+    from hnfed.guard.unpack import BundleError
+
+    try:
+        return difference(kit, content)
+    except BundleError:  # its overview says why
+        return []
+
+
 def _receipts(args: argparse.Namespace) -> int:
+    """What has left; with ``--verify`` 1 where a receipt was changed, removed or moved."""
     from client.site_file import site_from_file
     from core.files import replace_file
     from core.kit import read_kit
-    from hnfed.guard.outbox import read_receipts, summary
+    from core.text import shown
+    from hnfed.guard.receipt_words import summary
+    from hnfed.guard.receipts import read_receipts
 
     kit = read_kit(args.kit, "site")
-    site = site_from_file(args.site or kit.folder / "site.yaml", "receipts")
-    found = read_receipts(site.base_folder.parent)
-    print(summary(found))
+    site = site_from_file(args.site or kit.folder / "site.yaml", "node")
+    state = site.base_folder.parent
+    found = read_receipts(state)
+    for line in summary(found).split("\n"):
+        print(shown(line))
     if args.json is not None:
         replace_file(args.json, json.dumps(found, indent=1) + "\n")
-    return 0
+    return _verify(kit, state) if args.verify else 0
+
+
+def _verify(kit: Kit, state: Path) -> int:
+    from hnfed.guard.countersigned import missing
+    from hnfed.guard.receipts import public_key, read_lines, verify
+
+    count = len(read_lines(state))
+    wrong = verify(state, public_key(kit.folder / "node.pub"))
+    lost, last = missing(state, kit.role, kit.ca.read_bytes())
+    print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")
+    for text in (*wrong, *lost):
+        print(f"wrong: {text}")
+    if not wrong and not lost:
+        print("each is as it was written, and none is missing before the last countersigned one")
+    return 1 if wrong or lost else 0

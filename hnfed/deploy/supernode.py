@@ -1,34 +1,41 @@
-"""`hnfed client`: the SuperNode of a site, kept running; outbound connections only."""
+"""`hnfed client`: a site's node, kept running; outbound connections only.
+
+The node is a process of its own (`hnfed.deploy.node`). It is started again when it ends, and ended
+when the server has not been heard for long, whatever the node believes.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import re
-import socket
+import secrets
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from client.site_file import require_own_kit, site_from_file
-from core.app_folder import QUIET
 from core.doctor import FAIL, dial
-from core.errors import UserError
-from core.files import replace_file
 from core.kit import Kit
 from core.logfile import append_log
+from core.proxy import http_options
 from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
-from hnfed.guard import approval_guard
-from hnfed.guard.approval_guard import TOLD
+from core.text import shown
+from hnfed.deploy.node import ALIVE, CONNECTED, SAY
 from hnfed.guard.approvals import approved
 from hnfed.guard.environment import node_environment
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
 CONNECT_SECONDS = 20.0  # without a connection by then the site is told what it can see
+SILENT_SECONDS = 300.0  # without an answer of the server for so long a node is started anew
+LOG = "node.log"
+NODE = ("-I", "-m", "hnfed.deploy.node")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
 REASONS = (
@@ -38,6 +45,10 @@ REASONS = (
     (("2004", "PERMISSION_DENIED", "not registered"),
      "the server does not know this kit's key, has revoked it, or holds another connection of it: "
      "a second client with this kit, or the last one (up to 60 s after a hard kill)"),
+    (("407", "ProxyError"), "the proxy refuses: user and password in `proxy` of the site file?"),
+    (("HTTP 400", "HTTP 403"),
+     "the server does not take this kit's certificate (revoked, replaced, too old): ask the "
+     "coordinator for a new answer file, then `hnfed join KIT --answer FILE`"),
     (("Connection refused", "ConnectError", "timed out", "unreachable"),
      "nothing answers there: is the server up, and the port open on the way out?"),
 )  # fmt: skip
@@ -58,31 +69,28 @@ def run_node(kit: Kit, site_file: Path) -> int:
     """
     site = site_from_file(site_file, "node")
     require_own_kit(site, kit)
-    key = kit.folder / "node.key"
-    if not key.is_file():
-        raise UserError("KIT", key, "give the folder of the kit", problem="no key in it")
-    if key.stat().st_mode & 0o077:
-        raise UserError("node.key", oct(key.stat().st_mode & 0o777), f"run: chmod 600 {key}")
+    http_options(kit, site.proxy)  # tells at once where key, certificate or proxy are no good
     if not approved(kit):
         tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
     stop_by_signal()
-    home = site.base_folder.parent / "flower"
+    home = site.base_folder.parent / "guard"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _wrapper(home)
+    _clear_old(home.with_name("flower"))
     retry = RETRY_SECONDS
     child: subprocess.Popen[str] | None = None
     try:
         while True:
             started = time.monotonic()
-            child = _start(kit, site_file.resolve(), home)
+            word = secrets.token_hex(16)
+            child = _start(kit, site_file.resolve(), home, word)
             tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
-            said = _follow(child, home / "supernode.log", kit)
+            said = _follow(child, home / LOG, kit, word, site.proxy)
+            end(child)
             code = child.wait()
-            end(child)  # what it left at work
             child = None
             if time.monotonic() - started > 300:
                 retry = RETRY_SECONDS
-            reason = reason_of(said) or why_not(kit)
+            reason = reason_of(said) or why_not(kit, site.proxy)
             tell(f"the node ended ({code}): {reason}; trying again in {retry:.0f} s")
             time.sleep(retry)
             retry = min(2 * retry, LONGEST_RETRY_SECONDS)
@@ -103,79 +111,94 @@ def reason_of(said: str) -> str:
     return ""
 
 
-def why_not(kit: Kit) -> str:
+def why_not(kit: Kit, proxy: str = "") -> str:
     """What stands between this site and the server, as far as the site can see."""
-    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit) if c.state == FAIL]
+    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit, proxy) if c.state == FAIL]
     return "no connection yet; " + (
-        "; ".join(wrong)
-        or "the server answers; see flower/supernode.log in the site's state folder"
+        "; ".join(wrong) or f"the server answers; see guard/{LOG} in the site's state folder"
     )
 
 
-def _wrapper(home: Path) -> None:
-    """``flwr-clientapp``, first on the node's PATH: checks the bundle before Flower installs it."""
-    folder = home / "bin"
-    folder.mkdir(exist_ok=True)
-    path = folder / "flwr-clientapp"
-    guard = Path(approval_guard.__file__).resolve()
-    replace_file(path, f'#!/bin/sh\nexec "{sys.executable}" -P "{guard}" "$@"\n')
-    path.chmod(0o700)
+def _clear_old(folder: Path) -> None:
+    """Code that an earlier version let Flower install lies where nobody looks at it any more."""
+    if (folder / "apps").exists():
+        shutil.rmtree(folder / "apps")
+        tell(f"removed {folder}/apps: code bundles of an earlier version, which are not used now")
 
 
-def _start(kit: Kit, site_file: Path, home: Path) -> subprocess.Popen[str]:
-    scripts = str(Path(sys.executable).parent)
-    ours = node_environment()
-    path = os.pathsep.join([str(home / "bin"), scripts, ours.get("PATH", os.defpath)])
-    environment = {
-        **ours, **QUIET, "PATH": path, "FLWR_HOME": str(home), "HNFED_KIT": str(kit.folder),
-        "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("flower-supernode")),
-        "--superlink", f"{kit.host}:{kit.port}",
-        "--root-certificates", str(kit.ca),
-        "--auth-supernode-private-key", str(kit.folder / "node.key"),
-        "--node-config", f'site="{site_file}" policy="{kit.folder / "policy.yaml"}"',
-        "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        cwd=home, env=environment, text=True, errors="replace", start_new_session=True,
+def _start(kit: Kit, site_file: Path, home: Path, word: str) -> subprocess.Popen[str]:
+    settings = {"kit": str(kit.folder), "site": str(site_file), "word": word}
+    child = subprocess.Popen(
+        [sys.executable, *NODE],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=home, env=node_environment(), text=True, errors="replace", start_new_session=True,
         preexec_fn=with_parent,
     )  # fmt: skip
+    assert child.stdin is not None
+    with child.stdin as settled:
+        settled.write(json.dumps(settings))
+    return child
 
 
-def _follow(child: subprocess.Popen[str], log: Path, kit: Kit) -> str:
-    """Writes Flower's log to the site's disk; returns its last words when the node ends."""
+@dataclass
+class Heard:
+    """What a node has said so far.
+
+    Attributes:
+        last: its last lines, for the log.
+        connected: whether it was let in.
+        alive: when the server was last heard, by `time.monotonic`.
+    """
+
+    last: list[str] = field(default_factory=list)
+    connected: bool = False
+    alive: float = field(default_factory=time.monotonic)
+
+
+def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str, proxy: str = "") -> str:
+    """Follows a node until it ends, or the server has been silent for long; its last words.
+
+    Args:
+        child: the node.
+        log: for what it and its libraries print.
+        kit: of the site.
+        word: begins what it says to us.
+        proxy: of the site file.
+    """
     assert child.stdout is not None
-    last: list[str] = []
-    connected = threading.Event()
-    begun = time.monotonic()
+    heard, begun = Heard(), time.monotonic()
     wondering, told = begun + CONNECT_SECONDS, False
-    thread = threading.Thread(target=_read, args=(child.stdout, log, last, connected), daemon=True)
+    thread = threading.Thread(target=_read, args=(child.stdout, log, heard, word), daemon=True)
     thread.start()
     while child.poll() is None:
-        time.sleep(0.5)
-        if connected.is_set() and not told:
+        time.sleep(0.2)
+        now = time.monotonic()
+        if heard.connected and not told:
             told = True
-            tell(f"{kit.role}: connected after {time.monotonic() - begun:.0f} s, waiting for runs")
-        if not connected.is_set() and time.monotonic() > wondering:
-            tell(why_not(kit))
+            tell(f"{kit.role}: connected after {now - begun:.0f} s, waiting for runs")
+        if not heard.connected and now > wondering:
+            tell(why_not(kit, proxy))
             wondering = math.inf
+        if now - heard.alive > SILENT_SECONDS:
+            tell(f"{kit.role}: the server was not heard for {now - heard.alive:.0f} s")
+            break
     thread.join(timeout=2.0)
-    return "\n".join(last)
+    return "\n".join(heard.last)
 
 
-def _read(stream: IO[str], log: Path, last: list[str], connected: threading.Event) -> None:
+def _read(stream: IO[str], log: Path, heard: Heard, word: str) -> None:
     for raw in stream:
-        line = COLOUR.sub("", raw).rstrip()
+        line = raw.rstrip()
+        if line.startswith(f"{word} "):
+            _, kind, text = f"{line}  ".split(" ", 2)
+            heard.alive = time.monotonic() if kind != SAY else heard.alive
+            heard.connected |= kind == CONNECTED
+            if kind == SAY:
+                tell(shown(text.rstrip()))
+            if kind in (ALIVE, CONNECTED):
+                continue
+            line = text.rstrip()
+        line = shown(COLOUR.sub("", line), 2000)
         append_log(log, line + "\n")
-        last.append(line)
-        del last[:-40]
-        if line.startswith(TOLD):
-            tell(line.removeprefix(TOLD))
-        if "SuperNode ID" in line:
-            connected.set()
+        heard.last.append(line)
+        del heard.last[:-40]

@@ -1,23 +1,95 @@
-"""`hnfed approve`: a site looks at the code that wants to run, and pins it by its SHA-256."""
+"""Which code may run at a site: one bundle, looked at by a person and pinned by its SHA-256.
+
+A bundle that comes from the server is looked up before anything of it is opened. One that is not
+approved is kept, unopened, for `hnfed approve`, with a bound on how many there are.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from core.app_folder import staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.kit import Kit
+from core.text import flagged
+from hnfed.guard.persons import Confirmation, different, now
+from hnfed.guard.rules import Policy
+from hnfed.guard.unpack import BundleError, members
 
 APPROVED, PENDING, BUNDLES = "approved.json", "pending", "bundles"
 SHOWN_LINES = 400
+MOST_PENDING = 5  # the newest that were refused
+
+
+class NotApprovedError(Exception):
+    """A bundle's SHA-256 is not the approved one; the text is for the person at the site."""
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """The approved bundle, and who agreed to it.
+
+    Attributes:
+        digest: SHA-256 of the bundle.
+        persons: in the order in which they agreed; of an earlier version's list one without a name.
+    """
+
+    digest: str
+    persons: tuple[Confirmation, ...]
+
+    def enough(self, approvers: int) -> bool:
+        """Whether so many different persons agreed."""
+        return different(self.persons) >= approvers
+
+
+def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
+    """Lets one bundle pass; any other is kept for a look, unopened.
+
+    Args:
+        content: of a bundle from the server.
+        kit: of the site.
+        policy: how many persons must have agreed, and how much disk what waits may take.
+
+    Raises:
+        NotApprovedError: it is not the one that is approved, or the list cannot be read.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        current = approved(kit)
+    except UserError:
+        current = []
+    if any(p.digest == digest and p.enough(policy.approvers) for p in current):
+        return
+    dropped = _keep_pending(kit.folder / PENDING, digest, content, policy.pending_mb * 1e6)
+    words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
+    raise NotApprovedError(
+        f"code bundle {digest[:16]} is not approved at this site, nothing ran; "
+        f"look at it and pin it with `hnfed approve {kit.folder}`{words}"
+    )
+
+
+def _keep_pending(folder: Path, digest: str, content: bytes, most_bytes: float) -> list[str]:
+    """Keeps a refused bundle; returns the oldest ones' digests, which had to go for it."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    path = folder / f"{digest}.fab"
+    if not path.is_file():
+        replace_file(path, content)
+    found = sorted(folder.glob("*.fab"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    found.remove(path)
+    total, dropped = len(content), []
+    for count, other in enumerate(found, start=2):
+        total += other.stat().st_size
+        if count > MOST_PENDING or total > most_bytes:
+            other.unlink(missing_ok=True)
+            dropped.append(other.stem)
+    return dropped
 
 
 @dataclass(frozen=True)
@@ -37,12 +109,12 @@ class Bundle:
     own: bool
 
 
-def candidates(kit: Kit) -> list[Bundle]:
+def candidates(kit: Kit, approvers: int = 1) -> list[Bundle]:
     """Bundles that wait for a decision: those refused lately, then the one of this installation."""
     sent = {p.stem: p.read_bytes() for p in sorted((kit.folder / PENDING).glob("*.fab"))}
     code = installed()
     own = hashlib.sha256(code).hexdigest()
-    done = {entry["sha256"] for entry in approved(kit)}
+    done = {entry.digest for entry in approved(kit) if entry.enough(approvers)}
     return [
         Bundle(digest, content, digest in sent, digest == own)
         for digest, content in (sent | {own: code}).items()
@@ -58,35 +130,75 @@ def installed() -> bytes:
         return build_fab_from_disk(app)
 
 
-def approved(kit: Kit) -> list[dict[str, str]]:
-    """What is pinned, oldest first."""
+def approved(kit: Kit) -> list[Pinned]:
+    """What is pinned: one bundle, or none.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
     path = kit.folder / APPROVED
     if not path.is_file():
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return [{"sha256": str(e["sha256"]), "at": str(e["at"])} for e in entries]
+        return [_pinned(entry) for entry in entries[-1:]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "restore the file, or delete it and approve again"
         raise UserError("approved.json", path, remedy, problem=type(error).__name__) from error
 
 
-def approve(kit: Kit, digest: str, content: bytes) -> None:
-    """Pins a bundle, and keeps it to compare later ones with; a running client sees it at once."""
+def _pinned(entry: Mapping[str, Any]) -> Pinned:
+    unnamed = {"person": "(unnamed)", "account": "", "behind": "", "at": str(entry.get("at", ""))}
+    told = entry.get("persons") or [unnamed]
+    return Pinned(str(entry["sha256"]), tuple(Confirmation.of_json(p) for p in told))
+
+
+def approve(kit: Kit, digest: str, content: bytes, who: Confirmation | None = None) -> Pinned:
+    """Pins a bundle in place of the one before; a running client sees it at once.
+
+    It is kept to compare later ones with. Where it is pinned already, the person is added.
+
+    Raises:
+        UserError: it is no bundle that could run.
+    """
     assert hashlib.sha256(content).hexdigest() == digest
+    try:
+        members(content)
+    except BundleError as error:
+        remedy = "do not approve it; ask the coordinator what it is"
+        raise UserError("bundle", digest[:16], remedy, problem=str(error)) from error
     folder = kit.folder / BUNDLES
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, mode=0o700)
     replace_file(folder / f"{digest}.fab", content)
-    entry = {"sha256": digest, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    replace_file(kit.folder / APPROVED, json.dumps([*approved(kit), entry], indent=1) + "\n")
+    before = next((p.persons for p in approved(kit) if p.digest == digest), ())
+    made = Pinned(digest, (*before, who or now()))
+    if different(made.persons) == different(before):
+        made = Pinned(digest, before)  # the same person again
+    persons = [person.as_json() for person in made.persons]
+    entry = {"sha256": digest, "at": made.persons[-1].at, "persons": persons}
+    replace_file(kit.folder / APPROVED, json.dumps([entry], indent=1) + "\n")
     (kit.folder / PENDING / f"{digest}.fab").unlink(missing_ok=True)
+    for path in folder.glob("*.fab"):
+        if path.stem != digest:
+            path.unlink()
+    return made
+
+
+def withdraw(kit: Kit) -> str:
+    """Takes the approval back: nothing may run; returns the SHA-256 that could, "" for none."""
+    before = approved(kit)
+    replace_file(kit.folder / APPROVED, "[]\n")
+    return before[-1].digest if before else ""
 
 
 def difference(kit: Kit, content: bytes) -> list[str]:
-    """What a bundle changes against the one approved last: a unified diff; new files whole."""
+    """What a bundle changes against the one approved last: a unified diff; new files whole.
+
+    The lines are as they stand in the bundle: `core.text` makes them safe for a screen.
+    """
     before: Mapping[str, str] = {}
     for entry in reversed(approved(kit)):
-        path = kit.folder / BUNDLES / f"{entry['sha256']}.fab"
+        path = kit.folder / BUNDLES / f"{entry.digest}.fab"
         if path.is_file():
             before = _texts(path.read_bytes())
             break
@@ -96,16 +208,19 @@ def difference(kit: Kit, content: bytes) -> list[str]:
         old, new = before.get(name, ""), after.get(name, "")
         if old != new:
             named = (f"approved/{name}", f"new/{name}")
-            lines += difflib.unified_diff(
-                old.splitlines(), new.splitlines(), *named, lineterm="", n=2
-            )
+            split = (old.split("\n"), new.split("\n"))
+            lines += difflib.unified_diff(*split, *named, lineterm="", n=2)
     return lines
 
 
 def overview(bundle: Bundle) -> str:
     """SHA-256, origin and size of a bundle, by top folder, and what to compare before approving."""
     folders: dict[str, list[int]] = {}
-    for name, text in _texts(bundle.content).items():
+    try:
+        texts = _texts(bundle.content)
+    except BundleError as error:
+        return f"bundle {bundle.digest}\n  cannot be approved: {error}"
+    for name, text in texts.items():
         lines = folders.setdefault(name.partition("/")[0], [])
         lines.append(text.count("\n"))
     rows = [(name, len(lines), sum(lines)) for name, lines in sorted(folders.items())]
@@ -120,15 +235,16 @@ def overview(bundle: Bundle) -> str:
             f"  from: {whose}",
             f"  {'folder':<16}{'files':>8}{'lines':>8}",
             *(f"  {name:<16}{files:>8}{lines:>8}" for name, files, lines in rows),
+            *(f"  WARNING: {found}" for found in hidden_text(texts)),
             "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",
         ]
     )
 
 
+def hidden_text(texts: Mapping[str, str]) -> list[str]:
+    """What files hold that a screen does not show as it is, and code can hide behind."""
+    return [f"{name} holds {found}" for name, text in texts.items() for found in flagged(text)]
+
+
 def _texts(content: bytes) -> dict[str, str]:
-    with zipfile.ZipFile(io.BytesIO(content)) as bundle:
-        return {
-            name: bundle.read(name).decode("utf-8", "replace")
-            for name in bundle.namelist()
-            if not name.startswith(".info/")
-        }
+    return {name: text.decode("utf-8", "replace") for name, text in members(content).items()}

@@ -1,19 +1,13 @@
-"""Everything that leaves a site passes here: an allow-list, and a receipt that a person can read.
+"""What may leave a site: an allow-list of names, types and ranges.
 
-Names, types and ranges are checked; text is letters, digits and a few signs, never prose. What is
-not on the list stops the reply. Each reply that leaves is a line in ``receipts.jsonl`` of the
-site's folder of the run, written before it goes.
+Text is letters, digits and a few signs, never prose. What is not on the list stops the reply.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +16,11 @@ from torch import Tensor
 from core.optimisation import NonFiniteError
 from core.protocol import CODES
 
-RECEIPTS = "receipts.jsonl"
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")
 HASH = re.compile(r"[0-9a-f]{16,64}")
-HASHES = ("fingerprint", "split_hash")
+HASHES = ("fingerprint", "split_hash", "receipt")
 VERSION = re.compile(r"version\.[A-Za-z0-9_]{1,20}")
 # The allow-list, with what each name means to the person who reads a receipt.
 CONFIG = {
@@ -40,6 +33,7 @@ CONFIG = {
     "best_round": "round of this site's own best weights",
     "fingerprint": "of the code that ran",
     "split_hash": "of the split, under a secret of this site",
+    "receipt": "SHA-256 of this reply's receipt",
 }
 NUMBERS = {
     "cases": "trained on; before the first round for training, validation and test",
@@ -48,6 +42,8 @@ NUMBERS = {
     "seconds": "of computing",
     "startup": "seconds that the process took to begin",
     "annotated": "by organ, how many training cases annotate it",
+    "annotated_val": "by organ, how many validation cases annotate it; it never leaves the guard",
+    "annotated_test": "by organ, how many test cases annotate it; it never leaves the guard",
     "loss": "mean over the steps: total, and each term",
     "voxels": "by organ, voxels of it in the training crops",
     "totals": "by organ, voxels of the crops that annotate it",
@@ -63,6 +59,11 @@ NUMBERS |= {
     f"{split}.{name}": f"{text} ({words})"
     for split, words in (("val", "validation"), ("test", "test"))
     for name, text in SUMS.items()
+}
+# What the guard itself adds under secure aggregation, where all else is emptied.
+MASKED = {
+    "hello": "this site's key of the run, and which organs it has cases of, under its signature",
+    "masked": "counts, losses, scores under masks: only their sum over the sites can be read",
 }
 LARGEST, LONGEST = 1e15, 256
 TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)
@@ -118,76 +119,3 @@ def _is_number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return math.isfinite(value) and abs(value) <= LARGEST
-
-
-def write_receipt(
-    folder: Path,
-    kind: str,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-) -> None:
-    """Adds a line to the site's receipts: what leaves, in how many bytes, and its SHA-256.
-
-    Args:
-        folder: of the run at the site.
-        kind: query, train or evaluate.
-        config: as for `require_allowed`.
-        metrics: the same.
-        state: the same.
-    """
-    digest = hashlib.sha256(json.dumps([dict(config), dict(metrics)], sort_keys=True).encode())
-    tensors: list[dict[str, Any]] = []
-    for name in sorted(state):
-        content = state[name].detach().cpu().contiguous().numpy().tobytes()
-        digest.update(name.encode() + content)
-        tensors.append({"name": name, "shape": list(state[name].shape), "bytes": len(content)})
-    line = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "kind": kind,
-        "scalars": {**config, **metrics},
-        "tensors": tensors,
-        "bytes": sum(t["bytes"] for t in tensors),
-        "sha256": digest.hexdigest(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RECEIPTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read_receipts(state: Path) -> dict[str, list[dict[str, Any]]]:
-    """All receipts below a site's state folder, by run."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(state.glob(f"*/{RECEIPTS}")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found[path.parent.name] = [json.loads(line) for line in lines if line.endswith("}")]
-    return found
-
-
-def summary(receipts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What has left, a table for a person."""
-    if not receipts:
-        return "nothing has left: there is no receipt"
-    lines = [f"{'run':<28}{'replies':>8}{'tensors':>9}{'MB':>10}  phases and rounds"]
-    for run, rows in receipts.items():
-        rounds: dict[str, int] = {}
-        for row in rows:
-            phase = str(row["scalars"].get("phase", "")) or row["kind"]
-            rounds[phase] = max(rounds.get(phase, 0), int(row["scalars"].get("round", 0)))
-        told = ", ".join(f"{phase} to {n}" if n else phase for phase, n in rounds.items())
-        count = sum(len(row["tensors"]) for row in rows)
-        size = sum(int(row["bytes"]) for row in rows) / 1e6
-        lines.append(f"{run:<28}{len(rows):>8}{count:>9}{size:>10.2f}  {told}")
-    names = sorted({key for rows in receipts.values() for row in rows for key in row["scalars"]})
-    lines += ["", "scalars that have left:"]
-    width = max(map(len, names), default=0) + 2
-    lines += [f"  {name:<{width}}{_meaning(name)}" for name in names]
-    return "\n".join(lines)
-
-
-def _meaning(name: str) -> str:
-    if name.startswith("version."):
-        return "of a library"
-    if name.startswith("left_out."):
-        return "how often that was the reason why something was left out (docs/data.md)"
-    return (CONFIG | NUMBERS).get(name, "")  # one of an older version has no words here

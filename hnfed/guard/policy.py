@@ -1,102 +1,175 @@
-"""A site's policy: what may run here and what may leave, whatever a plan says."""
+"""What a plan may do at a site, whatever it says: held against ``policy.yaml`` before any data.
+
+The rules are read in `hnfed.guard.rules`; what can be told only from the cases is held against them
+in `hnfed.guard.floors`, what a reply says in `hnfed.guard.hiding`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+import functools
+import itertools
+import math
 
-from core.config import read_yaml
+import torch
+
+from core.config import plan_from_json, plan_json
 from core.errors import UserError
-from core.plan import Plan
-from core.ranges import number_of
+from core.phases import network
+from core.plan import Augment, Phase, Plan
+from core.secure_layout import summed_sites
+from hnfed.guard.floors import require_entries, require_order
+from hnfed.guard.hiding import hidden
+from hnfed.guard.rules import Policy, PolicyError, read_policy
 
-SHARES = ("all", "trainable", "none")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a site allows.
-
-    Attributes:
-        organs: that may be trained here; () for any.
-        share: of a phase, what may travel back.
-        models: names of networks; () for any.
-        fewest_local_epochs: a phase with fewer is refused.
-        scores: control scores may go to the server.
-        counts: exact numbers of cases may go to the server.
-        min_cell: no score of fewer cases leaves in a personal phase.
-        longest_s: seconds that one order may take here; what takes longer is ended.
-        gpu_memory_share: of the device's memory, what a training step may take.
-    """
-
-    organs: tuple[str, ...] = ()
-    share: tuple[str, ...] = SHARES
-    models: tuple[str, ...] = ()
-    fewest_local_epochs: int = 1
-    scores: bool = True
-    counts: bool = True
-    min_cell: int = 11
-    longest_s: int = 86_400
-    gpu_memory_share: float = 1.0
+__all__ = ["Policy", "PolicyError", "hidden", "read_policy"]
+__all__ += ["require_entries", "require_order", "require_plan"]
+HALF = 0.5  # of the shipped strength, what a deformation must have to count as one
 
 
-class PolicyError(RuntimeError):
-    """The plan asks for what the site does not allow; told to the server as a code only."""
+def require_plan(plan: Plan, site: str, policy: Policy) -> None:
+    """Requires that a plan is one that the policy allows; nothing of the site is read for it.
 
-
-def read_policy(path: Path) -> Policy:
-    """Reads ``policy.yaml``.
-
-    Raises:
-        UserError: an unknown key or a value of another kind: nothing runs under a doubtful policy.
-    """
-    values = read_yaml(path)
-    known = {f.name for f in fields(Policy)}
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"policy: {key}", value, f"use one of {', '.join(sorted(known))}")
-        default = getattr(Policy(), key)
-        if key in ("organs", "models") and value == "any":
-            made[key] = ()
-        elif isinstance(default, tuple):
-            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise UserError(f"policy: {key}", value, "give a list of names")
-            if not value or (key == "share" and set(value) - set(SHARES)):
-                raise UserError(f"policy: {key}", value, f"choose of {', '.join(SHARES)}")
-            made[key] = tuple(value)
-        elif isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise UserError(f"policy: {key}", value, "write true or false")
-            made[key] = value
-        else:
-            whole = isinstance(default, int)
-            made[key] = type(default)(number_of("policy", key, value, whole=whole))
-    return Policy(**made)
-
-
-def require_allowed(plan: Plan, site: str, policy: Policy) -> None:
-    """Requires that every phase of this site is one that the policy allows.
+    The whole plan counts where the site would read data for it (organs, preprocessing, network),
+    the phases of the site elsewhere.
 
     Raises:
         PolicyError: names the key; it stays in the site's log.
     """
-    if policy.models and plan.model.name not in policy.models:
-        raise PolicyError(f"models: {plan.model.name}")
-    for phase in plan.phases:
-        if site not in phase.sites:
-            continue
+    own = [phase for phase in plan.phases if site in phase.sites]
+    if not own:
+        raise PolicyError("phases: none of the plan's phases is for this site")
+    _require_sums(plan, site, policy)
+    _require_organs(plan, policy)
+    _require_size(plan, own, policy)
+    for phase in own:
         if phase.share not in policy.share:
             raise PolicyError(f"share: {phase.share} in phase {phase.name}")
         if phase.local_epochs < policy.fewest_local_epochs:
             raise PolicyError(f"fewest_local_epochs: {phase.local_epochs} in phase {phase.name}")
-        wrong = [o for o in phase.organs if policy.organs and o not in policy.organs]
-        if wrong:
-            raise PolicyError(f"organs: {', '.join(wrong)} in phase {phase.name}")
-        if phase.share == "none" and plan.federation.min_cell < policy.min_cell:
+        if phase.rounds * phase.local_epochs > policy.most_epochs:
+            epochs = phase.rounds * phase.local_epochs
+            raise PolicyError(f"most_epochs: {epochs} in phase {phase.name}")
+        if phase.share != "none":
+            _require_shared(plan, phase, policy)
+    _require_apart(own, policy)
+
+
+def _require_organs(plan: Plan, policy: Policy) -> None:
+    """All organs of the plan are prepared, those of other sites' phases too."""
+    if policy.organs and (wrong := [o for o in plan.organ_names if o not in policy.organs]):
+        raise PolicyError(f"organs: {', '.join(wrong)}")
+    widened = [o for o, told in plan.organs.items() if (told or {}).get("aliases")]
+    if widened and not policy.plan_aliases:
+        raise PolicyError(
+            f"plan_aliases: the plan brings spellings of its own for {', '.join(map(str, widened))}"
+        )
+
+
+def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:
+    model = plan.model
+    if policy.models and model.name not in policy.models:
+        raise PolicyError(f"models: {model.name}")
+    if math.prod(plan.preprocess.crop) > policy.most_crop_voxels:
+        raise PolicyError(f"most_crop_voxels: {plan.preprocess.crop}")
+    if max(model.channels, default=0) > policy.most_channels or len(model.channels) > 16:
+        raise PolicyError(f"most_channels: {model.channels}")
+    steps = [step for level in model.strides or [] for step in level]
+    if max(steps, default=1) > policy.largest_stride:
+        raise PolicyError(f"largest_stride: {model.strides}")
+    if plan.train.batch > policy.largest_batch:
+        raise PolicyError(f"largest_batch: {plan.train.batch}")
+    if plan.train.threads > 1024:
+        raise PolicyError(f"threads: {plan.train.threads}")
+    for phase in own:
+        if (size := _parameters(plan_json(plan), phase.name)) > policy.most_parameters:
+            raise PolicyError(f"most_parameters: {size} in phase {phase.name}")
+
+
+@functools.lru_cache(32)
+def _parameters(plan: str, phase: str) -> int:
+    try:
+        made = plan_from_json(plan)
+        with torch.device("meta"):  # shapes only, however large
+            model = network(made, made.phase(phase))
+    except UserError as error:
+        raise PolicyError(f"model: {error}") from error
+    return sum(p.numel() for p in model.parameters())
+
+
+def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
+    """What an update that leaves must be made with, as far as the plan tells."""
+    settings, name = plan.train, phase.name
+    if plan.federation.min_cell < policy.min_cell:
+        raise PolicyError(
+            f"min_cell: the plan publishes scores of {plan.federation.min_cell} cases or more, "
+            f"policy.yaml asks for at least {policy.min_cell} (the coordinator: "
+            f"federation.min_cell={policy.min_cell})"
+        )
+    if phase.rounds == 0:
+        return
+    if settings.optimizer not in policy.optimizers:
+        raise PolicyError(f"optimizers: {settings.optimizer}")
+    rate = settings.lr if phase.lr is None else phase.lr
+    if not policy.smallest_lr <= rate <= policy.largest_lr:
+        raise PolicyError(f"smallest_lr, largest_lr: {rate} in phase {name}")
+    if settings.optimizer == "sgd" and settings.momentum > policy.largest_momentum:
+        raise PolicyError(f"largest_momentum: {settings.momentum}")
+    if not 0 < settings.clip_norm <= policy.largest_clip_norm:
+        raise PolicyError(f"largest_clip_norm: {settings.clip_norm} (0 clips nothing)")
+    if (share := augmentation(plan.augment)) < policy.least_augmentation:
+        raise PolicyError(
+            f"least_augmentation: {share} (the coordinator: "
+            f"augment.probability={policy.least_augmentation} or more)"
+        )
+    widest = max(plan.model.channels, default=1)
+    if math.prod(plan.preprocess.crop) < policy.fewest_voxels_channel * widest:
+        raise PolicyError(
+            f"fewest_voxels_channel: a crop of {plan.preprocess.crop} for {widest} channels"
+        )
+    weights = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
+    bound = plan.weighting.bound if plan.weighting.by == "dice" else 1.0
+    if min(weights) <= 0 or max(weights) / min(weights) * bound > policy.largest_organ_ratio:
+        raise PolicyError(f"largest_organ_ratio: {weights}, times {bound}, in phase {name}")
+    if phase.max_cases is not None and phase.max_cases < policy.fewest_cases:
+        raise PolicyError(f"fewest_cases: max_cases is {phase.max_cases} in phase {name}")
+
+
+def _require_apart(own: list[Phase], policy: Policy) -> None:
+    """Two updates over nearly the same cases would tell of those that only one of them has."""
+    most = sorted({p.max_cases for p in own if p.share != "none" and p.max_cases is not None})
+    for fewer, more in itertools.pairwise(most):
+        if more - fewer < policy.fewest_cases:
             raise PolicyError(
-                f"min_cell: the plan publishes scores of {plan.federation.min_cell} cases or more, "
-                f"policy.yaml asks for at least {policy.min_cell} (the coordinator: "
-                f"federation.min_cell={policy.min_cell})"
+                f"fewest_cases: phases with max_cases {fewer} and {more} differ by fewer cases"
             )
+
+
+def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
+    """Sums over sites where the policy requires them, and sums over enough of them."""
+    if not plan.federation.secure_aggregation:
+        if policy.secure_aggregation == "required":
+            raise PolicyError(
+                "secure_aggregation: required, and the plan does not ask for it (the coordinator: "
+                "federation.secure_aggregation=true)"
+            )
+        return
+    sites = summed_sites(plan)
+    if site in sites and len(sites) < policy.secure_aggregation_sites:
+        raise PolicyError(
+            f"secure_aggregation_sites: {policy.secure_aggregation_sites}, and the plan has "
+            f"{len(sites)} sites (the coordinator: add sites to the plan's phases; or write a "
+            "smaller number into policy.yaml)"
+        )
+
+
+def augmentation(settings: Augment) -> float:
+    """Probability with which a case is deformed; 0 where the deformation is a weak one."""
+    shipped = Augment()
+    pairs = [
+        *zip(settings.rotate_deg, shipped.rotate_deg, strict=True),
+        *zip(settings.translate_mm, shipped.translate_mm, strict=True),
+        (settings.scale, shipped.scale),
+        (settings.elastic_mm, shipped.elastic_mm),
+    ]
+    strong = all(ours >= HALF * theirs for ours, theirs in pairs)
+    return settings.probability if settings.enabled and strong else 0.0

@@ -1,31 +1,31 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from client import work
-from client.app import EXPIRED, _refusal, _say, app, site_of
-from client.personal import Personal
+from client.app import app, site_of
+from client.personal import Personal, Stamp
+from client.prepared import description_of
 from client.site import Site
 from core.errors import UserError
 from core.optimisation import NonFiniteError
 from core.phases import fingerprint, network, parts_of, state_hash
 from core.plan import Phase
-from core.protocol import NEED_BASE, OK, Description, Order
-from hnfed.guard.policy import PolicyError
+from core.protocol import NEED_BASE, OK, Description
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 from tests.weights import weights_in
 
 # ------------------------------------------------------------------------------ the right way
+
+# What the tiny plan needs of a site: it has three cases and is not augmented.
+LAX = "min_cell: 1\nleast_augmentation: 0\nfewest_voxels_channel: 1\n"
 
 
 def test_query_describes_the_site(node: MakeNode) -> None:
@@ -98,6 +98,11 @@ def test_a_base_under_a_wrong_hash_is_refused(node: MakeNode, make_phase: MakePh
 # ----------------------------------------------------------------------------- personal phases
 
 
+def stored(n: Node, index: int = 0) -> Personal:
+    phase = n.plan.phases[index]
+    return Personal(n.site.phase_folder(phase.name), Stamp.of("run", n.plan, phase))
+
+
 def personal_node(node: MakeNode, make_phase: MakePhase, *more: Phase) -> Node:
     return node(make_phase(freeze="encoder", share="none"), *more)
 
@@ -116,7 +121,7 @@ def test_a_personal_phase_sends_no_arrays(node: MakeNode, make_phase: MakePhase)
     reply = n.ask("evaluate", n.order(task="test", round_=2, base_hash=digest, best_round=1))
     assert code(reply) == OK
     assert not reply.content.array_records
-    own = Personal(n.site.phase_folder("p"))
+    own = stored(n)
     assert own.exported_round() == 1  # the round that the server names, whatever the site's own
     assert state_hash(own.load(1).state) == state_hash(own.best(), sorted(own.load(1).state))
 
@@ -137,75 +142,12 @@ def test_a_personal_phase_may_start_from_another_ones_weights(
     n.ask("train", n.order(base_hash=digest), base=base)
     reply = n.ask("train", n.order("q"))
     assert code(reply) == OK
-    own = Personal(n.site.phase_folder("p")).best()
-    after = Personal(n.site.phase_folder("q")).best()
+    own, after = stored(n).best(), stored(n, 1).best()
     frozen = parts_of(network(n.plan, second), n.plan, second).frozen
     assert all(torch.equal(after[k], own[k]) for k in frozen)
 
 
-# ------------------------------------------------------------------------------------- limits
-
-
-def test_a_hung_step_ends_when_the_policy_says_so(
-    node: Callable[..., Node],
-    make_phase: MakePhase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ended: list[int] = []
-    real = work.train_shared
-    monkeypatch.setattr("client.app.END_SECONDS", 0.0)
-    monkeypatch.setattr("client.app.os._exit", ended.append)
-    released = threading.Event()
-
-    def hanging(*arguments: Any) -> Any:
-        released.wait(60)
-        return real(*arguments)
-
-    monkeypatch.setattr(work, "train_shared", hanging)
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 1\n")
-    n = node(make_phase())
-    n.node_config["policy"] = str(policy)
-    started = time.monotonic()
-    reply = n.ask("train", arrays=n.start())
-    assert code(reply) == "E_TIME"
-    assert time.monotonic() - started < 30
-    for _ in range(100):
-        if ended:
-            break
-        time.sleep(0.05)
-    assert ended == [1], "what hangs is ended with its process"
-    released.set()
-    for thread in threading.enumerate():
-        if thread.daemon and thread is not threading.current_thread():
-            thread.join(20)
-    kinds = [r["kind"] for r in receipts_of(n.site)]
-    assert kinds == ["error"], "what was late has not left, and no receipt says that it did"
-
-
-@pytest.mark.parametrize("late", [True, False], ids=["late", "failed"])
-def test_no_receipt_tells_of_weights_that_could_not_be_packed_in_time(
-    node: MakeNode, monkeypatch: pytest.MonkeyPatch, late: bool
-) -> None:
-    def packing(state: Any) -> bytes:
-        if not late:
-            raise RuntimeError("no memory")
-        EXPIRED.add(threading.current_thread())
-        return b"x"
-
-    monkeypatch.setattr("client.app.packed", packing)
-    n = node()
-    try:
-        assert code(n.ask("train", arrays=n.start())) == ("E_TIME" if late else "E_INTERNAL")
-    finally:
-        EXPIRED.discard(threading.current_thread())
-    assert [r["kind"] for r in receipts_of(n.site)] == ["error"]
-
-
-def receipts_of(site: Site) -> list[dict[str, Any]]:
-    lines = (site.run_folder / "receipts.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+# ------------------------------------------------------------------------------------- errors
 
 
 def test_an_order_for_a_phase_of_others_is_refused(node: MakeNode, make_phase: MakePhase) -> None:
@@ -215,51 +157,6 @@ def test_an_order_for_a_phase_of_others_is_refused(node: MakeNode, make_phase: M
     reply = n.ask("train", n.order("others"), arrays=start)
     assert code(reply) == "E_POLICY"
     assert not reply.content.array_records
-
-
-def test_withheld_counts_do_not_follow_from_anything_else(
-    node: MakeNode, make_phase: MakePhase, tmp_path: Path
-) -> None:
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("counts: false\n")
-    n = node(make_phase())
-    n.node_config["policy"] = str(policy)
-    metrics = n.ask("train", arrays=n.start()).content["metrics"]
-    assert [metrics[k] for k in ("cases", "steps", "skipped")] == [0, 0, 0]
-    assert "annotated" not in metrics
-
-
-def test_a_handler_that_exits_is_no_overtime(
-    node: MakeNode, make_phase: MakePhase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exiting(*_: Any) -> Any:
-        raise SystemExit(3)
-
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 600\n")
-    monkeypatch.setattr(work, "train_shared", exiting)
-    n = node(make_phase())
-    n.node_config["policy"] = str(policy)
-    assert code(n.ask("train", arrays=n.start())) == "E_INTERNAL"
-
-
-def test_within_its_limits_a_site_answers_as_ever(
-    node: Callable[..., Node],
-    make_phase: MakePhase,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("longest_s: 600\n")
-    n = node(make_phase())
-    n.node_config["policy"] = str(policy)
-    monkeypatch.setenv("HNFED_STARTED", repr(time.time() - 100.0))
-    reply = n.ask("train", arrays=n.start())
-    assert code(reply) == OK
-    assert 50 < float(reply.content["metrics"]["startup"]) < 200  # type: ignore[arg-type, index]
-
-
-# ------------------------------------------------------------------------------------- errors
 
 
 ERRORS = [
@@ -358,17 +255,11 @@ def test_a_plan_that_cannot_be_read_is_an_error_of_the_site(node: MakeNode) -> N
 # ---------------------------------------------------------------------------- who is this node
 
 
-def site_file(tmp_path: Path) -> str:
-    path = tmp_path / "site.yaml"
-    path.write_text(f"name: east\nroot: /data\ncache: {tmp_path}/c\nstate: {tmp_path}/s\n")
-    return str(path)
-
-
 def test_a_real_site_refuses_a_site_map_from_the_server(
-    node: MakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = node()
-    n.node_config = {"site": site_file(tmp_path)}
+    n.node_config = {"site": description_of(n.site, "0" * 64, {})}
     monkeypatch.setattr(work, "describe", lambda *a: pytest.fail("described"))
     with pytest.raises(UserError, match="only a simulation"):
         site_of(n.context)
@@ -377,52 +268,36 @@ def test_a_real_site_refuses_a_site_map_from_the_server(
     assert reply.content["header"]["site"] == ""
 
 
-def test_a_real_site_is_its_site_file(node: MakeNode, tmp_path: Path) -> None:
+def test_a_real_site_is_what_its_guard_tells(node: MakeNode) -> None:
     n = node()
-    n.node_config = {"site": site_file(tmp_path)}
-    n.config["local"] = ""
+    told = description_of(n.site, n.site.split_hash(), {"E_EXCLUDED": 2})
+    n.node_config, n.config["local"] = {"site": told}, ""
     site = site_of(n.context)
-    assert (site.name, site.run_folder) == ("east", tmp_path / "s" / "run")
+    assert (site.name, site.run_folder, site.secret) == ("north", n.site.run_folder, b"")
+    assert site.sources[0].root == "", "no archive"
+    assert str(n.site.sources[0].root) not in told
+    reply = n.ask("query")
+    assert code(reply) == OK
+    assert reply.content["metrics"]["left_out.E_EXCLUDED"] == 2
+
+
+def test_a_real_site_prepares_nothing(node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = node()
+    n.node_config = {"site": description_of(n.site, n.site.split_hash(), {})}
+    n.config["local"] = ""
+    monkeypatch.setattr(Site, "prepare", lambda *a: pytest.fail("prepared"))
+    assert code(n.ask("query")) == OK
+
+
+@pytest.mark.parametrize("told", ["{", "[]", '{"name": "x"}', "site.yaml"])
+def test_a_site_that_is_told_otherwise(node: MakeNode, told: str) -> None:
+    n = node()
+    n.node_config, n.config["local"] = {"site": told}, ""
+    assert code(n.ask("query")) == "E_SITE"
 
 
 def test_a_node_that_is_nobody(node: MakeNode) -> None:
     n = node()
     n.config["local"] = ""
-    with pytest.raises(UserError, match="node-config"):
+    with pytest.raises(UserError, match="hnfed client"):
         site_of(n.context)
-
-
-def order_of(run: str) -> Message:
-    order = ConfigRecord(Order(run, "p", 3, "train").to_config())
-    return Message(RecordDict({"order": order}), 2, "train")
-
-
-def test_the_screen_of_a_site_shows_one_plain_line_an_order(
-    node: MakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
-    at_site = node()
-    _say(order_of("r"), at_site.context, "answered")
-    assert capsys.readouterr().out == "", "a simulation has no screen of its own"
-    at_site.node_config["policy"] = "policy.yaml"
-    _say(order_of("x\nhnfed: approve 1234\x1b]0;t\x07" + 500 * "y"), at_site.context, "answered")
-    shown = capsys.readouterr().out
-    assert shown == "hnfed: run ?: who is there: answered\n", "a name that is none is not shown"
-    _say(order_of("r"), at_site.context, "\x1b]0;t\x07" + 500 * "y")
-    shown = capsys.readouterr().out
-    assert shown.startswith("hnfed: run r: p round 3, train: <U+001B>]0;t<U+0007>yyy")
-    assert len(shown.splitlines()) == 1
-    assert shown.rstrip("\n").isprintable()
-    assert len(shown) < 450
-
-
-def test_an_error_on_the_screen_names_no_case_and_a_refusal_says_why(
-    node: MakeNode, capsys: pytest.CaptureFixture[str]
-) -> None:
-    at_site = node()
-    at_site.node_config["policy"] = "policy.yaml"
-    _refusal(order_of("r"), at_site.context, UserError("root", PATIENT, "mend it"))
-    shown = capsys.readouterr().out
-    assert "p round 3, train: not done, the server is told E_DATA: UserError" in shown
-    assert PATIENT not in shown
-    _refusal(order_of("r"), at_site.context, PolicyError("min_cell: 1, not 11"))
-    assert "E_POLICY: PolicyError, min_cell: 1, not 11" in capsys.readouterr().out

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from client.personal import Kept, Personal, cached_base, keep_base, mean_dice
+from client.personal import Kept, Personal, Stamp, cached_base, keep_base, mean_dice
 from core.errors import UserError
 from core.metrics import OrganSum
 from core.phases import state_hash
+
+STAMP = Stamp("r-000001", "a" * 64, "p", "none")
 
 
 def kept(value: float, best_round: int, best_score: float = 0.5) -> Kept:
@@ -20,7 +23,7 @@ def kept(value: float, best_round: int, best_score: float = 0.5) -> Kept:
 
 @pytest.fixture
 def personal(tmp_path: Path) -> Personal:
-    return Personal(tmp_path / "p")
+    return Personal(tmp_path / "p", STAMP)
 
 
 def test_a_round_comes_back_with_its_optimiser(personal: Personal) -> None:
@@ -52,6 +55,30 @@ def test_the_best_is_a_whole_model(personal: Personal) -> None:
     personal.export_best(state, meta)
     assert {k: v.tolist() for k, v in personal.best().items()} == {"a": [1.0, 1.0], "b": [0.0]}
     assert (personal.folder / "best.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "change", [{"share": "all"}, {"plan": "b" * 64}, {"run": "other"}, {"phase": "q"}]
+)
+def test_weights_that_stay_are_opened_for_nothing_else(
+    personal: Personal, change: dict[str, str]
+) -> None:
+    """A second plan of the same run and phase name, `share: all`, would send them."""
+    personal.keep(1, kept(1, 1))
+    personal.export_best({"a": torch.ones(2)}, {"organs": ["Larynx"]})
+    other = Personal(personal.folder, replace(STAMP, **change))
+    with pytest.raises(UserError, match="another run, plan or share") as caught:
+        other.load(1)
+    assert caught.value.field == "base_round"
+    with pytest.raises(UserError, match="another run, plan or share"):
+        other.best()
+    assert personal.load(1).best_round == 1
+
+
+def test_weights_without_a_stamp_are_not_opened(personal: Personal) -> None:
+    personal.store.put(1, {"a": torch.ones(2)}, {"round": 1, "best_round": 1, "best_score": 0.5})
+    with pytest.raises(UserError, match="another run, plan or share"):
+        personal.load(1)
 
 
 BASE: dict[str, Tensor] = {"w": torch.arange(6.0), "b": torch.ones(1)}

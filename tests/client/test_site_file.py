@@ -130,6 +130,23 @@ def test_an_unknown_key_of_a_site_file_gets_the_nearest(tmp_path: Path) -> None:
         site_from_file(site_file(tmp_path, zzz=1), "r")
 
 
+def test_a_proxy_with_a_password_wants_a_file_of_its_owner_alone(tmp_path: Path) -> None:
+    assert site_from_file(site_file(tmp_path), "r").proxy == ""
+    for proxy in ("none", "http://proxy.example.org:3128"):
+        assert site_from_file(site_file(tmp_path, proxy=proxy), "r").proxy == proxy
+    path = site_file(tmp_path, proxy="http://u:secret@proxy.example.org:3128")
+    path.chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600") as caught:
+        site_from_file(path, "r")
+    assert "secret" not in str(caught.value)
+    path.chmod(0o600)
+    assert site_from_file(path, "r").proxy.endswith("@proxy.example.org:3128")
+    for wrong in ("proxy", 3128, ["http://p:1"], {"http": "u:secret@p:1"}):
+        with pytest.raises(UserError, match="proxy") as caught:
+            site_from_file(site_file(tmp_path, proxy=wrong), "r")
+        assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["cache", "state"])
 def test_a_folder_that_others_can_open_is_refused(key: str, tmp_path: Path) -> None:
     path, folder = site_file(tmp_path), tmp_path / key

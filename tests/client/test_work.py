@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from client import fitting, scoring, work
-from client.personal import Personal
+from client.personal import Personal, Stamp
 from client.site import Site
 from core.checkpoint import load
 from core.errors import UserError
@@ -24,6 +24,11 @@ MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]
 
 # --------------------------------------------------------------------------------- description
+
+
+def stored(site: Site, plan: Plan) -> Personal:
+    phase = plan.phases[0]
+    return Personal(site.phase_folder(phase.name), Stamp.of("run", plan, phase))
 
 
 def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: MakePlan) -> None:
@@ -159,7 +164,7 @@ def test_what_thaws_changes_from_its_round_on(
     for round_ in (1, 2):
         if share == "none":
             work.train_personal(prepared, plan, phase, order(round_, base_round=round_ - 1), before)
-            after = before | Personal(prepared.phase_folder("p")).load(round_).state
+            after = before | stored(prepared, plan).load(round_).state
         else:
             after, _ = work.train_shared(prepared, plan, phase, order(round_), before)
         changed.append({n for n in encoder if not torch.equal(before[n], after[n])})
@@ -224,7 +229,7 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
     state, meta = load(folder / "best.safetensors")
     assert set(state) == set(start(plan))
     assert (meta["round"], meta["site"], meta["organs"]) == (2, "north", plan.phases[0].organs)
-    kept = Personal(folder)
+    kept = stored(prepared, plan)
     assert kept.store.rounds() == [2, 3]
     parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
     assert set(kept.load(3).state) == set(parts.personal)
@@ -261,7 +266,7 @@ def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_person
     plan = personal_plan(make_plan, make_phase)
     plan = replace(plan, weighting=Weighting(by="dice", smoothing=0.0))
     rounds(prepared, plan, {1: 0.7, 2: 0.2}, monkeypatch, 2, spread=0.2)
-    kept = Personal(prepared.phase_folder("p")).load(1).organ_factors
+    kept = stored(prepared, plan).load(1).organ_factors
     assert kept == pytest.approx([0.3 / 0.4, 0.5 / 0.4])
     assert given == [[1.0, 1.0], kept]
 
@@ -273,7 +278,7 @@ def test_a_personal_phase_goes_on_with_its_optimiser(
     given = watched(monkeypatch, fitting, "train", "optimiser_state")
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
     assert given[0] is None
-    saved = Personal(prepared.phase_folder("p")).load(1).optimiser
+    saved = stored(prepared, plan).load(1).optimiser
     assert given[1].keys() == saved.keys()
     assert given[1]
 
@@ -334,7 +339,7 @@ def test_kept_norms_stay_and_join_the_next_round(
     parts = parts_of(network(plan, phase), plan, phase)
     assert parts.personal
     trained, _ = work.train_shared(prepared, plan, phase, order(), first)
-    own = Personal(prepared.phase_folder("p")).load(1).state
+    own = stored(prepared, plan).load(1).state
     assert set(own) == set(parts.personal)
     assert moved(first, own | {n: first[n] for n in parts.shared}) <= set(parts.personal)
     shared = {n: trained[n].detach().clone() for n in parts.shared}
@@ -357,7 +362,7 @@ def test_the_best_round_of_a_phase_with_kept_parts_is_a_whole_model_at_the_site(
     work.train_shared(prepared, plan, phase, order(2, base_round=1), first)
     work.evaluate(prepared, plan, phase, order(2, "test", base_round=2, best_round=1), first)
     state, meta = load(prepared.phase_folder("p") / "best.safetensors")
-    own = Personal(prepared.phase_folder("p")).load(1).state
+    own = stored(prepared, plan).load(1).state
     assert meta["round"] == 1
     assert set(state) == set(first)
     assert not moved(own, {n: state[n] for n in own})
@@ -396,7 +401,7 @@ def test_ditto_trains_a_network_beside_the_shared_one(
         plain, _ = work.train_shared(prepared, make_plan(), make_phase(), order(), first)
         trained, _ = work.train_shared(prepared, plan, phase, order(), first)
         assert not moved(plain, trained)  # what is shared knows nothing of it
-        own = Personal(prepared.phase_folder("p")).load(1).state
+        own = stored(prepared, plan).load(1).state
         far[pull] = float(sum(((own[n] - first[n]) ** 2).sum() for n in own))
     assert 0 < far[50.0] < 0.5 * far[0.0]
     result = work.evaluate(

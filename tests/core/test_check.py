@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from core.check import check_archive
+from core.check import Report, check_archive
 from core.check_case import CaseFacts
 from core.check_site import protocols, two_groups
 from core.check_text import screen
 from core.data.archive import open_archive
 from core.data.plausible import Place
+from core.errors import Finding
 
 
 def codes(root: Path, **options: object) -> list[str]:
@@ -123,3 +124,27 @@ def test_the_screen_is_one_screen(balls: Path) -> None:
     assert len(lines) < 40
     assert any("E_IMAGE_UNREADABLE x30" in line for line in lines)
     assert "36 cases (pddca), 6 usable" in lines[0]
+
+
+def test_every_reason_of_a_code_is_on_the_screen() -> None:
+    """Two series refused for different reasons: the first one's reason is not the second's."""
+
+    def refused(case: str, message: str) -> Finding:
+        return Finding("E_IMAGE_GEOMETRY", "error", case, "", message, f"remedy of {message}")
+
+    tilts = [refused(f"{n}f", f"gantry tilt of {n}.5 degrees") for n in range(3)]
+    found = [*tilts, refused("b", "PixelSpacing reads [3,2]: a decimal comma"), refused("c", "x")]
+    text = screen(Report("dicom", 5, 0, {}, tuple(found)))
+    assert text.count("gantry tilt") == 2, "one line, and its remedy"
+    assert "a decimal comma" in text
+    assert "E_IMAGE_GEOMETRY x5" in text
+    more = [refused(str(n), f"reason {word}") for n, word in enumerate("abcde")]
+    assert "and 2 further reasons: see --json" in screen(Report("dicom", 5, 0, {}, tuple(more)))
+
+
+def test_a_case_without_contours_is_told_what_it_lacks(balls: Path) -> None:
+    shutil.rmtree(balls / "c1" / "structures")
+    report = check_archive(open_archive(balls), show_paths=True)
+    (finding,) = [f for f in report.findings if f.case == "c1" and f.severity == "error"]
+    assert finding.code == "E_NO_ORGAN"
+    assert finding.message == "no contours belong to this CT"

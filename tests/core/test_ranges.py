@@ -25,7 +25,6 @@ from core.ranges import (
     number_of,
     numbers,
 )
-from hnfed.guard.policy import Policy
 from server.provision import Federation
 
 
@@ -54,8 +53,7 @@ def test_every_number_of_a_plan_has_its_row_and_no_row_is_left_over() -> None:
     assert all(r.low < r.high < float("inf") for table in tables for r in table.values())
 
 
-def test_every_number_of_a_policy_and_a_federation_has_its_row() -> None:
-    assert set(rows_of(Policy, "")) == set(FILES["policy"])
+def test_every_number_of_a_federation_has_its_row() -> None:
     federation = {f"server.{k}" if "port" in k else k for k in rows_of(Federation, "")}
     assert federation == set(FILES["federation"])
 

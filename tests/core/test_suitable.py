@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.data.volume import Geometry
+from core.data.volume import Geometry, Volume
 from core.errors import CaseError
 from core.plan import Preprocess
-from core.suitable import implausible, require_suitable
+from core.suitable import doubts_by_organ, implausible, require_suitable
 
 SETTINGS = Preprocess([3.0, 2.0, 2.0], [64, 64, 64])
 
@@ -52,9 +52,47 @@ def test_nothing_but_air_is_refused() -> None:
     assert error.value.code == "E_NO_BODY"
 
 
+def test_what_is_forced_is_taken_with_its_doubts() -> None:
+    (doubt,) = require_suitable(*body([440] * 7), SETTINGS, force=True)
+    assert "no head" in doubt
+    with pytest.raises(CaseError):
+        require_suitable(*body([0] * 7), SETTINGS, force=True)
+
+
+def boxes(**sides: tuple[int, int]) -> Volume:
+    """Soft tissue of 4 mm voxels; by organ, first column and side of a cube in voxels."""
+    geometry = Geometry((30, 30, 60), (4.0, 4.0, 4.0))
+    masks = {}
+    for organ, (first, side) in sides.items():
+        mask = np.zeros(geometry.size, dtype=bool)
+        mask[5 : 5 + side, 5 : 5 + side, first : first + side] = True
+        masks[organ] = mask
+    return Volume("p", np.full(geometry.size, 40, dtype=np.int16), geometry, masks)
+
+
 def test_contours_of_impossible_sizes_are_told() -> None:
-    assert not implausible({"Brainstem": 25.0, "Parotid_L": 0.0})
-    assert not implausible({"Tooth_12": 0.0})
-    assert not implausible({})
-    for volumes in ({"Brainstem": 0.0}, {"Brainstem": 900.0, "Parotid_L": 0.2}):
-        assert "no organ of a plausible size" in implausible(volumes)
+    small = boxes(Brainstem=(20, 20), Parotid_L=(45, 1))
+    doubts = doubts_by_organ(small)
+    assert "at most 45 mL are plausible" in doubts["Brainstem"]
+    assert "mL are plausible" in doubts["Parotid_L"]
+    assert "no organ of a plausible size" in implausible(doubts, list(small.masks))
+    assert implausible({}, []), "nothing was found at all"
+
+
+def test_one_organ_of_a_plausible_size_is_enough() -> None:
+    volume = boxes(Brainstem=(28, 8), Parotid_L=(45, 1))
+    doubts = doubts_by_organ(volume)
+    assert set(doubts) == {"Parotid_L"}
+    assert implausible(doubts, list(volume.masks)) == ""
+
+
+def test_organs_on_the_wrong_side_are_told() -> None:
+    volume = boxes(Parotid_L=(10, 7), Parotid_R=(40, 7))
+    doubts = doubts_by_organ(volume)
+    assert all("other side" in text for text in doubts.values())
+    assert implausible(doubts, list(volume.masks))
+
+
+def test_an_organ_of_unpublished_size_is_not_judged() -> None:
+    volume = boxes(Tooth_12=(20, 20))
+    assert implausible(doubts_by_organ(volume), list(volume.masks)) == ""

@@ -327,3 +327,41 @@ def test_a_failing_wandb_costs_the_tracking_not_the_run(
     assert len(said) == 1
     assert "without tracking" in said[0]
     assert "someone" not in said[0]
+
+
+STOPPED = """
+import json, os, signal, sys, time
+from pathlib import Path
+from core import tracking
+from core.plan import Tracking
+tracking.CALL_LIMIT_S["offline"] = 3.0
+tracker = tracking.open_tracker(Tracking(), run_id="a", folder=Path(sys.argv[1]), config={})
+assert tracker.mode == "offline", tracker.notes
+tracker.log("pretrain", 1, {"loss": 1.0})
+helper = tracking._helper()
+os.kill(helper.pid, signal.SIGSTOP)
+begun = time.monotonic()
+if sys.argv[2] == "log":
+    while tracker.mode == "offline" and time.monotonic() - begun < 60:
+        tracker.log("pretrain", 2, {str(i): "x" * 1000 for i in range(1000)})
+tracker.finish()
+print(json.dumps({"seconds": time.monotonic() - begun, "notes": tracker.notes,
+                  "mode": tracker.mode, "helper": helper.wait(10)}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("at", ["finish", "log"])
+def test_a_helper_of_wandb_that_is_stopped_holds_nobody_up(tmp_path: Path, at: str) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(tmp_path), at],
+        capture_output=True, text=True, timeout=200, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["seconds"] < 3.0 + tracking.ABANDON_LIMIT_S + 10.0
+    (note,) = said["notes"]
+    assert (said["mode"], "without tracking" in note) == ("disabled", True)
+    assert said["helper"] == -9
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - begun < 150.0

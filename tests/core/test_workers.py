@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.workers import each
+from core.workers import _quota, cpus, each
 
 
 def square(value: int) -> int:
@@ -36,7 +36,7 @@ def test_a_worker_that_dies_is_told() -> None:
 
 PARENT = """
 import time
-from core.workers import each
+from core.workers import _quota, cpus, each
 from tests_of_workers import slow
 if __name__ == "__main__":
     list(each(slow, [1, 2], 2))
@@ -75,3 +75,45 @@ def runs(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_the_cpus_are_those_that_this_process_may_use() -> None:
+    mine = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", "from core.workers import cpus; print(cpus())"]
+    root = Path(__file__).resolve().parents[2]
+
+    def bound() -> None:
+        os.sched_setaffinity(0, {min(mine)})
+
+    one = subprocess.check_output(command, cwd=root, preexec_fn=bound)
+    assert (int(one), 1 <= cpus() <= len(mine)) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),
+        ("0::/a", {"a/cpu.max": "max 100000"}, float("inf")),
+        ("0::/gone", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "3:memory:/m\n2:cpu,cpuacct:/x",
+            {
+                "cpu,cpuacct/x/cpu.cfs_quota_us": "200000",
+                "cpu,cpuacct/x/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            2.0,
+        ),
+        ("", {}, float("inf")),
+    ],
+)
+def test_a_groups_quota_counts(
+    tmp_path: Path, groups: str, files: dict[str, str], left: float
+) -> None:
+    (tmp_path / "of").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _quota(tmp_path, tmp_path / "of") == left
+    assert _quota(tmp_path, tmp_path / "no such file") == float("inf")

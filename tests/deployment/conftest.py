@@ -42,6 +42,12 @@ PLAN = {
     },
 }  # fmt: skip
 
+# Four phantoms a site are fewer than a kit's own policy asks for.
+LENIENT = (
+    "min_cell: 1", "fewest_cases: 1", "fewest_cases_organ: 1", "fewest_steps: 1",
+    "least_augmentation: 0", "largest_clip_norm: 1000", "fewest_voxels_channel: 1",
+)  # fmt: skip
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -80,6 +86,21 @@ def hnfed(log: Path, *arguments: str | Path) -> Machine:
     return Machine(log, sys.executable, "-m", "hnfed.cli.main", *arguments)
 
 
+def running(words: str, kit: Path) -> list[int]:
+    """Processes of a kit whose command line holds these words."""
+    wanted = (words.encode(), str(kit).encode())
+    lines = {int(p.parent.name): content_of(p) for p in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, line in lines.items() if all(w in line for w in wanted)]
+
+
+def content_of(path: Path) -> bytes:
+    """A file of /proc, or nothing where its process is gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 class Place:
     """Kits, site files and the simulated run that the deployment must equal."""
 
@@ -97,8 +118,7 @@ class Place:
         for name in SITES:
             kit = self.kit(name)
             approve(kit, hashlib.sha256(content).hexdigest(), content)
-            policy = kit.folder / "policy.yaml"
-            policy.write_text(policy.read_text().replace("min_cell: 11", "min_cell: 1"))
+            (kit.folder / "policy.yaml").write_text("\n".join(LENIENT) + "\n")
             phantom = "nyu" if name == "nyu" else "miccai"
             candidates = sorted((folder / "cache" / "phantom").glob(f"{name}-*")) or sorted(
                 (folder / "cache" / "phantom").glob(f"{phantom}-*")

@@ -10,13 +10,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from core.kit import Kit
+from core.kit import Kit, ssl_context
 
 CHUNK = 65536
 
 
 class Proxy:
     """Listens on a port of the loopback address with the server's own certificate.
+
+    Towards the server it shows the certificate of a site, as the site itself would.
 
     Attributes:
         delay_s: before each chunk goes on.
@@ -26,13 +28,13 @@ class Proxy:
         kept: all bytes that passed, in the clear; empty unless `keep`.
     """
 
-    def __init__(self, server: Kit, port: int, *, keep: bool = False) -> None:
+    def __init__(self, server: Kit, site: Kit, port: int, *, keep: bool = False) -> None:
         self.port = port
         self.delay_s, self.cut_after = 0.0, 0
         self.refusing = self.stalled = False
         self.keep, self.kept = keep, bytearray()
         self._upstream = server.port
-        self._inner = ssl.create_default_context(cafile=str(server.ca))
+        self._inner = ssl_context(site)
         self._outer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         crt, key = server.folder / "server.crt", server.folder / "server.key"
         self._outer.load_cert_chain(crt, key)

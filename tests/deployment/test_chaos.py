@@ -142,11 +142,11 @@ def kill_server(stage: Stage, site: str) -> None:
 
 
 SITE_FAULTS: dict[str, Fault] = {
-    "app killed": kill("approval_guard"),
-    "app stopped for 10 s": stop("approval_guard", 10.0),
-    "app stopped beyond the deadline": stop("approval_guard", DEADLINE_S + 15.0),
-    "node killed": kill("flower-supernode"),
-    "node stopped for 15 s": stop("flower-supernode", 15.0),
+    "app killed": kill("hnfed.guard.worker"),
+    "app stopped for 10 s": stop("hnfed.guard.worker", 10.0),
+    "app stopped beyond the deadline": stop("hnfed.guard.worker", DEADLINE_S + 15.0),
+    "node killed": kill("hnfed.deploy.node"),
+    "node stopped for 15 s": stop("hnfed.deploy.node", 15.0),
     "client killed": kill_client,
     "connections cut": cut,
     "cut in the middle of a message": network(8.0, cut_after=3000),
@@ -165,7 +165,7 @@ SERVER_FAULTS: dict[str, Fault] = {
 
 @pytest.fixture(scope="module")
 def proxies(place: Place) -> Iterator[dict[str, Proxy]]:
-    made = {s: Proxy(place.kit("server"), free_port()) for s in SITES}
+    made = {s: Proxy(place.kit("server"), place.kit(s), free_port()) for s in SITES}
     for site, proxy in made.items():
         dial_through(place.kit(site), proxy.port)
     yield made

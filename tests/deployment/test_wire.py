@@ -10,18 +10,16 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
 
 from core.journal import read_events
 from tests.client.test_exceptions import PLACES, forms
-from tests.deployment.conftest import PLAN, Place, free_port, hnfed
+from tests.deployment.conftest import PLAN, Machine, Place, free_port, hnfed
 from tests.deployment.proxy import Proxy, dial_through
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(2400)]
-ROOT = Path(__file__).resolve().parents[2]
 LEAKY = ("nyu", "north")
 # Raised once each while the two leaky sites answer, in whatever round they are reached.
 RAISED = [*PLACES["train"], *PLACES["evaluate"]]
@@ -36,13 +34,12 @@ def token(number: int) -> str:
 TOKENS = [token(i) for i in range(32)] + [f"RAISED{i:02d}{p[1].strip('_')}Q" for i, p in
                                           enumerate(RAISED)]  # fmt: skip
 
-# Stands in the place of the node's `flwr-clientapp`: dies once at each place, then goes on as it.
+# Stands in the place of the worker: dies once at each place, then goes on as it.
 INJECTED = """
-import fcntl, runpy, sys, threading
+import fcntl, sys, threading
 from pathlib import Path
-import torch
-guard, left = sys.argv[1], Path(sys.argv[2])
-sys.argv = [guard, *sys.argv[3:]]
+import hnfed.guard.worker as worker
+left = Path("LEFT")
 armed, wanted = [False], [line.split("|") for line in left.read_text().splitlines()]
 def claimed(line):
     with open(left, "r+") as file:
@@ -69,7 +66,21 @@ def on_call(frame, event, argument):
                 raise FileNotFoundError(f"/data/{place[2]}/img.nrrd of {place[2]}")
 threading.settrace(on_call)
 sys.settrace(on_call)
-runpy.run_path(guard, run_name="__main__")
+worker.main()
+"""
+# A node whose worker is that one, without walls: the list of places lies outside of them.
+NODE = """
+import os, hnfed.guard.closed as closed, hnfed.guard.node as node
+closed.WORKER = ("-B", "WORKER")
+node.walls_of = lambda *a, **k: None
+from hnfed.deploy.node import main
+os._exit(main())
+"""
+CLIENT = """
+import sys, hnfed.deploy.supernode as supernode
+supernode.NODE = ("NODE",)
+from hnfed.cli.main import main
+sys.exit(main())
 """
 
 
@@ -110,14 +121,24 @@ def searched(place: Place, proxy: Proxy) -> Iterator[tuple[str, bytes]]:
         yield name, (place.folder / name).read_bytes()
 
 
+def leaky(place: Place, site: str) -> Machine:
+    words = ("client", place.folder / "kits" / site, "--site", place.folder / f"{site}.yaml")
+    log, program = place.folder / f"{site}.log", place.folder / "client.py"
+    return place.start(Machine(log, sys.executable, program, *words))
+
+
 def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, proxy = named, Proxy(named.kit("server"), free_port(), keep=True)
+    place, proxy = named, Proxy(named.kit("server"), named.kit(LEAKY[0]), free_port(), keep=True)
     for site in LEAKY:
         dial_through(place.kit(site), proxy.port)
     left = place.folder / "raise.txt"
     texts = zip(RAISED, TOKENS[32:], strict=True)
     left.write_text("".join(f"{p[0]}|{p[1]}|{t}\n" for p, t in texts))
-    (place.folder / "inject.py").write_text(INJECTED)
+    names = {"LEFT": left, "WORKER": place.folder / "worker.py", "NODE": place.folder / "node.py"}
+    for name, text in (("worker", INJECTED), ("node", NODE), ("client", CLIENT)):
+        for word, path in names.items():
+            text = text.replace(f'"{word}"', f'"{path}"')
+        (place.folder / f"{name}.py").write_text(text)
     for variable in ("USER", "LOGNAME", "HOSTNAME"):
         monkeypatch.setenv(variable, token(31))
     plan = json.loads(json.dumps(PLAN))
@@ -128,17 +149,7 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     plan["tracking"] = {"mode": "offline"}
     (place.folder / "wire.yaml").write_text(yaml.safe_dump(plan))
     server, kit = place.server(), place.folder / "kits" / "server"
-    clients = [place.client(site) for site in ("miccai", *LEAKY)]
-    guard = ROOT / "hnfed" / "guard" / "approval_guard.py"
-    for site in LEAKY:
-        values = yaml.safe_load((place.folder / f"{site}.yaml").read_text())
-        wrapper = Path(values["state"]) / "flower" / "bin" / "flwr-clientapp"
-        assert clients[0].says("dialling", 60)
-        assert any(wrapper.is_file() or clients[0].says("nothing", 0.5) for _ in range(120))
-        wrapper.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" -P "{place.folder}/inject.py" "{guard}" '
-            f'"{left}" "$@"\n'
-        )
+    clients = [place.client("miccai"), *(leaky(place, site) for site in LEAKY)]
     try:
         run = hnfed(place.folder / "wire.log", "run", place.folder / "wire.yaml", "--server", kit,
                     "--name", "wire")  # fmt: skip

@@ -86,7 +86,7 @@ class Fakes:
             cases=(self.cases[site], 2, 2),
             annotated=tuple(count),
             voxels=tuple(10.0 * c for c in count),
-            totals=tuple(100.0 * c for c in count),
+            totals=tuple(16.0**3 * c for c in count),
             left_out={},
             versions={},
         ).to_records()
@@ -173,6 +173,8 @@ class Federated:
 
     fakes: Fakes
     out: Path
+    run_id: str = "r"
+    local: str = ""  # the site map of a simulation
 
     def run(self, *, resume: bool = False) -> None:
         from server.app import app
@@ -180,11 +182,11 @@ class Federated:
 
         config = {
             "plan": plan_json(self.fakes.plan),
-            "run_id": "r",
+            "run_id": self.run_id,
             "out": str(self.out),
             "resume": "1" if resume else "",
             "tracking": "",
-            "local": "",
+            "local": self.local,
         }
         run_inline(app, self.fakes.app(), config, len(self.fakes.plan.site_names))
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from core.errors import UserError
 from core.kit import SERVER, read_kit
-from server.provision import Federation, provision, read_federation
+from server.provision import FLEET, Federation, provision, read_federation
 
 HN = Federation("hn", "fed.example.org", 28443, 28444, ("nyu", "miccai"), 365)
 
@@ -72,7 +72,8 @@ def test_a_certificate_that_ends_soon_or_has_other_names_is_made_anew(tmp_path: 
     provision(HN, tmp_path)
     keys = content(tmp_path / "nyu")
     later = datetime.now(UTC) + timedelta(days=350)
-    assert len(provision(HN, tmp_path, now=later)) == 1
+    assert [line.partition(":")[0] for line in provision(HN, tmp_path, now=later)] == [
+        "server", "nyu", "miccai"]  # fmt: skip
     moved = Federation("hn", "10.1.2.3", 28443, 28444, HN.sites, 365)
     assert "10.1.2.3" in provision(moved, tmp_path)[0]
     assert content(tmp_path / "nyu")["node.key"] == keys["node.key"]
@@ -181,7 +182,8 @@ def test_nginx_lets_the_fleet_api_through_and_nothing_else(tmp_path: Path) -> No
     provision(HN, tmp_path)
     text = (tmp_path / "server" / "nginx.conf").read_text()
     assert "location / { return 403; }" in text
-    assert text.count("proxy_pass") == 2
+    assert text.count("proxy_pass") == 1 + len(FLEET)
+    assert "ssl_verify_client on;" in text
     if program := shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin"):
         kit = shutil.move(tmp_path / "server", tmp_path / "moved")
         (kit / "flower").mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from core.plan import Phase, Plan
 from core.protocol import Description, Header
-from server.roster import call_roster, declared, frequencies
+from server.roster import Bounds, bounds_of, call_roster, declared, frequencies, impossible
 
 pytestmark = pytest.mark.usefixtures("task_identity")
+BOUNDS = Bounds(cases=1000, crop_voxels=100, organ_voxels=(100.0, 50.0))
 Answer = Callable[[Message], Message | None]
 
 
@@ -83,7 +85,7 @@ def call(grid: Grid, *sites: str, join_s: float = 0.5) -> tuple[dict[str, int], 
     nodes, described = call_roster(
         grid,  # type: ignore[arg-type]
         sites,
-        organs=2,
+        bounds=BOUNDS,
         run="r",
         fingerprint="f",
         join_s=join_s,
@@ -144,6 +146,14 @@ def test_a_name_that_the_plan_does_not_know_is_not_written_down() -> None:
         (describes("a", voxels=(1.0, 2.0, 3.0)), "E_COUNT"),
         (describes("a", totals=(1.0, float("nan"))), "E_COUNT"),
         (describes("a", cases=(-3, 1, 1)), "E_COUNT"),
+        (describes("a", cases=(1001, 1, 1)), "E_COUNT"),
+        (describes("a", annotated=(4, 2), totals=(400.0, 200.0)), "E_COUNT"),
+        (describes("a", voxels=(301.0, 20.0)), "E_COUNT"),
+        (describes("a", voxels=(30.0, 101.0)), "E_COUNT"),
+        (describes("a", voxels=(1e300, 1e300), totals=(1e300, 1e300)), "E_COUNT"),
+        (describes("a", totals=(300.0, 201.0)), "E_COUNT"),
+        (describes("a", annotated=()), "E_COUNT"),
+        (describes("a", left_out={"E_EMPTY": 10**12}), "E_COUNT"),
     ],
 )
 def test_a_site_that_cannot_take_part_is_refused_and_not_waited_for(
@@ -196,6 +206,41 @@ def test_a_node_that_cannot_answer_is_named_by_its_key(capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "b cannot take part: E_ERROR" in told
     assert "Jane" not in told + str(events)
+
+
+def test_a_site_that_withholds_its_counts_is_let_in() -> None:
+    silent = {"cases": (-1, -1, -1), "annotated": (), "voxels": (), "totals": ()}
+    nodes, _, events = call(Grid({5: describes("a", **silent)}), "a")
+    assert nodes == {"a": 5}
+    assert events == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_site_moves_the_class_frequencies_further_than_its_cases_allow(seed: int) -> None:
+    """Whatever passes, the share of an organ over the federation stays one that contours have."""
+    pick = random.Random(seed)
+    plan = Plan(phases=[Phase(name="p", sites=["a"], organs=["Brainstem", "OpticChiasm"])])
+    bounds = bounds_of(plan)
+    honest = description(
+        "b", annotated=(3, 3), voxels=(30_000.0, 700.0), totals=(3.0 * bounds.crop_voxels,) * 2
+    )
+    passed = 0
+    for _ in range(200):
+        cases = pick.randint(0, 5)
+        annotated = (pick.randint(0, 6), pick.randint(0, 6))
+        factor = 10 ** pick.uniform(-2, 6)
+        told = description(
+            "a", cases=(cases, 0, 0), annotated=annotated,
+            voxels=tuple(n * pick.uniform(0, 1e4) * factor for n in annotated),
+            totals=tuple(float(n * bounds.crop_voxels) for n in annotated),
+        )  # fmt: skip
+        if impossible(told, bounds):
+            continue
+        passed += 1
+        voxels, totals = frequencies([honest, told], plan, plan.phases[0])
+        for have, of, most in zip(voxels, totals, bounds.organ_voxels, strict=True):
+            assert have / of <= most / bounds.crop_voxels < 0.1
+    assert passed
 
 
 PLAN = Plan(phases=[Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])])

@@ -14,7 +14,8 @@ from core.checkpoint import load
 from core.models.stages import head_rows
 from core.phases import network, parts_of, size_bytes, start_state
 from core.plan import Federation, Guards, Loss, Phase, Plan
-from server.correspondence import AWAY_SECONDS, RunFailed, _wait, quorum_of
+from server import rounds
+from server.correspondence import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
 from server.exchange import Exchange
 from server.record import Recorder
 
@@ -186,6 +187,11 @@ WRONG: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
     "names": ("E_SCHEMA", lambda a: a["arrays"](lambda s: dict(sorted(s.items())[1:]))),
     "shapes": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v[None] for k, v in s.items()})),
     "dtype": ("E_SCHEMA", lambda a: a["arrays"](lambda s: {k: v.double() for k, v in s.items()})),
+    "far": (
+        "E_NORM",
+        lambda a: a["arrays"](lambda s: {k: torch.full_like(v, 3.4e38) for k, v in s.items()}),
+    ),
+    "far in one": ("E_NORM", lambda a: a["arrays"](lambda s: s | {(n := max(s)): s[n] + 1e4})),
     "nan": ("E_NONFINITE", lambda a: a["arrays"](spoil())),
     "counts": ("E_COUNT", lambda a: a["metrics"](cases=10**6)),
     "stale": ("E_STALE", lambda a: a["header"](round=7)),
@@ -211,6 +217,28 @@ def test_a_wrong_reply_is_rejected_and_the_round_goes_on_with_the_other_site(
     for name, tensor in start(plan).items():
         assert torch.allclose(run.weights("last")[name] - tensor, torch.tensor(1.0), atol=1e-5)
     assert "Jane" not in (run.out / "journal.jsonl").read_text()
+
+
+def test_an_average_that_is_unusable_is_not_committed(
+    federate: Make, make_plan: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes it so: the weights of before are kept and the run goes on."""
+    plan = make_plan(phase(rounds=2))
+    run = federate(plan)
+    real, broken = rounds.aggregate, [True, False]
+
+    def aggregate(*arguments: Any) -> Any:
+        new, notes = real(*arguments)
+        if broken.pop(0):
+            new = {name: tensor * float("inf") for name, tensor in new.items()}
+        return new, notes
+
+    monkeypatch.setattr(rounds, "aggregate", aggregate)
+    run.run()
+    assert "round 1: the average of" in run.notes()
+    for name, tensor in start(plan).items():
+        step = run.weights("last")[name] - tensor
+        assert 0 < float(step.min()) <= float(step.max()) < 5, "the second round's step alone"
 
 
 def test_weights_where_none_may_travel_are_rejected(federate: Make, make_plan: Make) -> None:
@@ -289,6 +317,86 @@ def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
     for stem in ("best", "last"):
         for name, tensor in whole.weights(stem).items():
             assert torch.equal(run.weights(stem)[name], tensor)
+
+
+def lacking(run: Any) -> tuple[str, list[int]]:
+    """Status of a run, and its committed rounds."""
+    status = json.loads((run.out / "metrics.json").read_text())["status"]
+    assert run.events("run-end")[-1]["status"] == status
+    return status, [e["round"] for e in run.events("round")]
+
+
+def test_a_simulated_site_may_miss_one_round_not_two(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    plan = make_plan(phase(rounds=5))
+
+    def died(*rounds: int) -> dict[tuple[str, str, int], list[Any]]:
+        return {("b", "train", r): [act["error"](0)] for r in rounds}
+
+    run = federate(plan, "one", acts=died(2, 4))
+    run.local = "{}"
+    run.run()
+    assert lacking(run) == ("completed", [1, 2, 3, 4, 5])
+    assert [e["detail"] for e in run.events("rejected")] == [
+        "the site's process died (memory?); Flower error 0"
+    ] * 2
+    run = federate(plan, "two", acts=died(2, 3))
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match=r"(?s)round 3.*b: E_ERROR.*memory.*--resume"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1, 2])
+    assert (run.out / "checkpoints" / "p" / "last.safetensors").is_file()
+    run.run(resume=True)
+    assert lacking(run) == ("completed", [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("patience", [50, 2])
+def test_a_simulated_site_may_not_miss_the_last_round(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], patience: int
+) -> None:
+    """The last one is known as such only when it is through where patience ends the phase."""
+    dice = {(s, r): 0.9 if r == 0 else 0.5 for s in "ab" for r in range(9)}
+    rounds = 3 if patience == 50 else 9
+    plan = make_plan(phase(rounds=rounds, patience=patience))
+    whole = federate(plan, "whole", dice=dict(dice))
+    whole.run()
+    last = len(whole.events("round"))
+    assert last == 3
+    wrong = {("b", "train", last): [act["error"](0)]}
+    run = federate(plan, dice=dict(dice), acts=wrong)
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match="last round"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1, 2])
+    run.run(resume=True)
+    assert lacking(run) == ("completed", [1, 2, 3])
+    for name, tensor in whole.weights("last").items():
+        assert torch.equal(run.weights("last")[name], tensor)
+
+
+@pytest.mark.parametrize("task", ["validate", "test"])
+def test_a_simulation_is_scored_at_every_site(
+    federate: Make, make_plan: Make, act: Mapping[str, Any], task: str
+) -> None:
+    plan = make_plan(phase(rounds=1), round_retries=1)
+    wrong = {("b", task, 1): [act["error"](0), act["error"](0)]}
+    run = federate(plan, acts=wrong)
+    run.local = "{}"
+    with pytest.raises(RunIncomplete, match=f"task {task}.*b: E_ERROR"):
+        run.run()
+    assert lacking(run) == ("incomplete", [1])
+    run.run(resume=True)
+    assert lacking(run)[0] == "completed"
+
+
+def test_a_real_federation_goes_on_without_a_site(
+    federate: Make, make_plan: Make, act: Mapping[str, Any]
+) -> None:
+    wrong = {("b", "train", r): [act["error"](0)] for r in (2, 3)}
+    run = federate(make_plan(phase(rounds=3)), acts=wrong)
+    run.run()
+    assert lacking(run) == ("completed", [1, 2, 3])
 
 
 def test_sites_that_never_came_fail_the_phase(federate: Make, make_plan: Make) -> None:
@@ -456,7 +564,7 @@ def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_
     plan = make_plan(phase(rounds=1), personal(name="q", sites=["b"], init="p", rounds=1))
     plan = replace(plan, loss=Loss(class_weight="paper"))
     federate(plan, acts={("b", "train", 1): [watch, watch]}).run()
-    assert seen == [("p", ([40.0, 40.0], [400.0, 400.0])), ("q", (None, None))]
+    assert seen == [("p", ([40.0, 40.0], [16384.0, 16384.0])), ("q", (None, None))]
     seen.clear()
     plan = replace(make_plan(phase(rounds=1)), loss=Loss(class_weight="none"))
     federate(plan, "none", acts={("b", "train", 1): [watch]}).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,21 @@ def test_flowers_own_words_where_it_failed() -> None:
     told: dict[str, Any] = {"success": False, "error-message": "Using x\n\nThe app is too large."}
     with pytest.raises(UserError, match=r"The app is too large\."):
         serve.json_of(json.dumps(told))
+
+
+def test_what_provision_changes_is_taken_in_while_the_server_runs(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = serve._provisioned(kit)
+    (kit.folder / "roster.json").write_text("{}")
+    assert serve._provisioned(kit) != before
+    sent: list[int] = []
+    nginx: Any = type("Nginx", (), {"send_signal": lambda _, number: sent.append(number)})()
+
+    def fails(kit: Kit) -> list[str]:
+        raise UserError("server", "x", "read its log")
+
+    monkeypatch.setattr(serve, "admit", fails)
+    serve._take_in(kit, nginx)
+    assert sent == [signal.SIGHUP]
+    assert "start the server again" in capsys.readouterr().out, "and it goes on"

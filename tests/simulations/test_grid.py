@@ -355,7 +355,7 @@ def test_jobs_bounds_what_runs_side_by_side(
     assert grid(study, [], tmp_path / "two", jobs=2) == 0
     assert max(most) == 2
     most.clear()
-    monkeypatch.setattr(grid_module.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(grid_module, "cpus", lambda: 7)
     assert grid(study, ["simulation.cpus_per_site=2"], tmp_path / "three") == 0
     assert max(most) == 3
     with pytest.raises(UserError, match="--jobs"):

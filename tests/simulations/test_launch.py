@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -202,14 +203,19 @@ def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     monkeypatch.setenv("FLWR_HOME", "/elsewhere")
     monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("no_proxy", "inner.example")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     made = launch._environment(tmp_path, {"WANDB_MODE": "offline"}, keep_heap=True)
     assert "RAY_ADDRESS" not in made
     assert made["FLWR_HOME"] == made["RAY_TMPDIR"] == str(tmp_path)
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert made["RAY_AUTH_MODE"] == "token"
+    assert made["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert made["WANDB_MODE"] == "offline"
     assert made["MALLOC_MMAP_MAX_"] == "0"
-    assert made["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    assert made["NO_PROXY"] == "example.org,inner.example,127.0.0.1,localhost,::1"
+    assert made["no_proxy"] == made["NO_PROXY"]
     assert made["PATH"].startswith(str(Path(sys.executable).parent))
     assert "MALLOC_MMAP_MAX_" not in launch._environment(tmp_path, {}, keep_heap=False)
 
@@ -241,3 +247,16 @@ def test_owned_finds_children_by_their_mark_only(tmp_path: Path) -> None:
         supervise.stop(mark, 0.0)
         assert process.wait(10) == -signal.SIGKILL
     assert supervise.owned(mark) == set()
+
+
+def test_no_room_for_the_launch_is_told_with_its_remedy(
+    tiny_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    for owner, name in ((launch.tempfile, "mkdtemp"), (launch, "write_private")):
+        monkeypatch.undo()
+        monkeypatch.setattr(owner, name, full)
+        with pytest.raises(UserError, match=r"(?s)TMPDIR.*No space"):
+            launch.run_flower(tiny_app, {}, sites=1, work_dir=tmp_path, on_line=print)

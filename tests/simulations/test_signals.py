@@ -90,6 +90,36 @@ def test_two_signals(tmp_path: Path) -> None:
     assert any(sent), "the run ends before any signal comes"
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from simulations.phantom import SIGNATURES, write_site
+if __name__ == "__main__":
+    write_site(Path(sys.argv[1]), SIGNATURES["nyu"], 40, 0, spacing_mm=(4.0, 3.0, 3.0), workers=2)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 3.0, 6.0])
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path, after_s: float) -> None:
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER)
+    writer = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "site")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(after_s)
+    assert writer.poll() is None, "done before it could be killed"
+    writer.kill()
+    writer.wait()
+    limit = time.monotonic() + 4 * LONGEST_S
+    while of_session(writer.pid) and time.monotonic() < limit:
+        time.sleep(0.1)
+    left = of_session(writer.pid)
+    for pid in left:  # a test that fails leaves nothing either
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(2400)
 def test_thirty_signals_at_random_moments(tmp_path: Path) -> None:

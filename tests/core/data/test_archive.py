@@ -359,7 +359,7 @@ def test_rows_without_a_case_and_cases_without_a_row_are_counted(tmp_path: Path)
         ("", "columns"),
         ("case,split\nc1,training\n", "train, val or test"),
         ("case,split\n../c1,train\n", "slashes"),
-        ("case,split\n,train\n", "case id"),
+        ("case,split\n,train\n", "give an id"),
         ("case,split,path\nc1,train,../c1\n", "below"),
         ("case,split,path\nc1,train,/etc\n", "below"),
         ("case,split,path\nc1,train,C:\\data\n", "below"),

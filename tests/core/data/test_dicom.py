@@ -287,7 +287,7 @@ def test_points_and_strays_are_counted_in_a_finding(tmp_path: Path, image: np.nd
     assert volume.masks["Brainstem"].sum() == 4 * 64
     assert finding.code == "W_LABEL_CUT"
     assert "2 contours of one or two points" in finding.message
-    assert "1 contours lie above or below" in finding.message
+    assert "1 contours (0.5 mL) lie above or below" in finding.message
 
 
 def test_a_structure_drawn_in_another_frame_is_left_out(tmp_path: Path, image: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.data.archive import content_hash, open_archive, read_case
-from core.data.volume import Geometry, write_image, write_labelmap
+from core.data.volume import Geometry, read_image, write_image, write_labelmap
 from core.errors import UserError
 
 GRID = Geometry((6, 10, 12), (3.0, 2.0, 1.5), (-9.0, 4.0, 100.0))
@@ -186,3 +186,21 @@ def test_an_unusable_table_is_named_with_the_remedy(
         open_archive(tmp_path)
     assert fault in str(error.value)
     assert "dataset.json" in str(error.value)
+
+
+def test_labels_that_are_nearly_whole_numbers(tmp_path: Path) -> None:
+    """A resampling tool leaves 0.99999994 and 2.0000002 for 1 and 2."""
+    write(tmp_path)
+    path = tmp_path / "labelsTr" / "a_1.nii.gz"
+    array, grid = read_image(path)
+    near = np.nextafter(array.astype(np.float32), np.float32(-1))
+    write_image(path, near, grid)
+    archive = open_archive(tmp_path)
+    (ref,) = [r for r in archive.cases if r.case == "a_1"]
+    volume, findings = read_case(archive, ref, tuple(ref.structures))
+    assert findings == ()
+    np.testing.assert_array_equal(volume.masks["Brainstem"], labels() == 1)
+    np.testing.assert_array_equal(volume.masks["Parotid_L"], labels() == 2)
+    write_image(path, (array * 0.7).astype(np.float32), grid)
+    _, findings = read_case(open_archive(tmp_path), ref, tuple(ref.structures))
+    assert {f.code for f in findings} == {"E_LABEL_VALUES"}

@@ -43,7 +43,7 @@ def test_what_others_write_passes(image: Path) -> None:
     ("old", "new", "said"),
     [
         (b"NRRD000", b"NRXD000", "no NRRD"),
-        (b"encoding: gzip", b"encoding: gzip\ndata file: /etc/passwd", "another file"),
+        (b"encoding: gzip", b"encoding: gzip\ndata file: /etc/passwd", "outside its own folder"),
         (b"sizes: 5 4 3", b"sizes: 5 4", "dimensions"),
         (b"sizes: 5 4 3", b"sizes: 500000000 400000 3000", "GB"),
         (b"sizes: 5 4 3", b"sizes: 50000 400 3", "can hold"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 
-from core.data.raster import rasterise, trace
+from core.data.raster import INSET_PIXELS, rasterise, trace
 from core.data.volume import Geometry
 from simulations.benchmarks.contour_shapes import KINDS, random_shape
 
@@ -123,7 +123,7 @@ def test_traced_and_drawn_again_a_mask_is_the_same(mask: np.ndarray, oblique: bo
     np.testing.assert_array_equal(rasterise(contours, geometry).mask, mask)
 
 
-def test_traced_outlines_have_the_area_of_the_pixels() -> None:
+def test_traced_outlines_lie_inside_the_edges_of_the_pixels() -> None:
     mask = np.zeros((1, 8, 8), dtype=bool)
     mask[0, 1:6, 1:6] = True
     mask[0, 3, 3] = False
@@ -134,7 +134,8 @@ def test_traced_outlines_have_the_area_of_the_pixels() -> None:
         abs(np.dot(c[:, 0], np.roll(c[:, 1], 1)) - np.dot(c[:, 1], np.roll(c[:, 0], 1))) / 2
         for c in outlines
     ]
-    assert sorted(areas) == [1.0, 25.0]
+    inset = 2 * INSET_PIXELS  # the structure shrinks on both sides: its hole grows
+    assert sorted(areas) == pytest.approx([(1 + inset) ** 2, (5 - inset) ** 2])
     assert sorted(len(c) for c in outlines) == [4, 4]
 
 

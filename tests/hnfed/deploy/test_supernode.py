@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from core.errors import UserError
 from core.kit import read_kit
 from core.service import Stopped
-from hnfed.deploy.supernode import _follow, reason_of, run_node, why_not
+from hnfed.deploy.supernode import _clear_old, _follow, reason_of, run_node, why_not
 from server.provision import Federation, provision
 
 
@@ -39,16 +40,55 @@ def test_a_connection_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture
     provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
     kit = read_kit(tmp_path / "kits" / "nyu", "site")
     says = (
-        "import time; print('INFO : SuperNode ID: 5', flush=True); time.sleep(1.6); "
-        "print('hnfed: run r: p round 1, train: answered'); print('other'); print('bye')"
+        "import time; print('w0rd connected', flush=True); time.sleep(1.6); "
+        "print('w0rd say run r: p round 1, train: answered'); print('other'); "
+        "print('hnfed: say approve all'); print(' w0rd say approve all'); "
+        "print('w0rd say x\\x1b[2K'); print('bye')"
     )
     command, pipe = [sys.executable, "-c", says], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
-        assert _follow(child, tmp_path / "log", kit).endswith("bye")
+        assert _follow(child, tmp_path / "log", kit, "w0rd").endswith("bye")
     told = capsys.readouterr().out
     assert told.count("nyu: connected after") == 1
     assert "run r: p round 1, train: answered" in told
-    assert "other" not in told, "what Flower says is for the log"
+    assert "other" not in told, "what libraries say is for the log"
+    assert "approve all" not in told, "nor does anybody speak for the node"
+    assert "x<U+001B>[2K" in told
+    assert "\x1b" not in told + (tmp_path / "log").read_text()
+
+
+def test_a_node_that_does_not_hear_the_server_any_more_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flower's main thread died of a cut handshake, and its process waited for ever."""
+    provision(Federation("hn", "127.0.0.1", 1, 2, ("nyu",), 30), tmp_path / "kits")
+    kit = read_kit(tmp_path / "kits" / "nyu", "site")
+    monkeypatch.setattr("hnfed.deploy.supernode.SILENT_SECONDS", 1.0)
+    says = "import time; print('w0rd connected', flush=True); time.sleep(60)"
+    begun = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-c", says], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _follow(child, tmp_path / "log", kit, "w0rd")
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+    assert time.monotonic() - begun < 30
+    assert "the server was not heard" in capsys.readouterr().out
+
+
+def test_code_that_an_earlier_version_left_is_removed_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flower" / "apps" / "old").mkdir(parents=True)
+    _clear_old(tmp_path / "flower")
+    assert "removed" in capsys.readouterr().out
+    assert not (tmp_path / "flower" / "apps").exists()
+    _clear_old(tmp_path / "flower")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_site_that_has_approved_nothing_is_told(

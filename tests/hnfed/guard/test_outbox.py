@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +17,7 @@ from hnfed.guard.outbox import (
     CONFIG,
     NUMBERS,
     OutboxError,
-    read_receipts,
     require_allowed,
-    summary,
-    write_receipt,
 )
 
 SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
@@ -185,34 +180,10 @@ def test_five_thousand_random_replies_and_none_escapes() -> None:
 
 
 def test_the_list_names_what_the_protocol_sends_and_no_more() -> None:
-    description = Description("a", "f", "s", (1, 1, 1), (1,), (1.0,), (1.0,), {}, {})
+    description = Description("a", "f", "s", (1, 1, 1), (1,), (1.0,), (1.0,), {}, {}, (1,), (1,))
     config, metrics = description.to_records()
     result = Result(
         1, (1,), (1.0,) * 5, scores={s: {"A": OrganSum(1, 1, 1.0)} for s in ("val", "test")}
     )
-    assert set(CONFIG) == set(config) | {f.name for f in fields(Header)}
+    assert set(CONFIG) == set(config) | {f.name for f in fields(Header)} | {"receipt"}
     assert set(NUMBERS) == set(metrics) | set(result.to_metrics(["A"]))
-
-
-def test_receipts_say_what_left(tmp_path: Path) -> None:
-    run = tmp_path / "run-1"
-    write_receipt(run, "query", {"site": "nyu", "code": "OK"}, {"cases": [1, 2, 3]}, {})
-    write_receipt(run, "train", HEADER, METRICS, good())
-    found = read_receipts(tmp_path)
-    last = found["run-1"][-1]
-    assert last["bytes"] == 4 * (6 + 4)
-    assert [t["name"] for t in last["tensors"]] == ["body.1", "head.weight"]
-    assert last["scalars"]["round"] == 3
-    text = summary(found)
-    assert "pretrain to 3" in text
-    told = {line.split()[0]: line.split(maxsplit=1)[1:] for line in text.splitlines()[4:] if line}
-    assert set(told) == {*HEADER, *METRICS}
-    assert all(told.values()), "each scalar is explained"
-    assert "sum of Dice" in told["val.dice"][0]
-    write_receipt(run, "train", HEADER, METRICS, {**good(), "body.1": torch.ones(4)})
-    assert read_receipts(tmp_path)["run-1"][-1]["sha256"] != last["sha256"]
-    json.dumps(found)
-    assert "nothing has left" in summary(read_receipts(tmp_path / "none"))
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "receipts.jsonl").write_text('{"at": "2026')
-    assert "torn" in summary({"torn": read_receipts(tmp_path)["torn"]})

@@ -1,54 +1,180 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core.config import load
+from core.config import load, read_yaml
 from core.errors import UserError
-from hnfed.guard.policy import Policy, PolicyError, read_policy, require_allowed
-from server.provision import Federation, provision
+from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train, Weighting
+from hnfed.guard.policy import Policy, PolicyError, augmentation, read_policy, require_plan
+from hnfed.guard.rules import RANGES
+from server.provision import Federation as Kits
+from server.provision import provision
+
+ORGANS = ["Brainstem", "Parotid_L"]
 
 
-@pytest.fixture(scope="module")
-def plan():  # type: ignore[no-untyped-def]
-    return load("smoke", [])[0].plan
+def plan(*phases: Phase, **changes: Any) -> Plan:
+    made = Plan(
+        preprocess=Preprocess(crop=[32, 16, 16]),
+        model=Model(channels=[4, 8]),
+        phases=list(phases) or [phase()],
+    )
+    return replace(made, **changes)
 
 
-def test_the_kits_template_is_the_default(tmp_path: Path) -> None:
-    provision(Federation("hn", "x", 1, 2, ("nyu",), 30), tmp_path)
-    assert read_policy(tmp_path / "nyu" / "policy.yaml") == Policy()
+def phase(name: str = "p", **changes: Any) -> Phase:
+    told: dict[str, Any] = {"name": name, "sites": ["nyu"], "organs": ORGANS, "rounds": 3}
+    return Phase(**(told | changes))
+
+
+def test_the_kits_template_is_the_default_and_names_every_key(tmp_path: Path) -> None:
+    provision(Kits("hn", "x", 1, 2, ("nyu",), 30), tmp_path)
+    path = tmp_path / "nyu" / "policy.yaml"
+    assert read_policy(path) == Policy()
+    assert set(read_yaml(path)) == {f.name for f in fields(Policy)}
+
+
+def test_what_is_left_out_has_the_kits_value(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("organs: [Larynx]\nmodels: any\nfewest_cases: 20\nlargest_lr: 1\n")
+    expected = Policy(organs=("Larynx",), models=(), fewest_cases=20, largest_lr=1.0)
+    assert read_policy(path) == expected
 
 
 @pytest.mark.parametrize(
     "text",
     ["organ: any", "organs: []", "organs: Larynx", "share: [some]", "min_cell: 0", "min_cell: '3'",
-     "scores: 1", "fewest_local_epochs: true", "scores: no", "counts: off", "min_cell: 010",
-     "min_cell: 1e9", "longest_s: 1:30", "gpu_memory_share: 0", "gpu_memory_share: 1.5"],
+     "scores: 1", "gpu_memory_share: 1.5", "longest_s: 0", "plans: some", "approvers: 3",
+     "sandbox: off", "secure_aggregation: true", "secure_aggregation_sites: 2", "fewest_cases: 8.5",
+     "fewest_cases: true", "largest_lr: .nan", "largest_lr: -1", "optimizers: [lion]",
+     "smallest_lr: 0.5", "plan_aliases: 0", "least_augmentation: 2", "models: [1]",
+     "scores: no", "counts: off", "min_cell: 1e9", "gpu_memory_share: 0"],
 )  # fmt: skip
-def test_a_doubtful_policy_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "p.yaml").write_text(text + "\n")
-    with pytest.raises(UserError, match="policy"):
-        read_policy(tmp_path / "p.yaml")
+def test_nothing_runs_under_a_doubtful_policy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "policy.yaml").write_text(text + "\n")
+    with pytest.raises(UserError, match=r"^policy: "):
+        read_policy(tmp_path / "policy.yaml")
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {f.name for f in fields(Policy) if type(getattr(Policy(), f.name)) in (int, float)}
+    assert numbers == set(RANGES)
+    for name in numbers:
+        low, high = RANGES[name]
+        assert low <= getattr(Policy(), name) <= high
+
+
+def test_a_plan_of_the_shipped_kind_passes() -> None:
+    require_plan(plan(), "nyu", Policy())
+
+
+def test_the_policy_comes_before_everything() -> None:
+    """M1: a plan none of whose phases names the site had its organs prepared and counted."""
+    others = plan(phase(sites=["miccai"]))
+    with pytest.raises(PolicyError, match="phases: none"):
+        require_plan(others, "nyu", Policy())
+    mixed = plan(phase("a", organs=["Larynx"]), phase("b", sites=["miccai"]))
+    with pytest.raises(PolicyError, match="organs: Brainstem, Parotid_L"):
+        require_plan(mixed, "nyu", Policy(organs=("Larynx",)))
+
+
+def test_a_plans_own_spellings_are_refused() -> None:
+    """They would widen `organs`, and tell which structure names exist."""
+    wide = plan(organs={"Brainstem": {"aliases": ["Secret study ROI"]}})
+    with pytest.raises(PolicyError, match=r"plan_aliases: .*Brainstem"):
+        require_plan(wide, "nyu", Policy(organs=tuple(ORGANS)))
+    require_plan(wide, "nyu", Policy(plan_aliases=True))
+    require_plan(plan(organs={"Brainstem": {"colour": [1, 2, 3]}}), "nyu", Policy())
+
+
+BAD: dict[str, Callable[[], Plan]] = {
+    "models": lambda: plan(model=Model(name="unetr")),
+    "share": lambda: plan(phase(share="all")),
+    "most_crop_voxels": lambda: plan(preprocess=Preprocess(crop=[3000, 3000, 3000])),
+    "most_channels": lambda: plan(model=Model(channels=[40_000, 8])),
+    "most_parameters": lambda: plan(model=Model(channels=[512] * 6), preprocess=Preprocess()),
+    "largest_stride": lambda: plan(model=Model(channels=[4, 8], strides=[[8, 8, 8]])),
+    "fewest_voxels_channel": lambda: plan(model=Model(channels=[4, 16])),
+    "largest_batch": lambda: plan(train=Train(batch=5)),
+    "most_epochs": lambda: plan(phase(local_epochs=1000)),
+    "fewest_local_epochs": lambda: plan(phase(local_epochs=1)),
+    "optimizers": lambda: plan(train=Train(optimizer="sgd")),
+    "smallest_lr": lambda: plan(phase(lr=1e-30)),
+    "largest_lr": lambda: plan(train=Train(lr=0.5)),
+    "largest_clip_norm: 0": lambda: plan(train=Train(clip_norm=0.0)),
+    "largest_clip_norm: 1000": lambda: plan(train=Train(clip_norm=1e6)),
+    "least_augmentation": lambda: plan(augment=Augment(enabled=False)),
+    "largest_organ_ratio": lambda: plan(weighting=Weighting(organs={"Brainstem": 1e-9})),
+    "largest_organ_ratio: ": lambda: plan(weighting=Weighting(by="dice", bound=1e6)),
+    "fewest_cases": lambda: plan(phase(max_cases=1)),
+    "fewest_cases: phases": lambda: plan(phase("a", max_cases=8), phase("b", max_cases=9)),
+    "min_cell": lambda: plan(federation=Federation(min_cell=1)),
+}
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_what_goes_beyond_the_policy_is_refused_by_its_key(key: str) -> None:
+    stricter: dict[str, dict[str, Any]] = {
+        "share": {"share": ("none",)},
+        "fewest_local_epochs": {"fewest_local_epochs": 2},
+    }
+    with pytest.raises(PolicyError, match=f"^({key}|smallest_lr, {key})"):
+        require_plan(BAD[key](), "nyu", replace(Policy(), **stricter.get(key, {})))
+
+
+def test_momentum_is_bounded_where_sgd_is_allowed() -> None:
+    policy = Policy(optimizers=("sgd",), largest_momentum=0.9)
+    with pytest.raises(PolicyError, match="largest_momentum"):
+        require_plan(plan(train=Train(optimizer="sgd", momentum=0.99)), "nyu", policy)
+    require_plan(plan(train=Train(optimizer="sgd", momentum=0.9)), "nyu", policy)
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"organs": ("Larynx",)}, "organs: Brainstem"),
-        ({"share": ("none",)}, "share: all"),
-        ({"share": ("all",)}, "share: none"),
-        ({"models": ("unetr",)}, "models: res3dunet"),
-        ({"fewest_local_epochs": 2}, "fewest_local_epochs: 1"),
-        ({"min_cell": 12}, "min_cell: the plan publishes scores of 11 cases"),
-    ],
+    "changes",
+    [{"max_cases": 1}, {"lr": 1e-30}],
 )
-def test_what_the_site_does_not_allow(plan, change, word: str) -> None:  # type: ignore[no-untyped-def]
-    require_allowed(plan, "nyu", Policy(min_cell=1))
-    with pytest.raises(PolicyError, match=word):
-        require_allowed(plan, "nyu", replace(Policy(min_cell=1), **change))
+def test_what_sends_no_weights_needs_no_floor(changes: dict[str, Any]) -> None:
+    own = phase(share="none", **changes)
+    made = plan(own, train=Train(optimizer="sgd", clip_norm=0.0), augment=Augment(enabled=False))
+    require_plan(replace(made, federation=Federation(min_cell=1)), "nyu", Policy())
 
 
-def test_phases_of_other_sites_do_not_count(plan) -> None:  # type: ignore[no-untyped-def]
-    require_allowed(plan, "miccai", Policy())
+def test_a_weak_deformation_is_none() -> None:
+    assert augmentation(Augment()) == 0.9
+    assert augmentation(Augment(enabled=False)) == 0
+    assert augmentation(Augment(rotate_deg=[8.0, 8.0, 0.0])) == 0
+    assert augmentation(Augment(elastic_mm=0.1)) == 0
+    assert augmentation(Augment(scale=0.05, probability=0.3)) == 0.3
+
+
+def sites_of(name: str) -> list[tuple[Plan, str]]:
+    made = replace(load(name)[0].plan, federation=Federation())
+    return [(made, site) for site in made.site_names]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("openkbp", {}), ("smoke", {}), ("demo", {"least_augmentation": 0.05})],
+)
+def test_shipped_plans_pass_with_the_line_that_the_docs_name(
+    name: str, line: dict[str, Any]
+) -> None:
+    for made, site in sites_of(name):
+        require_plan(made, site, replace(Policy(), **line))
+        for key in line:
+            with pytest.raises(PolicyError, match=f"^{key}"):
+                require_plan(made, site, Policy())
+    text = Path("docs/privacy.md").read_text(encoding="utf-8")
+    for key, value in line.items():
+        assert f"`{key}: {value}`" in text
+
+
+def test_twelve_cases_of_the_constrictors_pass() -> None:
+    organs = [f"Musc_Constrict_{level}" for level in "SMI"]
+    own = phase("pcm", organs=organs, freeze="encoder", share="none", max_cases=12)
+    require_plan(plan(phase("first"), own), "nyu", Policy())

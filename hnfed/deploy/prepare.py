@@ -1,0 +1,72 @@
+"""Archive to cache in a process of its own, by installed code: a bundle never sees an archive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from client.site import count_codes
+from client.site_file import site_from_file
+from core.config import plan_from_json
+from core.service import end_with_parent
+from hnfed.guard.environment import node_environment
+from hnfed.guard.exit import code_of
+from hnfed.guard.log import Log
+from hnfed.guard.node import PreparationError
+
+
+def prepared_apart(site_file: Path, plan: str, run: str) -> tuple[str, Mapping[str, int]]:
+    """Prepares a site's cases for a plan.
+
+    Args:
+        site_file: YAML.
+        plan: as JSON, one that was checked.
+        run: checked id of the run.
+
+    Returns:
+        Keyed hash of the split, and reason code -> how many cases were left out.
+
+    Raises:
+        PreparationError: with the code for the server; the site's log says why.
+    """
+    log = Log(site_from_file(site_file, run).base_folder.parent)
+    order = json.dumps({"site": str(site_file), "plan": plan, "run": run})
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "hnfed.deploy.prepare"],
+        input=order, capture_output=True, text=True, errors="replace", check=False,
+        env=node_environment(), preexec_fn=partial(end_with_parent, os.getpid()),
+    )  # fmt: skip
+    log.add(done.stderr)
+    try:
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise PreparationError("E_INTERNAL") from error
+    if "code" in told:
+        raise PreparationError(str(told["code"]))
+    return str(told["split"]), {str(k): int(n) for k, n in told["left_out"].items()}
+
+
+def main() -> int:
+    """The process: what to do comes by standard input, what was done goes to standard output."""
+    os.umask(0o077)
+    told = json.loads(sys.stdin.read())
+    try:
+        site = site_from_file(Path(told["site"]), told["run"])
+        _, findings = site.prepare(plan_from_json(told["plan"]))
+        answer = {"split": site.split_hash(), "left_out": count_codes(findings)}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"code": code_of(error)}
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,236 @@
+"""The one way out of a site: what a reply may hold is rebuilt here, checked, receipted, let go.
+
+The code that worked on the order is not believed. Who it says it is must be what was asked; what
+the policy keeps back is taken out; names, types, ranges and shapes are those of `outbox`; weights
+are opened, compared with what the phase shares, and packed anew, so that nothing travels beside
+them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.config import plan_from_json, plan_json
+from core.errors import UserError
+from core.models.stages import unique_state
+from core.optimisation import NonFiniteError
+from core.parcel import packed, unpacked
+from core.phases import network, parts_of
+from core.plan import Plan
+from core.protocol import CODES, NEED_BASE, OK, Header
+from hnfed.guard.masking import secured
+from hnfed.guard.masking_session import Keyring, MaskingError
+from hnfed.guard.order import Asked, OrderError
+from hnfed.guard.outbox import OutboxError, require_allowed
+from hnfed.guard.policy import Policy, PolicyError, hidden
+from hnfed.guard.receipts import write_receipt
+
+FOR_MASKING = ("annotated_val", "annotated_test")
+NOTHING = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}  # metrics of a refusal
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Records of a reply: settings, numbers, and a parcel of weights or b""."""
+
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    parcel: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """Where a site keeps its receipts.
+
+    Attributes:
+        state: the site's state folder.
+        key: the private key that signs them.
+    """
+
+    state: Path
+    key: Path
+
+    def write(self, run: str, kind: str, reply: Reply, state: State) -> Reply:
+        """Adds a line; the reply names it."""
+        told = write_receipt(
+            self.state, run, kind, reply.config, reply.metrics, state, key=self.key
+        )
+        return Reply({**reply.config, "receipt": told}, reply.metrics, reply.parcel)
+
+
+def release(
+    reply: Reply,
+    asked: Asked,
+    policy: Policy | None,
+    *,
+    cases: int | None = None,
+    receipts: Receipts | None = None,
+    keyring: Keyring | None = None,
+    incoming: bytes = b"",
+) -> Reply:
+    """What of a reply leaves.
+
+    Args:
+        reply: what the code that worked on the order says.
+        asked: the order.
+        policy: of the site; a simulated site has none.
+        cases: training cases that the phase uses here, as the guard counted them.
+        receipts: of the site; they grow by a line before the reply goes.
+        keyring: of the site; what leaves is masked where the plan asks for sums only.
+        incoming: the parcel of weights that came with the order; b"" where none did.
+
+    Returns:
+        The reply that may go, made anew.
+
+    Raises:
+        OutboxError: something was about to leave that is not on the list.
+        NonFiniteError: a weight is NaN or infinite.
+        MaskingError: the plan asks for sums only, and this reply would not be one.
+    """
+    sums = asked.plan.federation.secure_aggregation
+    if policy is not None and sums:  # what it keeps back enters no sum, see `Keyring`
+        policy = replace(policy, counts=True, scores=True)
+    config, metrics = dict(reply.config), dict(reply.metrics)
+    code = config.get("code")
+    if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
+        return refusal(code, asked.site, asked, receipts=receipts)  # a word; nothing of its own
+    _require_own_words(config, asked)
+    if policy is not None:
+        config, metrics = hidden(
+            policy,
+            asked.kind,
+            asked.plan,
+            asked.phase,
+            config,
+            metrics,
+            site=asked.site,
+            cases=cases,
+        )
+    shapes: Mapping[str, Tensor] = {}
+    if asked.kind == "train" and asked.phase is not None and code == OK:
+        shapes = shared_shapes(plan_json(asked.plan), asked.phase.name)
+    if reply.parcel and not shapes:
+        raise OutboxError("weights: nothing of this phase leaves")
+    try:
+        state = unpacked(reply.parcel, shapes) if reply.parcel else {}
+    except ValueError as error:
+        raise OutboxError(f"weights: {error}") from error
+    require_allowed(config, metrics, state, {n: tuple(t.shape) for n, t in shapes.items()})
+    parcel = packed(state) if state else b""
+    if not sums:  # the guard alone needs these, and only then
+        metrics = {k: v for k, v in metrics.items() if k not in FOR_MASKING}
+    else:
+        if keyring is None:
+            raise MaskingError("there is no key of this site to mask with")
+        config, metrics, parcel = secured(asked, incoming, config, metrics, state, keyring)
+        state = unpacked(parcel) if parcel else {}
+    released = Reply(config, metrics, parcel)
+    if receipts is None:
+        return released
+    return receipts.write(asked.run, asked.kind, released, state)
+
+
+def refusal(
+    code: str, site: str, asked: Asked | None, *, receipts: Receipts | None = None, run: str = ""
+) -> Reply:
+    """The reply that tells the server a code, and nothing else; a receipt says so.
+
+    Args:
+        code: a key of `core.protocol.CODES`.
+        site: this site's name.
+        asked: the order, where it came so far that it was read.
+        receipts: as for `release`.
+        run: checked name of the run, where there is no order.
+    """
+    assert code in CODES
+    order = asked.order if asked is not None else None
+    header = Header(
+        site=site,
+        run=order.run if order is not None else run,
+        phase=order.phase if order is not None else "",
+        round=order.round if order is not None else 0,
+        code=code,
+    )
+    reply = Reply(header.to_config(), NOTHING)
+    return reply if receipts is None else receipts.write(header.run, "error", reply, {})
+
+
+def code_of(error: BaseException) -> str:
+    """The code for an error on this side of the wall."""
+    if isinstance(error, PolicyError):
+        return "E_POLICY"
+    if isinstance(error, OutboxError):
+        return "E_OUTBOX"
+    if isinstance(error, MaskingError):
+        return "E_MASK"
+    if isinstance(error, OrderError):
+        return "E_ORDER"
+    if isinstance(error, NonFiniteError):
+        return "E_NONFINITE"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "E_MEMORY"
+    if isinstance(error, UserError):
+        return "E_DATA" if error.field in ("entries", "root") else "E_SITE"
+    return "E_INTERNAL"
+
+
+@functools.lru_cache(16)
+def shared_shapes(plan: str, phase: str) -> Mapping[str, Tensor]:
+    """What of a phase's weights travels, as tensors without memory.
+
+    Args:
+        plan: as JSON, one that was checked.
+        phase: name of one of its phases.
+    """
+    made = plan_from_json(plan)
+    model = network(made, made.phase(phase))
+    shared = set(parts_of(model, made, made.phase(phase)).shared)
+    return {n: t.detach().to("meta") for n, t in unique_state(model).items() if n in shared}
+
+
+@functools.lru_cache(16)
+def most_bytes(plan: str) -> int:
+    """That the weights of a message of this plan can take, with what is said about them."""
+    made = plan_from_json(plan)
+    largest = 0
+    for phase in made.phases:
+        state = unique_state(network(made, phase))
+        size = sum(t.numel() * t.element_size() + 6 * len(n) + 400 for n, t in state.items())
+        largest = max(largest, size)
+    return 2 * largest + 4 * 2**20
+
+
+def _require_own_words(config: Mapping[str, Any], asked: Asked) -> None:
+    """A reply says who this site is and what it was asked; it has no words of its own.
+
+    Raises:
+        OutboxError: it says something else.
+    """
+    code = config.get("code")
+    if asked.kind == "query" and code == OK:
+        expected: dict[str, Any] = {"site": asked.site}
+    else:
+        order = asked.order
+        expected = {"run": order.run, "phase": order.phase, "round": order.round}
+        if asked.site:
+            expected["site"] = asked.site
+        if set(config) != set(Header("", "", "", 0).to_config()):
+            raise OutboxError(f"config: {sorted(config)[:12]}")
+    if code == NEED_BASE and not asked.order.base_hash:
+        raise OutboxError("code: asks for a base that the order does not name")
+    for key, value in expected.items():
+        if config.get(key) != value or type(config.get(key)) is not type(value):
+            raise OutboxError(f"config: {key} is not what was asked")
+
+
+def plan_bytes(plan: Plan) -> int:
+    """`most_bytes` of a plan."""
+    return most_bytes(plan_json(plan))

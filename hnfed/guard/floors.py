@@ -1,0 +1,90 @@
+"""How many cases and steps must stand behind an update that leaves: counted on the cases at hand.
+
+A plan says how many cases it wants at most; how many there are, and which organs they annotate,
+only the site knows. A phase that names an organ which one case annotates selects that case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from core.data.entry import Entry
+from core.phase_cases import cases_of
+from core.plan import Phase, Plan
+from core.protocol import Order
+from hnfed.guard.rules import Policy, PolicyError
+
+
+def require_entries(
+    policy: Policy, plan: Plan, phase: Phase, order_round: int, entries: Sequence[Entry]
+) -> None:
+    """Requires that an update is made of enough cases and steps to hide each of them.
+
+    A phase that sends no weights, or trains nothing, needs none. A phase with an organ that fewer
+    than `fewest_cases_organ` cases here annotate, but more than none, is refused as a whole: its
+    head row, and what it moves in the rest, would be theirs alone. An organ that no case here
+    annotates is none of this site's rows, and does no harm.
+
+    Args:
+        policy: of the site.
+        plan: gives the batch.
+        phase: of the order.
+        order_round: from 1.
+        entries: the site's prepared cases; of them those count that the phase would train on.
+
+    Raises:
+        PolicyError: names the key, and what there is; it stays in the site's log.
+    """
+    if phase.share == "none" or phase.rounds == 0:
+        return
+    entries = cases_of(entries, plan, phase, "train")
+    found = len(distinct(entries))
+    if found < policy.fewest_cases:
+        raise PolicyError(f"fewest_cases: {found} distinct cases in phase {phase.name}")
+    for organ in phase.organs:
+        count = len(distinct([e for e in entries if organ in e.annotated]))
+        if 0 < count < policy.fewest_cases_organ:
+            raise PolicyError(
+                f"fewest_cases_organ: {count} distinct cases annotate {organ} in phase {phase.name}"
+            )
+    taken = steps(plan, phase, len(entries))
+    if taken < policy.fewest_steps:
+        raise PolicyError(
+            f"fewest_steps: {taken} in round {order_round} of phase {phase.name}: "
+            f"{phase.local_epochs} epochs over {len(entries)} cases in batches of "
+            f"{plan.train.batch}"
+        )
+
+
+def steps(plan: Plan, phase: Phase, cases: int) -> int:
+    """Optimiser steps behind what leaves of one round; epochs of what stays do not count."""
+    epochs = phase.local_epochs - phase.keep_epochs
+    return epochs * math.ceil(cases / plan.train.batch)
+
+
+def distinct(entries: Sequence[Entry]) -> set[str]:
+    """One word for each CT among the entries: copies under other names are one."""
+    return {e.image_sha256 or f"case {e.case}" for e in entries}
+
+
+def require_order(policy: Policy, plan: Plan, phase: Phase, order: Order) -> None:
+    """Requires that what comes with a round does not take the weight from all cases but a few.
+
+    Class frequencies and organ factors are not in the plan: the server sends them with each order.
+
+    Raises:
+        PolicyError: a factor or frequency that no honest server would send.
+    """
+    if phase.share == "none":
+        return
+    static = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
+    if order.organ_factors:
+        weights = [w * f for w, f in zip(static, order.organ_factors, strict=True)]
+        if min(weights) <= 0 or max(weights) / min(weights) > policy.largest_organ_ratio:
+            raise PolicyError(f"largest_organ_ratio: {order.organ_factors} came with the order")
+    pairs = list(zip(order.voxels, order.totals, strict=True))
+    if not all(0 <= v <= t and math.isfinite(t) for v, t in pairs):
+        raise PolicyError("class frequencies: an organ has more voxels than there are")
+    if sum(v / t for v, t in pairs if t) >= 1:
+        raise PolicyError("class frequencies: they leave no background")

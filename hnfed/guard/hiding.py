@@ -1,0 +1,121 @@
+"""What a policy hides is hidden in every field of a reply, whatever the code that made it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.plan import Phase, Plan
+from core.protocol import SUM_FIELDS
+from hnfed.guard.rules import Policy
+
+SPLITS = ("val", "test")
+PER_ORGAN = ("annotated", "voxels", "totals")
+
+
+def hidden(
+    policy: Policy,
+    kind: str,
+    plan: Plan,
+    phase: Phase | None,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    site: str = "",
+    cases: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A reply's settings and numbers without what is kept back.
+
+    ``counts: false`` takes every number that a number of cases follows from: cases, steps, skipped
+    steps, seconds, annotated cases, voxels, reasons why something was left out; the sums over a
+    split become means over one case. ``scores: false`` takes validation and test scores, and the
+    losses. Of a personal phase no count leaves in any case, nor a score or loss of fewer cases than
+    `min_cell`, the plan's or the site's, whichever is larger.
+
+    Args:
+        policy: of the site.
+        kind: query, train or evaluate.
+        plan: of the run.
+        phase: of the order; None in a query.
+        config: settings of the reply.
+        metrics: its numbers.
+        site: this site's name, which tells its phases in a query; by default as in `config`.
+        cases: training cases of a personal phase, as counted by the guard; None if it did not.
+    """
+    told = dict(metrics)
+    cell = max(policy.min_cell, plan.federation.min_cell)
+    if kind == "query":
+        _describe(told, policy, plan, site or str(config.get("site", "")), cell)
+    elif phase is not None and phase.share == "none":
+        _personal(told, cell, cases or 0)
+    if not policy.counts:
+        _uncounted(told, kind)
+    if not policy.scores:
+        told.pop("loss", None)
+        for key in [k for k in told if k.partition(".")[0] in SPLITS]:
+            del told[key]
+    return dict(config), told
+
+
+def _describe(told: dict[str, Any], policy: Policy, plan: Plan, site: str, cell: int) -> None:
+    """Counts of organs of shared phases alone; of a site without one, none below the cell."""
+    own = [p for p in plan.phases if site in p.sites]
+    shared = {o for p in own if p.share != "none" for o in p.organs}
+    for name in PER_ORGAN:
+        if name in told:
+            rows = zip(plan.organ_names, told[name], strict=False)
+            told[name] = [n if organ in shared else type(n)(0) for organ, n in rows]
+    if plan.loss.class_weight == "none":
+        told.pop("voxels", None)
+        told.pop("totals", None)
+    if not shared and policy.counts:
+        told["cases"] = [_cell(n, cell) for n in told.get("cases", [])]
+        for key in [k for k in told if k.startswith("left_out.")]:
+            told[key] = _cell(told[key], cell)
+
+
+def _cell(count: int, cell: int) -> int:
+    return count if count == 0 or count >= cell else -1
+
+
+def _personal(told: dict[str, Any], cell: int, cases: int) -> None:
+    """No counts; scores and losses of few cases are emptied."""
+    told.pop("annotated", None)
+    told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
+    for split in SPLITS:
+        counts = told.get(f"{split}.n")
+        for name in SUM_FIELDS if counts else ():
+            values = told.get(f"{split}.{name}", [])
+            withheld = -1.0 if name == "n" else 0.0
+            few = [0 < n < cell or n < 0 for n in counts or ()]
+            told[f"{split}.{name}"] = [
+                withheld if hide else v for v, hide in zip(values, few, strict=True)
+            ]
+    if cases < cell:
+        told.pop("loss", None)
+
+
+def _uncounted(told: dict[str, Any], kind: str) -> None:
+    for name in PER_ORGAN:
+        told.pop(name, None)
+    for key in [k for k in told if k.startswith("left_out.")]:
+        told[key] = -1
+    if kind == "query":
+        told["cases"] = [-1, -1, -1]
+    else:
+        told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
+    if "seconds" in told:
+        told["seconds"] = 0.0
+    for split in SPLITS:
+        if f"{split}.n" in told:
+            _as_means(told, split)
+
+
+def _as_means(told: dict[str, Any], split: str) -> None:
+    """Sums over n cases become those of one case with their mean; -1 and 0 cases stay so."""
+    counts, found = told[f"{split}.n"], told[f"{split}.detected"]
+    for name, by in (("dice", counts), ("hd95_mm", found), ("penalised_mm", counts)):
+        values = zip(told[f"{split}.{name}"], by, strict=True)
+        told[f"{split}.{name}"] = [v / n if n > 0 else v for v, n in values]
+    for name in ("n", "detected"):
+        told[f"{split}.{name}"] = [min(n, 1.0) for n in told[f"{split}.{name}"]]

@@ -1,0 +1,337 @@
+"""A site's side of every order: receive, look, have it worked on behind walls, let out, send.
+
+One message at a time. Whatever is wrong with one is answered once, with a code; its text stays in
+the site's log. Nothing here listens, and nothing that came from the server is run but a bundle
+that this site approved, in a process that is closed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.config import plan_from_json, plan_hash
+from core.data.entry import Entry
+from core.kit import Kit
+from core.plan import Phase, Plan
+from core.protocol import NEED_BASE, Order
+from core.receipt import Countersignature
+from hnfed.guard import closed, exit, order, pins
+from hnfed.guard.approvals import NotApprovedError, require_approved
+from hnfed.guard.countersigned import note
+from hnfed.guard.fleet import (
+    Arrival,
+    Connection,
+    FleetError,
+    MessageError,
+    RunOverError,
+)
+from hnfed.guard.keyring import FOLDER as SUMS
+from hnfed.guard.keyring import keyring_of
+from hnfed.guard.log import Log
+from hnfed.guard.outbox import OutboxError
+from hnfed.guard.pins import Pin
+from hnfed.guard.plans import require_agreed
+from hnfed.guard.policy import (
+    Policy,
+    PolicyError,
+    read_policy,
+    require_entries,
+    require_order,
+    require_plan,
+)
+from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
+from hnfed.guard.walls import walls_of
+
+POLL_SECONDS = 1.0
+REMEMBERED = 4  # runs whose bundles are not fetched again
+
+
+class PreparationError(RuntimeError):
+    """The site's own preparation failed; `code` tells the server how."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class House:
+    """The site, as the guard sees it.
+
+    Attributes:
+        kit: of the site.
+        name: of the site.
+        state: its state folder.
+        cache: its cache of prepared cases.
+        device: auto | cpu | cuda:N.
+        prepare: archive to cache for a plan and a run, by installed code; the keyed hash of the
+            split, and how many cases were left out, by reason. Raises `PreparationError`.
+        entries: the training cases that a phase would use, of the split with that hash.
+        describe: what the bundle's client is told of the site, by run and pin.
+        say: a line for the person at the site.
+    """
+
+    kit: Kit
+    name: str
+    state: Path
+    cache: Path
+    device: str
+    prepare: Callable[[str, str], tuple[str, Mapping[str, int]]]
+    entries: Callable[[Plan, Phase, str], Sequence[Entry]]
+    describe: Callable[[str, Pin], str]
+    say: Callable[[str], None] = field(default=print)
+
+    @property
+    def guard(self) -> Path:
+        """Folder of the guard's own."""
+        return self.state / "guard"
+
+
+def serve(house: House, connection: Connection) -> None:
+    """Answers messages until the connection is lost.
+
+    Args:
+        house: the site.
+        connection: an open one.
+
+    Raises:
+        FleetError: the connection is lost.
+    """
+    desk = Desk(house, connection)
+    while True:
+        arrival = connection.receive()
+        if arrival is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            desk.handle(arrival)
+        except RunOverError:
+            house.say("the run has ended meanwhile; its last order is left as it is")
+
+
+class Desk:
+    """Where messages are looked at, with what is remembered from one to the next."""
+
+    def __init__(self, house: House, connection: Connection) -> None:
+        self.house = house
+        self.connection = connection
+        self.log = Log(house.state)
+        self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
+        self._bundles: dict[str, bytes] = {}
+
+    def handle(self, arrival: Arrival) -> None:
+        """Answers one message; with a code where anything is wrong with it."""
+        begun = time.monotonic()
+        case = Case()
+        try:
+            reply = self._answer(arrival, case, begun)
+        except (RunOverError, KeyboardInterrupt):
+            raise
+        except FleetError as error:
+            if not isinstance(error, MessageError):
+                raise
+            reply = self._refuse(error, case, "E_ORDER")
+        except NotApprovedError as error:
+            self.house.say(str(error))
+            reply = self._refuse(error, case, "E_BUNDLE", quiet=True)
+        except BundleError as error:
+            reply = self._refuse(error, case, "E_BUNDLE")
+        except closed.OvertimeError as error:
+            reply = self._refuse(error, case, "E_TIME")
+        except PreparationError as error:
+            reply = self._refuse(error, case, error.code)
+        except Exception as error:
+            reply = self._refuse(error, case, exit.code_of(error))
+        if not case.pulled:
+            self.connection.confirm(arrival)
+        seconds = time.monotonic() - begun
+        self.connection.send(arrival, reply.config, reply.metrics, reply.parcel, seconds=seconds)
+
+    def _answer(self, arrival: Arrival, case: Case, begun: float) -> exit.Reply:
+        house = self.house
+        if arrival.kind not in order.KINDS:
+            raise order.OrderError(f"a message of kind {arrival.kind[:40]!r}")
+        run = self.connection.run(arrival)
+        content = self._bundle(arrival, run.bundle)
+        policy = read_policy(house.kit.folder / "policy.yaml")
+        require_approved(content, house.kit, policy)
+        settings = order.settings_of(run.config)
+        case.run = settings["run_id"]
+        self.log.begin(f"run {case.run}: {arrival.kind}")
+        plan = plan_from_json(settings["plan"])
+        require_plan(plan, house.name, policy)
+        require_agreed(house.kit.folder, plan, policy)
+        pin = pins.pinned(house.guard, case.run, plan_hash(plan))
+        records = self.connection.content(arrival, exit.plan_bytes(plan))
+        case.pulled = True
+        case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
+        sums = plan.federation.secure_aggregation
+        keyring = keyring_of(house.kit, house.name, house.guard, policy) if sums else None
+        self._heed(asked.order)
+        self._say(case, "begun")
+        if asked.kind == "query":
+            pin = self._prepared(case, settings["plan"], pin)
+        else:
+            case.cases = self._require_entries(asked, policy, pin)
+        reply = self._worked_on(asked, settings, records, pin, policy, content)
+        reply = _with_startup(reply, time.monotonic() - begun)
+        incoming = records.get("arrays")
+        released = exit.release(
+            reply,
+            asked,
+            policy,
+            cases=case.cases,
+            receipts=self.receipts,
+            keyring=keyring,
+            incoming=incoming if isinstance(incoming, bytes) else b"",
+        )
+        lacks = released.config["code"] == NEED_BASE
+        self._say(case, "asks for the frozen part first" if lacks else _told(released))
+        return released
+
+    def _bundle(self, arrival: Arrival, name: str) -> bytes:
+        """A run's bundle; fetched once, judged by its content alone."""
+        key = f"{arrival.run} {name}"
+        if key not in self._bundles:
+            if len(self._bundles) >= REMEMBERED:
+                self._bundles.clear()
+            self._bundles[key] = self.connection.bundle(arrival, self.connection.run(arrival))
+        return self._bundles[key]
+
+    def _heed(self, asked: Order) -> None:
+        """Keeps the server's word on which receipts it has seen; tells where it differs."""
+        mark = Countersignature(asked.receipt, asked.receipt_signature, asked.receipt_certificate)
+        house = self.house
+        if warning := note(house.state, house.name, house.kit.ca.read_bytes(), mark):
+            house.say(warning)
+
+    def _prepared(self, case: Case, plan: str, pin: Pin) -> Pin:
+        """The cache is made by installed code; the pin remembers the split."""
+        split, left_out = self.house.prepare(plan, case.run)
+        made = Pin(pin.plan, split, dict(left_out))
+        pins.keep(self.house.guard, case.run, made)
+        return made
+
+    def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> int:
+        """What the order would be worked on with is what the policy allows; training cases."""
+        assert asked.phase is not None
+        if self.house.name not in asked.phase.sites:
+            raise PolicyError(f"phase {asked.phase.name}: not for this site")
+        if not pin.split:
+            raise PreparationError("E_STATE")
+        require_order(policy, asked.plan, asked.phase, asked.order)
+        entries = self.house.entries(asked.plan, asked.phase, pin.split)
+        if asked.kind == "train":
+            require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
+        return len(entries)
+
+    def _worked_on(
+        self,
+        asked: order.Asked,
+        settings: Mapping[str, str],
+        records: Mapping[str, Any],
+        pin: Pin,
+        policy: Policy,
+        content: bytes,
+    ) -> exit.Reply:
+        house = self.house
+        code = self._code(content)
+        run_folder, base_folder = house.state / asked.run, house.state / "base"
+        for folder in (run_folder, base_folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closed.scratch_folder(house.guard / "scratch") as scratch:
+            task = {
+                "kind": asked.kind,
+                "code": str(code),
+                "device": house.device,
+                "gpu_memory_share": policy.gpu_memory_share,
+                "walls": walls_of(
+                    policy,
+                    house.device,
+                    read=(code, house.cache),
+                    write=(run_folder, base_folder, scratch),
+                    secrets=(house.kit.folder, house.guard / pins.FOLDER, house.guard / SUMS),
+                ),
+                "records": {"order": asked.order.to_config()},
+                "run_config": dict.fromkeys(order.SETTINGS, "")
+                | {key: settings[key] for key in ("plan", "run_id")},
+                "node_config": {"site": house.describe(asked.run, pin)},
+            }
+            blobs = {name: records[name] for name in order.PARCELS[asked.kind] if name in records}
+            limits = closed.Limits(policy.longest_s, exit.plan_bytes(asked.plan))
+            values, out = closed.work(task, blobs, limits, scratch=scratch, log=self.log)
+        return _reply_of(values, out)
+
+    def _code(self, content: bytes) -> Path:
+        """The approved bundle's folder, compared with it each time."""
+        root = self.house.guard / "code"
+        known = sorted(root.iterdir()) if root.is_dir() else []
+        if len(known) == 1 and is_intact(content, known[0]):
+            return known[0]
+        return fresh_folder(content, root)
+
+    def _refuse(
+        self, error: Exception, case: Case, code: str, *, quiet: bool = False
+    ) -> exit.Reply:
+        self.log.error(error)
+        if not quiet:
+            about = str(error) if isinstance(error, PolicyError) else "see client.log"
+            kind = type(error).__name__
+            self._say(case, f"not done, the server is told {code}: {kind}, {about}")
+        name = self.house.name
+        return exit.refusal(code, name, case.asked, receipts=self.receipts, run=case.run)
+
+    def _say(self, case: Case, what: str) -> None:
+        asked = case.asked
+        if asked is None or asked.phase is None:
+            task = "who is there"
+        else:
+            task = f"{asked.phase.name} round {asked.order.round}, {asked.order.task}"
+        self.house.say(f"run {case.run or '?'}: {task}: {what}")
+
+
+@dataclass
+class Case:
+    """How far one message came.
+
+    Attributes:
+        run: checked id of its run; "" before that.
+        asked: its order, once it was read.
+        cases: training cases that its phase uses here, once they were counted.
+        pulled: whether its content was fetched, and with that confirmed.
+    """
+
+    run: str = ""
+    asked: order.Asked | None = None
+    cases: int | None = None
+    pulled: bool = False
+
+
+def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply:
+    """The worker's answer, if it has the form of one."""
+    records = values.get("records")
+    known = isinstance(records, dict) and set(records) == {"header", "metrics"}
+    if not isinstance(records, dict) or not known or set(out) - {"arrays"}:
+        raise OutboxError("records: not a header, numbers and one parcel")
+    header, metrics = records["header"], records["metrics"]
+    if not isinstance(header, dict) or not isinstance(metrics, dict):
+        raise OutboxError("records: a header or numbers of another form")
+    return exit.Reply(header, metrics, out.get("arrays", b""))
+
+
+def _with_startup(reply: exit.Reply, passed_s: float) -> exit.Reply:
+    """The reply with how long all but the work itself took."""
+    seconds = reply.metrics.get("seconds")
+    if "startup" not in reply.metrics or not isinstance(seconds, float):
+        return reply
+    startup = max(passed_s - seconds, 0.0)
+    return exit.Reply(reply.config, {**reply.metrics, "startup": startup}, reply.parcel)
+
+
+def _told(reply: exit.Reply) -> str:
+    code = reply.config["code"]
+    return "answered" if code == "OK" else f"not done, the server is told {code}; see client.log"

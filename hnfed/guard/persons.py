@@ -1,0 +1,70 @@
+"""Who agreed to something at a site: a name that was given, and the account that gave it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from core.errors import UserError
+
+LONGEST = 100
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One person's agreement.
+
+    Attributes:
+        person: the name that was given.
+        account: of the operating system that ran the command.
+        behind: the account that called ``sudo``, as the environment says; "" where none did.
+        at: when, ISO 8601.
+    """
+
+    person: str
+    account: str
+    behind: str
+    at: str
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `as_json`; KeyError where one is missing."""
+        return cls(**{k: str(values[k]) for k in ("person", "account", "behind", "at")})
+
+    def as_json(self) -> dict[str, str]:
+        """For a file of the kit."""
+        return asdict(self)
+
+
+def now(person: str = "") -> Confirmation:
+    """The agreement of whoever runs this.
+
+    Args:
+        person: the name; by default that of the account.
+
+    Raises:
+        UserError: an empty, long or unprintable name.
+    """
+    try:
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # an account of a container that has no name
+        account = f"uid {os.getuid()}"
+    behind = os.environ.get("SUDO_USER", "")[:LONGEST]
+    name = " ".join((person or behind or account).split())
+    if not name or len(name) > LONGEST or not name.isprintable():
+        raise UserError("--as", person, f"give a name of at most {LONGEST} printable signs")
+    return Confirmation(name, account, behind, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def different(given: Sequence[Confirmation]) -> int:
+    """How many persons agreed: names that differ in more than their case and spaces."""
+    return len({" ".join(c.person.casefold().split()) for c in given})
+
+
+def one_account(given: Sequence[Confirmation]) -> bool:
+    """Whether two or more persons confirmed through one and the same account."""
+    return len(given) > 1 and len({(c.account, c.behind) for c in given}) == 1

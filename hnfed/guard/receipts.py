@@ -1,0 +1,269 @@
+"""What has left a site, a line each, in one file that only grows; each line holds the one before.
+
+``STATE/receipts.jsonl`` lies out of reach of the code that trains. A line is on the disk before
+what it tells of goes. It holds the SHA-256 of the whole line before it and the site's signature
+(its node key, ECDSA over P-384 with SHA-384) over its own canonical JSON. So no line can be
+changed, removed or moved without a trace by anybody without the key; that the last lines were cut
+off shows in what the server countersigned (`hnfed.guard.countersigned`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from torch import Tensor
+
+RECEIPTS, TORN, LOCK = "receipts.jsonl", "receipts.torn", "receipts.lock"
+FIRST = "0" * 64  # what the first line says of the line before it
+REPAIRED = "repaired"
+SIGNED_WITH = ec.ECDSA(hashes.SHA384())
+LONGEST = 64 * 2**20
+Line = dict[str, Any]
+
+
+def write_receipt(
+    state: Path,
+    run: str,
+    kind: str,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    key: Path | None = None,
+) -> str:
+    """Adds a line to the site's receipts: what leaves, in how many bytes, and its SHA-256.
+
+    A last line that a dying machine left torn is moved to ``receipts.torn``; a line of the kind
+    ``repaired`` says so.
+
+    Args:
+        state: the site's state folder.
+        run: checked id of the run; "" where it is not known.
+        kind: query, train, evaluate, or error.
+        config: settings that leave.
+        metrics: numbers that leave.
+        tensors: weights that leave.
+        key: the site's private key (OpenSSH or PEM); None leaves the line without a signature.
+
+    Returns:
+        SHA-256 of the line.
+    """
+    digest = hashlib.sha256(json.dumps([dict(config), dict(metrics)], sort_keys=True).encode())
+    listed: list[dict[str, Any]] = []
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().numpy().tobytes()
+        digest.update(name.encode() + content)
+        shape = list(tensors[name].shape)
+        listed.append({"name": name, "shape": shape, "bytes": len(content)})
+    line = {
+        "run": run,
+        "kind": kind,
+        "scalars": {**config, **metrics},
+        "tensors": listed,
+        "bytes": sum(t["bytes"] for t in listed),
+        "sha256": digest.hexdigest(),
+    }
+    signer = private_key(key) if key is not None else None
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _held(state):
+        torn = _mend(state)
+        if torn:
+            scalars = {"torn_bytes": len(torn)}
+            told = {"sha256": hashlib.sha256(torn).hexdigest(), "bytes": 0, "tensors": []}
+            _append(state, {"run": "", "kind": REPAIRED, "scalars": scalars, **told}, signer)
+        return _append(state, line, signer)
+
+
+def canonical(line: Mapping[str, Any]) -> bytes:
+    """What of a line is signed: its JSON without the signature, keys sorted."""
+    told = {k: v for k, v in line.items() if k != "signature"}
+    return json.dumps(told, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def read_lines(state: Path) -> list[tuple[bytes, Line | None]]:
+    """The chain as it stands: each line's bytes, and its values; None where it is no JSON object.
+
+    A last line without its end is among them.
+    """
+    path = state / RECEIPTS
+    if not path.is_file():
+        return []
+    found = []
+    for raw in path.read_bytes().split(b"\n"):
+        if raw:
+            found.append((raw, _values(raw)))
+    return found
+
+
+def read_receipts(state: Path) -> dict[str, list[Line]]:
+    """All receipts of a site, by run.
+
+    Those of earlier versions lie in the runs' folders, one file each, without a chain: they are
+    listed first, under the folder's name.
+    """
+    found: dict[str, list[Line]] = {}
+    for path in sorted(state.glob(f"*/{RECEIPTS}")):
+        for raw in path.read_bytes().splitlines():
+            line = _values(raw)
+            found.setdefault(path.parent.name, [])
+            if line is not None and isinstance(line.get("scalars"), dict):
+                found[path.parent.name].append({**line, "unchained": True})
+    for _, line in read_lines(state):
+        if line is not None and isinstance(line.get("scalars"), dict):
+            found.setdefault(str(line.get("run", "")), []).append(line)
+    return found
+
+
+def verify(state: Path, public: ec.EllipticCurvePublicKey | None) -> list[str]:
+    """What is wrong with the chain, a sentence each; nothing where each line is as it was written.
+
+    Args:
+        state: the site's state folder.
+        public: the site's key; None checks the chain alone.
+    """
+    wrong: list[str] = []
+    before = FIRST
+    for number, (raw, line) in enumerate(read_lines(state), start=1):
+        place = f"line {number}"
+        if line is None:
+            wrong.append(f"{place} is no receipt: torn, or changed")
+        else:
+            if line.get("n") != number:
+                wrong.append(f"{place} says it is number {line.get('n')}: lines are missing")
+            if line.get("before") != before:
+                wrong.append(
+                    f"{place} does not follow the line before it: that one was changed, removed or "
+                    "moved"
+                )
+            wrong += [f"{place} {text}" for text in _unsigned(line, public)]
+        before = hashlib.sha256(raw).hexdigest()
+    content = (state / RECEIPTS).read_bytes() if (state / RECEIPTS).is_file() else b""
+    if content and not content.endswith(b"\n"):
+        wrong.append("the last line has no end: the machine died while it was written")
+    return wrong
+
+
+def hashes_of(state: Path) -> dict[str, int]:
+    """Number of each line, by its SHA-256."""
+    lines = enumerate(read_lines(state), start=1)
+    return {hashlib.sha256(raw).hexdigest(): number for number, (raw, _) in lines}
+
+
+def public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """A site's public key, ``node.pub`` of its kit."""
+    key = serialization.load_ssh_public_key(path.read_bytes())
+    assert isinstance(key, ec.EllipticCurvePublicKey), "kits have keys of P-384"
+    return key
+
+
+def _unsigned(line: Line, public: ec.EllipticCurvePublicKey | None) -> list[str]:
+    signature = line.get("signature")
+    if public is None:
+        return []
+    if not isinstance(signature, str):
+        return ["has no signature"]
+    try:
+        public.verify(bytes.fromhex(signature), canonical(line), SIGNED_WITH)
+    except (InvalidSignature, ValueError):
+        return ["has a signature that is not of this site's key, or was changed"]
+    return []
+
+
+def _values(raw: bytes) -> Line | None:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A kit's private key, as OpenSSH or PEM."""
+    content = path.read_bytes()
+    ssh = b"OPENSSH" in content[:64]
+    load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
+    key = load(content, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "kits have keys of P-384"
+    return key
+
+
+@contextmanager
+def _held(state: Path) -> Iterator[None]:
+    """One writer at a time, also of two processes; waits for the other, which is quick."""
+    handle = os.open(state / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _mend(state: Path) -> bytes:
+    """Takes a torn last line off; returns it, b"" where the file ends as it should."""
+    path = state / RECEIPTS
+    if not path.is_file() or path.stat().st_size == 0:
+        return b""
+    with path.open("r+b") as file:
+        tail, start = _last(file)
+        if tail.endswith(b"\n"):
+            return b""
+        with (state / TORN).open("ab") as aside:
+            os.fchmod(aside.fileno(), 0o600)
+            aside.write(tail + b"\n")
+            aside.flush()
+            os.fsync(aside.fileno())
+        file.truncate(start)
+        file.flush()
+        os.fsync(file.fileno())
+    return tail
+
+
+def _last(file: Any) -> tuple[bytes, int]:
+    """The last line of a file with its end, if it has one, and where it begins."""
+    size = file.seek(0, os.SEEK_END)
+    step, tail = 4096, b""
+    while len(tail) < min(size, LONGEST):
+        start = max(0, size - step)
+        file.seek(start)
+        tail = file.read(size - start)
+        cut = tail.rfind(b"\n", 0, len(tail) - 1)
+        if cut >= 0:
+            return tail[cut + 1 :], start + cut + 1
+        step *= 4
+    return tail, size - len(tail)
+
+
+def _append(state: Path, line: Line, signer: ec.EllipticCurvePrivateKey | None) -> str:
+    path = state / RECEIPTS
+    number, before = 0, FIRST
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            raw = _last(file)[0].rstrip(b"\n")
+        number = int((_values(raw) or {}).get("n", 0))
+        before = hashlib.sha256(raw).hexdigest()
+    told = {"n": number + 1, "before": before, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **line}
+    if signer is not None:
+        told["signature"] = signer.sign(canonical(told), SIGNED_WITH).hex()
+    raw = json.dumps(told, separators=(",", ":")).encode("ascii")
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "ab") as file:
+        file.write(raw + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(raw).hexdigest()
+
+
+def chained(receipts: Mapping[str, Sequence[Line]]) -> bool:
+    """Whether all of them are lines of the chain."""
+    return not any(row.get("unchained") for rows in receipts.values() for row in rows)

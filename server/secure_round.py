@@ -1,0 +1,299 @@
+"""Secure aggregation at the server: it hands hellos on, and adds up what it cannot read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from torch import Tensor
+
+from core.errors import UserError
+from core.parcel import unpacked
+from core.plan import Phase, Plan
+from core.protocol import CODES, OK, Description, Header, Result
+from core.secure_hello import LONGEST, Hello, fewest, members
+from core.secure_layout import (
+    SUMMED,
+    Sum,
+    Travelling,
+    closed_organs,
+    number_segments,
+    shaped,
+    summed,
+    summed_sites,
+    tallied,
+    tally_segments,
+    weight_segments,
+)
+from core.secure_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
+from server.guards import Rejected, error_words, known_code
+from server.strategy import ARRAYS, HEADER, METRICS
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A reply that nobody can read alone.
+
+    Attributes:
+        header: of the reply.
+        words: masked shares of the update (uint32); empty where no weights travel.
+        numbers: masked counts and sums (uint64).
+    """
+
+    header: Header
+    words: Words
+    numbers: Words
+
+
+@dataclass(frozen=True)
+class Secure:
+    """Who takes part in the sums of a run, and the sums from before its first round.
+
+    Attributes:
+        plan: of the run.
+        peers: what every site said of itself, as it came, by site.
+        hellos: the same, read.
+        cases: training, validation and test cases of all sites; empty where one keeps its counts.
+        rows: ``annotated``, ``voxels`` and ``totals`` of all sites, per organ of the plan.
+    """
+
+    plan: Plan
+    peers: tuple[str, ...]
+    hellos: Mapping[str, Hello]
+    cases: Sequence[float] = ()
+    rows: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def told(self) -> bool:
+        """Whether every site lets its counts into sums; else all sites weigh equally (D5)."""
+        return all(h.counts for h in self.hellos.values())
+
+    @property
+    def fewest(self) -> int:
+        """Sites that every sum needs."""
+        return max(fewest(self.hellos), FEWEST)
+
+    def totals(self, phase: Phase) -> list[float]:
+        """What a site's share is of: cases, then those that annotate each organ of the phase."""
+        index = [self.plan.organ_names.index(o) for o in phase.organs]
+        closed = closed_organs(self.plan, phase, self.hellos)
+        if self.told:
+            whole, rows = self.cases[0], [self.rows["annotated"][i] for i in index]
+        else:
+            whole = float(len(self.hellos))
+            rows = [float(len(members(self.hellos, "train", i))) for i in index]
+        kept = [0.0 if o in closed else r for o, r in zip(phase.organs, rows, strict=True)]
+        return [whole, *kept]
+
+    def frequencies(self, phase: Phase) -> tuple[list[float], list[float]]:
+        """Organ and crop voxels over all sites, per organ of the phase; empty if one is silent."""
+        if not self.told or not any(self.rows["totals"]):
+            return [], []
+        index = [self.plan.organ_names.index(o) for o in phase.organs]
+        return (
+            [self.rows["voxels"][i] for i in index],
+            [self.rows["totals"][i] for i in index],
+        )
+
+
+def secure_set(plan: Plan, described: Mapping[str, Description]) -> Secure:
+    """The sites of the run's sums: all that the plan names, or none.
+
+    Raises:
+        UserError: one did not come, or asks for sums over more sites than there are.
+    """
+    key, wanted = "federation.secure_aggregation", summed_sites(plan)
+    missing = [s for s in wanted if s not in described]
+    if missing:
+        raise UserError(
+            "phases.sites",
+            ", ".join(missing),
+            "wait until they are back and start again, or write a plan without them",
+            problem="they did not come or could not take part (see the journal), and a sum is over "
+            "all sites of the plan or not opened",
+        )
+    hellos: dict[str, Hello] = {}
+    for site in wanted:
+        try:
+            hellos[site] = Hello.read(described[site].hello[: LONGEST + 1])
+        except (ValueError, TypeError):
+            raise UserError(
+                key,
+                site,
+                "this site needs a version of hnfed and a kit with which it can mask",
+                problem="it said nothing of itself that other sites could verify",
+            ) from None
+    secure = Secure(plan, tuple(described[s].hello for s in wanted), hellos)
+    needed = secure.fewest
+    if len(hellos) < needed:
+        careful = [s for s, h in hellos.items() if h.fewest >= needed]
+        raise UserError(
+            "phases.sites",
+            ", ".join(wanted),
+            f"add sites to the plan until there are {needed}",
+            problem=f"{', '.join(careful)} asks for sums over {needed} sites "
+            "(secure_aggregation_sites of its policy)",
+        )
+    return secure
+
+
+def inspect_masked(
+    reply: Message | None, *, site: str, run: str, phase: str, round_: int, words: int, numbers: int
+) -> Masked | Rejected:
+    """Checks the form of one masked reply; what it holds nobody can check.
+
+    Args:
+        reply: as Flower brought it; None where none came.
+        site: that was asked.
+        run: of the order.
+        phase: of the order; "" before the first.
+        round_: of the order.
+        words: length of the masked update; 0 where no weights travel.
+        numbers: length of the masked numbers.
+    """
+    if reply is None:
+        return Rejected("E_LOST", "no reply before the deadline")
+    if reply.has_error():
+        return Rejected("E_ERROR", error_words(reply))
+    try:
+        config, metrics = reply.content[HEADER], reply.content[METRICS]
+        if not isinstance(config, ConfigRecord) or not isinstance(metrics, MetricRecord):
+            return Rejected("E_SCHEMA", "header or metrics")
+        if config.get("code") != OK:
+            code = known_code(config.get("code"))
+            return Rejected(code, CODES[code])
+        about = (config["site"], config.get("run", run), config.get("phase", ""))
+        if (*about, config.get("round", 0)) != (site, run, phase, round_):
+            return Rejected("E_STALE", "site, run, phase or round differ from the order")
+        told = metrics[SUMMED]
+        if not isinstance(told, list) or len(told) != numbers:
+            return Rejected("E_SCHEMA", "masked numbers of another length")
+        vector = np.asarray([int(v) for v in told], dtype=np.int64).view(np.uint64)
+        update = _words(reply, words)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return Rejected("E_SCHEMA", f"masked reply ({type(error).__name__})")
+    header = Header(site, run, phase, round_)
+    return Masked(header, update, vector)
+
+
+def _words(reply: Message, length: int) -> Words:
+    """The masked update.
+
+    Raises:
+        KeyError, TypeError, ValueError: another form.
+    """
+    if not length:
+        if reply.content.array_records:
+            raise ValueError("weights where none may travel")
+        return np.zeros(0, np.uint32)
+    record = reply.content[ARRAYS]
+    if not isinstance(record, ArrayRecord) or len(record) != 1:
+        raise TypeError("weights")
+    (array,) = record.values()
+    if len(array.data) > 4 * length + 4096:
+        raise ValueError("a larger parcel")
+    state = unpacked(array.data)
+    tensor = state[SUMMED]
+    if len(state) != 1 or tuple(tensor.shape) != (length,):
+        raise ValueError("weights")
+    vector = tensor.numpy()
+    if vector.dtype != np.int32:
+        raise TypeError("weights")
+    update: Words = vector.view(np.uint32)
+    return update
+
+
+def add_tally(secure: Secure, replies: Sequence[Masked]) -> Secure:
+    """The set with the sums from before the first round.
+
+    Raises:
+        ValueError: the masks do not cancel.
+    """
+    cases, rows = tallied(opened([r.numbers for r in replies], NUMBER_BITS))
+    values = [*cases, *(v for row in rows.values() for v in row)]
+    if min(values) < 0 or cases[0] < len(secure.hellos):
+        raise ValueError("masks")
+    return Secure(secure.plan, secure.peers, secure.hellos, tuple(cases), rows)
+
+
+def tally_length(secure: Secure) -> int:
+    """How many numbers a site's masked counts are."""
+    return sum(s.length for s in tally_segments(secure.plan, secure.hellos))
+
+
+def number_length(secure: Secure, phase: Phase, task: str) -> int:
+    """How many masked numbers answer a task."""
+    return sum(s.length for s in number_segments(secure.plan, phase, secure.hellos, task))
+
+
+def add_up(secure: Secure, phase: Phase, task: str, replies: Sequence[Masked], most: int) -> Sum:
+    """The sums in the second vector.
+
+    Args:
+        secure: who takes part.
+        phase: of the order.
+        task: of the order.
+        replies: of all sites.
+        most: cases that all sites can have together.
+
+    Raises:
+        ValueError: the masks do not cancel: a site was told something else, or sent noise.
+    """
+    found = summed(phase, task, opened([r.numbers for r in replies], NUMBER_BITS))
+    result = found.result
+    counts = [result.cases, result.steps, result.skipped, *result.annotated, found.shortened]
+    cells = [c for sums in result.scores.values() for c in sums.values()]
+    counts += [n for c in cells for n in (c.n, c.detected)]
+    sums = [v for c in cells for v in (c.dice, c.hd95_mm, c.penalised_mm)]
+    if min([*counts, *sums, found.square]) < -1e-3 or max([*result.annotated, 0]) > result.cases:
+        raise ValueError("masks")
+    if result.cases > most or any(c.dice > c.n + 1e-3 or c.n > most for c in cells):
+        raise ValueError("masks")
+    if task == "train" and result.cases < 1:
+        raise ValueError("masks")
+    return found
+
+
+def averaged(
+    secure: Secure,
+    phase: Phase,
+    what: Travelling,
+    state: Mapping[str, Tensor],
+    replies: Sequence[Masked],
+    result: Result,
+) -> tuple[State, list[str]]:
+    """The next weights, and organs whose rows are kept: too few sites have cases of them.
+
+    Args:
+        secure: who takes part.
+        phase: of the round.
+        what: travels.
+        state: all weights before the round.
+        replies: of all sites.
+        result: the round's counts, summed.
+    """
+    vector = opened([r.words for r in replies], UPDATE_BITS)
+    totals, at = secure.totals(phase), 0
+    kept = []
+    segments = weight_segments(secure.plan, phase, secure.hellos, what)
+    counts = (result.cases, *result.annotated)
+    for i, (segment, total, count) in enumerate(zip(segments, totals, counts, strict=True)):
+        part = slice(at, at + segment.length)
+        vector[part] = vector[part] * (total / count) if total > 0 and count > 0 else 0.0
+        if i and not (total > 0 and count > 0):
+            kept.append(phase.organs[i - 1])
+        at += segment.length
+    new = dict(state)
+    for name, update in shaped(vector, what).items():
+        new[name] = (state[name].double() + update).to(state[name].dtype)
+    return new, kept
+
+
+def longest(found: Sum, sites: int, factor: float) -> float:
+    """Length to which the sites hold their next updates: a multiple of this round's (RMS)."""
+    return factor * math.sqrt(found.square / sites)

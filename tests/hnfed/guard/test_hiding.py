@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.metrics import OrganSum
+from core.plan import Loss, Phase, Plan, Preprocess
+from core.protocol import WITHHELD, Description, Header, Result
+from hnfed.guard.outbox import NUMBERS
+from hnfed.guard.policy import Policy, hidden
+
+ORGANS = ["Brainstem", "Larynx"]
+SHARED = Phase("s", ["nyu", "miccai"], ["Brainstem"])
+OWN = Phase("o", ["nyu"], ["Larynx"], share="none", init="s")
+PLAN = Plan(preprocess=Preprocess(crop=[8, 8, 8]), phases=[SHARED, OWN])
+SUMS = {"Brainstem": OrganSum(20, 16, 15.0, 64.0, 90.0), "Larynx": OrganSum(3, 3, 2.0, 9.0, 9.0)}
+
+
+def description(site: str = "nyu") -> tuple[dict[str, Any], dict[str, Any]]:
+    return Description(
+        site, "f", "s", (12, 3, 4), (12, 5), (100.0, 50.0), (6144.0, 2560.0), {"E_X": 2}, {}
+    ).to_records()
+
+
+def result(organs: list[str] = ORGANS) -> dict[str, Any]:
+    scores = {split: {o: SUMS[o] for o in organs} for split in ("val", "test")}
+    told = Result(12, tuple([12, 5][: len(organs)]), (1.0,) * 5, 40, 2, 9.5, 1.5, scores)
+    return told.to_metrics(organs)
+
+
+def header() -> dict[str, Any]:
+    return Header("nyu", "run", "s", 3).to_config()
+
+
+def test_nothing_is_hidden_of_a_shared_phase_by_default() -> None:
+    metrics = result(["Brainstem"])
+    assert hidden(Policy(), "train", PLAN, SHARED, header(), metrics) == (header(), metrics)
+
+
+def test_organs_of_personal_phases_are_not_counted_in_a_query() -> None:
+    config, metrics = hidden(Policy(), "query", PLAN, None, *description())
+    assert config == description()[0]
+    assert metrics["annotated"] == [12, 0]
+    assert metrics["voxels"] == [100.0, 0.0]
+    assert metrics["totals"] == [6144.0, 0.0]
+    assert metrics["cases"] == [12, 3, 4]
+
+
+@pytest.mark.parametrize(("plans", "site_s"), [(1, 11), (11, 1), (1, 1)])
+def test_the_larger_cell_counts(plans: int, site_s: int) -> None:
+    """M1: counts of few cases left with the plan's own `min_cell: 1`."""
+    alone = replace(PLAN, federation=replace(PLAN.federation, min_cell=plans))
+    alone = replace(alone, phases=[replace(SHARED, sites=["miccai"]), OWN])
+    policy = Policy(min_cell=site_s)
+    metrics = hidden(policy, "query", alone, None, *description())[1]
+    few = -1 if max(plans, site_s) == 11 else None
+    assert metrics["cases"] == [12, few or 3, few or 4]
+    assert metrics["left_out.E_X"] == (few or 2)
+    assert metrics["annotated"] == [0, 0]
+    told = hidden(policy, "train", alone, OWN, header(), result(["Larynx"]), cases=12)[1]
+    scores = Result.from_metrics(told, ["Larynx"]).scores["val"]["Larynx"]
+    assert scores == (WITHHELD if few else SUMS["Larynx"])
+
+
+def test_no_count_of_a_personal_phase_leaves() -> None:
+    told = hidden(Policy(min_cell=1), "train", PLAN, OWN, header(), result(["Larynx"]))[1]
+    assert (told["cases"], told["steps"], told["skipped"]) == (0, 0, 0)
+    assert "annotated" not in told
+    assert "loss" not in told, "the guard did not count the cases"
+    assert "loss" in hidden(Policy(), "train", PLAN, OWN, header(), result(), cases=12)[1]
+    assert "loss" not in hidden(Policy(), "train", PLAN, OWN, header(), result(), cases=10)[1]
+
+
+def test_frequencies_leave_only_where_the_loss_needs_them() -> None:
+    plan = replace(PLAN, loss=Loss(class_weight="none"))
+    told = hidden(Policy(), "query", plan, None, *description())[1]
+    assert not {"voxels", "totals"} & set(told)
+
+
+COUNTED = {"cases", "steps", "skipped", "annotated", "voxels", "totals", "seconds"}
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in metrics.items() if k not in ("startup",)}
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_without_counts_no_field_depends_on_a_number_of_cases(kind: str) -> None:
+    """M9: `val.n` told them. Here the same means over ten times the cases leave the same reply."""
+    policy, phase = Policy(counts=False), None if kind == "query" else SHARED
+    if kind == "query":
+        config, one = description()
+        many = {k: _times(v, 10) for k, v in one.items()}
+    else:
+        config, one = header(), result(["Brainstem"])
+        many = {k: v if k in ("loss", "startup") else _times(v, 10) for k, v in one.items()}
+    first = hidden(policy, kind, PLAN, phase, config, one)[1]
+    second = hidden(policy, kind, PLAN, phase, config, many)[1]
+    assert first.keys() == second.keys()
+    for key in first:
+        assert first[key] == pytest.approx(second[key]), key
+    assert set(first) <= {*NUMBERS, "left_out.E_X"}
+
+
+def _times(value: Any, factor: int) -> Any:
+    return [v * factor for v in value] if isinstance(value, list) else value * factor
+
+
+def test_means_stay_and_the_server_can_read_them() -> None:
+    policy = Policy(counts=False)
+    told = hidden(policy, "evaluate", PLAN, SHARED, header(), result(["Brainstem"]))[1]
+    assert Result.from_metrics(told, ["Brainstem"]).scores["test"]["Brainstem"] == OrganSum(
+        1, 1, 0.75, 4.0, 4.5
+    )
+    assert (told["cases"], told["steps"], told["skipped"], told["seconds"]) == (0, 0, 0, 0.0)
+    empty = result(["Brainstem"]) | {"val.n": [0.0], "val.detected": [0.0]}
+    assert hidden(policy, "train", PLAN, SHARED, header(), empty)[1]["val.n"] == [0.0]
+
+
+def test_without_scores_no_loss_leaves_either() -> None:
+    """M9: the loss terms are scores too, the Dice term to the letter."""
+    for phase in (SHARED, OWN):
+        told = hidden(Policy(scores=False), "train", PLAN, phase, header(), result(), cases=99)[1]
+        assert not {k for k in told if k.startswith(("val.", "test.", "loss"))}
+    assert hidden(Policy(scores=False), "query", PLAN, None, *description())[1]["cases"]
