@@ -61,7 +61,7 @@ def fit(
     steps = sum(r.steps for r in done)
     return Result(
         cases=len(entries),
-        annotated=tuple(annotating(entries, o) for o in phase.organs),
+        annotated=tuple(len(annotating(entries, o)) for o in phase.organs),
         loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
         steps=steps,
         skipped=sum(r.skipped_nonfinite for r in done),

@@ -62,13 +62,13 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         return tuple(sum(o in shared and o in a for a in cases) for o in plan.organ_names)
 
     weighted = plan.loss.class_weight != "none"
-    rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
+    rows = {o: annotating(trained, o) if o in shared else [] for o in plan.organ_names}
     return Description(
         site=site.name,
         fingerprint=fingerprint,
         split_hash=site.split_hash(),
         cases=tuple(told(sum(e.split == s for e in entries)) for s in ("train", "val", "test")),  # type: ignore[arg-type]
-        annotated=tuple(annotating(rows[o], o) for o in plan.organ_names),
+        annotated=tuple(len(rows[o]) for o in plan.organ_names),
         voxels=tuple(float(sum(e.voxels.get(o, 0) for e in es)) for o, es in rows.items())
         if weighted
         else (),

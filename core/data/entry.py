@@ -89,10 +89,10 @@ class Entry:
         return masks
 
 
-def annotating(entries: Sequence[Entry], organ: str) -> int:
-    """How many cases annotate an organ; 0 where none of them has a voxel of it in its crop."""
+def annotating(entries: Sequence[Entry], organ: str) -> list[Entry]:
+    """The cases that annotate an organ; [] where none of them has a voxel of it in its crop."""
     cases = [entry for entry in entries if organ in entry.annotated]
-    return len(cases) if any(entry.voxels.get(organ, 0) for entry in cases) else 0
+    return cases if any(entry.voxels.get(organ, 0) for entry in cases) else []
 
 
 def write_entry(

@@ -58,6 +58,8 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
     seen = [any(e.voxels.get(o, 0) for e in entries) for o in plan.organ_names]
     assert not all(seen)
     assert [n > 0 for n in told.annotated] == seen
+    rows = zip(told.voxels, told.totals, seen, strict=False)  # none are told without weights
+    assert all(v == t == 0 for v, t, s in rows if not s)
     own = replace(plan, phases=[make_phase(share="none")])
     with pytest.raises(UserError) as caught:
         work.describe(site, own, "f")

@@ -275,7 +275,7 @@ def test_an_interrupted_run_is_stopped_and_its_resumption_told(
     command = told.strip().splitlines()[-1]
     assert shlex.split(command) == [
         "hnfed", "run", "smoke", "preprocess.spacing_mm=[6,9,9]", "--server", str(kit.folder),
-        "--name", "x", "--resume",
+        "--name=x", "--resume",
     ]  # fmt: skip
     assert "'preprocess.spacing_mm=[6,9,9]'" in command, "the shell must not read the brackets"
 
