@@ -300,11 +300,7 @@ def _certificates(
         if site not in found or not fits(found[site], site, key, now):
             fresh = site not in found
             found[site] = authority.site(site, key, now, federation.days)
-            if not (out / site / "node.key").is_file():
-                done.append(
-                    f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret"
-                )
-            elif not fresh:
+            if not fresh and (out / site / "node.key").is_file():
                 done.append(f"{site}: a new certificate, {federation.days} days, in its kit")
         certificates[site] = found[site]
     replace_file(path, json.dumps(certificates, indent=1) + "\n")
@@ -335,8 +331,11 @@ def _hand(
         path.unlink(missing_ok=True)
         done += write_site_kit(answer, out / site)
         return
+    if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
+        return
     path.parent.mkdir(exist_ok=True)
     replace_file(path, answer.text())
+    done.append(f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret")
 
 
 def write_site_kit(answer: Answer, folder: Path) -> list[str]:
