@@ -29,6 +29,7 @@ from hnfed.guard.fleet import (
     MessageError,
     RunOverError,
 )
+from hnfed.guard.floors import require_apart
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.log import Log
@@ -227,7 +228,21 @@ class Desk:
         entries = self.house.entries(asked.plan, asked.phase, pin.split)
         if asked.kind == "train":
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
+            require_apart(policy, asked.phase, entries, self._beside(asked.plan, asked.phase, pin))
         return len(entries)
+
+    def _beside(self, plan: Plan, phase: Phase, pin: Pin) -> dict[str, Sequence[Entry]]:
+        """Training cases of other phases whose updates leave, where a cut sets them apart."""
+        house = self.house
+        return {
+            other.name: house.entries(plan, other, pin.split)
+            for other in plan.phases
+            if other.name != phase.name
+            and house.name in other.sites
+            and "none" not in (phase.share, other.share)
+            and other.rounds > 0
+            and (phase.max_cases is not None or other.max_cases is not None)
+        }
 
     def _worked_on(
         self,
