@@ -7,6 +7,7 @@ that this site approved, in a process that is closed in.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -341,8 +342,10 @@ def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply
 def _with_startup(reply: exit.Reply, passed_s: float) -> exit.Reply:
     """The reply with how long all but the work itself took."""
     seconds = reply.metrics.get("seconds")
-    if "startup" not in reply.metrics or not isinstance(seconds, float):
+    if "startup" not in reply.metrics:
         return reply
+    if type(seconds) is not float or not math.isfinite(seconds) or seconds < 0:
+        raise OutboxError("metrics: startup beside seconds that are none")
     startup = max(passed_s - seconds, 0.0)
     return exit.Reply(reply.config, {**reply.metrics, "startup": startup}, reply.parcel)
 

@@ -9,6 +9,7 @@ import pytest
 from core.protocol import Header, Order
 from core.versions import versions
 from hnfed.guard import exit
+from hnfed.guard.node import _with_startup
 from hnfed.guard.order import Asked
 from hnfed.guard.outbox import OutboxError
 from tests.client.conftest import tiny_plan
@@ -48,3 +49,12 @@ def test_a_head_has_no_room_for_numbers(more: dict[str, Any]) -> None:
     assert exit.release(exit.Reply(told, NUMBERS), asked, None).config == told
     with pytest.raises(OutboxError, match="stopped or best_round"):
         exit.release(exit.Reply(told | more, NUMBERS), asked, None)
+
+
+@pytest.mark.parametrize("seconds", [0, "x", None, -1e14, float("nan"), True])
+def test_startup_is_the_guards_own_number_whatever_seconds_are(seconds: Any) -> None:
+    """Seconds as a whole number let the code's own startup through, masked sums included."""
+    with pytest.raises(OutboxError, match="startup"):
+        _with_startup(exit.Reply({}, {"seconds": seconds, "startup": 4711.19500101}), 2.0)
+    told = _with_startup(exit.Reply({}, {"seconds": 1.5, "startup": 4711.0}), 2.0)
+    assert told.metrics["startup"] == 0.5
