@@ -25,6 +25,7 @@ from core.parcel import packed, unpacked
 from core.phases import network, parts_of
 from core.plan import Plan
 from core.protocol import CODES, NEED_BASE, OK, Header
+from core.versions import versions
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
@@ -33,6 +34,7 @@ from hnfed.guard.policy import Policy, PolicyError, hidden
 from hnfed.guard.receipts import write_receipt
 
 FOR_MASKING = ("annotated_val", "annotated_test")
+DESCRIBED = ("site", "code", "fingerprint", "split_hash")  # beside versions
 NOTHING = {"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.0}  # metrics of a refusal
 State = dict[str, Tensor]
 
@@ -217,6 +219,7 @@ def _require_own_words(config: Mapping[str, Any], asked: Asked) -> None:
     code = config.get("code")
     if asked.kind == "query" and code == OK:
         expected: dict[str, Any] = {"site": asked.site}
+        _require_description(config)
     else:
         order = asked.order
         expected = {"run": order.run, "phase": order.phase, "round": order.round}
@@ -224,11 +227,27 @@ def _require_own_words(config: Mapping[str, Any], asked: Asked) -> None:
             expected["site"] = asked.site
         if set(config) != set(Header("", "", "", 0).to_config()):
             raise OutboxError(f"config: {sorted(config)[:12]}")
+        most = asked.phase.rounds if asked.phase is not None else 0
+        best = config["best_round"]
+        if type(config["stopped"]) is not bool or type(best) is not int or not 0 <= best <= most:
+            raise OutboxError("config: stopped or best_round")
     if code == NEED_BASE and not asked.order.base_hash:
         raise OutboxError("code: asks for a base that the order does not name")
     for key, value in expected.items():
         if config.get(key) != value or type(config.get(key)) is not type(value):
             raise OutboxError(f"config: {key} is not what was asked")
+
+
+def _require_description(config: Mapping[str, Any]) -> None:
+    """What a site says of itself has no room for words: versions are those of this machine.
+
+    Raises:
+        OutboxError: another key, or a version that is not what is installed here.
+    """
+    here = {f"version.{name}": told for name, told in versions().items()}
+    for key, value in config.items():
+        if key not in DESCRIBED and here.get(key) != value:
+            raise OutboxError(f"config: {key!r}")
 
 
 def plan_bytes(plan: Plan) -> int:

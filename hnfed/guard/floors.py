@@ -7,7 +7,7 @@ only the site knows. A phase that names an organ which one case annotates select
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from core.data.entry import Entry
 from core.phase_cases import cases_of
@@ -55,6 +55,33 @@ def require_entries(
             f"{phase.local_epochs} epochs over {len(entries)} cases in batches of "
             f"{plan.train.batch}"
         )
+
+
+def require_apart(
+    policy: Policy, phase: Phase, own: Sequence[Entry], others: Mapping[str, Sequence[Entry]]
+) -> None:
+    """Requires that a cut of cases leaves none alone between two updates that leave.
+
+    A plan does not know how many cases there are: one phase over all of them and one with a
+    `max_cases` of one fewer differ by a single case, and so do their updates.
+
+    Args:
+        policy: of the site.
+        phase: of the order.
+        own: training cases of that phase.
+        others: of the other phases here that send weights and that are cut, or all of them where
+            `phase` is cut, by name.
+
+    Raises:
+        PolicyError: two sets differ, by fewer than `fewest_cases`; it stays in the site's log.
+    """
+    mine = distinct(own)
+    for name, entries in others.items():
+        apart = len(mine ^ distinct(entries))
+        if 0 < apart < policy.fewest_cases:
+            raise PolicyError(
+                f"fewest_cases: phases {phase.name} and {name} differ by {apart} distinct cases"
+            )
 
 
 def steps(plan: Plan, phase: Phase, cases: int) -> int:

@@ -7,6 +7,7 @@ that this site approved, in a process that is closed in.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from hnfed.guard.fleet import (
     MessageError,
     RunOverError,
 )
+from hnfed.guard.floors import require_apart
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.log import Log
@@ -227,7 +229,21 @@ class Desk:
         entries = self.house.entries(asked.plan, asked.phase, pin.split)
         if asked.kind == "train":
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
+            require_apart(policy, asked.phase, entries, self._beside(asked.plan, asked.phase, pin))
         return len(entries)
+
+    def _beside(self, plan: Plan, phase: Phase, pin: Pin) -> dict[str, Sequence[Entry]]:
+        """Training cases of other phases whose updates leave, where a cut sets them apart."""
+        house = self.house
+        return {
+            other.name: house.entries(plan, other, pin.split)
+            for other in plan.phases
+            if other.name != phase.name
+            and house.name in other.sites
+            and "none" not in (phase.share, other.share)
+            and other.rounds > 0
+            and (phase.max_cases is not None or other.max_cases is not None)
+        }
 
     def _worked_on(
         self,
@@ -326,8 +342,10 @@ def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply
 def _with_startup(reply: exit.Reply, passed_s: float) -> exit.Reply:
     """The reply with how long all but the work itself took."""
     seconds = reply.metrics.get("seconds")
-    if "startup" not in reply.metrics or not isinstance(seconds, float):
+    if "startup" not in reply.metrics:
         return reply
+    if type(seconds) is not float or not math.isfinite(seconds) or seconds < 0:
+        raise OutboxError("metrics: startup beside seconds that are none")
     startup = max(passed_s - seconds, 0.0)
     return exit.Reply(reply.config, {**reply.metrics, "startup": startup}, reply.parcel)
 

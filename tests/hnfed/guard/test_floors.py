@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from core.data.entry import Entry
 from core.data.volume import Geometry
+from core.phase_cases import cases_of
 from core.plan import Phase, Plan, Preprocess, Train, Weighting
 from core.protocol import Order
-from hnfed.guard.floors import distinct, steps
+from hnfed.guard.floors import distinct, require_apart, steps
 from hnfed.guard.policy import Policy, PolicyError, require_entries, require_order
 
 GRID = Geometry((8, 8, 8), (1.0, 1.0, 1.0))
@@ -72,6 +73,20 @@ def test_max_cases_does_not_select_one() -> None:
     held = [replace(e, split="val") for e in entries]
     with pytest.raises(PolicyError, match="fewest_cases: 0 distinct"):
         check(held)
+
+
+def test_a_cut_does_not_leave_one_case_between_two_phases() -> None:
+    """All of 20 cases in one phase, `max_cases: 19` in the next: the plan cannot tell."""
+    entries = [entry(i) for i in range(20)]
+    for most, apart in ((12, 0), (13, 7), (19, 1), (20, 0), (50, 0)):
+        cut = replace(PHASE, name="cut", max_cases=most)
+        kept = cases_of(entries, PLAN, cut, "train")
+        for phase, own, others in ((PHASE, entries, {"cut": kept}), (cut, kept, {"p": entries})):
+            if apart:
+                with pytest.raises(PolicyError, match=f"differ by {apart} distinct"):
+                    require_apart(Policy(), phase, own, others)
+            else:
+                require_apart(Policy(), phase, own, others)
 
 
 def test_four_of_an_organ_are_enough_and_none_is_no_harm() -> None:
