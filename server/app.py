@@ -21,10 +21,11 @@ from core.errors import UserError
 from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking
 from core.protocol import Description
+from core.run_folder import LOCK, completed
 from core.versions import versions
 from server.correspondence import RunFailed, RunIncomplete, quorum_of
 from server.progress import State
-from server.record import LOCK, Recorder, tell
+from server.record import Recorder, tell
 from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
 from server.secure_start import secure_start
@@ -38,9 +39,13 @@ def main(grid: Grid, context: Context) -> None:
     given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
-    recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
-    recorder.receipts.signs_with(_kit())
+    (out / LOCK).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(out):
+        if given["resume"] and completed(out):
+            tell("completed before; nothing is left to do")
+            return
+        recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+        recorder.receipts.signs_with(_kit())
         whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
         _main(grid, plan, recorder, given, whole=whole)
 

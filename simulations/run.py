@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -21,11 +20,15 @@ from core.errors import UserError
 from core.files import private_folder
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
-from core.run_folder import begin, run_folder
+from core.run_folder import begin, completed, held_folder, require_resumable
 from core.service import deaf
+from core.text import shown_text
 from core.validation import require_simulated
 from core.workers import cpus
+from simulations.apart import prepare_sites
 from simulations.baselines import POOLED, with_baseline
+from simulations.foresight import require_runnable
+from simulations.site_words import sizes_of_logs, told_failure
 
 LINE = "hnfed| "
 
@@ -55,23 +58,34 @@ def simulate(
         UserError: what cannot work, before any archive is prepared.
     """
     asked, resolved = resolve(config, overrides)
-    folder = run_folder(Path(config).stem, out, resume)
-    started = time.monotonic()
-    local = _site_map(resolved, folder)
-    values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
-    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
+    with held_folder(Path(config).stem, out, resume, local=True) as folder:
+        return _simulate(asked, resolved, folder, [config, *overrides], resume, release)
+
+
+def _simulate(
+    asked: Config, resolved: Config, folder: Path, words: Sequence[str], resume: bool, release: str
+) -> int:
+    """`simulate` in a folder that is held."""
     from core.report import write_report
 
+    if resume:
+        require_resumable(resolved, folder)
+        if completed(folder):
+            print(f"completed before, nothing is left to do\nreport: {write_report(folder)}")
+            return 0
+    require_runnable(resolved)
+    started = time.monotonic()
+    logs = sizes_of_logs(folder)
+    local = _site_map(resolved, folder)
+    prepare_sites(resolved, local)
+    values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
     report = write_report(folder)
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
             f"hnfed: error: the run did not complete after {minutes:.1f} min; "
-            "what it did is kept.\n"
-            f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, "
-            "mend the cause, then:\n"
-            "  hnfed simulate "
-            + shlex.join([config, *overrides, "--out", str(folder), "--resume"]),
+            f"what it did is kept.\n{shown_text(told_failure(folder, words, logs))}",
             file=sys.stderr,
         )
     else:
@@ -262,5 +276,6 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
         config.seed,
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         workers=cpus(),
+        site=name,
     )
     return root
