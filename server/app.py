@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from core.checkpoint import load, load_meta
 from core.config import plan_from_json, plan_hash
 from core.errors import UserError
+from core.os_refusals import in_words
 from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking
 from core.protocol import Description
@@ -87,11 +88,23 @@ def _main(
         recorder.say({"event": "note", "text": str(error)})
         tell(f"error: {error}")
         raise
+    except OSError as error:  # the run can go on once there is room: not failed
+        tell(f"error: {in_words(error) or error}")
+        raise
     finally:
+        _end(recorder, status, time.monotonic() - started)
+
+
+def _end(recorder: Recorder, status: str, seconds: float) -> None:
+    """Writes a run's end; where the disk takes none, what ended the run is what is told."""
+    try:
         recorder.write_metrics(status)
-        recorder.say(
-            {"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)}
-        )
+        recorder.say({"event": "run-end", "status": status, "seconds": round(seconds, 3)})
+    except OSError as error:
+        tell(f"the end of the run could not be written: {error.strerror}")
+        if status == "completed":
+            raise
+    finally:
         recorder.tracker.finish()
 
 

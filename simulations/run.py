@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from core.config import plan_from_json
 from core.data.archive import open_archive
 from core.errors import UserError
 from core.files import private_folder
+from core.os_refusals import in_words
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
 from core.run_folder import begin, completed, held_folder, require_resumable
@@ -29,6 +30,7 @@ from simulations.apart import prepare_sites
 from simulations.baselines import POOLED, with_baseline
 from simulations.foresight import require_runnable
 from simulations.site_words import sizes_of_logs, told_failure
+from simulations.supervise import FAILED_MARK
 
 LINE = "hnfed| "
 
@@ -124,7 +126,7 @@ def _launch_to_its_end(
         ended = "failed"
         raise
     finally:
-        with deaf():
+        with deaf(), suppress(OSError):  # a full disk: what ended the run is what is told
             end_untold(folder, values["run_id"], plan_from_json(values["plan"]), ended)
     return status
 
@@ -144,8 +146,11 @@ def _launch(
         try:
             with redirect_stdout(_Unmarked(sys.stdout)):
                 run_inline(server_app, client_app, run_config, sites)
-        except (RunFailed, UserError) as error:
-            print(f"hnfed: error: {error}", file=sys.stderr)
+        except (RunFailed, UserError, OSError) as error:
+            told = in_words(error) if isinstance(error, OSError) else error
+            if told is None:
+                raise
+            print(f"hnfed: error: {shown_text(told)}", file=sys.stderr)
             return 1
         return 0
     from core.app_folder import app_dir
@@ -157,7 +162,7 @@ def _launch(
         run_config,
         sites=sites,
         work_dir=folder / "flower",
-        on_line=_show,
+        on_line=_Screen(),
         cpus_per_client=config.simulation.cpus_per_site,
         gpus_per_client=_gpus(config.simulation),
         release=release,
@@ -191,10 +196,20 @@ def _gpus(simulation: Simulation) -> float:
     return 1.0
 
 
-def _show(line: str) -> None:
-    """The run's own lines; everything else is in ``flower/flower.log``."""
-    _, found, text = line.partition(LINE)
-    if found:
+class _Screen:
+    """The run's own lines, and what ended it untold; all else is in ``flower/flower.log``."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, line: str) -> None:
+        _, found, text = line.partition(LINE)
+        if found:
+            self._told |= text.startswith("error: ")
+        elif line.startswith(FAILED_MARK) and not self._told:
+            text = f"error: {line}"
+        else:
+            return
         print(text, flush=True)
 
 

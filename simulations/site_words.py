@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from core.journal import JOURNAL, read_events
-from core.protocol import FINAL
 
 LOG = "client.log"
 SHOWN_LINES = 6
 TAIL_BYTES = 64 << 10
+OF_THE_PLAN = {"E_DATA", "E_NONFINITE", "E_ORDER", "E_OUTBOX"}  # the same plan meets them again
 _RAISED = re.compile(r"(?:[\w.]+\.)?(\w+): |(\w+(?:Error|Exception))$")
 
 
@@ -65,7 +65,7 @@ def plan_at_fault(folder: Path) -> bool:
         return False
     codes = {event.get("code") for event in last if event["event"] == "rejected"}
     notes = [str(event["text"]) for event in last if event["event"] == "note"]
-    return bool(codes & FINAL) or (bool(notes) and "\n  remedy: " in notes[-1])
+    return bool(codes & OF_THE_PLAN) or (bool(notes) and "\n  remedy: " in notes[-1])
 
 
 def told_failure(folder: Path, words: Sequence[str], before: Mapping[Path, int]) -> str:
