@@ -50,6 +50,8 @@ CODES = {
 # Asked again at once, a site would say the same again.
 FINAL = frozenset(("E_BUNDLE", "E_CODE", "E_DATA", "E_NONFINITE", "E_ORDER"))
 FINAL |= {"E_OUTBOX", "E_POLICY", "E_SITE"}
+# A simulation of the same plan and archives meets these again.
+OF_THE_PLAN = frozenset(("E_DATA", "E_NONFINITE", "E_NORM", "E_ORDER", "E_OUTBOX"))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from core.parcel import packed
 from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
-from core.protocol import FINAL, Description, Order
+from core.protocol import FINAL, OF_THE_PLAN, Description, Order
 from core.secure_layout import Sum, Travelling
 from core.secure_plan import ALL
 from server.exchange import Exchange, exchange, record_of
@@ -220,17 +220,20 @@ class Correspondence:
 
     def _final(self, code: str) -> bool:
         """Whether a site that is asked again would say the same again."""
-        return code in FINAL or (self.whole and code in ("E_INTERNAL", "E_MEMORY"))
+        return code in FINAL or (self.whole and code in {"E_INTERNAL", "E_MEMORY"} | OF_THE_PLAN)
 
     def too_few(self, what: str, rejected: Mapping[str, str]) -> RunFailed:
         """The error that says why the quorum was missed and how to go on."""
         codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
         needed = len(self.nodes) if self.secure else quorum_of(self.plan, self.phase)
+        remedy = "Mend the sites (each keeps its own client.log) and continue with --resume"
+        if self.whole and OF_THE_PLAN & set(rejected.values()):
+            remedy = "The same plan would meet this again: change it (a lower train.lr, where it "
+            remedy += "diverges), and start a new run"
         kind = RunIncomplete if self.whole and LOST & set(rejected.values()) else RunFailed
         return kind(
             f"phase {self.phase.name}, {what}: fewer than {needed} "
-            f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
-            "and continue with --resume"
+            f"sites answered rightly ({codes}). {remedy}"
         )
 
     def incomplete(self, what: str, rejected: Mapping[str, str], rule: str) -> RunIncomplete:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from core.journal import JOURNAL, read_events
+from core.protocol import OF_THE_PLAN
 
 LOG = "client.log"
 SHOWN_LINES = 6
 TAIL_BYTES = 64 << 10
-OF_THE_PLAN = {"E_DATA", "E_NONFINITE", "E_ORDER", "E_OUTBOX"}  # the same plan meets them again
 _RAISED = re.compile(r"(?:[\w.]+\.)?(\w+): |(\w+(?:Error|Exception))$")
 
 
