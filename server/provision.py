@@ -21,6 +21,7 @@ from core.files import replace_file
 from core.identifiers import SiteName, site_name
 from core.kit import FILE, HOST, NAME, SERVER, Kit
 from core.peers import merged, read_peers, write_peers
+from core.ranges import number_of
 from core.text import shown
 from server.authority import (
     RENEW_DAYS,
@@ -96,13 +97,9 @@ def read_federation(path: Path) -> Federation:
         raise UserError("federation: server.host", host, "give the name or IP that sites dial")
     port, internal = server.get("port", 28443), server.get("internal_port", 28444)
     days, sites = values.get("days", DAYS), values.get("sites")
-    for key, value, low, high in (
-        ("server.port", port, 1, 65535),
-        ("server.internal_port", internal, 1, 65535),
-        ("days", days, 1, 3650),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"federation: {key}", value, f"give a number from {low} to {high}")
+    numbers = {"server.port": port, "server.internal_port": internal, "days": days}
+    for key, value in numbers.items():
+        number_of("federation", key, value, whole=True)
     if port == internal:
         raise UserError("federation: server.internal_port", internal, "give it another number")
     if not isinstance(sites, list) or not sites:
@@ -303,11 +300,7 @@ def _certificates(
         if site not in found or not fits(found[site], site, key, now):
             fresh = site not in found
             found[site] = authority.site(site, key, now, federation.days)
-            if not (out / site / "node.key").is_file():
-                done.append(
-                    f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret"
-                )
-            elif not fresh:
+            if not fresh and (out / site / "node.key").is_file():
                 done.append(f"{site}: a new certificate, {federation.days} days, in its kit")
         certificates[site] = found[site]
     replace_file(path, json.dumps(certificates, indent=1) + "\n")
@@ -338,8 +331,11 @@ def _hand(
         path.unlink(missing_ok=True)
         done += write_site_kit(answer, out / site)
         return
+    if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
+        return
     path.parent.mkdir(exist_ok=True)
     replace_file(path, answer.text())
+    done.append(f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret")
 
 
 def write_site_kit(answer: Answer, folder: Path) -> list[str]:

@@ -32,6 +32,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Iterator[None]:
+    """Commands set their own; the tests that follow begin with the usual one."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def task_identity() -> Iterator[None]:
     """Lets a test make Flower messages outside a run, and call an app on them directly."""

@@ -63,13 +63,15 @@ def let_out(
 
 
 def _log(context: Context, site: str, error: Exception) -> None:
-    """Into the site's own log, as the app does with an error of its own."""
-    traceback.print_exc()
+    """Into the site's own log, as the app does with an error of its own; else to the screen."""
     try:
+        if not site:
+            raise ValueError("a site without a name has no log")
         folder = Path(json.loads(str(context.run_config["local"]))["out"]) / "sites" / site
-        if site and folder.is_dir():
-            append_log(folder / "client.log", "".join(traceback.format_exception(error)))
+        folder.mkdir(parents=True, exist_ok=True)
+        append_log(folder / "client.log", "".join(traceback.format_exception(error)))
     except (OSError, KeyError, ValueError):  # must not reach Flower, which would send its text
+        traceback.print_exception(error)
         traceback.print_exc()
 
 

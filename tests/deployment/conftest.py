@@ -118,7 +118,7 @@ class Place:
         for name in SITES:
             kit = self.kit(name)
             approve(kit, hashlib.sha256(content).hexdigest(), content)
-            (kit.folder / "policy.yaml").write_text("\n".join(LENIENT) + "\n")
+            self.be_lenient(name)
             phantom = "nyu" if name == "nyu" else "miccai"
             candidates = sorted((folder / "cache" / "phantom").glob(f"{name}-*")) or sorted(
                 (folder / "cache" / "phantom").glob(f"{phantom}-*")
@@ -128,6 +128,10 @@ class Place:
 
     def kit(self, name: str) -> Kit:
         return read_kit(self.folder / "kits" / name, "server" if name == "server" else "site")
+
+    def be_lenient(self, name: str) -> None:
+        """The site's policy, as these plans need it."""
+        (self.kit(name).folder / "policy.yaml").write_text("\n".join(LENIENT) + "\n")
 
     def write_site(self, name: str, root: Path, path: str = "") -> Path:
         file = self.folder / (path or f"{name}.yaml")

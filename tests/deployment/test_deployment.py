@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import yaml
 
+from core.journal import read_events
 from core.kit import read_kit, ssl_context
+from core.peers import confirm, read_peers, spoken
+from hnfed.cli.main import main
 from server.provision import provision
-from tests.deployment.conftest import SITES, Machine, Place, content_of, hnfed, running
+from tests.deployment.conftest import PLAN, SITES, Machine, Place, content_of, hnfed, running
 from tests.deployment.fleet import Fleet, refused
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(900)]
@@ -91,6 +95,41 @@ def test_the_plan_gives_the_weights_of_the_simulation(place: Place, server: Mach
     assert list((place.folder / "state" / "nyu").rglob("receipts.jsonl"))
     for client in clients:
         assert client.end() == 143
+
+
+def test_sums_alone_leave_where_the_policy_requires_it(place: Place, server: Machine) -> None:
+    """Over TLS, behind each site's walls: the weights of the same plan in one process."""
+    plan, kit = place.folder / "secure.yaml", place.folder / "kits" / "server"
+    values = json.loads(json.dumps(PLAN))
+    values["federation"] |= {"secure_aggregation": True}
+    plan.write_text(yaml.safe_dump(values))
+    assert main(["simulate", str(plan), "--out", str(place.folder / "inline-secure")]) == 0
+    for name in SITES:
+        with (place.kit(name).folder / "policy.yaml").open("a") as policy:
+            policy.write("secure_aggregation: required\n")
+        for other, peer in read_peers(place.kit(name)).items():
+            confirm(place.kit(name), other, spoken(peer.sha256))
+    clients = [place.client(name) for name in SITES]
+    words = ("--server", kit, "federation.query_timeout_s=20")
+    plain = hnfed(place.folder / "plain.log", "run", place.folder / "plan.yaml", *words,
+                  "--name", "plain")  # fmt: skip
+    assert plain.process.wait(300) == 1
+    told = [e for e in read_events(kit / "runs" / "plain" / "journal.jsonl") if "code" in e]
+    assert {e["code"] for e in told} == {"E_POLICY"}, "nothing is told without sums"
+    run = hnfed(place.folder / "secure.log", "run", plan, "--server", kit, "--name", "secure")
+    assert run.process.wait(600) == 0, run.log.read_text()
+    folder = kit / "runs" / "secure"
+    path = "checkpoints/pretrain/last.safetensors"
+    ours = safetensors.torch.load_file(folder / path)
+    for inline in ("inline-secure", "inline"):
+        theirs = safetensors.torch.load_file(place.folder / inline / path)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert float((ours[key] - theirs[key]).abs().max()) <= 1e-6, (inline, key)
+    for client in clients:
+        assert client.end() == 143
+    for name in SITES:
+        place.be_lenient(name)
 
 
 def test_a_killed_superlink_and_resume_give_the_same_weights(place: Place, server: Machine) -> None:

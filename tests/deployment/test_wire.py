@@ -71,14 +71,14 @@ worker.main()
 # A node whose worker is that one, without walls: the list of places lies outside of them.
 NODE = """
 import os, hnfed.guard.closed as closed, hnfed.guard.node as node
-closed.WORKER = ("-B", "WORKER")
+closed.WORKER = ("-P", "-B", "WORKER")
 node.walls_of = lambda *a, **k: None
 from hnfed.deploy.node import main
 os._exit(main())
 """
 CLIENT = """
 import sys, hnfed.deploy.supernode as supernode
-supernode.NODE = ("NODE",)
+supernode.NODE = ("-P", "NODE")
 from hnfed.cli.main import main
 sys.exit(main())
 """
@@ -123,8 +123,8 @@ def searched(place: Place, proxy: Proxy) -> Iterator[tuple[str, bytes]]:
 
 def leaky(place: Place, site: str) -> Machine:
     words = ("client", place.folder / "kits" / site, "--site", place.folder / f"{site}.yaml")
-    log, program = place.folder / f"{site}.log", place.folder / "client.py"
-    return place.start(Machine(log, sys.executable, program, *words))
+    log, program = place.folder / f"{site}.log", place.folder / "programs" / "client.py"
+    return place.start(Machine(log, sys.executable, "-P", program, *words))
 
 
 def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +134,13 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     left = place.folder / "raise.txt"
     texts = zip(RAISED, TOKENS[32:], strict=True)
     left.write_text("".join(f"{p[0]}|{p[1]}|{t}\n" for p, t in texts))
-    names = {"LEFT": left, "WORKER": place.folder / "worker.py", "NODE": place.folder / "node.py"}
+    programs = place.folder / "programs"  # apart: nothing is imported from where others run
+    programs.mkdir()
+    names = {"LEFT": left, "WORKER": programs / "worker.py", "NODE": programs / "node.py"}
     for name, text in (("worker", INJECTED), ("node", NODE), ("client", CLIENT)):
         for word, path in names.items():
             text = text.replace(f'"{word}"', f'"{path}"')
-        (place.folder / f"{name}.py").write_text(text)
+        (programs / f"{name}.py").write_text(text)
     for variable in ("USER", "LOGNAME", "HOSTNAME"):
         monkeypatch.setenv(variable, token(31))
     plan = json.loads(json.dumps(PLAN))

@@ -262,6 +262,26 @@ def test_a_kit_of_before_gets_its_certificate_by_an_answer(
     assert (at_site / "policy.yaml").read_text() == policy
 
 
+def test_who_joined_first_hears_of_who_joins_later(
+    coordinator: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums need every other site's certificate: the coordinator is told whom to send it."""
+    first, second = begun(coordinator, "nyu"), begun(coordinator, "miccai")
+    assert signed(coordinator, "nyu", first) == 0
+    assert answered(coordinator, "nyu", first, authority(coordinator, capsys)) == 0
+    assert not read_peers(read_kit(first, "site"))
+    capsys.readouterr()
+    assert signed(coordinator, "miccai", second) == 0
+    told = capsys.readouterr().out
+    for site in ("nyu", "miccai"):
+        assert told.count(f"{site}: send it the new answers/{site}.json") == 1
+    assert run("join", first, "--answer", coordinator / "kits" / "answers" / "nyu.json") == 0
+    assert set(read_peers(read_kit(first, "site"))) == {"miccai"}
+    capsys.readouterr()
+    run("provision", coordinator / "federation.yaml", "-o", coordinator / "kits")
+    assert "send it" not in capsys.readouterr().out, "nothing is new"
+
+
 def test_what_cannot_be_joined(coordinator: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("join", coordinator / "x") == 1
     assert "--name SITE" in capsys.readouterr().err
