@@ -133,7 +133,7 @@ def run_id(folder: Path, resume: bool) -> str:
     path = folder / "run_id"
     if not resume or not path.is_file():
         replace_file(path, run_id_from(folder.name, secrets.token_hex(3)))
-    return parsed_id(path.read_text(encoding="utf-8"), str(path))
+    return parsed_id(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def named(plan: Plan, phase: Phase) -> Phase:
@@ -190,11 +190,13 @@ def require_resumable(config: Config, folder: Path) -> None:
     )
     try:
         before = path.read_text(encoding="utf-8")
+        if not isinstance(json.loads(before), dict):
+            raise ValueError("no mapping")
         keys = [] if before == text else differing(json.loads(before), json.loads(text))
     except FileNotFoundError:
         raise UserError("--resume", folder, remedy, problem="it has no plan.json") from None
     except ValueError:
-        raise UserError("--resume", path, remedy, problem="damaged: this is no JSON") from None
+        raise UserError("--resume", path, remedy, problem="damaged: this is no plan") from None
     if before == text:
         return
     shown = keys[:SHOWN_KEYS] + [f"and {len(keys) - SHOWN_KEYS} more"] * (len(keys) > SHOWN_KEYS)

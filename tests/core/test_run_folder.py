@@ -92,12 +92,20 @@ def test_a_refusal_names_the_keys_that_differ_and_writes_nothing(tmp_path: Path)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("text", ["", "{", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "\xff", "null"])
 def test_a_damaged_plan_is_named(text: str, tmp_path: Path) -> None:
     config = load("smoke")[0]
     (tmp_path / "plan.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         require_resumable(config, tmp_path)
+
+
+def test_a_damaged_id_is_named(tmp_path: Path) -> None:
+    config = load("smoke")[0]
+    begin(config, config, tmp_path, out="run", resume=False, local="{}")
+    (tmp_path / "run_id").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="run_id"):
+        begin(config, config, tmp_path, out="run", resume=True, local="{}")
 
 
 def test_lists_of_other_names_differ_as_a_whole() -> None:
