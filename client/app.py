@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
@@ -24,7 +23,7 @@ from core.config import plan_from_json
 from core.errors import UserError
 from core.logfile import append_log
 from core.models.stages import unique_state
-from core.optimisation import DeviceMemoryError, NonFiniteError
+from core.optimisation import NonFiniteError, out_of_memory
 from core.parcel import packed, unpacked
 from core.phases import fingerprint, network, parts_of, start_state
 from core.plan import Phase, Plan
@@ -207,12 +206,11 @@ def _code_of(error: Exception) -> str:
         return "E_POLICY"
     if isinstance(error, NonFiniteError):
         return "E_NONFINITE"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "E_MEMORY"
-    if isinstance(error, DeviceMemoryError):
+    if out_of_memory(error):
         return "E_MEMORY"
     if isinstance(error, UserError):
         by_field = {
+            "cases": "E_DATA",
             "entries": "E_DATA",
             "root": "E_DATA",
             "base_round": "E_STATE",

@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.losses import LossTerms, segmentation_loss
 from core.metrics import CaseScore, score_case
 from core.optimisation import (
+    LARGEST_LOSS,
     DeviceMemoryError,
     NonFiniteError,
     Proximal,
@@ -240,6 +241,14 @@ class _Tally:
         names = (*TERMS, "proximal") if self.proximal else TERMS
         means = (self.sums / self.samples).tolist()
         loss = dict(zip(names, means, strict=False))
+        largest = max(map(abs, means))
+        if not largest <= LARGEST_LOSS:
+            raise NonFiniteError(
+                "train.lr",
+                f"mean loss {largest:.3g}",
+                "lower train.lr",
+                problem="training diverged",
+            )
         return TrainResult(loss, self.steps, seconds, self.seen - self.steps)
 
 

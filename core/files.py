@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from core.errors import UserError, plain_text
+from core.os_refusals import about
 
 OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
 
@@ -77,7 +78,7 @@ def _is_formula(text: str) -> bool:
 
 def write_flushed(path: Path, content: str | bytes) -> None:
     """Writes a file and waits until the disk has it."""
-    with path.open("wb") as file:
+    with about(path), path.open("wb") as file:
         file.write(plain_text(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())

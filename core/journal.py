@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core.os_refusals import about
 from core.run_records import require_shallow
 
 JOURNAL = "journal.jsonl"
@@ -36,7 +37,7 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
     stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
     line = json.dumps(_plain(stamped), allow_nan=False, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with about(path), path.open("a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.plan import Train
 
+LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 _SLOT = "::"  # between a parameter's name and the name of its optimiser value
 
 
 class NonFiniteError(UserError):
-    """Training found no finite loss at all (reason code E_NONFINITE)."""
+    """Training diverged: nothing finite, or nothing of a size that is one (E_NONFINITE)."""
 
 
 class DeviceMemoryError(UserError):
@@ -224,12 +227,23 @@ def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn
     return model.to(device)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or in this machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | DeviceMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in _NO_MEMORY)
+
+
 @contextmanager
 def memory_advice() -> Iterator[None]:
     """Says what helps when a device's memory does not suffice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise DeviceMemoryError(
             "device memory",
             str(error).splitlines()[0] if str(error) else "exhausted",

@@ -30,7 +30,7 @@ CODES = {
     "E_SITE": "the site's settings cannot be used",
     "E_DATA": "the site has no usable case for this",
     "E_STATE": "the site lacks the personal weights that the round starts from",
-    "E_NONFINITE": "loss or weights became NaN or infinite",
+    "E_NONFINITE": "training diverged: loss or weights became NaN, infinite or absurdly large",
     "E_MEMORY": "the device ran out of memory",
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
@@ -47,6 +47,11 @@ CODES = {
     "E_STALE": "the reply belongs to another run, phase or round",
     "E_LOST": "no reply before the deadline",
 }
+# Asked again at once, a site would say the same again.
+FINAL = frozenset(("E_BUNDLE", "E_CODE", "E_DATA", "E_NONFINITE", "E_ORDER"))
+FINAL |= {"E_OUTBOX", "E_POLICY", "E_SITE"}
+# A simulation of the same plan and archives meets these again.
+OF_THE_PLAN = frozenset(("E_DATA", "E_NONFINITE", "E_NORM", "E_ORDER", "E_OUTBOX"))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ from flwr.serverapp import Grid, ServerApp
 from core.checkpoint import load, load_meta
 from core.config import plan_from_json, plan_hash
 from core.errors import UserError
+from core.os_refusals import in_words
 from core.phases import fingerprint, require_same_input
 from core.plan import Phase, Plan, Tracking, crop_words
 from core.protocol import Description
+from core.run_folder import LOCK, completed
 from core.versions import versions
 from server.correspondence import RunFailed, RunIncomplete, quorum_of
 from server.figures import told_mean
 from server.progress import State
-from server.record import LOCK, Recorder, tell
+from server.record import Recorder, tell
 from server.roster import bounds_of, call_roster, require_same_split
 from server.rounds import PhaseRun
 from server.secure_start import secure_start
@@ -44,9 +46,13 @@ def main(grid: Grid, context: Context) -> None:
         raise nothing
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
-    recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
-    recorder.receipts.signs_with(_kit())
+    (out / LOCK).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(out):
+        if given["resume"] and completed(out):
+            tell("completed before; nothing is left to do")
+            return
+        recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+        recorder.receipts.signs_with(_kit())
         whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
         _main(grid, plan, recorder, given, whole=whole)
 
@@ -88,11 +94,23 @@ def _main(
         recorder.say({"event": "note", "text": str(error)})
         tell(f"error: {error}")
         raise
+    except OSError as error:  # the run can go on once there is room: not failed
+        tell(f"error: {in_words(error) or error}")
+        raise
     finally:
+        _end(recorder, status, time.monotonic() - started)
+
+
+def _end(recorder: Recorder, status: str, seconds: float) -> None:
+    """Writes a run's end; where the disk takes none, what ended the run is what is told."""
+    try:
         recorder.write_metrics(status)
-        recorder.say(
-            {"event": "run-end", "status": status, "seconds": round(time.monotonic() - started, 3)}
-        )
+        recorder.say({"event": "run-end", "status": status, "seconds": round(seconds, 3)})
+    except OSError as error:
+        tell(f"the end of the run could not be written: {error.strerror}")
+        if status == "completed":
+            raise
+    finally:
         recorder.tracker.finish()
 
 

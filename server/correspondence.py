@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from core.parcel import packed
 from core.phases import size_bytes, state_hash
 from core.plan import Federation, Phase, Plan
-from core.protocol import Description, Order
+from core.protocol import FINAL, OF_THE_PLAN, Description, Order
 from core.secure_layout import Sum, Travelling
 from core.secure_plan import ALL
 from server.exchange import Exchange, exchange, record_of
@@ -130,13 +130,16 @@ class Correspondence:
             good, rejected = self._sift(done, asked, round_, state)
             if len(good) >= quorum:
                 return done, good, rejected
+            if len(asked) - sum(map(self._final, rejected.values())) < quorum:
+                left = 0
             self.recorder.note(
                 f"round {round_}: {len(good)} of {len(asked)} sites answered rightly, "
                 f"{quorum} needed; {'asked again' if left else 'given up'}",
                 self.phase.name,
             )
-            if left:
-                before += _wait(done, lasted)
+            if not left:
+                break
+            before += _wait(done, lasted)
         raise self.too_few(f"round {round_}", rejected)
 
     def evaluated(self, task: str, state: State, progress: Progress) -> dict[str, Accepted]:
@@ -154,10 +157,9 @@ class Correspondence:
             done = self._send(orders, state, "evaluate", progress)
             more, rejected = self._sift(done, asked, progress.round, None)
             good |= more
-            if not rejected:
+            if not left or all(map(self._final, rejected.values())):
                 break
-            if left:
-                _wait(done, done.lasted)
+            _wait(done, done.lasted)
         for site, code in rejected.items():
             self.recorder.note(f"no {task} scores from {site} ({code})", self.phase.name)
         if self.whole and rejected:
@@ -216,15 +218,22 @@ class Correspondence:
                 before += _wait(done, lasted)
         raise self.too_few(f"{task} of round {round_}", rejected)
 
+    def _final(self, code: str) -> bool:
+        """Whether a site that is asked again would say the same again."""
+        return code in FINAL or (self.whole and code in {"E_INTERNAL", "E_MEMORY"} | OF_THE_PLAN)
+
     def too_few(self, what: str, rejected: Mapping[str, str]) -> RunFailed:
         """The error that says why the quorum was missed and how to go on."""
         codes = ", ".join(f"{s}: {c}" for s, c in rejected.items())
         needed = len(self.nodes) if self.secure else quorum_of(self.plan, self.phase)
+        remedy = "Mend the sites (each keeps its own client.log) and continue with --resume"
+        if self.whole and OF_THE_PLAN & set(rejected.values()):
+            remedy = "The same plan would meet this again: change it (a lower train.lr, where it "
+            remedy += "diverges), and start a new run"
         kind = RunIncomplete if self.whole and LOST & set(rejected.values()) else RunFailed
         return kind(
             f"phase {self.phase.name}, {what}: fewer than {needed} "
-            f"sites answered rightly ({codes}). Mend the sites (each keeps its own client.log) "
-            "and continue with --resume"
+            f"sites answered rightly ({codes}). {remedy}"
         )
 
     def incomplete(self, what: str, rejected: Mapping[str, str], rule: str) -> RunIncomplete:

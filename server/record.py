@@ -16,13 +16,12 @@ from core.checkpoint import save
 from core.files import replace_file
 from core.journal import JOURNAL, append_event, read_events
 from core.plan import Plan, Tracking
+from core.run_folder import LOCK
 from core.service import held
 from core.store import RoundStore
 from core.text import shown_lines
 from core.tracking import Tracker, open_tracker
 from server.receipts import RECEIPTS, Receipts
-
-LOCK = Path("state", ".lock")  # held by the server that writes into a run's folder
 
 
 class Recorder:

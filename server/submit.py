@@ -21,7 +21,7 @@ from core.identifiers import folder_name
 from core.journal import JOURNAL, read_events
 from core.kit import Kit
 from core.phases import network, parts_of
-from core.run_folder import begin, run_folder
+from core.run_folder import begin, held_folder
 from core.service import held
 from server.provision import ROSTER
 from server.serve import CONNECTION, answers, bundle_sha256, environment, flower, json_of
@@ -77,8 +77,8 @@ def submit(
         )  # fmt: skip
     root = kit.folder / "runs"
     out = root / name if name else None
-    folder = run_folder(Path(config).stem, out, resume, root)
-    values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
+    with held_folder(Path(config).stem, out, resume, root) as folder:
+        values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
     words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder)]
     words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])

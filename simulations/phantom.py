@@ -96,6 +96,7 @@ def write_site(
     *,
     workers: int = 1,
     splits: Mapping[str, str] | None = None,
+    site: str = "",
 ) -> None:
     """Writes an institution as a PDDCA archive: `CASE/img.nrrd`, `CASE/structures/NAME.nrrd`.
 
@@ -107,23 +108,26 @@ def write_site(
         root: folder of the archive.
         signature: the institution, e.g. `SIGNATURES["nyu"]`.
         cases: number of patients.
-        seed: decides the patients, with the site's name and the patient's number.
+        seed: decides the patients, with the signature's name, the site's and the patient's number.
         spacing_mm: voxel size (z, y, x), before the site's own factor.
         workers: processes.
         splits: case name -> train, val or test; written to `cases.csv` where given. Without it
             there is no `cases.csv`, and the plan splits.
+        site: name of the site. Sites of one signature have patients of their own; those of a site
+            that is named like its signature are the ones that the signature has without a name.
 
     Raises:
         UserError: `root` holds something else, or an argument is out of range.
     """
     _check(signature, cases, seed, spacing_mm, splits)
-    stamp = _stamp(signature, cases, seed, spacing_mm, splits)
+    own = "" if site == signature.name else site
+    stamp = _stamp(signature, cases, seed, spacing_mm, splits, own)
     if _stamp_of(root) == stamp:
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        _fill(folder, signature, cases, seed, spacing_mm, workers)
+        _fill(folder, signature, cases, seed, spacing_mm, workers, own)
         if splits is not None:
             _write_splits(folder / "cases.csv", splits)
         (folder / STAMP).write_text(stamp + "\n", encoding="utf-8")
@@ -158,6 +162,7 @@ def _stamp(
     seed: int,
     spacing_mm: Sequence[float],
     splits: Mapping[str, str] | None,
+    own: str,
 ) -> str:
     """Everything that decides the archive, as one line of JSON."""
     decides: dict[str, Any] = {
@@ -167,6 +172,7 @@ def _stamp(
         "seed": seed,
         "spacing_mm": [float(s) for s in spacing_mm],
         "splits": None if splits is None else dict(splits),
+        **({"site": own} if own else {}),
     }
     return json.dumps(decides, sort_keys=True)
 
@@ -201,10 +207,11 @@ def _fill(
     seed: int,
     spacing_mm: Sequence[float],
     workers: int,
+    own: str,
 ) -> None:
-    lacking = _left_out(signature, cases, np.random.default_rng([seed, cases]))
+    lacking = _left_out(signature, cases, np.random.default_rng([seed, cases, *_drawn(own)]))
     z, y, x = spacing_mm
-    job = partial(_write_case, folder, signature, seed, (z, y, x))
+    job = partial(_write_case, folder, signature, seed, (z, y, x), own)
     for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__]):
         pass
 
@@ -214,10 +221,11 @@ def _write_case(
     signature: SiteSignature,
     seed: int,
     spacing_mm: tuple[float, float, float],
+    own: str,
     of: tuple[int, frozenset[str]],
 ) -> None:
     index, lacking = of
-    rng = np.random.default_rng([seed, index, *signature.name.encode()])
+    rng = np.random.default_rng([seed, index, *signature.name.encode(), *_drawn(own)])
     case = make_case(signature, rng, spacing_mm)
     target = folder / case_name(signature, index)
     (target / "structures").mkdir(parents=True)
@@ -225,6 +233,11 @@ def _write_case(
     for organ in sorted(set(case.masks) - lacking):
         name = PDDCA_NAME.get(organ, organ)
         _write(target / "structures" / f"{name}.nrrd", case.masks[organ], case)
+
+
+def _drawn(own: str) -> list[int]:
+    """What a site's own name adds to a seed: 256 is no byte, so no signature's name looks alike."""
+    return [256, *own.encode()] if own else []
 
 
 def _write(path: Path, array: Any, case: Case) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,13 +19,19 @@ from core.config import plan_from_json
 from core.data.archive import open_archive
 from core.errors import UserError
 from core.files import private_folder
+from core.os_refusals import in_words
 from core.phases import network, parts_of
 from core.plan import Config, SimulatedSite, Simulation
-from core.run_folder import begin, run_folder
+from core.run_folder import begin, completed, held_folder, require_resumable
 from core.service import deaf
+from core.text import shown_text
 from core.validation import require_simulated
 from core.workers import cpus
+from simulations.apart import prepare_sites
 from simulations.baselines import POOLED, with_baseline
+from simulations.foresight import require_runnable
+from simulations.site_words import sizes_of_logs, told_failure
+from simulations.supervise import FAILED_MARK
 
 LINE = "hnfed| "
 
@@ -56,23 +61,34 @@ def simulate(
         UserError: what cannot work, before any archive is prepared.
     """
     asked, resolved = resolve(config, overrides)
-    folder = run_folder(Path(config).stem, out, resume)
-    started = time.monotonic()
-    local = _site_map(resolved, folder)
-    values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
-    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
+    with held_folder(Path(config).stem, out, resume, local=True) as folder:
+        return _simulate(asked, resolved, folder, [config, *overrides], resume, release)
+
+
+def _simulate(
+    asked: Config, resolved: Config, folder: Path, words: Sequence[str], resume: bool, release: str
+) -> int:
+    """`simulate` in a folder that is held."""
     from core.report import write_report
 
+    if resume:
+        require_resumable(resolved, folder)
+        if completed(folder):
+            print(f"completed before, nothing is left to do\nreport: {write_report(folder)}")
+            return 0
+    require_runnable(resolved)
+    started = time.monotonic()
+    logs = sizes_of_logs(folder)
+    local = _site_map(resolved, folder)
+    prepare_sites(resolved, local)
+    values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
     report = write_report(folder)
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
             f"hnfed: error: the run did not complete after {minutes:.1f} min; "
-            "what it did is kept.\n"
-            f"  remedy: read {folder / 'journal.jsonl'} and {folder / 'sites'}/SITE/client.log, "
-            "mend the cause, then:\n"
-            "  hnfed simulate "
-            + shlex.join([config, *overrides, "--out", str(folder), "--resume"]),
+            f"what it did is kept.\n{shown_text(told_failure(folder, words, logs))}",
             file=sys.stderr,
         )
     else:
@@ -111,7 +127,7 @@ def _launch_to_its_end(
         ended = "failed"
         raise
     finally:
-        with deaf():
+        with deaf(), suppress(OSError):  # a full disk: what ended the run is what is told
             end_untold(folder, values["run_id"], plan_from_json(values["plan"]), ended)
     return status
 
@@ -131,8 +147,11 @@ def _launch(
         try:
             with redirect_stdout(_Unmarked(sys.stdout)):
                 run_inline(server_app, client_app, run_config, sites)
-        except (RunFailed, UserError) as error:
-            print(f"hnfed: error: {error}", file=sys.stderr)
+        except (RunFailed, UserError, OSError) as error:
+            told = in_words(error) if isinstance(error, OSError) else error
+            if told is None:
+                raise
+            print(f"hnfed: error: {shown_text(told)}", file=sys.stderr)
             return 1
         return 0
     from core.app_folder import app_dir
@@ -144,7 +163,7 @@ def _launch(
         run_config,
         sites=sites,
         work_dir=folder / "flower",
-        on_line=_show,
+        on_line=_Screen(),
         cpus_per_client=config.simulation.cpus_per_site,
         gpus_per_client=_gpus(config.simulation),
         release=release,
@@ -178,10 +197,20 @@ def _gpus(simulation: Simulation) -> float:
     return 1.0
 
 
-def _show(line: str) -> None:
-    """The run's own lines; everything else is in ``flower/flower.log``."""
-    _, found, text = line.partition(LINE)
-    if found:
+class _Screen:
+    """The run's own lines, and what ended it untold; all else is in ``flower/flower.log``."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, line: str) -> None:
+        _, found, text = line.partition(LINE)
+        if found:
+            self._told |= text.startswith("error: ")
+        elif line.startswith(FAILED_MARK) and not self._told:
+            text = f"error: {line}"
+        else:
+            return
         print(text, flush=True)
 
 
@@ -276,5 +305,6 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
         config.seed,
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
         workers=cpus(),
+        site=name,
     )
     return root

@@ -165,7 +165,10 @@ def open_cache(
     """
     root = Path(cache_dir)
     path = _index_path(root, site, organs, settings)
-    remedy = "prepare the archive for this plan: hnfed prepare SITE.yaml CONFIG"
+    remedy = (
+        "prepare the archive for this plan: hnfed prepare SITE.yaml CONFIG "
+        "(a simulation does so by itself, also on --resume)"
+    )
     if not path.is_file():
         problem = "holds no cases prepared with these organs, spacing, crop and window"
         raise UserError("cache", root, remedy, problem=problem)

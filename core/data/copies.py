@@ -15,9 +15,15 @@ from core.errors import Finding
 
 
 def image_digest(image: npt.NDArray[Any], geometry: Geometry) -> str:
-    """SHA-256 of a CT's voxels (Z, Y, X) and voxel size, wherever its origin lies."""
-    digest = hashlib.sha256(repr((image.shape, str(image.dtype), geometry.spacing_mm)).encode())
-    digest.update(np.ascontiguousarray(image).data)
+    """SHA-256 of a CT's voxels (Z, Y, X) in whole HU and voxel size in whole micrometres.
+
+    Wherever its origin lies, and whatever format holds it: a copy may have floats, and a voxel size
+    that was rounded to some digits.
+    """
+    spacing = tuple(round(1000 * float(s)) for s in geometry.spacing_mm)
+    digest = hashlib.sha256(repr((image.shape, spacing)).encode())
+    whole = image if image.dtype == np.int16 else np.rint(image).clip(-32768, 32767)
+    digest.update(np.ascontiguousarray(whole, dtype="<i2").data)
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ from core.plan import Preprocess
 from core.versions import versions
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
-FORMAT = 2
+FORMAT = 3
 INSIDE_WARNING = 0.99
 ARRAYS = ("image", "bits", "truth")
 

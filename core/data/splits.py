@@ -44,7 +44,7 @@ def split_cases(
     Raises:
         UserError: fractions that are not three shares of 1.
     """
-    shares = _shares(fractions)
+    shares = shares_of(fractions)
     room = _quotas(len(cases), shares)
     totals = Counter(organ for organs in cases.values() for organ in organs)
     lacking = {o: {s: shares[s] * n for s in SPLITS} for o, n in totals.items()}
@@ -65,13 +65,19 @@ def split_cases(
     return dict(sorted(result.items()))
 
 
-def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
+def shares_of(fractions: Mapping[str, float], field: str = "split") -> dict[str, float]:
+    """The shares of train, val and test; missing ones are 0.
+
+    Raises:
+        UserError: they are no shares of 1.
+    """
     shares = {name: float(fractions.get(name, 0.0)) for name in SPLITS}
     unknown = sorted(set(fractions) - {*SPLITS, "seed"})
     usable = all(math.isfinite(v) and v >= 0 for v in shares.values())
     if unknown or not usable or abs(sum(shares.values()) - 1) > 1e-6:
         remedy = "give train, val and test, each 0 or more, together 1"
-        raise UserError("split", dict(fractions), remedy)
+        told = f"they add up to {sum(shares.values()):g}" if usable and not unknown else ""
+        raise UserError(field, dict(fractions), remedy, problem=told)
     total = sum(shares.values())
     return {name: share / total for name, share in shares.items()}
 

@@ -17,6 +17,7 @@ import core.cli  # noqa: E402
 import server.cli  # noqa: E402
 import simulations.cli  # noqa: E402
 from core.errors import UserError  # noqa: E402
+from core.os_refusals import in_words  # noqa: E402
 from core.service import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
 from hnfed.cli import doctor, join, site  # noqa: E402
@@ -58,12 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        if told := _explained(error):
+            print(f"hnfed: error: {shown_text(told)}", file=sys.stderr)
+            return 1
         print(
             f"hnfed: error: unexpected {type(error).__name__}: {shown_text(str(error)[:500])}\n"
             "  remedy: run the command again with --debug and report what it prints",
             file=sys.stderr,
         )
         return 1
+
+
+def _explained(error: Exception) -> UserError | None:
+    """What of an unforeseen error a user can act on: the operating system's no, short memory."""
+    if isinstance(error, MemoryError):
+        remedy = "end other programs, use fewer --jobs, or a machine with more memory"
+        return UserError("memory", str(error)[:200] or "used up", remedy)
+    return in_words(error) if isinstance(error, OSError) else None
 
 
 def _handled(options: argparse.Namespace) -> int:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from core.config import plan_from_json, plan_json
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.optimisation import NonFiniteError
+from core.optimisation import NonFiniteError, out_of_memory
 from core.parcel import packed, unpacked
 from core.phases import network, parts_of
 from core.plan import Plan
@@ -177,7 +176,7 @@ def code_of(error: BaseException) -> str:
         return "E_ORDER"
     if isinstance(error, NonFiniteError):
         return "E_NONFINITE"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if out_of_memory(error):
         return "E_MEMORY"
     if isinstance(error, UserError):
         return "E_DATA" if error.field in ("entries", "root") else "E_SITE"

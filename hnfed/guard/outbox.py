@@ -89,7 +89,7 @@ def require_allowed(
 
     Raises:
         OutboxError: a name, type, length or range that is not on the list.
-        NonFiniteError: a tensor holds NaN or infinity.
+        NonFiniteError: a tensor holds NaN or infinity, or a loss is no number of a usual size.
     """
     for key, value in config.items():
         if key not in CONFIG and not VERSION.fullmatch(key):
@@ -104,6 +104,8 @@ def require_allowed(
         if key not in NUMBERS and not LEFT_OUT.fullmatch(key):
             raise OutboxError(f"metrics: {key!r}")
         listed: list[object] = value if isinstance(value, list) else [value]
+        if key == "loss" and any(isinstance(v, float) and not _is_number(v) for v in listed):
+            raise NonFiniteError("loss", "not finite, or absurdly large", "lower train.lr")
         if len(listed) > LONGEST or not all(_is_number(v) for v in listed):
             raise OutboxError(f"metrics: value of {key}")
     for name, tensor in state.items():

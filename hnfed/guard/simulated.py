@@ -14,6 +14,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from core.config import plan_from_json
+from core.logfile import append_log
 from hnfed.guard import exit, order
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked
@@ -56,9 +57,22 @@ def let_out(
             incoming=incoming if isinstance(incoming, bytes) else b"",
         )
     except Exception as error:
-        traceback.print_exc()
+        _log(context, site, error)
         released = exit.refusal(exit.code_of(error), site, asked)
     return _message(message, released)
+
+
+def _log(context: Context, site: str, error: Exception) -> None:
+    """Into the site's own log, as the app does with an error of its own; else to the screen."""
+    try:
+        if not site:
+            raise ValueError("a site without a name has no log")
+        folder = Path(json.loads(str(context.run_config["local"]))["out"]) / "sites" / site
+        folder.mkdir(parents=True, exist_ok=True)
+        append_log(folder / "client.log", "".join(traceback.format_exception(error)))
+    except (OSError, KeyError, ValueError):  # must not reach Flower, which would send its text
+        traceback.print_exception(error)
+        traceback.print_exc()
 
 
 def keyring_of(context: Context, asked: Asked) -> Keyring | None:

@@ -274,7 +274,8 @@ def test_a_suppressed_cell_does_not_follow_from_the_rest(page: Page) -> None:
 def test_says_what_was_left_out_and_why(page: Page) -> None:
     for words in (
         "nyu E_LABEL_OFF_GRID 2", "E_IMAGE_UNREADABLE the CT cannot be read 1",
-        "pretrain 12 nyu E_NONFINITE loss or weights became NaN or infinite not finite: head.conv",
+        "pretrain 12 nyu E_NONFINITE training diverged: loss or weights became NaN, infinite or "
+        "absurdly large not finite: head.conv",
         "class frequencies: counted over both sites",
     ):  # fmt: skip
         assert words in page.text, words

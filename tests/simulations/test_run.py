@@ -15,6 +15,7 @@ from core.checkpoint import save as save_checkpoint
 from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
+from core.run_folder import held_folder
 from hnfed.cli.main import main
 from server.record import Recorder
 from simulations.run import simulate
@@ -190,6 +191,37 @@ def test_resume_wants_the_plan_of_the_run(run_tiny: RunTiny, tiny: list[str]) ->
         simulate("smoke", [*tiny, "phases.0.rounds=1", "phases.1.rounds=5"], out, resume=True)
     elsewhere = ["phases.0.rounds=1", "phases.1.rounds=1", "tracking.project=other"]
     assert simulate("smoke", [*tiny, *elsewhere], out, resume=True) == 0
+
+
+def test_a_second_start_changes_nothing_of_the_first(
+    run_tiny: RunTiny, tiny: list[str], tmp_path: Path
+) -> None:
+    """Refused before and while it works, even where it begins while the first makes phantoms."""
+    files = ("plan.json", "config.yaml", "run_id", "metrics.json", "journal.jsonl")
+    overrides = ("phases.0.rounds=1", "phases.1.rounds=1")
+    out = run_tiny("x", *overrides)
+    before = {name: (out / name).read_bytes() for name in files}
+    other = [*tiny, *overrides, "train.lr=0.05"]
+    with pytest.raises(UserError, match="not empty"):
+        simulate("smoke", other, out)
+    with pytest.raises(UserError, match=r"train\.lr was 0\.002, is 0\.05"):
+        simulate("smoke", other, out, resume=True)
+    with held_folder("x", out, resume=True), pytest.raises(UserError, match="at work"):
+        simulate("smoke", [*tiny, *overrides], out, resume=True)
+    assert {name: (out / name).read_bytes() for name in files} == before
+
+
+def test_a_completed_run_stays_so(
+    run_tiny: RunTiny, tiny: list[str], phantom_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it could not be run again: its archives are gone."""
+    overrides = ("phases.0.rounds=1", "phases.1.rounds=1")
+    out = run_tiny("x", *overrides)
+    before = {n: (out / n).read_bytes() for n in ("metrics.json", "journal.jsonl", "config.yaml")}
+    gone = "simulation.sites.nyu={root: /nowhere}"
+    assert simulate("smoke", [*tiny, *overrides, gone], out, resume=True) == 0
+    assert "completed before" in capsys.readouterr().out
+    assert {name: (out / name).read_bytes() for name in before} == before
 
 
 def test_a_folder_in_use_is_not_written_into(tiny: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Patients that two sites of a simulation share: nobody is tested on whom the weights have seen.
+
+A federation cannot look; a simulation has all archives and does. Patients are compared by the
+voxels of their CTs, under whatever name an archive has them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client.site import simulated_site
+from core.data.entry import Entry
+from core.errors import UserError
+from core.plan import Config, Plan
+from core.workers import cpus
+from simulations.baselines import POOLED
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One CT that is in training at one site and held out at another."""
+
+    trained_at: str
+    trained: str
+    held_at: str
+    held: str
+    split: str
+
+
+def prepare_sites(config: Config, local: Mapping[str, Any]) -> None:
+    """Prepares every site's cases, and requires that no site is tested on a case of another.
+
+    The sites' apps find their caches ready then. Nothing is written into the run's folder.
+
+    Args:
+        config: as it runs.
+        local: the map that the sites' apps get.
+
+    Raises:
+        UserError: a site's archive or settings cannot be used, or sites share patients.
+    """
+    text, cache = json.dumps(local), Path(local["cache"])
+    found: dict[str, list[Entry]] = {}
+    jobs = cpus() if config.simulation.engine == "ray" else 1
+    with tempfile.TemporaryDirectory(prefix=".sites.", dir=cache.parent) as folder:
+        for index, name in enumerate(sorted(local["sites"])):
+            site = replace(simulated_site(text, index, ""), run_folder=Path(folder) / name)
+            try:
+                found[name] = site.prepare(config.plan, jobs=jobs)[0]
+            except UserError as error:
+                field = f"simulation.sites.{name}: {error.field}"
+                raise UserError(field, error.value, error.remedy, problem=error.problem) from error
+    require_apart(config.plan, by_archive(found))
+
+
+def by_archive(found: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list[Entry]]]:
+    """Site -> archive -> entries: the site of the pooled baseline has several archives."""
+    result: dict[str, dict[str, list[Entry]]] = {}
+    for site, entries in found.items():
+        for entry in entries:
+            label, slash, _ = entry.case.partition("/")
+            archive = label if slash and site == POOLED else site
+            result.setdefault(site, {}).setdefault(archive, []).append(entry)
+    return result
+
+
+def require_apart(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Entry]]]) -> None:
+    """Requires that no held-out case of a phase is in training for the weights that it tests.
+
+    Those are the weights of the phase and of the phases that it starts from, so each site alone
+    (the baseline ``local-only``) may share patients with another.
+
+    Args:
+        plan: gives the phases.
+        found: site -> archive -> entries.
+
+    Raises:
+        UserError: names the sites, how many patients, and some of them.
+    """
+    shared = list(dict.fromkeys(_shared(plan, found)))
+    if not shared:
+        return
+    sites = sorted({s.trained_at for s in shared} | {s.held_at for s in shared})
+    shown = "; ".join(
+        f"{s.trained} of {s.trained_at} (train) is {s.held} of {s.held_at} ({s.split})"
+        for s in shared[:SHOWN]
+    )
+    more = f"; and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+    raise UserError(
+        "simulation.sites",
+        ", ".join(sites),
+        "give a patient to one site alone, or to one split: list the cases under "
+        "simulation.sites.NAME.splits, or leave them out by simulation.sites.NAME.exclude",
+        problem=f"{_patients(len(shared))} held out at one site and trained on at another, by the "
+        f"voxels of their CTs: {shown}{more}",
+    )
+
+
+def _patients(number: int) -> str:
+    return f"{number} patients are" if number > 1 else "1 patient is"
+
+
+def _shared(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Entry]]]) -> Iterator[Shared]:
+    for phase in plan.phases:
+        trained: dict[str, dict[str, Entry]] = {}  # digest -> archive -> entry
+        for site in _trainers(plan, phase.name):
+            for archive, entries in found.get(site, {}).items():
+                for entry in entries:
+                    if entry.split == "train" and entry.image_sha256:
+                        trained.setdefault(entry.image_sha256, {})[archive] = entry
+        for site in phase.sites:
+            for archive, entries in found.get(site, {}).items():
+                for entry in entries:
+                    if entry.split == "train":
+                        continue
+                    for other, twin in trained.get(entry.image_sha256, {}).items():
+                        if other != archive:
+                            yield Shared(other, twin.case, archive, entry.case, entry.split)
+
+
+def _trainers(plan: Plan, name: str) -> list[str]:
+    """The sites that trained the weights of a phase: its own, and those of what it starts from."""
+    by_name = {phase.name: phase for phase in plan.phases}
+    sites: dict[str, None] = {}
+    while name in by_name:
+        sites |= dict.fromkeys(by_name[name].sites)
+        name = by_name[name].init
+    return list(sites)
