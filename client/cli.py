@@ -119,9 +119,10 @@ def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
     """What `client.site.chosen` returns, after a line on the cases that are not the site's."""
     from dataclasses import replace
 
-    from client.site import chosen
+    from client.site import COUNT, chosen
 
-    own, splits = chosen(replace(site.sources[0], root=str(archive.root)), archive)
+    source = replace(site.sources[0], root=str(archive.root), absent=COUNT)  # a check says it all
+    own, splits = chosen(source, archive)
     kept = {ref.case for ref in own.cases}
     passed = [ref for ref in archive.cases if ref.case not in kept]
     others = sum(ref.site not in (None, site.name) for ref in passed)

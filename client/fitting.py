@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from client.site import Site
-from core.data.entry import Entry
+from core.data.entry import Entry, annotating
 from core.engine import TrainResult, train
 from core.losses import class_weights
 from core.phases import apply_freeze, frozen_in, parts_of, seed_of
@@ -61,7 +61,7 @@ def fit(
     steps = sum(r.steps for r in done)
     return Result(
         cases=len(entries),
-        annotated=tuple(sum(o in e.annotated for e in entries) for o in phase.organs),
+        annotated=tuple(len(annotating(entries, o)) for o in phase.organs),
         loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
         steps=steps,
         skipped=sum(r.skipped_nonfinite for r in done),

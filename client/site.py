@@ -27,6 +27,8 @@ SPLIT = "split.hmac"
 FINDINGS = "findings.csv"
 
 COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are not used, or that no one has
+NOT_THERE = ("W_CASE_ABSENT",)  # findings of an archive on cases that it does not have
+REFUSE, COUNT = "refuse", "count"  # what a listed case does that the archive lacks
 SIMULATION_SECRET = b"simulation"
 
 
@@ -42,6 +44,7 @@ class Source:
     exclude: list[str] = field(default_factory=list)
     label: str = ""
     structure_set: str = ""
+    absent: str = REFUSE
     index: str = ""  # of its cases in the cache, where another process has prepared them
 
 
@@ -245,14 +248,16 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
         in vain; the splits that it lists by case, or None.
 
     Raises:
-        UserError: a number that several ids end in, a case in two splits, or a site that the
-            archive's ``cases.csv`` does not know.
+        UserError: a listed case that the archive lacks (with ``absent: count`` a finding instead),
+            a number that several ids end in, a case in two splits, or a site that the archive's
+            ``cases.csv`` does not know.
     """
     present = {r.case for r in archive.cases}
+    known = present | {f.case for f in archive.findings if f.case and f.code not in NOT_THERE}
     explicit: dict[str, str] = {}
     for split, names in source.splits.items():
         for name in names:
-            case = _case_of("splits", str(name), present)
+            case = _case_of("splits", str(name), known)
             if explicit.setdefault(case, split) != split:
                 raise UserError(
                     "splits",
@@ -260,8 +265,11 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
                     "keep it in one of them",
                     problem=f"the case stands in {explicit[case]} and in {split}",
                 )
-    unwanted = {_case_of("exclude", str(name), present) for name in source.exclude}
+    unwanted = {_case_of("exclude", str(name), known) for name in source.exclude}
     excluded = unwanted & present
+    if source.absent != COUNT:
+        _require_there("splits", sorted(set(explicit) - known), known)
+        _require_there("exclude", sorted(unwanted - known), known)
     findings = [
         Finding("E_EXCLUDED", "error", c, "", "excluded by the configuration", "none needed")
         for c in sorted(excluded)
@@ -275,7 +283,7 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
             "named by the split, absent from the archive",
             "add the case",
         )
-        for c in sorted(set(explicit) - present)
+        for c in sorted(set(explicit) - known)
     ]
     findings += [
         Finding(
@@ -286,7 +294,7 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
             "to be excluded, absent from the archive",
             "correct the id, or take it off the list",
         )
-        for c in sorted(unwanted - present)
+        for c in sorted(unwanted - known)
     ]
     cases = tuple(
         r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
@@ -308,11 +316,30 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
     return replace(archive, cases=cases, findings=tuple(findings)), explicit or None
 
 
-def _case_of(field: str, name: str, present: Collection[str]) -> str:
+def _require_there(field: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Requires that listed cases exist.
+
+    Raises:
+        UserError: names those that do not, and ids of the archive.
+    """
+    if not names:
+        return
+    some = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    ids = ", ".join(sorted(known)[:3]) or "none"
+    raise UserError(
+        field,
+        some,
+        f"correct the ids (the archive's are such as {ids}), take them off the list, or write "
+        "absent: count where the list is longer than the archive on purpose",
+        problem="no such case in the archive",
+    )
+
+
+def _case_of(field: str, name: str, known: Collection[str]) -> str:
     """The id that a name in a site's lists stands for; the name itself where there is none."""
-    if name in present or not name.isdecimal():
+    if name in known or not (name.isascii() and name.isdecimal()):
         return name
-    found = [case for case in present if _number(case) == int(name)]
+    found = [case for case in known if _number(case) == int(name)]
     if len(found) > 1:
         raise UserError(
             field, name, "write the full id", problem=f"{len(found)} cases end in this number"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.site import Site, Source
+from client.site import COUNT, REFUSE, Site, Source
 from core.config import read_yaml
 from core.data.quota import GB
 from core.errors import UserError
@@ -19,9 +19,10 @@ from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.kit import Kit
 from core.proxy import NONE, REMEDY, has_password, require_proxy, shown
+from core.ranges import SPLIT, number_of
 
 MAX_PATH = 1000
-CACHE_GB, BASE_GB, MOST_GB = 200.0, 10.0, 1_000_000  # 200 GB hold some 10,000 cases
+CACHE_GB, BASE_GB = 200.0, 10.0  # 200 GB hold some 10,000 cases
 
 
 def site_from_file(path: Path, run: str) -> Site:
@@ -33,8 +34,7 @@ def site_from_file(path: Path, run: str) -> Site:
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
-        "proxy",
-        "cache_gb", "base_gb",
+        "proxy", "cache_gb", "base_gb", "absent",
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -50,14 +50,20 @@ def site_from_file(path: Path, run: str) -> Site:
             raise UserError(f"site file: {key}", repr(values[key]), "give the path of a folder")
     name = site_name(values["name"], "site file: name")
     split = values.get("split") or {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
-    if not isinstance(split, dict) or not all(
-        key == "file" or (key in ("train", "val", "test", "seed") and _is_number(value))
-        for key, value in split.items()
-    ):
+    if not isinstance(split, dict) or set(split) - {"file", *SPLIT}:
         remedy = "give train, val, test and seed as numbers, or file: splits.csv"
         raise UserError("site file: split", split, remedy)
+    for key in SPLIT:
+        if key in split:
+            number_of("site file", f"split.{key}", split[key])
     proxy = _proxy(values.get("proxy"), path)
     explicit = _split_file(path.parent / str(split["file"])) if "file" in split else {}
+    for key in ("format", "structure_set", "device"):
+        if not isinstance(values.get(key) or "", str):
+            raise UserError(f"site file: {key}", values[key], "give a text, such as auto")
+    absent = values.get("absent", REFUSE)
+    if absent not in (REFUSE, COUNT):
+        raise UserError("site file: absent", absent, f"write {REFUSE} or {COUNT}")
     state = Path(str(values["state"]))
     for key in ("cache", "state"):
         if Path(str(values[key])).is_dir():
@@ -73,6 +79,7 @@ def site_from_file(path: Path, run: str) -> Site:
                 structure_set=str(values.get("structure_set") or ""),
                 split={} if explicit else dict(split),
                 splits=explicit,
+                absent=absent,
             ),
         ),
         device=str(values.get("device", "auto")),
@@ -88,11 +95,7 @@ def site_from_file(path: Path, run: str) -> Site:
 
 def _quota(values: Mapping[str, Any], key: str, default: float) -> int:
     """Bytes of a limit in gigabytes; a site always has one."""
-    value = values.get(key, default)
-    if not _is_number(value) or not 0.001 <= value <= MOST_GB:
-        remedy = f"give gigabytes, from 0.001 to {MOST_GB}, or leave it out for {default:g}"
-        raise UserError(f"site file: {key}", value, remedy)
-    return int(value * GB)
+    return int(number_of("site file", key, values.get(key, default)) * GB)
 
 
 def require_own_kit(site: Site, kit: Kit) -> None:
@@ -119,10 +122,6 @@ def _proxy(value: object, path: Path) -> str:
         problem = "a password stands in it, and others can read the file"
         raise UserError("site file: proxy", shown(value), f"run: chmod 600 {path}", problem=problem)
     return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _aliases(values: object) -> dict[str, list[str]]:

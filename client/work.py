@@ -13,7 +13,7 @@ from client.fitting import fit
 from client.personal import Kept, Personal, Stamp, mean_dice
 from client.scoring import score, write_cases
 from client.site import Site
-from core.data.entry import Entry
+from core.data.entry import Entry, annotating
 from core.errors import UserError
 from core.metrics import OrganSum, organ_sums
 from core.models.stages import head_rows, unique_state
@@ -23,13 +23,14 @@ from core.phases import (
     parts_of,
     weights_meta,
 )
-from core.plan import Phase, Plan
+from core.plan import Phase, Plan, crop_words
 from core.protocol import Description, Header, Order, Result, withhold
 from core.updates import length, shortened
 from core.versions import versions
 from core.weighting import organ_factors
 
 State = dict[str, Tensor]
+REMEDY_CROP = "correct preprocess.crop and preprocess.spacing_mm (millimetres), or the contours"
 
 
 def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
@@ -46,7 +47,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     own = [p for p in plan.phases if site.name in p.sites]
     for phase in own:
         if phase.share == "none":
-            require_annotated(site.of_phase(plan, phase, "train"), phase)
+            require_annotated(site.of_phase(plan, phase, "train"), plan, phase)
     shared = {o for p in own if p.share != "none" for o in p.organs}
     cell = 0 if shared else plan.federation.min_cell
 
@@ -61,7 +62,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         return tuple(sum(o in shared and o in a for a in cases) for o in plan.organ_names)
 
     weighted = plan.loss.class_weight != "none"
-    rows = {o: [e for e in trained if o in shared and o in e.annotated] for o in plan.organ_names}
+    rows = {o: annotating(trained, o) if o in shared else [] for o in plan.organ_names}
     return Description(
         site=site.name,
         fingerprint=fingerprint,
@@ -172,7 +173,7 @@ def train_personal(
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
     entries = site.of_phase(plan, phase, "train")
-    require_annotated(entries, phase)
+    require_annotated(entries, plan, phase)
     memory, factors = kept.optimiser or None, kept.organ_factors
     result, optimiser = fit(
         site, plan, phase, order, model, entries, factors, optimiser_state=memory
@@ -260,8 +261,8 @@ def own_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State
     return whole
 
 
-def require_annotated(entries: Sequence[Entry], phase: Phase) -> None:
-    """An organ that no training case annotates cannot be learnt.
+def require_annotated(entries: Sequence[Entry], plan: Plan, phase: Phase) -> None:
+    """An organ that no training case annotates, or none within its crop, cannot be learnt.
 
     Raises:
         UserError: names the organs.
@@ -273,6 +274,14 @@ def require_annotated(entries: Sequence[Entry], phase: Phase) -> None:
             ", ".join(absent),
             f"take them out of phases.{phase.name}.organs, or add cases that annotate them",
             problem="no training case annotates them",
+        )
+    outside = [o for o in phase.organs if not annotating(entries, o)]
+    if outside:
+        raise UserError(
+            "entries",
+            ", ".join(outside),
+            REMEDY_CROP,
+            problem=f"no training case has a voxel of them in its crop: {crop_words(plan)}",
         )
 
 

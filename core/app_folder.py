@@ -86,5 +86,7 @@ def toml_of(values: Mapping[str, str]) -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Writes a new file that only its owner can read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as file:
         file.write(text)

@@ -15,10 +15,12 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from core import yamltext
 from core.candidates import expand
 from core.errors import UserError
 from core.plan import Config, Phase, Plan
 from core.service import leave_if_told
+from core.strict import require_types
 from core.text import shown
 
 P = TypeVar("P", bound=Plan)
@@ -27,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STUDIES = "studies"  # folder of `CONFIGS`
 PLAN_BYTES = 1_000_000  # of a plan that travels; shipped ones have 4,000
 DEEPEST = 20  # levels of a plan
+KEY = re.compile(r"[^\s=\[\]]+")
 MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
 
 
@@ -50,6 +53,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
     path = find_config(config)
     values = read_yaml(path)
     sources = dict.fromkeys(_flat(values), path.name)
+    require_pairs(overrides)
     for item in overrides:
         key = _override(values, item)
         sources = {k: v for k, v in sources.items() if not k.startswith(key + ".")}
@@ -87,7 +91,7 @@ def shipped_configs() -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, readable by `load`."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+    return yamltext.dump(_plain(config))
 
 
 def plan_json(plan: Plan) -> str:
@@ -149,7 +153,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file of sections.
 
     Raises:
-        UserError: no such file, no YAML, no mapping, or an interpolation.
+        UserError: no such file, no YAML, no mapping, an interpolation, or a value that stands
+            without quotes and that programs read as different numbers (`core.yamltext`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -161,11 +166,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError("file", path, "save it as UTF-8", problem="not text in UTF-8") from None
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        values = yamltext.parse(text)
+    except UserError as error:
+        field = f"{path}, {error.field}"
+        raise UserError(field, error.value, error.remedy, problem=error.problem) from None
     except Exception as error:
         leave_if_told()
         reason = " ".join(str(error).split())
         raise UserError(str(path), reason, "mend the YAML at that line") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(str(path), values, "write sections such as 'model:' at the top level")
     require_plain(values, str(path))
@@ -206,18 +215,34 @@ def typed(schema: type[T], values: object, place: str) -> T:
     return cast(T, _typed(schema, values, place))
 
 
+def require_pairs(overrides: Sequence[str]) -> None:
+    """Requires that each override is KEY=VALUE; what was meant stands in the error.
+
+    Raises:
+        UserError: no ``=``, blanks in or around the key, or brackets round an index.
+    """
+    for index, item in enumerate(overrides):
+        key, equals, text = item.partition("=")
+        meant = ".".join(part for part in re.split(r"[\s.\[\]\"']+", key) if part)
+        if not equals:
+            rest = [*overrides[index + 1 : index + 3], "", ""]
+            if rest[0] == "=":
+                text = rest[1]
+            elif rest[0].startswith("="):
+                text = rest[0][1:]
+            form = f"{meant}={text}" if meant and text else "train.lr=0.001"
+            remedy = f"write KEY=VALUE without blanks, for example {form}"
+            raise UserError("override", item, remedy)
+        if not meant:
+            raise UserError("override", item, "write KEY=VALUE, for example train.lr=0.001")
+        if not KEY.fullmatch(key):
+            raise UserError("override", item, f"write {meant}={text.strip()}")
+
+
 def _override(values: dict[str, Any], item: str) -> str:
     """Applies one KEY=VALUE in place and returns the resolved dotted key."""
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise UserError("override", item, "write KEY=VALUE, for example train.lr=0.001")
-    try:
-        made = OmegaConf.create(f"v: {text}")
-        value = OmegaConf.to_container(made, resolve=False)["v"]  # type: ignore[index,call-overload]
-    except Exception:
-        leave_if_told()
-        raise UserError(key, text, "write the value as YAML: 3, 0.1, true, [a, b]") from None
-    require_plain(value, key)
+    key, _, text = item.partition("=")
+    value = value_of(key, text)
     node: Any = values
     done: list[str] = []
     parts = key.split(".")
@@ -242,6 +267,26 @@ def _override(values: dict[str, Any], item: str) -> str:
     return ".".join(done)
 
 
+def value_of(key: str, text: str) -> Any:
+    """The value of an override, read as in a file.
+
+    Raises:
+        UserError: no YAML, an interpolation, or a value that is read as different numbers.
+    """
+    try:
+        made = yamltext.parse(f"v: {text}")
+    except UserError as error:
+        remedy = f"{error.remedy} (for a shell: {key}='...', with the quotes of the value inside)"
+        raise UserError(key, error.value, remedy, problem=error.problem) from None
+    except Exception:
+        leave_if_told()
+        made = None
+    if not isinstance(made, dict) or list(made) != ["v"]:
+        raise UserError(key, text, "write the value as YAML: 3, 0.1, true, [a, b]")
+    require_plain(made["v"], key)
+    return made["v"]
+
+
 def _index(items: list[Any], part: str, key: str) -> int:
     names = [str(i.get("name")) if isinstance(i, dict) else "" for i in items]
     if part in names:
@@ -261,24 +306,30 @@ def _typed(
     """
     require_plain(values, place)
     try:
+        require_types(schema, values)
         return _fit(schema, values)
+    except UserError as error:
+        key, problem, remedy = error.field, error.problem, error.remedy
     except MISFIT as error:
         leave_if_told()
         key = _key_at_fault(schema, values, error)
         problem = str(error).splitlines()[0]
-    if "not in" in problem:
-        remedy = "correct the key; 'hnfed config show demo' lists all of them"
-    elif "ListConfig" in problem or "not a list" in problem.lower():
-        remedy = f"write a list, for example {key.split('.')[-1]}=[...]"
-    elif "Missing mandatory" in problem:
-        remedy = "give it a value"
-    else:
-        remedy = "give a value of the right type; 'hnfed config show demo' shows an example"
+        remedy = _remedy(key, problem)
     parts = re.split(r"[.\[]", key)
     heads = {".".join(parts[: i + 1]) for i in range(len(parts))}
     if not any(origin == "override" and k in heads for k, origin in (sources or {}).items()):
         remedy = f"{remedy} (in {place})"
     raise UserError(key or place, _value_at(values, key), remedy, problem=problem)
+
+
+def _remedy(key: str, problem: str) -> str:
+    if "not in" in problem:
+        return "correct the key; 'hnfed config show demo' lists all of them"
+    if "ListConfig" in problem or "not a list" in problem.lower():
+        return f"write a list, for example {key.split('.')[-1]}=[...]"
+    if "Missing mandatory" in problem:
+        return "give it a value"
+    return "give a value of the right type; 'hnfed config show demo' shows an example"
 
 
 def _fit(schema: type, values: Mapping[str, Any]) -> object:

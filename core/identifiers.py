@@ -55,6 +55,7 @@ STATE_NAMES = frozenset(
 )
 RUN_NAMES = frozenset(("base", "scratch", "rounds", "init", "state"))
 CASE_FILES = frozenset(("img", "background"))  # of a case's folder, beside its structures
+MAX_FOLDER_BYTES = 240
 MAX_CASE_BYTES = 200  # room for a suffix within the 255 of a file's name
 
 _REMEDY_PART = "use letters, digits, '-' and '_' only, 64 at most, the first a letter or digit"
@@ -79,7 +80,8 @@ def run_id_from(name: str, suffix: str = "") -> RunId:
     The rule: `name` itself where it is an id. Otherwise every run of other characters becomes one
     ``-``, dots do not stand together, signs at both ends go, the rest is cut, and ``-`` with eight
     digits of the SHA-256 of `name` follows, so that two names that differ only in what was replaced
-    get two ids. `suffix` follows after another ``-``.
+    get two ids; ``run-`` stands before one whose first part is kept for itself. `suffix` follows
+    after another ``-``.
 
     Args:
         name: of a folder, any text.
@@ -93,8 +95,30 @@ def run_id_from(name: str, suffix: str = "") -> RunId:
         pass
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     clean = re.sub(r"\.{2,}", ".", _UNFIT.sub("-", name)).strip("._-")
+    first = clean.split(".", 1)[0].lower()
+    if first in STATE_NAMES or _DEVICE.fullmatch(first):
+        clean = f"run-{clean}"
     clean = clean[: LONGEST - len(digest) - 1 - len(ending)].rstrip("._-") or "run"
     return run_id(f"{clean}-{digest}{ending}")
+
+
+def folder_name(value: object, field: str = "folder") -> str:
+    """The name of a run's folder at the server: one name, of any script, such as ``lauf ä:2``.
+
+    Raises:
+        UserError: empty, a path, a leading dot, characters that are not seen, or too long.
+    """
+    text = value if isinstance(value, str) else ""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if not 0 < size <= MAX_FOLDER_BYTES or text[0] == "." or "/" in text or "\0" in text:
+        remedy = "give the name of a folder, without a path or a leading dot, "
+        remedy += f"at most {MAX_FOLDER_BYTES} bytes"
+        raise UserError(field, shown(value, 100), remedy)
+    if flagged(text) or "\n" in text or "\t" in text:
+        found = flagged(text) or ["a line break or tab"]
+        remedy = "write the name without characters that are not seen"
+        raise UserError(field, shown(text), remedy, problem=found[0])
+    return text
 
 
 def phase_name(value: object, field: str = "phase") -> PhaseName:

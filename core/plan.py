@@ -190,6 +190,7 @@ class SimulatedSite:
     )
     splits: dict[str, list[str]] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
+    absent: str = "refuse"
     phantom: str = ""
     cases: int = 0
 
@@ -240,6 +241,13 @@ class Plan:
     def phase(self, name: str) -> Phase:
         """Returns the phase of that name."""
         return next(p for p in self.phases if p.name == name)
+
+
+def crop_words(plan: Plan) -> str:
+    """The region that the network sees, for people: voxels, and the millimetres they span."""
+    crop, spacing = plan.preprocess.crop, plan.preprocess.spacing_mm
+    spans = " x ".join(f"{n * mm:g}" for n, mm in zip(crop, spacing, strict=True))
+    return f"{' x '.join(map(str, crop))} voxels, {spans} mm (z, y, x)"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The one table of what a number of a plan may be: what an algorithm takes and a machine bears.
+"""The one table of what a number of any file may be: what an algorithm takes and a machine bears.
 
-Every number of a `Plan`, and of a `Config`, has its row; a test says so. The highest values are
+Every number of a `Plan`, of a `Config`, and of the files of a study, a site and a federation has
+its row, as has every one of a policy in `hnfed.guard.rules`; a test says so. The highest values are
 generous, many times what is shipped or sensible, and finite: a hospital's machine can begin what
 passes here and say in words where it lacks memory. `core.validation` holds what several values
 together must be.
@@ -26,30 +27,49 @@ DAYS_30 = 30 * 86_400.0
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`; `above` leaves out `low`, `below` leaves out `high`."""
+    """From `low` to `high`; `above` leaves out `low`, `below` leaves out `high`.
+
+    `whole` takes no fraction where the type of the value would (2.0 is whole).
+    """
 
     low: float
     high: float
     above: bool = False
     below: bool = False
+    whole: bool = False
 
     def holds(self, value: float) -> bool:
         """True where the number is finite and inside."""
-        if not math.isfinite(value) or not self.low <= value <= self.high:
+        if not math.isfinite(value) or (self.whole and value != math.floor(value)):
+            return False
+        if not self.low <= value <= self.high:
             return False
         return not (self.above and value == self.low) and not (self.below and value == self.high)
 
     def words(self) -> str:
         """``from 1 to 64``, ``above 0, at most 10``."""
-        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        low, high = _digits(self.low), _digits(self.high)
+        start = f"above {low}" if self.above else f"from {low}"
         if self.below:
-            return f"{low}, below {self.high:g}"
-        return f"{low}, at most {self.high:g}" if self.above else f"{low} to {self.high:g}"
+            return f"{start}, below {high}"
+        return f"{start}, at most {high}" if self.above else f"{start} to {high}"
+
+    def kind(self, whole: bool = False) -> str:
+        """What to call a number of this range."""
+        return "whole number" if self.whole or whole else "number"
+
+
+def _digits(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 SHARE = Range(0, 1)
 SECONDS = Range(0, DAYS_30, above=True)
 WEIGHT = Range(0, 1e6)
+SEED = Range(0, 2**63 - 1, whole=True)
+SPLIT_SEED = Range(0, 2**53, whole=True)  # a float holds it
+PORT = Range(1, 65_535)
+SPLIT: Mapping[str, Range] = {"train": SHARE, "val": SHARE, "test": SHARE, "seed": SPLIT_SEED}
 # `*` stands for each entry of a list or mapping.
 RANGES: Mapping[str, Range] = {
     "preprocess.spacing_mm.*": Range(0.05, 50),
@@ -107,14 +127,29 @@ RANGES: Mapping[str, Range] = {
     "federation.min_cell": Range(1, 1_000_000),
     "federation.guards.max_cases": Range(1, 10_000_000),
     "federation.guards.norm_factor": Range(1, 1e6),
-    "seed": Range(-(2**63), 2**63 - 1),
+    "seed": SEED,
     "simulation.cpus_per_site": Range(1, 4096),
     "simulation.gpus_per_site": Range(0, 64),
-    "simulation.phantom_spacing_mm.*": Range(0.05, 50),
-    "simulation.sites.*.split.*": Range(-(2**63), 2**63 - 1),
+    "simulation.phantom_spacing_mm.*": Range(0.5, 20),  # at 0.5 a head has 600 million voxels
+    **{f"simulation.sites.*.split.{key}": row for key, row in SPLIT.items()},
     "simulation.sites.*.cases": Range(0, 1_000_000),
     "simulation.overlays": Range(0, 10_000),
 }
+# Numbers of the other files, by file.
+FILES: Mapping[str, Mapping[str, Range]] = {
+    "study": {"seeds": SEED, "folds": Range(2, 1000)},
+    "site file": {
+        "cache_gb": Range(0.001, 1_000_000),
+        "base_gb": Range(0.001, 1_000_000),
+        **{f"split.{key}": row for key, row in SPLIT.items()},
+    },
+    "federation": {
+        "server.port": PORT,
+        "server.internal_port": PORT,
+        "days": Range(1, 3650),
+    },
+}
+KEYED = {"simulation.sites.*.split.*": tuple(SPLIT)}  # mappings with keys of their own
 ELSEWHERE = ("organs", "model.args")  # checked by `core.anatomy` and `core.models.allowed`
 
 
@@ -135,7 +170,7 @@ def require_in_range(settings: Any, section: str = "", field: str = "") -> None:
         if found is None:
             raise UserError(name, value, "give no number here")
         if not found.holds(value):
-            raise UserError(name, value, f"give a number {found.words()}")
+            raise UserError(name, value, f"give a {found.kind()} {found.words()}")
     crop = getattr(settings, "crop", None) if section == "preprocess" else None
     crop = settings.preprocess.crop if not section else crop
     if crop is not None and math.prod(crop) > MAX_VOXELS:
@@ -145,6 +180,25 @@ def require_in_range(settings: Any, section: str = "", field: str = "") -> None:
             f"choose sizes of at most {MAX_VOXELS} voxels in all",
             problem=f"{math.prod(crop)} voxels",
         )
+
+
+def number_of(file: str, key: str, value: object, *, whole: bool = False) -> float:
+    """A number of another file than a plan, in its range.
+
+    Args:
+        file: a key of `FILES`.
+        key: dotted, a key of that table.
+        value: as read.
+        whole: a number with a fraction is refused.
+
+    Raises:
+        UserError: no number, or out of its range.
+    """
+    row = FILES[file][key]
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not row.holds(value):  # type: ignore[arg-type]
+        raise UserError(f"{file}: {key}", value, f"give a {row.kind(whole)} {row.words()}")
+    return value  # type: ignore[return-value]
 
 
 def numbers(value: Any, rule: str, key: str) -> Iterator[tuple[str, str, float]]:

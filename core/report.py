@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from core import yamltext
 from core.errors import UserError
 from core.files import plain_row, replace_file
 from core.journal import JOURNAL, read_events
@@ -139,8 +138,8 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{path.name} is missing")
         return {}
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
+        values = yamltext.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         leave_if_told()
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
         return {}

@@ -26,8 +26,14 @@ def run_folder(name: str, out: Path | None, resume: bool, root: Path = Path("run
     """The folder of a run: `out`, else the first of ROOT/NAME, ROOT/NAME-2 ... that is not there.
 
     Raises:
-        UserError: nothing to resume there, or something there that is another run.
+        UserError: nothing to resume there, something there that is another run, or a path that
+            is no text in UTF-8, which no configuration could name.
     """
+    try:
+        str(out or root / name).encode()
+    except UnicodeEncodeError:
+        problem = "a name that is not UTF-8"
+        raise UserError("--out", ascii(str(out or name)), "name it anew", problem=problem) from None
     if resume:
         folder = out or root / name
         if not (folder / "config.yaml").is_file():

@@ -4,7 +4,7 @@ After Bonawitz et al., Practical secure aggregation, CCS 2017. Every two sites s
 stream that it gives one adds and the other subtracts, modulo 2^32 or 2^64. One site's masked vector
 is then uniform whatever it holds, and the sum over *all* sites that a segment belongs to is the sum
 of what they hold. There are no masks of a site's own and no shares of any: a sum over fewer sites
-cannot be opened by anybody (docs/decisions/0003-secure-aggregation.md says why).
+cannot be opened by anybody (docs/decisions/0004-secure-aggregation.md says why).
 """
 
 from __future__ import annotations

@@ -280,6 +280,9 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
         )
     for name, site in simulation.sites.items():
         site_name(name, f"simulation.sites.{name}")
+        for part in site.splits:
+            _one_of(f"simulation.sites.{name}.splits", part, ("train", "val", "test"))
+        _one_of(f"simulation.sites.{name}.absent", site.absent, ("refuse", "count"))
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"

@@ -19,10 +19,11 @@ from core.checkpoint import load, load_meta
 from core.config import plan_from_json, plan_hash
 from core.errors import UserError
 from core.phases import fingerprint, require_same_input
-from core.plan import Phase, Plan, Tracking
+from core.plan import Phase, Plan, Tracking, crop_words
 from core.protocol import Description
 from core.versions import versions
 from server.correspondence import RunFailed, RunIncomplete, quorum_of
+from server.figures import told_mean
 from server.progress import State
 from server.record import LOCK, Recorder, tell
 from server.roster import bounds_of, call_roster, require_same_split
@@ -36,6 +37,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs the plan that `run_config` holds (D1)."""
     given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
+    if not given["plan"]:
+        remedy = "start it by hnfed: hnfed simulate PLAN on this machine, or hnfed run PLAN"
+        nothing = UserError("plan", "(none)", remedy, problem="flwr run by itself brings no plan")
+        tell(f"error: {nothing}")
+        raise nothing
     plan = plan_from_json(given["plan"])
     out = run_folder_of(given["out"])
     recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
@@ -190,8 +196,8 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
         recorder.finish_phase(block)
         recorder.table(block)
         recorder.advise()
-        split, mean = ("test", block["mean"]) if phase.test else ("val", block["mean_val"])
-        shown = "withheld (few cases)" if mean["dice"] is None else f"{mean['dice']:.3f}"
+        split = "test" if phase.test else "val"
+        shown = told_mean(block, split)
         tell(f"{phase.name} done: {split} Dice {shown} (weights of round {block['best_round']})")
 
 
@@ -207,8 +213,10 @@ def _require_annotated(plan: Plan, described: Mapping[str, Description]) -> None
             raise UserError(
                 f"phases.{phase.name}.organs",
                 ", ".join(absent),
-                "take them out of the phase, or add a site or aliases that annotate them",
-                problem="no training case of any site annotates them",
+                "take them out of the phase, or add a site or aliases that annotate them; where "
+                "they are drawn, correct preprocess.crop and preprocess.spacing_mm (millimetres)",
+                problem=f"no training case of any site has a voxel of them in its crop: "
+                f"{crop_words(plan)}",
             )
 
 

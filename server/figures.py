@@ -111,6 +111,16 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     return "  ".join(p for p in parts if p)
 
 
+def told_mean(block: Mapping[str, Any], split: str) -> str:
+    """The mean Dice of a phase's split for people; where there is none, why."""
+    dice = block["mean" if split == "test" else "mean_val"]["dice"]
+    if dice is not None:
+        return f"{dice:.3f}"
+    cells = [cell for site in block["sites"].values() for cell in site[split].values()]
+    few = any(cell.get("suppressed") for cell in cells)
+    return "withheld (few cases)" if few else f"- (no {split} case)"
+
+
 def _withholds(event: Mapping[str, Any]) -> bool:
     """Whether a val score of the round is suppressed at some site."""
     return any(c.get("suppressed") for s in event["sites"].values() for c in s["val"].values())

@@ -21,6 +21,7 @@ from core.files import replace_file
 from core.identifiers import SiteName, site_name
 from core.kit import FILE, HOST, NAME, SERVER, Kit
 from core.peers import merged, read_peers, write_peers
+from core.ranges import number_of
 from core.text import shown
 from server.authority import (
     RENEW_DAYS,
@@ -96,13 +97,9 @@ def read_federation(path: Path) -> Federation:
         raise UserError("federation: server.host", host, "give the name or IP that sites dial")
     port, internal = server.get("port", 28443), server.get("internal_port", 28444)
     days, sites = values.get("days", DAYS), values.get("sites")
-    for key, value, low, high in (
-        ("server.port", port, 1, 65535),
-        ("server.internal_port", internal, 1, 65535),
-        ("days", days, 1, 3650),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"federation: {key}", value, f"give a number from {low} to {high}")
+    numbers = {"server.port": port, "server.internal_port": internal, "days": days}
+    for key, value in numbers.items():
+        number_of("federation", key, value, whole=True)
     if port == internal:
         raise UserError("federation: server.internal_port", internal, "give it another number")
     if not isinstance(sites, list) or not sites:

@@ -17,7 +17,7 @@ from core.app_folder import staged_app, toml_of, write_private
 from core.config import load
 from core.errors import UserError
 from core.files import replace_file
-from core.identifiers import case_name
+from core.identifiers import folder_name
 from core.journal import JOURNAL, read_events
 from core.kit import Kit
 from core.phases import network, parts_of
@@ -62,7 +62,9 @@ def submit(
         UserError: what cannot work, or no server.
     """
     if name:
-        case_name(name, "--name")
+        folder_name(name, "--name")
+    if again < 0:
+        raise UserError("--auto-resume", again, "give a whole number >= 0")
     resolved, _ = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
@@ -77,7 +79,8 @@ def submit(
     out = root / name if name else None
     folder = run_folder(Path(config).stem, out, resume, root)
     values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
-    words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder), "--name", folder.name]
+    words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder)]
+    words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])
     try:
         status = _run_on(kit, values, folder, again)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from client.site import Source, chosen
 from core.config import load as load_config
 from core.config import plan_from_json
 from core.data.archive import open_archive
@@ -210,7 +211,19 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
         root = _phantom(name, site, config, cache)
     else:
         root = archive_root(name, site, config.simulation)
-        open_archive(root, format=site.format)
+    source = _told(name, site, root)
+    try:
+        chosen(Source(**source), open_archive(root, format=site.format))
+    except UserError as error:
+        if error.field not in ("splits", "exclude"):
+            raise
+        field = f"simulation.sites.{name}.{error.field}"
+        raise UserError(field, error.value, error.remedy, problem=error.problem) from None
+    return source
+
+
+def _told(name: str, site: SimulatedSite, root: Path) -> dict[str, Any]:
+    """What a client is told of an archive, see `client.site.Source`."""
     return {
         "root": str(root.resolve()),
         "format": site.format,
@@ -218,6 +231,7 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
         "split": dict(site.split),
         "splits": site.splits,
         "exclude": site.exclude,
+        "absent": site.absent,
         "label": name,
     }
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import CONFIGS, STUDIES, load, read_yaml
+from core.config import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
 from core.errors import UserError
+from core.ranges import MAX_LISTED, number_of
 from simulations.folds import fold_splits, has_own_splits, view_of
 from simulations.run import archive_root
 
@@ -145,28 +146,26 @@ def _known_keys(values: object, known: Sequence[str], place: str) -> Settings:
 
 
 def _with_seeds(values: Settings, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
+    require_pairs(overrides)
     rest = []
     for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise UserError("override", item, "write KEY=VALUE, for example train.lr=0.001")
+        key, _, text = item.partition("=")
         if key == "seed":
             raise UserError(key, text, "write seeds=[0,1]: each seed is a cell of its own")
         if key != "seeds":
             rest.append(item)
             continue
-        try:
-            values = {**values, "seeds": json.loads(text)}
-        except ValueError:
-            raise UserError(key, text, "write a list, for example seeds=[0,1]") from None
+        values = {**values, "seeds": value_of(key, text)}
     return values, rest
 
 
 def _seeds(value: Any) -> list[int]:
-    whole = isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-    if not whole or not value or len(set(value)) != len(value):
+    if not isinstance(value, list) or not value or len(value) > MAX_LISTED:
         raise UserError("seeds", value, "list whole numbers, each once, for example [0, 1, 2]")
-    return list(value)
+    seeds = [int(number_of("study", "seeds", seed, whole=True)) for seed in value]
+    if len(set(seeds)) != len(seeds):
+        raise UserError("seeds", value, "list whole numbers, each once")
+    return seeds
 
 
 def _base_config(config: object, study: Path) -> str:
@@ -265,10 +264,9 @@ def _folds(
     count: object, config: str, overrides: Sequence[str], out: Path
 ) -> tuple[dict[str, Settings], dict[Path, Path]]:
     """The axis of a cross-validation over the patients of all sites, and the views it reads."""
-    if type(count) is not int:
-        raise UserError("folds", count, "give a whole number >= 2")
+    folds_wanted = int(number_of("study", "folds", count, whole=True))
     base, _ = load(config, overrides)
-    folds: list[Settings] = [{} for _ in range(count)]
+    folds: list[Settings] = [{} for _ in range(folds_wanted)]
     views: dict[Path, Path] = {}
     for name, site in base.simulation.sites.items():
         key = f"simulation.sites.{name}"
@@ -277,7 +275,7 @@ def _folds(
                 f"{key}.splits", "{}", "list the patients: folds are made of these lists"
             )
         for fold, splits in zip(
-            folds, fold_splits(site.splits, count, f"{key}.splits"), strict=True
+            folds, fold_splits(site.splits, folds_wanted, f"{key}.splits"), strict=True
         ):
             fold[f"{key}.splits"] = splits
         root = archive_root(name, site, base.simulation)

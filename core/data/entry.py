@@ -89,6 +89,12 @@ class Entry:
         return masks
 
 
+def annotating(entries: Sequence[Entry], organ: str) -> list[Entry]:
+    """The cases that annotate an organ; [] where none of them has a voxel of it in its crop."""
+    cases = [entry for entry in entries if organ in entry.annotated]
+    return cases if any(entry.voxels.get(organ, 0) for entry in cases) else []
+
+
 def write_entry(
     folder: Path,
     volume: Volume,

@@ -8,14 +8,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-import client.cli
-import core.cli
-import server.cli
-import simulations.cli
-from core.errors import UserError
-from core.service import Stopped, leave_by_signal, leave_if_told
-from core.text import shown_text
-from hnfed.cli import doctor, join, site
+from hnfed.packages import require_own
+
+require_own()  # before any of them is imported: their names are common ones
+
+import client.cli  # noqa: E402
+import core.cli  # noqa: E402
+import server.cli  # noqa: E402
+import simulations.cli  # noqa: E402
+from core.errors import UserError  # noqa: E402
+from core.service import Stopped, leave_by_signal, leave_if_told  # noqa: E402
+from core.text import shown_text  # noqa: E402
+from hnfed.cli import doctor, join, site  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 EXAMPLES = """examples:

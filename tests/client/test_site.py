@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from client.site import Site, Source, count_codes, simulated_site
+from client.site import Site, Source, chosen, count_codes, simulated_site
+from core.data.archive import open_archive
 from core.errors import Finding, UserError
 from core.plan import Phase, Plan
 
@@ -46,12 +47,49 @@ def test_explicit_splits_by_number_exclusions_and_what_is_absent(
         root=str(archive),
         splits={"train": ["0", "2", "77"], "test": ["4"], "val": ["3"]},
         exclude=["2"],
+        absent="count",
     )
     site = replace(site, sources=(source,), cache=tmp_path / "cache")
     plan = make_plan()
     _, findings = site.prepare(plan)
     assert splits(site, plan) == {"0": "train", "3": "val", "4": "test"}
     assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1}
+
+
+@pytest.mark.parametrize(
+    ("lists", "field", "value"),
+    [
+        ({"splits": {"train": ["0", "77"], "val": ["3"], "test": ["4", "78"]}}, "splits", "77, 78"),
+        ({"exclude": ["8"]}, "exclude", "8"),
+        ({"splits": {"train": ["\u0660"]}}, "splits", "\u0660"),
+        ({"exclude": ["doe_jane_1950_1"]}, "exclude", "doe_jane_1950_1"),
+    ],
+)
+def test_a_listed_case_that_does_not_exist_is_an_error(
+    lists: dict[str, Any], field: str, value: str, archive: Path
+) -> None:
+    opened = open_archive(archive)
+    with pytest.raises(UserError) as caught:
+        chosen(Source(root=str(archive), **lists), opened)
+    assert (caught.value.field, caught.value.value) == (field, value)
+    assert "no such case" in caught.value.problem
+    assert "absent: count" in caught.value.remedy
+    counted, _ = chosen(Source(root=str(archive), absent="count", **lists), opened)
+    assert {f.code for f in counted.findings} <= {"E_ABSENT", "W_EXCLUDE_UNKNOWN"}
+    assert counted.findings
+
+
+def test_a_listed_case_that_cannot_be_used_is_no_unknown_one(archive: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(archive, copy)
+    (copy / "DOE_Jane_1950_1" / "img.nrrd").unlink()
+    (copy / "cases.csv").unlink()
+    source = Source(root=str(copy), splits={"train": ["0", "1", "2"], "val": ["3"], "test": ["4"]})
+    opened = open_archive(copy)
+    assert "DOE_Jane_1950_1" not in {r.case for r in opened.cases}
+    own, _ = chosen(source, opened)
+    assert len(own.cases) == 4
+    assert [f.case for f in own.findings if f.severity == "error"] == ["DOE_Jane_1950_1"]
 
 
 def test_a_split_that_changes_under_a_run_is_of_the_next_run(
@@ -87,7 +125,7 @@ def test_every_finding_is_named_at_the_site_and_counted_outside(
     (copy / "DOE_Jane_1950_1" / "img.nrrd").write_bytes(b"NRRD0004\n")
     site = replace(
         site,
-        sources=(Source(root=str(copy), exclude=["2", "88"]),),
+        sources=(Source(root=str(copy), exclude=["2", "88"], absent="count"),),
         cache=tmp_path / "cache",
     )
     _, findings = site.prepare(make_plan())

@@ -79,6 +79,40 @@ def test_a_site_file_that_cannot_be_used(
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("absent: maybe", "absent"), ("absent: no", "absent"),
+        ("device: [1]", "device"), ("device: 0.5", "device"), ("structure_set: 7", "structure_set"),
+        ("cache_gb: -1", "cache_gb"), ("cache_gb: true", "cache_gb"), ("base_gb: 1e30", "base_gb"),
+        ("split: {train: 0.6, val: 0.2, test: 0.2, seed: 0.5}", "split.seed"),
+        ("split: {train: -0.6, val: 0.2, test: 0.2}", "split.train"),
+        ("split: {train: yes}", "split.train"),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_site_file_is_of_its_kind_and_range(
+    line: str, field: str, tmp_path: Path
+) -> None:
+    path = site_file(tmp_path)
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        site_from_file(path, "r")
+    assert caught.value.field == f"site file: {field}"
+
+
+def test_a_name_that_looks_like_a_value(tmp_path: Path) -> None:
+    path = site_file(tmp_path, name=None)
+    text = path.read_text()
+    path.write_text(f"{text}\nname: no\naliases: {{Brainstem: [on, '08']}}\nabsent: count\n")
+    site = site_from_file(path, "r")
+    assert site.name == "no"
+    assert site.sources[0].aliases == {"Brainstem": ["on", "08"]}
+    assert site.sources[0].absent == "count"
+    path.write_text(f"{text}\nname: 010\n")
+    with pytest.raises(UserError, match="in quotes"):
+        site_from_file(path, "r")
+
+
 @pytest.mark.parametrize("text", ["a: [", "- a", ""])
 def test_a_site_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "site.yaml"

@@ -16,7 +16,7 @@ from core.checkpoint import load
 from core.errors import UserError
 from core.metrics import OrganSum
 from core.phases import frozen_in, network, parts_of, state_hash
-from core.plan import Federation, Loss, Phase, Plan, Strategy, Weighting
+from core.plan import Federation, Loss, Phase, Plan, Preprocess, Strategy, Weighting
 from core.protocol import WITHHELD
 from tests.client.conftest import order, start, watched
 
@@ -43,6 +43,30 @@ def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: Ma
     brainstem = sum(e.voxels["Brainstem"] for e in entries if e.split == "train")
     assert told.voxels[0] == brainstem
     assert "DOE" not in json.dumps(told.to_records())
+
+
+OUTSIDE = Preprocess(spacing_mm=[0.05, 0.05, 0.05], crop=[8, 8, 8])  # 0.4 mm: metres, cm, a slip
+
+
+@pytest.mark.parametrize("weight", ["paper", "none"])
+def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase, weight: str
+) -> None:
+    plan = replace(make_plan(loss=Loss(class_weight=weight)), preprocess=OUTSIDE)
+    told = work.describe(site, plan, "f")
+    entries = [e for e in site.entries(plan) if e.split == "train"]
+    seen = [any(e.voxels.get(o, 0) for e in entries) for o in plan.organ_names]
+    assert not all(seen)
+    assert [n > 0 for n in told.annotated] == seen
+    rows = zip(told.voxels, told.totals, seen, strict=False)  # none are told without weights
+    assert all(v == t == 0 for v, t, s in rows if not s)
+    own = replace(plan, phases=[make_phase(share="none")])
+    with pytest.raises(UserError) as caught:
+        work.describe(site, own, "f")
+    outside = [o for o, inside in zip(plan.organ_names, seen, strict=True) if not inside]
+    assert (caught.value.field, caught.value.value) == ("entries", ", ".join(outside))
+    assert "8 x 8 x 8 voxels, 0.4 x 0.4 x 0.4 mm" in caught.value.problem
+    assert "millimetres" in caught.value.remedy
 
 
 def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:

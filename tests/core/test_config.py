@@ -174,6 +174,55 @@ def test_an_override_without_key_or_value(item: str) -> None:
     assert "KEY=VALUE" in fails(item).remedy
 
 
+@pytest.mark.parametrize(
+    ("items", "form"),
+    [
+        (["phases[0].rounds=2"], "phases.0.rounds=2"),
+        (["phases[pretrain].rounds=2"], "phases.pretrain.rounds=2"),
+        (['phases["pretrain"].rounds=2'], "phases.pretrain.rounds=2"),
+        (["phases.[0].rounds=2"], "phases.0.rounds=2"),
+        (["train.lr = 0.1"], "train.lr=0.1"),
+        (["train.lr =0.1"], "train.lr=0.1"),
+        ([" train.lr=0.1"], "train.lr=0.1"),
+        (["train.lr", "=", "0.1"], "train.lr=0.1"),
+        (["train.lr", "=0.1"], "train.lr=0.1"),
+        (["phases[0].rounds", "=", "2"], "phases.0.rounds=2"),
+    ],
+)
+def test_the_right_form_of_an_override_is_said(items: list[str], form: str) -> None:
+    assert form in fails(*items).remedy
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["phases.0.rounds=010", "phases.0.rounds=1:30", "train.batch=0x2", "seed=1_000",
+     "simulation.sites.nyu.exclude=[010]", "simulation.sites.nyu.splits={train: [001, 010]}"],
+)  # fmt: skip
+def test_an_override_is_read_as_strictly_as_a_file(item: str, tmp_path: Path) -> None:
+    key, _, text = item.partition("=")
+    error = fails(item)
+    assert error.field == key
+    assert "in quotes" in error.remedy
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"{key.split('.')[-1]}: {text}\n")
+    with pytest.raises(UserError, match=r"plan\.yaml, line 1"):
+        load(str(path))
+
+
+def test_an_override_is_one_value() -> None:
+    for item in ("train.lr=0.1\nseed: 3", "train.lr=0.1\n---\n"):
+        assert fails(item).field == "train.lr"
+
+
+def test_names_that_look_like_values_stay_names(tmp_path: Path) -> None:
+    config, _ = load("smoke", ["tracking.tags=[no, 'on', '010', 7]", "tracking.project=2026-01-31"])
+    assert config.tracking.tags == ["no", "on", "010", "7"]
+    assert config.tracking.project == "2026-01-31"
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load(str(path))[0] == config
+
+
 @pytest.mark.parametrize("item", ["train.lr=[1", "train.lr={a", "train.lr=${seed}"])
 def test_an_override_that_is_no_plain_yaml(item: str) -> None:
     assert fails(item).field == "train.lr"

@@ -109,6 +109,26 @@ def test_every_folder_gives_an_id(name: str, suffix: str) -> None:
     assert made.endswith(suffix)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["run 1", "lr=0.01", "lauf-ä", "a:b", "x" * 200, "pins.x", "con.1", "NUL", "lock", "..", "-x",
+     "日本", "\udcff", "a..b", "__"],
+)  # fmt: skip
+def test_every_name_that_people_give_becomes_an_id_by_one_rule(name: str) -> None:
+    made = ids.run_id_from(name, "00ff00")
+    assert ids.run_id(made) == made == ids.run_id_from(name, "00ff00")
+    assert made.endswith("-00ff00")
+    assert ids.run_id(ids.run_id_from(name))
+
+
+def test_a_folder_at_the_server_has_one_name() -> None:
+    for name in ("run 1", "lr=0.01", "lauf-ä", "a:b", "x" * 200, "-x", "日本"):
+        assert ids.folder_name(name) == name
+    for name in ("", ".", "..", ".x", "a/b", "/x", "a\0", "a\nb", "a\u202eb", "ä" * 121, None):
+        with pytest.raises(UserError, match="name"):
+            ids.folder_name(name)
+
+
 def test_names_that_differ_in_what_was_replaced_get_two_ids() -> None:
     assert ids.run_id_from("demo") == "demo"
     assert ids.run_id_from("demo", "00ff00") == "demo-00ff00"

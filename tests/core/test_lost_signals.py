@@ -32,16 +32,16 @@ def tracked(folder: Path) -> object:
 
 
 PLACES: dict[str, tuple[str, type[Exception], Callable[[Path], object]]] = {
-    "yaml": ("core.config.OmegaConf.create", ValueError, lambda p: config.read_yaml(p / "file")),
+    "yaml": ("core.config.yamltext.parse", ValueError, lambda p: config.read_yaml(p / "file")),
     "override": (
-        "core.config.OmegaConf.create", ValueError, lambda p: config._override({}, "a=1")
+        "core.config.yamltext.parse", ValueError, lambda p: config._override({}, "a=1")
     ),
     "schema": ("core.config._fit", ConfigKeyError, lambda p: config._typed(Plan, {}, "x")),
     "report": (
-        "core.report.OmegaConf.load", ConfigKeyError, lambda p: report._read_config(p / "file", [])
+        "core.report.yamltext.parse", ValueError, lambda p: report._read_config(p / "file", [])
     ),
     "report, no YAML": (
-        "core.report.OmegaConf.load", RuntimeError, lambda p: report._read_config(p / "file", [])
+        "core.report.yamltext.parse", RuntimeError, lambda p: report._read_config(p / "file", [])
     ),
     "header": (
         "core.data.dicom_header.pydicom.dcmread", OSError,

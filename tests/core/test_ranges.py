@@ -9,11 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.config import load, plan_from_json, plan_json, shipped_configs
 from core.errors import UserError
 from core.plan import Config
-from core.ranges import ELSEWHERE, MAX_VOXELS, RANGES, Range, numbers
+from core.ranges import (
+    ELSEWHERE,
+    FILES,
+    KEYED,
+    MAX_VOXELS,
+    RANGES,
+    Range,
+    number_of,
+    numbers,
+)
+from server.provision import Federation
 
 
 def rows_of(kind: Any, key: str) -> Iterator[str]:
@@ -32,9 +44,41 @@ def rows_of(kind: Any, key: str) -> Iterator[str]:
 
 
 def test_every_number_of_a_plan_has_its_row_and_no_row_is_left_over() -> None:
-    found = set(rows_of(Config, ""))
+    found = set()
+    for row in rows_of(Config, ""):
+        keys = KEYED.get(row, ("*",))
+        found |= {row.removesuffix("*") + key for key in keys} if row in KEYED else {row}
     assert found == set(RANGES)
-    assert all(r.low < r.high < float("inf") for r in RANGES.values())
+    tables = (RANGES, *FILES.values())
+    assert all(r.low < r.high < float("inf") for table in tables for r in table.values())
+
+
+def test_every_number_of_a_federation_has_its_row() -> None:
+    federation = {f"server.{k}" if "port" in k else k for k in rows_of(Federation, "")}
+    assert federation == set(FILES["federation"])
+
+
+@pytest.mark.parametrize("file", FILES)
+@given(value=st.one_of(st.floats(), st.integers(), st.booleans(), st.text(max_size=3), st.none()))
+def test_a_number_of_a_file_is_inside_its_range_or_refused(file: str, value: object) -> None:
+    for key, row in FILES[file].items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and row.holds(value):
+            assert number_of(file, key, value) == value
+            continue
+        with pytest.raises(UserError) as caught:
+            number_of(file, key, value)
+        assert caught.value.field == f"{file}: {key}"
+        assert caught.value.remedy.startswith("give a ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=st.sampled_from(sorted(RANGES)), far=st.floats(1, 1e12))
+def test_no_number_outside_its_range_passes_any_key(row: str, far: float) -> None:
+    held = RANGES[row]
+    assert not held.holds(held.low - far)
+    assert not held.holds(held.high + far if held.high < 1e15 else held.high * 4)
+    assert not held.holds(float("nan"))
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -63,6 +107,26 @@ def test_every_number_of_a_shipped_plan_finds_its_row(name: str) -> None:
         ("augment.elastic_spacing_mm=0.001", "augment.elastic_spacing_mm"),
         ("federation.prepare_timeout_s=1e12", "federation.prepare_timeout_s"),
         ("seed=99999999999999999999", "seed"),
+        ("seed=-1", "seed"),
+        ("federation.strategy.proximal_mu=-1", "federation.strategy.proximal_mu"),
+        ("augment.probability=1e30", "augment.probability"),
+        ("augment.probability=-0.1", "augment.probability"),
+        ("loss.gamma=-1", "loss.gamma"),
+        ("train.threads=-1", "train.threads"),
+        ("train.weight_decay=-1", "train.weight_decay"),
+        ("train.momentum=1.5", "train.momentum"),
+        ("augment.rotate_deg=[-8, 8, 8]", "augment.rotate_deg"),
+        ("augment.scale=1", "augment.scale"),
+        ("preprocess.spacing_mm=[0.003, 0.0015, 0.00125]", "preprocess.spacing_mm"),
+        ("preprocess.spacing_mm=[1e9, 1e9, 1e9]", "preprocess.spacing_mm"),
+        ("simulation.phantom_spacing_mm=[0.004, 0.0025, 0.0025]", "simulation.phantom_spacing_mm"),
+        ("simulation.sites.nyu.split.seed=0.5", "simulation.sites.nyu.split.seed"),
+        ("simulation.sites.nyu.split.seed=-1", "simulation.sites.nyu.split.seed"),
+        ("simulation.sites.nyu.split.train=-0.2", "simulation.sites.nyu.split.train"),
+        ("simulation.sites.nyu.split.tset=0.2", "simulation.sites.nyu.split.tset"),
+        ("simulation.sites.nyu.cases=-3", "simulation.sites.nyu.cases"),
+        ("simulation.overlays=-1", "simulation.overlays"),
+        ("simulation.gpus_per_site=-1", "simulation.gpus_per_site"),
     ],
 )
 def test_what_no_machine_bears_is_refused(override: str, field: str) -> None:
@@ -92,6 +156,8 @@ def test_ends_of_a_range() -> None:
         False, True, False, False, False,
     ]  # fmt: skip
     assert share.words() == "above 0, below 1"
+    assert Range(0, 2**63 - 1, whole=True).words() == "from 0 to 9223372036854775807"
+    assert [Range(0, 9, whole=True).holds(v) for v in (0.5, 2.0, 9)] == [False, True, True]
     assert Range(1, 64).words() == "from 1 to 64"
     assert Range(0, 10, above=True).words() == "above 0, at most 10"
     assert MAX_VOXELS > 96 * 128 * 224 * 10

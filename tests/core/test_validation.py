@@ -89,6 +89,20 @@ def test_what_makes_no_sense_is_said_by_key(override: str, field: str) -> None:
     assert fails(override).field == field
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("simulation.sites.nyu.splits={trian: ['1']}", "simulation.sites.nyu.splits"),
+        ("simulation.sites.nyu.splits={Test: ['1']}", "simulation.sites.nyu.splits"),
+        ("simulation.sites.nyu.absent=no", "simulation.sites.nyu.absent"),
+    ],
+)
+def test_lists_of_cases_stand_under_their_split(override: str, field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load("smoke", [override])
+    assert caught.value.field == field
+
+
 def test_an_unknown_organ_gets_a_suggestion() -> None:
     error = fails("phases.pretrain.organs=[Brainstm]")
     assert error.field == "phases.pretrain.organs"

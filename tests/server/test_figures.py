@@ -7,7 +7,7 @@ import pytest
 from core.plan import Loss, Phase, Plan, Weighting
 from core.protocol import Header, Result
 from server.exchange import Exchange
-from server.figures import published_weights, round_event, round_line
+from server.figures import published_weights, round_event, round_line, told_mean
 from server.guards import Accepted
 from server.progress import Progress
 
@@ -111,3 +111,13 @@ def test_weights_that_follow_a_withheld_score_are_withheld() -> None:
     assert published_weights(told, phase, event, [1.0])["organs"] == {}
     static = Plan(phases=[phase], weighting=Weighting(organs={"X": 2.0}))
     assert published_weights(static, phase, event, [])["organs"] == {"X": 2.0}
+
+
+def test_without_a_test_case_nothing_is_withheld() -> None:
+    block = {"mean": {"dice": None}, "mean_val": {"dice": 0.5}, "sites": {"a": {"test": {}}}}
+    assert told_mean(block, "val") == "0.500"
+    assert told_mean(block, "test") == "- (no test case)"
+    block["sites"] = {"a": {"test": {"Brainstem": {"n": 0}}}}
+    assert told_mean(block, "test") == "- (no test case)"
+    block["sites"]["b"] = {"test": {"Brainstem": {"suppressed": True}}}
+    assert told_mean(block, "test") == "withheld (few cases)"

@@ -104,6 +104,8 @@ class Outside(ClientApp):
         reply = self._app(message, context)
         if not fakes.secure:
             return reply
+        if "metrics" not in reply.content:  # a site's own client sends empty ones
+            reply.content["metrics"] = MetricRecord({})
         with redirect_stderr(io.StringIO()) as said:
             made = let_out(
                 message, reply, context, fakes.name, lambda _, asked: fakes.keyring(asked.site)

@@ -12,10 +12,12 @@ import pytest
 from filelock import FileLock
 
 from core.errors import UserError
+from core.identifiers import run_id
 from core.journal import JOURNAL, append_event
 from core.kit import SERVER, Kit
 from hnfed.guard.approvals import installed
 from server import submit
+from server.app import run_folder_of
 from server.provision import ROSTER
 
 DONE, FAILED = "finished:completed", "finished:failed"
@@ -148,6 +150,11 @@ def test_without_a_server_nothing_is_made(kit: Kit, monkeypatch: pytest.MonkeyPa
     assert not list((kit.folder / "runs").iterdir())
 
 
+def test_what_is_no_number_of_tries(kit: Kit) -> None:
+    with pytest.raises(UserError, match="--auto-resume"):
+        submit.submit(kit, "smoke", [], again=-1)
+
+
 def test_a_site_that_the_federation_does_not_have(kit: Kit) -> None:
     with pytest.raises(UserError, match=r"site_b: no such site in this federation\n.*miccai, nyu"):
         submit.submit(kit, "smoke", ["phases.pretrain.sites=[nyu, site_b]"])
@@ -162,6 +169,29 @@ def test_a_site_that_was_revoked_does_not_keep_a_run_from_going_on(
     assert submit.submit(kit, "smoke", [], name="x") == 0
     (kit.folder / ROSTER).write_text('{"nyu": "key"}')
     assert submit.submit(kit, "smoke", [], name="x", resume=True) == 0
+
+
+@pytest.mark.parametrize("name", ["run 1", "lr=0.01", "lauf-ä", "a:b", "x" * 200, "-x"])
+def test_a_run_of_any_name_goes_from_start_to_end_and_on(
+    name: str, kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[dict[str, str]] = []
+
+    def run_on(_: Kit, values: dict[str, str], folder: Path, again: int) -> str:
+        told.append(values)
+        return DONE if len(told) > 1 else "finished:failed"
+
+    monkeypatch.setattr(submit, "_run_on", run_on)
+    monkeypatch.setattr("core.report.write_report", lambda folder: folder)
+    assert submit.submit(kit, "smoke", [], name=name) == 1
+    command = shlex.split(capsys.readouterr().err.strip().splitlines()[-1])
+    assert command[-2:] == [f"--name={name}", "--resume"]
+    assert submit.submit(kit, "smoke", [], name=name, resume=True) == 0
+    assert {v["out"] for v in told} == {name}
+    assert len({v["run_id"] for v in told}) == 1
+    assert run_id(told[0]["run_id"])
+    monkeypatch.setenv("HNFED_RUNS", str(kit.folder / "runs"))
+    assert run_folder_of(told[0]["out"]) == kit.folder / "runs" / name
 
 
 def test_the_bundles_hash_is_told_as_the_sites_see_it(
@@ -245,7 +275,7 @@ def test_an_interrupted_run_is_stopped_and_its_resumption_told(
     command = told.strip().splitlines()[-1]
     assert shlex.split(command) == [
         "hnfed", "run", "smoke", "preprocess.spacing_mm=[6,9,9]", "--server", str(kit.folder),
-        "--name", "x", "--resume",
+        "--name=x", "--resume",
     ]  # fmt: skip
     assert "'preprocess.spacing_mm=[6,9,9]'" in command, "the shell must not read the brackets"
 

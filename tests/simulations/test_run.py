@@ -72,6 +72,34 @@ def test_a_run_that_died_twice_gives_the_weights_of_an_undisturbed_one(
     assert blocks[0] == blocks[1]
 
 
+@pytest.mark.parametrize("name", ["run 1", "lr=0.01 lauf-ä:b", "x" * 200])
+def test_a_run_of_any_name_goes_from_start_to_end_and_on(
+    name: str, run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = {"event": "sent", "phase": "personalise", "round": 1}
+    die_at(monkeypatch, lambda: run_tiny(name), **died)
+    out = run_tiny(name, resume=True)
+    assert json.loads((out / "metrics.json").read_text())["status"] == "completed"
+    assert len({e["run"] for e in read_events(out / "journal.jsonl") if "run" in e}) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("simulation.sites.nyu.exclude=['999']", "999"),
+        ("simulation.sites.nyu.splits={train: ['1', '2'], val: ['3'], test: ['77']}", "77"),
+    ],
+)
+def test_a_listed_case_that_does_not_exist_ends_a_run_before_it_begins(
+    override: str, value: str, run_tiny: RunTiny, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no such case") as caught:
+        run_tiny("r", override)
+    assert caught.value.field.startswith("simulation.sites.nyu.")
+    assert caught.value.value == value
+    assert not (tmp_path / "r" / "journal.jsonl").exists()
+
+
 def test_a_site_that_lost_its_disk_takes_part_again(
     run_tiny: RunTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

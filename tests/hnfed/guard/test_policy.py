@@ -52,7 +52,8 @@ def test_what_is_left_out_has_the_kits_value(tmp_path: Path) -> None:
      "scores: 1", "gpu_memory_share: 1.5", "longest_s: 0", "plans: some", "approvers: 3",
      "sandbox: off", "secure_aggregation: true", "secure_aggregation_sites: 2", "fewest_cases: 8.5",
      "fewest_cases: true", "largest_lr: .nan", "largest_lr: -1", "optimizers: [lion]",
-     "smallest_lr: 0.5", "plan_aliases: 0", "least_augmentation: 2", "models: [1]"],
+     "smallest_lr: 0.5", "plan_aliases: 0", "least_augmentation: 2", "models: [1]",
+     "scores: no", "counts: off", "min_cell: 1e9", "gpu_memory_share: 0"],
 )  # fmt: skip
 def test_nothing_runs_under_a_doubtful_policy(tmp_path: Path, text: str) -> None:
     (tmp_path / "policy.yaml").write_text(text + "\n")
