@@ -7,7 +7,6 @@ outside of it looks at each order and each reply.
 from __future__ import annotations
 
 import functools
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -242,13 +241,15 @@ def _log(context: Context, error: Exception) -> str:
 
     At a real site the guard keeps what is printed; a simulated one has a log of its own.
     """
-    traceback.print_exception(error, file=sys.stderr)
     try:
         site = site_of(context)
     except Exception:
+        traceback.print_exception(error)
         traceback.print_exc()
         return ""
-    if site.left_out is None:
+    if site.left_out is not None:
+        traceback.print_exception(error)
+    else:
         try:
             site.run_folder.mkdir(parents=True, exist_ok=True)
             append_log(site.run_folder / "client.log", "".join(traceback.format_exception(error)))

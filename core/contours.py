@@ -151,6 +151,7 @@ def write_contours(
         UserError: a case or an organ whose name is none of a file.
     """
     case = case_name(drawn.case)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=folder) as aside:
         paths = _write(Path(aside), drawn, formats)
         for ending, text in (remarks or {}).items():

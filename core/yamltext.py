@@ -42,7 +42,7 @@ _RULES: tuple[tuple[str, str], ...] = (
 _OTHERS = r"(?:y|n|yes|no|on|off)|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*|="
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Plain scalars by `_RULES`; no tag but those of plain values."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
@@ -57,10 +57,10 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {shown(key_node.value, 60)} stands twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        return dict(super().construct_mapping(node, deep=deep))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Texts in quotes where `_Loader`, or a reader of YAML 1.1, would see no text."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
