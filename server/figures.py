@@ -118,7 +118,7 @@ def told_mean(block: Mapping[str, Any], split: str) -> str:
         return f"{dice:.3f}"
     cells = [cell for site in block["sites"].values() for cell in site[split].values()]
     few = any(cell.get("suppressed") for cell in cells)
-    return "withheld (few cases)" if few else f"- (no {split} case)"
+    return "withheld (few cases)" if few else f"- (no {split} score was told)"
 
 
 def _withholds(event: Mapping[str, Any]) -> bool:

@@ -106,7 +106,7 @@ def _require_rostered(kit: Kit, wanted: Sequence[str]) -> None:
         raise UserError(
             "phases.sites", ", ".join(missing),
             f"use sites of this federation ({', '.join(known)}), by phases.NAME.sites=[...], or "
-            "admit them: hnfed provision --add-site",
+            "admit them: hnfed provision --sign REQUEST",
             problem="no such site in this federation",
         )  # fmt: skip
 

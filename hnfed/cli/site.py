@@ -15,9 +15,6 @@ from hnfed.cli import plans
 if TYPE_CHECKING:
     from core.kit import Kit
 
-if TYPE_CHECKING:
-    from core.kit import Kit
-
 SHORTEST_DIGEST = 16
 
 
@@ -68,7 +65,20 @@ def _client(args: argparse.Namespace) -> int:
     keep_from_others()
     kit = read_kit(args.kit, "site")
     read_policy(kit.folder / "policy.yaml")
-    return run_node(kit, args.site or kit.folder / "site.yaml")
+    return run_node(kit, _site_file(args.site, kit))
+
+
+def _site_file(given: Path | None, kit: Kit) -> Path:
+    """The site file: the one that was given, or the kit's.
+
+    Raises:
+        UserError: none was given, and the kit holds none.
+    """
+    path = given or kit.folder / "site.yaml"
+    if given is None and not path.is_file():
+        remedy = "name the site file: --site SITE.yaml, or lay it there"
+        raise UserError("--site", "(not given)", remedy, problem=f"no {path}")
+    return path
 
 
 def _approve(args: argparse.Namespace) -> int:
@@ -155,7 +165,7 @@ def _receipts(args: argparse.Namespace) -> int:
     from hnfed.guard.receipts import read_receipts
 
     kit = read_kit(args.kit, "site")
-    site = site_from_file(args.site or kit.folder / "site.yaml", "node")
+    site = site_from_file(_site_file(args.site, kit), "node")
     state = site.base_folder.parent
     found = read_receipts(state)
     for line in summary(found).split("\n"):

@@ -31,8 +31,11 @@ def token(number: int) -> str:
     return f"{FAMILY[number % len(FAMILY)]}{4711 + number}X"
 
 
-TOKENS = [token(i) for i in range(32)] + [f"RAISED{i:02d}{p[1].strip('_')}Q" for i, p in
-                                          enumerate(RAISED)]  # fmt: skip
+VARIABLES = ("USER", "LOGNAME", "HOSTNAME")
+GIVEN = 34  # around the two sites
+NAMED = [token(i) for i in range(GIVEN + len(VARIABLES))]
+TEXTS = [f"RAISED{i:02d}{place[1].strip('_')}Q" for i, place in enumerate(RAISED)]
+TOKENS = NAMED + TEXTS
 
 # Stands in the place of the worker: dies once at each place, then goes on as it.
 INJECTED = """
@@ -87,7 +90,7 @@ sys.exit(main())
 @pytest.fixture(scope="module")
 def named(place: Place) -> Place:
     """Names, ids, paths, spellings and environment of the leaky sites are full of identifiers."""
-    spare = iter(range(32))
+    spare = iter(range(GIVEN))
     for site in LEAKY:
         values = yaml.safe_load((place.folder / f"{site}.yaml").read_text())
         root = place.folder / f"archive of {token(next(spare))}" / token(next(spare))
@@ -104,6 +107,7 @@ def named(place: Place) -> Place:
             "root": str(root),
             "aliases": {"Parotid_L": [f"Parotis {token(next(spare))}"]},
             "cache": str(place.folder / "state" / token(next(spare)) / "cache"),
+            "state": str(place.folder / "state" / token(next(spare)) / "state"),
             "split": {"train": 0.5, "val": 0.25, "test": 0.25, "seed": 0},
         }
         (place.folder / f"{site}.yaml").write_text(yaml.safe_dump(values))
@@ -132,7 +136,7 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     for site in LEAKY:
         dial_through(place.kit(site), proxy.port)
     left = place.folder / "raise.txt"
-    texts = zip(RAISED, TOKENS[32:], strict=True)
+    texts = zip(RAISED, TEXTS, strict=True)
     left.write_text("".join(f"{p[0]}|{p[1]}|{t}\n" for p, t in texts))
     programs = place.folder / "programs"  # apart: nothing is imported from where others run
     programs.mkdir()
@@ -141,8 +145,8 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
         for word, path in names.items():
             text = text.replace(f'"{word}"', f'"{path}"')
         (programs / f"{name}.py").write_text(text)
-    for variable in ("USER", "LOGNAME", "HOSTNAME"):
-        monkeypatch.setenv(variable, token(31))
+    for variable, name in zip(VARIABLES, NAMED[GIVEN:], strict=True):
+        monkeypatch.setenv(variable, name)
     plan = json.loads(json.dumps(PLAN))
     plan["phases"] = [
         plan["phases"][0] | {"rounds": ROUNDS, "patience": 10**6, "freeze": "encoder"}

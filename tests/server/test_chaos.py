@@ -108,8 +108,12 @@ KINDS: dict[str, tuple[Callable[[], Act], tuple[str, ...]]] = {
     "the ClientApp raised": (lambda: error(2), ("E_ERROR",)),
     "the node is gone": (lambda: error(5), ("E_ERROR",)),
     "an update a thousand times too long": (
-        lambda: weights(lambda s: {k: v * 1000.0 + 1000.0 for k, v in s.items()}),
+        lambda: weights(lambda s: {k: v + 5.0 for k, v in s.items()}),
         (),
+    ),
+    "an update that no training makes": (
+        lambda: weights(lambda s: {k: v * 1000.0 + 1000.0 for k, v in s.items()}),
+        ("E_NORM",),
     ),
 }
 

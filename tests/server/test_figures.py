@@ -116,8 +116,8 @@ def test_weights_that_follow_a_withheld_score_are_withheld() -> None:
 def test_without_a_test_case_nothing_is_withheld() -> None:
     block = {"mean": {"dice": None}, "mean_val": {"dice": 0.5}, "sites": {"a": {"test": {}}}}
     assert told_mean(block, "val") == "0.500"
-    assert told_mean(block, "test") == "- (no test case)"
+    assert told_mean(block, "test") == "- (no test score was told)"
     block["sites"] = {"a": {"test": {"Brainstem": {"n": 0}}}}
-    assert told_mean(block, "test") == "- (no test case)"
+    assert told_mean(block, "test") == "- (no test score was told)"
     block["sites"]["b"] = {"test": {"Brainstem": {"suppressed": True}}}
     assert told_mean(block, "test") == "withheld (few cases)"
