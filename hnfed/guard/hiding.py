@@ -104,8 +104,9 @@ def _uncounted(told: dict[str, Any], kind: str) -> None:
         told["cases"] = [-1, -1, -1]
     else:
         told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
-    if "seconds" in told:
-        told["seconds"] = 0.0
+    for key in ("seconds", "startup"):  # how long it took tells of how many
+        if key in told:
+            told[key] = 0.0
     for split in SPLITS:
         if f"{split}.n" in told:
             _as_means(told, split)

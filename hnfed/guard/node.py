@@ -22,6 +22,7 @@ from core.protocol import NEED_BASE, Order
 from core.receipt import Countersignature
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.approvals import NotApprovedError, require_approved
+from hnfed.guard.case_sets import require_apart_from_earlier
 from hnfed.guard.countersigned import note
 from hnfed.guard.fleet import (
     Arrival,
@@ -230,6 +231,9 @@ class Desk:
         if asked.kind == "train":
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
             require_apart(policy, asked.phase, entries, self._beside(asked.plan, asked.phase, pin))
+            if asked.phase.share != "none":
+                guard = self.house.guard
+                require_apart_from_earlier(guard, policy, asked.phase, pin.split, entries)
         return len(entries)
 
     def _beside(self, plan: Plan, phase: Phase, pin: Pin) -> dict[str, Sequence[Entry]]:

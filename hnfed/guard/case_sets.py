@@ -1,0 +1,78 @@
+"""Which cases stand behind the updates that have left, over all runs of a site.
+
+Two updates whose cases differ by a few would, one taken from the other, tell of those few. The sets
+are kept in the guard's folder, as digests of images; nothing of them leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.data.entry import Entry
+from core.plan import Phase
+from hnfed.guard.floors import distinct
+from hnfed.guard.rules import Policy, PolicyError
+
+FILE = "case-sets.jsonl"
+
+
+@dataclass(frozen=True)
+class CaseSet:
+    """The cases behind an update.
+
+    Attributes:
+        split: HMAC of the site's split; another one after the archive has changed.
+        cut: a plan's `max_cases` chose them.
+        cases: one word for each distinct CT.
+    """
+
+    split: str
+    cut: bool
+    cases: frozenset[str]
+
+
+def require_apart_from_earlier(
+    folder: Path, policy: Policy, phase: Phase, split: str, entries: Sequence[Entry]
+) -> None:
+    """Requires that no run, with what left before, singles out a few cases; remembers this set.
+
+    Compared are sets of one archive of which a plan cut one: what the site itself adds to its
+    archive, and cases that lack the organs of a phase, are not of a plan's choosing.
+
+    Args:
+        folder: the guard's.
+        policy: of the site.
+        phase: of the order, one whose updates leave.
+        split: HMAC of the site's split.
+        entries: training cases of the phase.
+
+    Raises:
+        PolicyError: an earlier set differs by fewer than `fewest_cases`; it stays in the site's
+            log.
+    """
+    mine = CaseSet(split, phase.max_cases is not None, frozenset(distinct(entries)))
+    for earlier in (sets := list(_read(folder / FILE))):
+        apart = len(mine.cases ^ earlier.cases)
+        comparable = earlier.split == split and (earlier.cut or mine.cut)
+        if comparable and 0 < apart < policy.fewest_cases:
+            raise PolicyError(
+                f"fewest_cases: phase {phase.name} has {apart} other cases than an update that "
+                "has left: `max_cases` or `seed` differ from an earlier run"
+            )
+    if mine not in sets:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = {"split": split, "cut": mine.cut, "cases": sorted(mine.cases)}
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(line) + "\n")  # begins anew behind a torn line
+
+
+def _read(path: Path) -> Iterator[CaseSet]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.endswith("}"):  # a line that a power cut tore had let nothing out
+            value = json.loads(line)
+            yield CaseSet(value["split"], value["cut"], frozenset(value["cases"]))
