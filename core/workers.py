@@ -58,7 +58,7 @@ def each(
         min(jobs, len(items)),
         mp_context=context,
         initializer=_begin,
-        initargs=(job, os.getpid()),
+        initargs=(job, os.getpid(), _umask()),
     )
     try:
         index_of: dict[Future[Result], int] = {
@@ -120,9 +120,17 @@ def _limit(folder: Path) -> float:
         return math.inf
 
 
-def _begin(job: Callable[[Any], Any], parent: int) -> None:
+def _umask() -> int:
+    """This process's own, which its workers take over: what forks them may have begun before."""
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
+
+
+def _begin(job: Callable[[Any], Any], parent: int, umask: int) -> None:
     global _job
     _job = job
+    os.umask(umask)
     end_with_parent()  # the server that forks workers ends when the process ends that started it
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -123,7 +123,9 @@ def _plan(folder: Path) -> str:
 
 def _site(folder: Path) -> str:
     text = (
-        (folder / "site.yaml").read_bytes().replace(b"state: state", b"state: %s" % bytes(folder))
+        (folder / "site.yaml")
+        .read_bytes()
+        .replace(b"state: state", b"state: %s" % bytes(folder / "state"))
     )
     (folder / "site.yaml").write_bytes(text)
     site_from_file(folder / "site.yaml", "run")
@@ -131,7 +133,7 @@ def _site(folder: Path) -> str:
 
 
 def _splits(folder: Path) -> str:
-    text = SITE.replace("state: state", f"state: {folder}").replace(
+    text = SITE.replace("state: state", f"state: {folder / 'state'}").replace(
         "split: {", "split: {file: splits.csv, "
     )
     (folder / "site.yaml").write_text(text)

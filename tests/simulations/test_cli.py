@@ -82,6 +82,7 @@ def test_it_completes_and_says_where_the_report_is(smoke: Smoke) -> None:
 
 def test_the_folder_holds_what_it_should_and_nothing_else(smoke: Smoke) -> None:
     assert {p.name for p in smoke.out.iterdir()} == {
+        ".start.lock",
         "config.yaml",
         "run_id",
         "plan.json",
@@ -263,7 +264,7 @@ def test_a_run_that_fails_is_1_and_says_how_to_go_on(
     assert "client.log" in captured.err
     assert "Traceback" not in captured.err
     assert "E_INTERNAL" in captured.err
-    assert "Jane" not in captured.err + captured.out
+    assert "Jane" in captured.err, "a simulation's sites are on the researcher's own machine"
     assert "Jane" not in (out / "journal.jsonl").read_text()
     assert "Jane" in (out / "sites" / "nyu" / "client.log").read_text()
     assert json.loads((out / "metrics.json").read_text())["status"] == "failed"

@@ -178,6 +178,7 @@ def test_a_simulation_publishes_every_cell_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], used: int
 ) -> None:
     monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
+    monkeypatch.setattr("simulations.run.prepare_sites", lambda *_, **__: None)
     monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
     monkeypatch.setattr("core.report.write_report", lambda folder: folder)
     simulate("smoke", given, tmp_path / "run")
