@@ -14,6 +14,7 @@ KINDS = {
     "train": "sent what it trained, or what came of it",
     "evaluate": "sent scores of weights that came from the server",
     "error": "told that something did not work: a word of a fixed list, nothing else",
+    "unreadable": "a line in a run's folder that is no receipt of any version; look at the file",
     REPAIRED: "a line that the machine left unfinished was set aside; nothing left with it",
 }
 
