@@ -33,7 +33,8 @@ def summary(receipts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for run, rows in receipts.items():
         lines.append(_row(run, rows))
         lines += _in_words(rows)
-    old = sum(bool(r.get("unchained")) for rows in receipts.values() for r in rows)
+    apart = [r for rows in receipts.values() for r in rows if r.get("unchained")]
+    old = sum(r.get("kind") != "unreadable" for r in apart)
     if old:
         lines += ["", f"{old} receipts of an earlier version stand in no chain: --verify cannot "
                   "tell whether they are all there"]  # fmt: skip

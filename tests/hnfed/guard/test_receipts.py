@@ -240,6 +240,9 @@ def test_what_the_server_has_seen_cannot_be_cut_off(tmp_path: Path, kits: Path) 
     assert note(tmp_path, "nyu", authority, mark(kits, told[2])) == ""
     assert note(tmp_path, "nyu", authority, mark(kits, told[2])) == "", "twice is one"
     assert len(read(tmp_path)) == 1
+    for number in (1, 2, 1, 2, 1):
+        assert note(tmp_path, "nyu", authority, mark(kits, told[number])) == ""
+    assert len(read(tmp_path)) == 2, "two in turn do not make the file grow"
     assert missing(tmp_path, "nyu", authority) == ([], 3)
     path = tmp_path / "receipts.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
