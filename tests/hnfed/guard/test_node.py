@@ -142,8 +142,9 @@ def test_a_server_that_sends_what_is_refused_without_end_is_waited_for(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each refusal is a receipt on the disk: as fast as a server can ask they would fill it."""
-    message = SimpleNamespace(metadata=SimpleNamespace())
-    arrival: Any = Arrival("nonsense", 7, message, SimpleNamespace(object_id="0" * 64))
+    message: Any = SimpleNamespace(metadata=SimpleNamespace())
+    tree: Any = SimpleNamespace(object_id="0" * 64)
+    arrival = Arrival("nonsense", 7, message, tree)
     coming: list[Any] = [arrival] * 8
     pauses: list[float] = []
 
@@ -154,7 +155,7 @@ def test_a_server_that_sends_what_is_refused_without_end_is_waited_for(
             return coming.pop()
 
     wire: Any = Endless(b"", {})
-    monkeypatch.setattr(node.time, "sleep", pauses.append)
+    monkeypatch.setattr("hnfed.guard.node.time.sleep", pauses.append)
     with pytest.raises(FleetError):
         node.serve(hospital.house, wire)
     assert [said.code for said in wire.sent] == ["E_ORDER"] * 8
