@@ -19,7 +19,7 @@ from core.journal import JOURNAL, read_events
 from core.report_format import FILTERS
 from core.report_view import view
 from core.report_volumes import Volumes
-from core.run_records import of_run, read_json, sound_blocks, sound_events
+from core.run_records import is_own_file, of_run, read_json, sound_blocks, sound_events
 from core.service import leave_if_told
 
 REPORT = "report.html"
@@ -106,7 +106,8 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     files = [run / name for name in ("config.yaml", JOURNAL, "metrics.json")]
     if not any(path.is_file() for path in files):
         raise UserError("RUN", run, f"give a run folder: it holds {JOURNAL} and metrics.json")
-    events = read_events(run / JOURNAL)
+    whole = {path.name for path in files if _own(path, run, problems)}
+    events = read_events(run / JOURNAL) if JOURNAL in whole else []
     broken = [str(e.get("line")) for e in events if e["event"] == "unreadable"]
     if broken:
         problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
@@ -115,17 +116,17 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     drawn: dict[tuple[str, str], list[Picture]] = {}
     for folder in sorted(run.glob("sites/*/*")):
         key = (folder.parent.name, folder.name)
-        if (folder / "cases.csv").is_file():
+        if _own(folder / "cases.csv", run, problems):
             dice[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
         if pictures and (folder / "overlays").is_dir():
-            drawn[key] = _read_pictures(folder / "overlays", " ".join(key), problems)
+            drawn[key] = _read_pictures(folder / "overlays", run, " ".join(key), problems)
     return RunFolder(
         name=run.resolve().name,
-        config=_read_config(run / "config.yaml", problems),
+        config=_read_config(run / "config.yaml", problems) if "config.yaml" in whole else {},
         events=sound_events(
             [event for event in events if event["event"] != "unreadable"], problems, JOURNAL
         ),
-        metrics=_read_metrics(run / "metrics.json", problems),
+        metrics=_read_metrics(run / "metrics.json", problems) if "metrics.json" in whole else {},
         dice=dice,
         volumes=volumes,
         pictures=drawn,
@@ -133,10 +134,20 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     )
 
 
+def _own(path: Path, run: Path, problems: list[str]) -> bool:
+    """Whether a file may be read; one that is there and may not, or that must be there, is told."""
+    if is_own_file(path, run):
+        return True
+    name = path.relative_to(run).as_posix()
+    if path.exists() or path.is_symlink():
+        problems.append(f"{name} is left out: a link out of the folder, no file, or too large")
+    elif path.parent == run and path.name != JOURNAL:
+        scores = ": no test scores" if path.name == "metrics.json" else ""
+        problems.append(f"{name} is missing{scores}")
+    return False
+
+
 def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    if not path.is_file():
-        problems.append(f"{path.name} is missing")
-        return {}
     try:
         values = yamltext.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -153,9 +164,6 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
 
 
 def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    if not path.is_file():
-        problems.append(f"{path.name} is missing: no test scores")
-        return {}
     try:
         values = read_json(path)
     except (OSError, ValueError):
@@ -186,13 +194,14 @@ def _read_cases(
     return scores, volumes
 
 
-def _read_pictures(folder: Path, name: str, problems: list[str]) -> list[Picture]:
+def _read_pictures(folder: Path, run: Path, name: str, problems: list[str]) -> list[Picture]:
     """The first pictures of a site, as data URIs; how many more there are becomes a problem."""
     pictures, unusable = [], 0
     paths = sorted(folder.glob("*.png"))
     for path in paths[:PICTURES_A_SITE]:
-        content = path.read_bytes()
-        if not content.startswith(PNG) or len(content) > PICTURE_BYTES:
+        fits = is_own_file(path, run) and path.stat().st_size <= PICTURE_BYTES
+        content = path.read_bytes() if fits else b""
+        if not content.startswith(PNG):
             unusable += 1
             continue
         organ = re.sub(r"^\d+_", "", path.stem)
@@ -202,5 +211,7 @@ def _read_pictures(folder: Path, name: str, problems: list[str]) -> list[Picture
         more = len(paths) - PICTURES_A_SITE
         problems.append(f"{name}: {more} more pictures lie in its overlays folder")
     if unusable:
-        problems.append(f"{name}: {unusable} pictures are no PNG files of at most 2 MB")
+        problems.append(
+            f"{name}: {unusable} pictures are no PNG files of this folder, of at most 2 MB"
+        )
     return pictures

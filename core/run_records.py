@@ -46,6 +46,19 @@ def sound_blocks(values: Mapping[str, Any], problems: list[str], where: str) -> 
     return found
 
 
+def is_own_file(path: Path, run: Path) -> bool:
+    """Whether a path is a file of a run folder that may come from anywhere.
+
+    Links out of the folder are none: what they lead to, pictures of patients perhaps, would stand
+    on a page that is handed on. Nor are devices, pipes, and files that no run has the size of.
+    """
+    try:
+        inside = path.resolve(strict=True).is_relative_to(run.resolve())
+        return inside and path.is_file() and path.stat().st_size <= MOST_BYTES
+    except (OSError, RuntimeError):
+        return False
+
+
 def read_json(path: Path) -> Any:
     """A JSON file that may come from anywhere.
 

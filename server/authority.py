@@ -7,6 +7,7 @@ host, which constraints made beforehand would forbid.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -124,6 +125,16 @@ def serial_of(pem: str) -> str:
     number = x509.load_pem_x509_certificate(pem.encode("ascii")).serial_number
     text = f"{number:X}"
     return text if len(text) % 2 == 0 else f"0{text}"
+
+
+def flower_key_of(pem: str) -> str:
+    """A certificate's public key as a node shows it to Flower, in the header ``flwr-public-key``.
+
+    Base64 of its PEM, on one line.
+    """
+    key = x509.load_pem_x509_certificate(pem.encode("ascii")).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return base64.b64encode(key.public_bytes(serialization.Encoding.PEM, form)).decode("ascii")
 
 
 def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:

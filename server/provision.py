@@ -27,6 +27,7 @@ from server.authority import (
     RENEW_DAYS,
     Authority,
     fits,
+    flower_key_of,
     holds,
     key_of,
     made_authority,
@@ -381,8 +382,9 @@ def _server_files(
     replace_file(kit.ca, authority.pem)
     replace_file(folder / FILE, kit.text())
     serials = {serial_of(pem): site for site, pem in certificates.items()}
+    keys = {serial_of(pem): flower_key_of(pem) for pem in certificates.values()}
     for name in ("nginx.conf", "hnfed-server.service", "README.md"):
-        _render(folder / name, f"server_{name}.j2", kit, serials=serials, fleet=FLEET)
+        _render(folder / name, f"server_{name}.j2", kit, serials=serials, keys=keys, fleet=FLEET)
     _checksums(folder)
 
 

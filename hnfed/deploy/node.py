@@ -128,7 +128,7 @@ def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:
         state=site.base_folder.parent.resolve(),
         cache=site.cache.resolve(),
         device=site.device,
-        prepare=functools.partial(prepared_apart, site_file),
+        prepare=functools.partial(prepared_apart, site_file, kit.folder / "policy.yaml"),
         entries=entries,
         describe=describe,
         say=say,

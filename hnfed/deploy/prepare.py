@@ -20,13 +20,21 @@ from hnfed.guard.environment import node_environment
 from hnfed.guard.exit import code_of
 from hnfed.guard.log import Log
 from hnfed.guard.node import PreparationError
+from hnfed.guard.policy import read_policy
+
+COMMAND = (sys.executable, "-I", "-m", "hnfed.deploy.prepare")
 
 
-def prepared_apart(site_file: Path, plan: str, run: str) -> tuple[str, Mapping[str, int]]:
-    """Prepares a site's cases for a plan.
+def prepared_apart(
+    site_file: Path, policy_file: Path, plan: str, run: str
+) -> tuple[str, Mapping[str, int]]:
+    """Prepares a site's cases for a plan, within the time that its policy gives an order.
+
+    What was prepared by then stays: the next query goes on from there.
 
     Args:
         site_file: YAML.
+        policy_file: ``policy.yaml`` of the kit.
         plan: as JSON, one that was checked.
         run: checked id of the run.
 
@@ -38,11 +46,16 @@ def prepared_apart(site_file: Path, plan: str, run: str) -> tuple[str, Mapping[s
     """
     log = Log(site_from_file(site_file, run).base_folder.parent)
     order = json.dumps({"site": str(site_file), "plan": plan, "run": run})
-    done = subprocess.run(
-        [sys.executable, "-I", "-m", "hnfed.deploy.prepare"],
-        input=order, capture_output=True, text=True, errors="replace", check=False,
-        env=node_environment(), preexec_fn=partial(end_with_parent, os.getpid()),
-    )  # fmt: skip
+    longest_s = read_policy(policy_file).longest_s
+    try:
+        done = subprocess.run(
+            COMMAND, input=order, capture_output=True, text=True, errors="replace", check=False,
+            env=node_environment(), preexec_fn=partial(end_with_parent, os.getpid()),
+            timeout=longest_s,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        log.add(f"preparing took more than {longest_s} s (longest_s of policy.yaml), and was ended")
+        raise PreparationError("E_TIME") from error
     log.add(done.stderr)
     try:
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -35,7 +35,7 @@ def note(state: Path, site: str, authority_pem: bytes, mark: Countersignature) -
     if not genuine(mark, site, authority_pem):
         return "an order came with a countersignature that no server of this federation made"
     marks = read(state)
-    if marks and marks[-1].receipt == mark.receipt:
+    if any(known.receipt == mark.receipt for known in marks):
         return ""
     line = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(mark)}
     handle = os.open(state / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -50,6 +50,7 @@ from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 
 POLL_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
 REMEMBERED = 4  # runs whose bundles are not fetched again
 
 
@@ -97,6 +98,9 @@ class House:
 def serve(house: House, connection: Connection) -> None:
     """Answers messages until the connection is lost.
 
+    After each message that was refused it waits for twice as long as after the one before: a
+    server that sends such messages without end fills neither the receipts nor the screen.
+
     Args:
         house: the site.
         connection: an open one.
@@ -104,16 +108,20 @@ def serve(house: House, connection: Connection) -> None:
     Raises:
         FleetError: the connection is lost.
     """
-    desk = Desk(house, connection)
+    desk, refused = Desk(house, connection), 0
     while True:
         arrival = connection.receive()
         if arrival is None:
             time.sleep(POLL_SECONDS)
             continue
+        done = False
         try:
-            desk.handle(arrival)
+            done = desk.handle(arrival)
         except RunOverError:
             house.say("the run has ended meanwhile; its last order is left as it is")
+        refused = 0 if done else min(refused + 1, 10)
+        if refused:
+            time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
 
 
 class Desk:
@@ -126,12 +134,18 @@ class Desk:
         self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
         self._bundles: dict[str, bytes] = {}
 
-    def handle(self, arrival: Arrival) -> None:
-        """Answers one message; with a code where anything is wrong with it."""
+    def handle(self, arrival: Arrival) -> bool:
+        """Answers one message; with a code where anything is wrong with it.
+
+        Returns:
+            Whether it was an order that this site works on.
+        """
         begun = time.monotonic()
         case = Case()
+        done = False
         try:
             reply = self._answer(arrival, case, begun)
+            done = True
         except (RunOverError, KeyboardInterrupt):
             raise
         except FleetError as error:
@@ -153,6 +167,7 @@ class Desk:
             self.connection.confirm(arrival)
         seconds = time.monotonic() - begun
         self.connection.send(arrival, reply.config, reply.metrics, reply.parcel, seconds=seconds)
+        return done
 
     def _answer(self, arrival: Arrival, case: Case, begun: float) -> exit.Reply:
         house = self.house

@@ -14,6 +14,7 @@ KINDS = {
     "train": "sent what it trained, or what came of it",
     "evaluate": "sent scores of weights that came from the server",
     "error": "told that something did not work: a word of a fixed list, nothing else",
+    "unreadable": "a line in a run's folder that is no receipt of any version; look at the file",
     REPAIRED: "a line that the machine left unfinished was set aside; nothing left with it",
 }
 
@@ -32,7 +33,8 @@ def summary(receipts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for run, rows in receipts.items():
         lines.append(_row(run, rows))
         lines += _in_words(rows)
-    old = sum(bool(r.get("unchained")) for rows in receipts.values() for r in rows)
+    apart = [r for rows in receipts.values() for r in rows if r.get("unchained")]
+    old = sum(r.get("kind") != "unreadable" for r in apart)
     if old:
         lines += ["", f"{old} receipts of an earlier version stand in no chain: --verify cannot "
                   "tell whether they are all there"]  # fmt: skip

@@ -30,6 +30,7 @@ REPAIRED = "repaired"
 SIGNED_WITH = ec.ECDSA(hashes.SHA384())
 LONGEST = 64 * 2**20
 Line = dict[str, Any]
+UNREADABLE: Line = {"kind": "unreadable", "scalars": {}, "unchained": True}
 
 
 def write_receipt(
@@ -110,19 +111,34 @@ def read_receipts(state: Path) -> dict[str, list[Line]]:
     """All receipts of a site, by run.
 
     Those of earlier versions lie in the runs' folders, one file each, without a chain: they are
-    listed first, under the folder's name.
+    listed first, under the folder's name. Code that trains can write there: what is no receipt is a
+    line of the kind ``unreadable``, and keeps none of the others from being read.
     """
     found: dict[str, list[Line]] = {}
     for path in sorted(state.glob(f"*/{RECEIPTS}")):
+        rows = found.setdefault(path.parent.name, [])
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST:
+            rows.append(dict(UNREADABLE))
+            continue
         for raw in path.read_bytes().splitlines():
             line = _values(raw)
-            found.setdefault(path.parent.name, [])
-            if line is not None and isinstance(line.get("scalars"), dict):
-                found[path.parent.name].append({**line, "unchained": True})
+            sound = line is not None and _is_receipt(line)
+            rows.append({**line, "unchained": True} if line and sound else dict(UNREADABLE))
     for _, line in read_lines(state):
-        if line is not None and isinstance(line.get("scalars"), dict):
+        if line is not None and _is_receipt(line):
             found.setdefault(str(line.get("run", "")), []).append(line)
     return found
+
+
+def _is_receipt(line: Line) -> bool:
+    """Whether what is told to a person has the kinds of a receipt."""
+    size = line.get("bytes", 0)
+    return (
+        isinstance(line.get("scalars"), dict)
+        and isinstance(line.get("tensors", []), list)
+        and type(size) is int
+        and 0 <= size < 2**63
+    )
 
 
 def verify(state: Path, public: ec.EllipticCurvePublicKey | None) -> list[str]:
@@ -183,7 +199,7 @@ def _unsigned(line: Line, public: ec.EllipticCurvePublicKey | None) -> list[str]
 def _values(raw: bytes) -> Line | None:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

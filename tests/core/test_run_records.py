@@ -163,3 +163,25 @@ def test_json_that_is_too_deep_or_too_long(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r".+"):
             read_json(path)
     require_shallow([[{"a": [1]}]])
+
+
+def test_links_out_of_a_foreign_run_folder_are_not_followed(tmp_path: Path) -> None:
+    """A page that is handed on would show what lies elsewhere; a device has no end."""
+    run, private = tmp_path / "run", tmp_path / "patient.png"
+    private.write_bytes(b"\x89PNG\r\n\x1a\n" + b"secret")
+    site = run / "sites" / "nyu" / "p"
+    (site / "overlays").mkdir(parents=True)
+    (run / "metrics.json").write_text(json.dumps({"phases": []}))
+    (site / "overlays" / "0_Larynx.png").symlink_to(private)
+    (site / "overlays" / "1_Larynx.png").write_bytes(private.read_bytes())
+    (site / "overlays" / "2_Larynx.png").symlink_to("1_Larynx.png")
+    for path in (site / "cases.csv", run / "journal.jsonl"):
+        path.symlink_to("/dev/zero")
+    (tmp_path / "own.yaml").write_text("name: private\n")
+    (run / "config.yaml").symlink_to(tmp_path / "own.yaml")
+    found = read_run(run)
+    assert (found.config, found.events, found.dice) == ({}, [], {})
+    assert len(found.pictures["nyu", "p"]) == 2, "a link within the folder is followed"
+    left_out = [p.split(" is left out")[0] for p in found.problems if "link out of" in p]
+    assert left_out == ["config.yaml", "journal.jsonl", "sites/nyu/p/cases.csv"]
+    assert "nyu p: 1 pictures are no PNG files of this folder, of at most 2 MB" in found.problems

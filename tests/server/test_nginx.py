@@ -17,16 +17,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
+import httpx
 import pytest
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from core.kit import Kit, read_kit, ssl_context
+from core.kit import Kit, private_key, read_kit, ssl_context
 from server.authority import read_authority
 from server.provision import FLEET, Federation, provision
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 HALF_REQUESTS = 1000
+KEYS: dict[str, str] = {}  # what the sites of `edge` show to Flower
 
 
 class Behind(ThreadingHTTPServer):
@@ -119,6 +123,16 @@ class Edge:
         self.behind.server_close()
 
 
+def shown_to_flower(kit: Kit) -> str:
+    """What Flower's own node puts into the header, by Flower's own code."""
+    key = private_key(kit)
+    signing = NodeAuthHttpInterceptor(key, key.public_key())
+    request = httpx.Request("POST", "https://x")
+    context = mock.Mock(request=request)
+    signing.intercept(context, lambda _: httpx.Response(200))
+    return str(request.headers["flwr-public-key"])
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,12 +142,18 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     made = Edge(tmp_path_factory.mktemp("edge"))
+    KEYS.update({site: shown_to_flower(made.site(site)) for site in made.federation.sites})
     yield made
     made.close()
 
 
-def post(path: str, body: bytes = b"", length: int | None = None) -> bytes:
+def post(
+    path: str, body: bytes = b"", length: int | None = None, *, key: str | None = None
+) -> bytes:
+    """A node's request, with nyu's key for Flower unless another is given; "" for none."""
+    shown = KEYS["nyu"] if key is None else key
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += f"flwr-public-key: {shown}\r\n" if shown else ""
     return (
         f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
     )
@@ -185,10 +205,7 @@ def test_a_certificate_of_the_authority_that_is_not_in_the_list_reaches_nothing(
     kit = Kit(tmp_path, "hn", "stranger", "127.0.0.1", edge.server.port, 1)
     shutil.copy(edge.server.ca, kit.ca)
     shutil.copy(edge.site("nyu").key, kit.key)
-    key = edge.site("nyu")
-    from core.kit import private_key
-
-    public = private_key(key).public_key()
+    public = private_key(edge.site("nyu")).public_key()
     kit.client_certificate.write_text(authority.site("stranger", public, datetime.now(UTC), 30))
     edge.behind.seen.clear()
     answer = edge.ask(post("/v1/fleet/pull-messages"), ssl_context(kit))
@@ -197,6 +214,24 @@ def test_a_certificate_of_the_authority_that_is_not_in_the_list_reaches_nothing(
     as_server.load_cert_chain(edge.server.folder / "server.crt", edge.server.folder / "server.key")
     assert status(edge.ask(post("/v1/fleet/pull-messages"), as_server)) == 400
     assert edge.behind.seen == []
+
+
+def test_a_site_shows_flower_no_key_but_its_certificates(edge: Edge) -> None:
+    """Certificate of one site, key of another: which site it is would be told twice."""
+    nyu, miccai = (ssl_context(edge.site(name)) for name in ("nyu", "miccai"))
+    edge.behind.seen.clear()
+    for call in FLEET:
+        path = f"/v1/fleet/{call}"
+        for key in (KEYS["miccai"], "", "x", f"{KEYS['nyu']},{KEYS['miccai']}"):
+            assert status(edge.ask(post(path, key=key), nyu)) == 403
+    two = f"{KEYS['nyu']}\r\nFlwr-Public-Key: {KEYS['miccai']}"
+    turned = f"{KEYS['miccai']}\r\nflwr_public_key: {KEYS['nyu']}"
+    assert status(edge.ask(post("/v1/fleet/get-run", key=turned), nyu)) == 403
+    assert status(edge.ask(post("/v1/fleet/get-run", key=KEYS["nyu"]), miccai)) == 403
+    assert edge.behind.seen == []
+    # Of two headers either both are refused, or the one that was matched is the first, as Flower's.
+    assert status(edge.ask(post("/v1/fleet/get-run", key=two), nyu)) in (200, 403)
+    assert status(edge.ask(post("/v1/fleet/get-run", key=KEYS["miccai"]), miccai)) == 200
 
 
 @pytest.mark.parametrize(
@@ -272,7 +307,8 @@ def test_a_key_that_is_not_the_certificates_is_of_no_use(edge: Edge, tmp_path: P
 
 def test_many_requests_of_one_site_are_slowed_and_another_site_gets_through(edge: Edge) -> None:
     context = ssl_context(edge.site("nyu"))
-    head = b"GET /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n\r\n"
+    key = f"flwr-public-key: {KEYS['nyu']}"
+    head = f"GET /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n{key}\r\n\r\n".encode()
     with (
         socket.create_connection(("127.0.0.1", edge.server.port), 20) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as link,
@@ -283,7 +319,8 @@ def test_many_requests_of_one_site_are_slowed_and_another_site_gets_through(edge
             answers += chunk
     assert 0 < answers.count(b"HTTP/1.1 503") < 900
     other = ssl_context(edge.site("miccai"))
-    assert status(edge.ask(post("/v1/fleet/pull-messages"), other)) == 200
+    mine = KEYS["miccai"]
+    assert status(edge.ask(post("/v1/fleet/pull-messages", key=mine), other)) == 200
 
 
 def test_half_requests_from_one_address_shut_nobody_out(edge: Edge) -> None:
@@ -328,13 +365,12 @@ def _ended(link: socket.socket) -> bool:
 
 def test_a_revoked_site_is_refused_once_nginx_reads_its_file_again(edge: Edge) -> None:
     context = ssl_context(edge.site("miccai"))
-    assert status(edge.ask(post("/v1/fleet/pull-messages"), context)) == 200
+    asked = post("/v1/fleet/pull-messages", key=KEYS["miccai"])
+    assert status(edge.ask(asked, context)) == 200
     provision(edge.federation, edge.folder, revoke=["miccai"])
     edge.nginx.send_signal(signal.SIGHUP)
     limit = time.monotonic() + 20
-    while (
-        code := status(edge.ask(post("/v1/fleet/pull-messages"), context))
-    ) == 200 and time.monotonic() < limit:
+    while (code := status(edge.ask(asked, context))) == 200 and time.monotonic() < limit:
         time.sleep(0.2)
     assert code == 403
     assert status(edge.ask(post("/v1/fleet/pull-messages"))) == 200, "nyu goes on"

@@ -14,16 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from core.parcel import packed
 from core.plan import Train
 from hnfed.deploy.node import Voice
+from hnfed.guard import node
 from hnfed.guard.approvals import approve
+from hnfed.guard.fleet import Arrival, FleetError, RunOverError
 from hnfed.guard.receipts import public_key, read_receipts, verify
 from tests.client.conftest import tiny_phase, tiny_plan
-from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital
+from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital, Wire
 
 # An app without a network: what it tries, and what it says, is up to each test.
 APP = """
@@ -133,6 +136,41 @@ def test_an_unapproved_bundle_starts_nothing_and_is_answered_once(
     assert new <= written(hospital)
     assert hospital.said == [s for s in hospital.said if "is not approved" in s]
     assert len(hospital.said) == 1
+
+
+def test_a_server_that_sends_what_is_refused_without_end_is_waited_for(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refusal is a receipt on the disk: as fast as a server can ask they would fill it."""
+    message: Any = SimpleNamespace(metadata=SimpleNamespace())
+    tree: Any = SimpleNamespace(object_id="0" * 64)
+    arrival = Arrival("nonsense", 7, message, tree)
+    coming: list[Any] = [arrival] * 8
+    pauses: list[float] = []
+
+    class Endless(Wire):
+        def receive(self) -> Any:
+            if not coming:
+                raise FleetError("lost")
+            return coming.pop()
+
+    wire: Any = Endless(b"", {})
+    monkeypatch.setattr("hnfed.guard.node.time.sleep", pauses.append)
+    with pytest.raises(FleetError):
+        node.serve(hospital.house, wire)
+    assert [said.code for said in wire.sent] == ["E_ORDER"] * 8
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0, 16.0]
+    pauses.clear()
+    coming += [arrival, arrival]
+    monkeypatch.setattr(node.Desk, "handle", lambda *a: True)
+    with pytest.raises(FleetError):
+        node.serve(hospital.house, wire)
+    assert pauses == [], "work is not slowed"
+    monkeypatch.setattr(node.Desk, "handle", mock.Mock(side_effect=RunOverError("over")))
+    coming += [arrival, arrival]
+    with pytest.raises(FleetError):
+        node.serve(hospital.house, wire)
+    assert pauses == [0.5, 1.0]
 
 
 def test_an_unapproved_bomb_is_not_opened(hospital: Hospital) -> None:

@@ -90,9 +90,35 @@ def test_receipts_of_an_earlier_version_are_listed_without_a_chain(tmp_path: Pat
     line = {"at": "2026", "kind": "train", "scalars": HEADER, "tensors": [], "bytes": 0}
     (tmp_path / "old" / "receipts.jsonl").write_text(json.dumps(line) + '\n{"at": "2026')
     write_receipt(tmp_path, "new", "train", HEADER, METRICS, {})
-    assert [len(rows) for rows in read_receipts(tmp_path).values()] == [1, 1]
+    kinds = [[row["kind"] for row in rows] for rows in read_receipts(tmp_path).values()]
+    assert kinds == [["train", "unreadable"], ["train"]], "the torn one is told"
     assert "1 receipts of an earlier version stand in no chain" in summary(read_receipts(tmp_path))
     assert verify(tmp_path, None) == []
+
+
+def test_what_trained_code_leaves_in_a_runs_folder_hides_no_receipt(tmp_path: Path) -> None:
+    """A size that is a word, a line of brackets, a folder, a terabyte of nothing."""
+    write_receipt(tmp_path, "r", "query", {"code": "OK"}, {}, {})
+    lines = [b'{"scalars": {}, "bytes": "x"}', b'{"scalars": {}, "tensors": 3}', b"[" * 100_000]
+    lines += [b"\xff", b'{"scalars": {}, "bytes": 7, "kind": ["x\\u001b[2K"], "at": {}}']
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "receipts.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "b" / "receipts.jsonl").mkdir()
+    with (tmp_path / "c" / "receipts.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    found = read_receipts(tmp_path)
+    kinds = {run: [row["kind"] for row in rows] for run, rows in found.items()}
+    assert kinds == {
+        "a": ["unreadable"] * 4 + [["x\x1b[2K"]],
+        "b": ["unreadable"],
+        "c": ["unreadable"],
+        "r": ["query"],
+    }
+    told = summary(found)
+    assert "1 x query" in told
+    assert "no receipt of any version" in told
+    assert "\x1b" not in told
 
 
 def test_a_chain_that_was_let_alone_is_sound(tmp_path: Path, kits: Path) -> None:
@@ -214,6 +240,9 @@ def test_what_the_server_has_seen_cannot_be_cut_off(tmp_path: Path, kits: Path) 
     assert note(tmp_path, "nyu", authority, mark(kits, told[2])) == ""
     assert note(tmp_path, "nyu", authority, mark(kits, told[2])) == "", "twice is one"
     assert len(read(tmp_path)) == 1
+    for number in (1, 2, 1, 2, 1):
+        assert note(tmp_path, "nyu", authority, mark(kits, told[number])) == ""
+    assert len(read(tmp_path)) == 2, "two in turn do not make the file grow"
     assert missing(tmp_path, "nyu", authority) == ([], 3)
     path = tmp_path / "receipts.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
