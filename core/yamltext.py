@@ -143,6 +143,15 @@ def _no_such_tag(loader: _Loader, node: yaml.Node) -> Any:
 for _tag, _pattern in _RULES:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), ["", *_FIRST])
+
+
+def _text(dumper: _Dumper, text: str) -> Any:
+    """A text; with line breaks of other kinds than a plain one in quotes that escape them."""
+    style = '"' if any(sign in text for sign in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(
     "!other", re.compile(rf"(?:{_OTHERS})\Z", re.IGNORECASE), list("yYnNoO=0123456789")
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
@@ -87,6 +87,8 @@ PLAIN = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
+@example({"\x85": None})
+@example(["a\u2028b", "\u2029"])
 @given(PLAIN)
 def test_what_is_written_is_read_as_the_same(value: Any) -> None:
     text = dump({"v": value})
