@@ -60,7 +60,7 @@ def require_suitable(
     body = body_mask(coarse)
     levels = np.flatnonzero(body.any(axis=(1, 2)))
     remedy = "give a CT of head and neck"
-    posture = posture_of(coarse)
+    posture = posture_of(coarse, body)
     if posture is None:
         raise CaseError("E_NO_BODY", "image", "CT", remedy, problem="no body found in the CT")
     doubts = doubts_of(posture)

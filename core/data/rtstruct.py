@@ -164,9 +164,13 @@ def quoted(name: str) -> str:
     return "'" + re.sub(r"['\"]", "", name) + "'"
 
 
+def _numbers(text: bytes) -> npt.NDArray[np.float64]:
+    return np.array(text.rstrip(b" \0").split(b"\\"), dtype="S").astype(np.float64)
+
+
 def _points(text: bytes, path: Path) -> npt.NDArray[np.float64]:
     try:
-        values = np.array(text.rstrip(b" \0").split(b"\\"), dtype="S").astype(np.float64)
+        values = _numbers(text)
     except ValueError as error:
         raise _unreadable(path, "a contour's coordinates are no numbers") from error
     if len(values) % 3 or not np.isfinite(values).all():
@@ -269,7 +273,7 @@ def _contours(item: Any) -> tuple[tuple[bytes, ...], int, bool]:
 def _ends_meet(text: bytes) -> bool:
     """Whether a line ends no further from its beginning than two neighbours of it are apart."""
     try:
-        points = np.array(text.rstrip(b" \0").split(b"\\"), dtype="S").astype(np.float64)
+        points = _numbers(text)
     except ValueError:
         return False
     if len(points) % 3 or len(points) < 12:

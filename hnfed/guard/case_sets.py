@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.data.entry import Entry
 from core.plan import Phase
-from hnfed.guard.floors import distinct
+from hnfed.guard.floors import distinct, too_few_apart
 from hnfed.guard.rules import Policy, PolicyError
 
 FILE = "case-sets.jsonl"
@@ -55,9 +55,9 @@ def require_apart_from_earlier(
     """
     mine = CaseSet(split, phase.max_cases is not None, frozenset(distinct(entries)))
     for earlier in (sets := list(_read(folder / FILE))):
-        apart = len(mine.cases ^ earlier.cases)
         comparable = earlier.split == split and (earlier.cut or mine.cut)
-        if comparable and 0 < apart < policy.fewest_cases:
+        apart = too_few_apart(policy, mine.cases, earlier.cases)
+        if comparable and apart:
             raise PolicyError(
                 f"fewest_cases: phase {phase.name} has {apart} other cases than an update that "
                 "has left: `max_cases` or `seed` differ from an earlier run"

@@ -7,7 +7,7 @@ only the site knows. A phase that names an organ which one case annotates select
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from core.data.entry import Entry
 from core.phase_cases import cases_of
@@ -77,11 +77,16 @@ def require_apart(
     """
     mine = distinct(own)
     for name, entries in others.items():
-        apart = len(mine ^ distinct(entries))
-        if 0 < apart < policy.fewest_cases:
+        if apart := too_few_apart(policy, mine, distinct(entries)):
             raise PolicyError(
                 f"fewest_cases: phases {phase.name} and {name} differ by {apart} distinct cases"
             )
+
+
+def too_few_apart(policy: Policy, one: Set[str], other: Set[str]) -> int:
+    """By how many cases two sets differ, where these are too few to stand alone; 0 otherwise."""
+    apart = len(one ^ other)
+    return apart if apart < policy.fewest_cases else 0
 
 
 def steps(plan: Plan, phase: Phase, cases: int) -> int:

@@ -29,6 +29,7 @@ from hnfed.guard.fleet import (
     Connection,
     FleetError,
     MessageError,
+    Run,
     RunOverError,
 )
 from hnfed.guard.floors import require_apart
@@ -174,7 +175,7 @@ class Desk:
         if arrival.kind not in order.KINDS:
             raise order.OrderError(f"a message of kind {arrival.kind[:40]!r}")
         run = self.connection.run(arrival)
-        content = self._bundle(arrival, run.bundle)
+        content = self._bundle(arrival, run)
         policy = read_policy(house.kit.folder / "policy.yaml")
         require_approved(content, house.kit, policy)
         settings = order.settings_of(run.config)
@@ -211,13 +212,13 @@ class Desk:
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
 
-    def _bundle(self, arrival: Arrival, name: str) -> bytes:
+    def _bundle(self, arrival: Arrival, run: Run) -> bytes:
         """A run's bundle; fetched once, judged by its content alone."""
-        key = f"{arrival.run} {name}"
+        key = f"{arrival.run} {run.bundle}"
         if key not in self._bundles:
             if len(self._bundles) >= REMEMBERED:
                 self._bundles.clear()
-            self._bundles[key] = self.connection.bundle(arrival, self.connection.run(arrival))
+            self._bundles[key] = self.connection.bundle(arrival, run)
         return self._bundles[key]
 
     def _heed(self, asked: Order) -> None:

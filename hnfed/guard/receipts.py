@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -278,8 +278,3 @@ def _append(state: Path, line: Line, signer: ec.EllipticCurvePrivateKey | None) 
         file.flush()
         os.fsync(file.fileno())
     return hashlib.sha256(raw).hexdigest()
-
-
-def chained(receipts: Mapping[str, Sequence[Line]]) -> bool:
-    """Whether all of them are lines of the chain."""
-    return not any(row.get("unchained") for rows in receipts.values() for row in rows)

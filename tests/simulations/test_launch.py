@@ -14,37 +14,12 @@ import pytest
 from core.app_folder import app_dir, stage_app
 from core.errors import UserError
 from simulations import launch, supervise
+from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 
-PYPROJECT = """
-[project]
-name = "tiny"
-version = "0.1.0"
-description = "An app that only writes a file"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "test"
-fab-include = ["server/**/*.py", "client/**/*.py"]
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-out = ""
-plan = ""
-"""
-SERVER = """
-import os, time
-from pathlib import Path
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import ServerApp
-
-app = ServerApp()
-
-@app.main()
-def main(grid, context):
-    while len(ids := list(grid.get_node_ids())) < 2:
-        time.sleep(0.05)
-    messages = [Message(RecordDict({"c": ConfigRecord({"x": 1})}), i, "train") for i in ids]
+PYPROJECT = pyproject(keys=("out", "plan"))
+SERVER = (
+    TWO_ORDERS
+    + """\
     replies = list(grid.send_and_receive(messages, timeout=120))
     folders = sorted(reply.content["m"]["cwd"] for reply in replies)
     Path(context.run_config["out"]).write_text("\\n".join([*folders, context.run_config["plan"]]))
@@ -54,6 +29,7 @@ def main(grid, context):
     if context.run_config["plan"] == "hang":
         time.sleep(600)
 """
+)
 CLIENT = """
 import os
 from flwr.app import ConfigRecord, Message, RecordDict

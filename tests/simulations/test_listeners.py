@@ -18,40 +18,18 @@ from ray.core.generated import gcs_service_pb2
 
 from core.app_folder import app_dir
 from simulations import launch, supervise
+from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 
-PYPROJECT = """
-[project]
-name = "tiny"
-version = "0.1.0"
-description = "An app that waits"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "test"
-fab-include = ["server/**/*.py", "client/**/*.py"]
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-[tool.flwr.app.config]
-out = ""
-"""
-SERVER = """
-import os, time
-from pathlib import Path
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import ServerApp
-
-app = ServerApp()
-
-@app.main()
-def main(grid, context):
-    while len(ids := list(grid.get_node_ids())) < 2:
-        time.sleep(0.05)
-    messages = [Message(RecordDict({"c": ConfigRecord({"x": 1})}), i, "train") for i in ids]
+PYPROJECT = pyproject()
+SERVER = (
+    TWO_ORDERS
+    + """\
     assert len(list(grid.send_and_receive(messages, timeout=120))) == 2
     Path(context.run_config["out"]).write_text(os.environ["FLWR_HOME"])
     print("at work", flush=True)
     time.sleep(600)
 """
+)
 CLIENT = """
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp

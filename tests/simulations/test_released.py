@@ -13,39 +13,17 @@ import pytest
 from simulations import launch
 from simulations.inline import run_inline
 from simulations.released import Released, resolved
+from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 
-PYPROJECT = """
-[project]
-name = "tiny"
-version = "0.1.0"
-description = "An app of which one site says too much"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "test"
-fab-include = ["tiny_server/*.py", "tiny_client/*.py"]
-[tool.flwr.app.components]
-serverapp = "tiny_server.app:app"
-clientapp = "tiny_client.app:app"
-[tool.flwr.app.config]
-out = ""
-"""
-SERVER = """
-import json, time
-from pathlib import Path
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import ServerApp
-
-app = ServerApp()
-
-@app.main()
-def main(grid, context):
-    while len(ids := list(grid.get_node_ids())) < 2:
-        time.sleep(0.05)
-    messages = [Message(RecordDict({"c": ConfigRecord({"x": 1})}), i, "train") for i in ids]
+PYPROJECT = pyproject("tiny_", "*.py")
+SERVER = (
+    TWO_ORDERS
+    + """\
     replies = grid.send_and_receive(messages, timeout=120)
     said = sorted(json.dumps(dict(r.content["header"])) for r in replies)
     Path(context.run_config["out"]).write_text("\\n".join(said))
 """
+)
 CLIENT = """
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp

@@ -7,6 +7,7 @@ import pytest
 
 from core.data.posture import doubts_of, posture_of
 from core.data.preprocess import coarse_lps
+from core.data.roi import body_mask
 from core.data.volume import Geometry
 from simulations.phantom import SIGNATURES
 from simulations.phantom_scan import make_case
@@ -22,7 +23,7 @@ def head(request: pytest.FixtureRequest) -> np.ndarray:
 
 
 def doubts(image: np.ndarray) -> list[str]:
-    posture = posture_of(image)
+    posture = posture_of(image, body_mask(image))
     assert posture is not None
     return doubts_of(posture)
 
@@ -58,10 +59,11 @@ def test_a_head_without_air_is_judged_by_its_jaw() -> None:
     image[(skull < 1) & (skull > 0.8) & (z > 30)] = 900
     jaw = np.abs(((x - 30) / 13) ** 2 + ((y - 27) / 12) ** 2 - 1) < 0.2
     image[np.broadcast_to(jaw & (y < 25), image.shape) & (z > 20) & (z < 27)] = 1100
-    assert posture_of(image).face is None
+    assert posture_of(image, body_mask(image)).face is None
     assert doubts(image) == []
     assert any("backwards" in text for text in doubts(image[:, ::-1]))
 
 
 def test_air_alone_has_no_posture() -> None:
-    assert posture_of(np.full((10, 10, 10), -1000.0, dtype=np.float32)) is None
+    image = np.full((10, 10, 10), -1000.0, dtype=np.float32)
+    assert posture_of(image, body_mask(image)) is None
