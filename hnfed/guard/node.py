@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from core.config import plan_from_json, plan_hash
 from core.data.entry import Entry
 from core.kit import Kit
 from core.plan import Phase, Plan
-from core.protocol import NEED_BASE, Order
+from core.protocol import NEED_BASE, OK, Order
 from core.receipt import Countersignature
 from hnfed.guard import closed, exit, order, pins
+from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
 from hnfed.guard.case_sets import require_apart_from_earlier
 from hnfed.guard.countersigned import note
@@ -208,6 +209,8 @@ class Desk:
             keyring=keyring,
             incoming=incoming if isinstance(incoming, bytes) else b"",
         )
+        if asked.phase is not None and released.config["code"] == OK:
+            self._count(case, pin, asked)
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -231,9 +234,15 @@ class Desk:
     def _prepared(self, case: Case, plan: str, pin: Pin) -> Pin:
         """The cache is made by installed code; the pin remembers the split."""
         split, left_out = self.house.prepare(plan, case.run)
-        made = Pin(pin.plan, split, dict(left_out))
+        made = pins.split_again(pin, split, left_out)
         pins.keep(self.house.guard, case.run, made)
         return made
+
+    def _count(self, case: Case, pin: Pin, asked: order.Asked) -> None:
+        """Before an answer to an order of a phase leaves."""
+        note_answer(self.house.guard, pin.plan, asked)
+        if not pin.answered:
+            pins.keep(self.house.guard, case.run, replace(pin, answered=True))
 
     def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> int:
         """What the order would be worked on with is what the policy allows; training cases."""
@@ -243,6 +252,7 @@ class Desk:
         if not pin.split:
             raise PreparationError("E_STATE")
         require_order(policy, asked.plan, asked.phase, asked.order)
+        require_unanswered(self.house.guard, policy, pin.plan, asked)
         entries = self.house.entries(asked.plan, asked.phase, pin.split)
         if asked.kind == "train":
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
