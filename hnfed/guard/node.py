@@ -205,6 +205,7 @@ class Desk:
             asked,
             policy,
             cases=case.cases,
+            split=pin.split,
             receipts=self.receipts,
             keyring=keyring,
             incoming=incoming if isinstance(incoming, bytes) else b"",
