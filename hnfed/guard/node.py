@@ -111,19 +111,24 @@ def serve(house: House, connection: Connection) -> None:
         FleetError: the connection is lost.
     """
     desk, refused = Desk(house, connection), 0
-    while True:
-        arrival = connection.receive()
-        if arrival is None:
-            time.sleep(POLL_SECONDS)
-            continue
-        done = False
-        try:
-            done = desk.handle(arrival)
-        except RunOverError:
-            house.say("the run has ended meanwhile; its last order is left as it is")
-        refused = 0 if done else min(refused + 1, 10)
-        if refused:
-            time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
+    try:
+        while True:
+            if not refused:
+                desk.get_ready()
+            arrival = connection.receive()
+            if arrival is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            done = False
+            try:
+                done = desk.handle(arrival)
+            except RunOverError:
+                house.say("the run has ended meanwhile; its last order is left as it is")
+            refused = 0 if done else min(refused + 1, 10)
+            if refused:
+                time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
+    finally:
+        desk.close()
 
 
 class Desk:
@@ -135,6 +140,15 @@ class Desk:
         self.log = Log(house.state)
         self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
         self._bundles: dict[str, bytes] = {}
+        self._workers = closed.Workers(house.guard / "scratch", self.log)
+
+    def get_ready(self) -> None:
+        """For the next order: its process loads what it needs, while nothing is asked."""
+        self._workers.get_ready()
+
+    def close(self) -> None:
+        """Ends what waits for the next order."""
+        self._workers.close()
 
     def handle(self, arrival: Arrival) -> bool:
         """Answers one message; with a code where anything is wrong with it.
@@ -290,7 +304,7 @@ class Desk:
         run_folder, base_folder = house.state / asked.run, house.state / "base"
         for folder in (run_folder, base_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closed.scratch_folder(house.guard / "scratch") as scratch:
+        with self._workers.taken() as worker:
             task = {
                 "kind": asked.kind,
                 "code": str(code),
@@ -300,7 +314,7 @@ class Desk:
                     policy,
                     house.device,
                     read=(code, house.cache),
-                    write=(run_folder, base_folder, scratch),
+                    write=(run_folder, base_folder, worker.scratch),
                     secrets=(house.kit.folder, house.guard / pins.FOLDER, house.guard / SUMS),
                 ),
                 "records": {"order": asked.order.to_config()},
@@ -310,7 +324,7 @@ class Desk:
             }
             blobs = {name: records[name] for name in order.PARCELS[asked.kind] if name in records}
             limits = closed.Limits(policy.longest_s, exit.plan_bytes(asked.plan))
-            values, out = closed.work(task, blobs, limits, scratch=scratch, log=self.log)
+            values, out = worker.work(task, blobs, limits)
         return _reply_of(values, out)
 
     def _code(self, content: bytes) -> Path:
