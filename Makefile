@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := core server client simulations hnfed tests
+PACKAGES := core server client simulations hnfed benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-hashed lock demo test check fix bench chaos deploy-test real-data clean
@@ -61,7 +61,7 @@ fix: $(STAMP)
 	$(BIN)/ruff check --fix $(PACKAGES)
 
 bench: $(STAMP)
-	$(BIN)/python -m simulations.benchmarks --json runs/benchmarks.json
+	$(BIN)/python -m benchmarks --json runs/benchmarks.json
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos -s tests  # one suite: pytest -m chaos -s FILE

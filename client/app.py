@@ -15,19 +15,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client import work
-from client.personal import Personal, Stamp, cached_base, keep_base
+from client import tasks as work
+from client.personal_weights import Personal, Stamp, cached_base, keep_base
 from client.prepared import prepared_site
 from client.site import Site, simulated_site
-from core.config import plan_from_json
 from core.errors import UserError
 from core.logfile import append_log
 from core.models.stages import unique_state
-from core.optimisation import NonFiniteError, out_of_memory
-from core.parcel import packed, unpacked
-from core.phases import fingerprint, network, parts_of, start_state
-from core.plan import Phase, Plan
-from core.protocol import NEED_BASE, OK, Header, Order
+from core.plan.load import plan_from_json
+from core.plan.schema import Phase, Plan
+from core.training.optimisation import NonFiniteError, out_of_memory
+from core.wire.messages import NEED_BASE, OK, Header, Order
+from core.wire.parcel import packed, unpacked
+from core.wire.partition import fingerprint, network, parts_of, start_state
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]

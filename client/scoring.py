@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from client.overlays import write_overlays
 from client.site import Site
-from core.anatomy import vocabulary
-from core.data.entry import Entry
-from core.engine import validate
+from core.data.cached_case import Entry
 from core.files import private_folder, replace_csv
-from core.metrics import CaseScore
-from core.overlay import write_overlays
-from core.plan import Phase, Plan
+from core.metrics.scores import CaseScore
+from core.organs.vocabulary import vocabulary
+from core.plan.schema import Phase, Plan
+from core.training.engine import validate
 
 
 def score(

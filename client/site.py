@@ -11,17 +11,17 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.anatomy import vocabulary, vocabulary_at_site
-from core.data.archive import Archive, open_archive
+from core.archives.archive import Archive, open_archive
+from core.archives.caselist import read_rows
 from core.data.cache import Progress, build_cache, open_cache
-from core.data.caselist import read_rows
-from core.data.entry import Entry
+from core.data.cached_case import Entry
+from core.data.phase_cases import cases_of
 from core.data.splits import assign_splits, split_hash, unassigned
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
 from core.identifiers import phase_name, site_name
-from core.phase_cases import cases_of
-from core.plan import Phase, Plan
+from core.organs.vocabulary import vocabulary, vocabulary_at_site
+from core.plan.schema import Phase, Plan
 
 SPLIT = "split.hmac"
 FINDINGS = "findings.csv"
@@ -60,7 +60,7 @@ class Site:
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
-        proxy: by which the server is reached, see `core.proxy.proxy_of`.
+        proxy: by which the server is reached, see `hnfed.guard.proxy.proxy_of`.
         overlays: how many test cases are drawn after a phase; 0 for none.
         left_out: reason code -> how many cases were left out, where another process has prepared
             them (`client.prepared`); None where this one does.
@@ -164,7 +164,7 @@ class Site:
         return entries, count_codes(findings)
 
     def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that the phase uses (`core.phase_cases`)."""
+        """The cases of a split that the phase uses (`core.data.phase_cases`)."""
         return cases_of(self.entries(plan), plan, phase, split)
 
     def split_hash(self) -> str:

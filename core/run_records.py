@@ -15,7 +15,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.identifiers import organ_name, phase_name, run_id_from, site_name
-from core.service import leave_if_told
+from core.processes import leave_if_told
 from core.text import shown
 
 DEEPEST, MOST_BYTES = 40, 200_000_000

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from core.plan import Phase, Plan
-from core.protocol import Description
+from core.plan.schema import Phase, Plan
+from core.wire.messages import Description
+from server.enrolment import declared
 from server.guards import Accepted
-from server.roster import declared
 from server.strategy import ARRAYS, METRICS, WEIGHT, Aggregator, build_strategy, trimmed
 
 State = Mapping[str, Tensor]

@@ -15,21 +15,21 @@ from filelock import FileLock, Timeout
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from core.checkpoint import load, load_meta
-from core.config import plan_from_json, plan_hash
 from core.errors import UserError
 from core.os_refusals import in_words
-from core.phases import fingerprint, require_same_input
-from core.plan import Phase, Plan, Tracking, crop_words
-from core.protocol import Description
-from core.run_folder import LOCK, completed
-from core.versions import versions
-from server.correspondence import RunFailed, RunIncomplete, quorum_of
-from server.figures import told_mean
+from core.plan.load import plan_from_json, plan_hash
+from core.plan.schema import Phase, Plan, Tracking, crop_words
+from core.provenance import versions
+from core.wire.checkpoint import load, load_meta
+from core.wire.messages import Description
+from core.wire.partition import fingerprint, require_same_input
+from server.dispatch import RunFailed, RunIncomplete, quorum_of
+from server.enrolment import bounds_of, call_roster, require_same_split
 from server.progress import State
 from server.record import Recorder, tell
-from server.roster import bounds_of, call_roster, require_same_split
+from server.round_record import told_mean
 from server.rounds import PhaseRun
+from server.run_folder import LOCK, completed
 from server.secure_start import secure_start
 
 app = ServerApp()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.protocol import NEED_BASE
+from core.wire.messages import NEED_BASE
 from server.strategy import BASE, HEADER
 
 POLL_SECONDS = 0.1
@@ -109,7 +109,7 @@ def exchange(
 
 
 def record_of(parcel: bytes) -> ArrayRecord:
-    """The record that carries a parcel of weights (`core.parcel`)."""
+    """The record that carries a parcel of weights (`core.wire.parcel`)."""
     return ArrayRecord({"weights": Array("uint8", (len(parcel),), "safetensors", parcel)})
 
 

@@ -11,11 +11,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
-from core.metrics import OrganSum
-from core.parcel import unpacked
-from core.plan import Guards, Phase
-from core.protocol import CODES, OK, Header, Result
-from core.updates import beyond
+from core.metrics.scores import OrganSum
+from core.plan.schema import Guards, Phase
+from core.training.updates import beyond
+from core.wire.messages import CODES, OK, Header, Result
+from core.wire.parcel import unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A reply that did not: reason code (a key of `core.protocol.CODES`) and what was off."""
+    """A reply that did not: reason code (a key of `core.wire.messages.CODES`) and what was off."""
 
     code: str
     detail: str

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from core.metrics import OrganSum
-from core.plan import Weighting
-from core.weighting import organ_factors
+from core.metrics.scores import OrganSum
+from core.plan.schema import Weighting
+from core.training.loss_weights import organ_factors
 
 State = dict[str, Tensor]
 Sums = dict[str, dict[str, OrganSum]]
@@ -29,7 +29,7 @@ class Progress:
         acknowledged: last round whose weights a site keeps, where the phase leaves it any.
         best_of: the site's own best round; of a shared phase with weights that stay, the round of
             these beside the best shared ones.
-        odd: organs by site that stood out in the last scored round (`server.outliers`).
+        odd: organs by site that stood out in the last scored round (`server.score_outliers`).
         flagged: organs by site that the coordinator was told of.
         stopped: personal phases: whether the site is through.
         sent: bytes to the sites so far.

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message
 
 from core.files import replace_file
-from core.receipt import HASH, countersign
+from core.wire.countersignature import HASH, countersign
 from server.strategy import HEADER
 
 RECEIPTS = "receipts.json"  # in the private part of the run's folder

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
-from core.advice import ADVICE, advise
-from core.checkpoint import save
 from core.files import replace_file
 from core.journal import JOURNAL, append_event, read_events
-from core.plan import Plan, Tracking
-from core.run_folder import LOCK
-from core.service import held
-from core.store import RoundStore
+from core.metrics.advice import ADVICE, advise
+from core.plan.schema import Plan, Tracking
+from core.processes import held
 from core.text import shown_lines
-from core.tracking import Tracker, open_tracker
+from core.wire.checkpoint import save
+from core.wire.round_checkpoints import RoundStore
 from server.receipts import RECEIPTS, Receipts
+from server.run_folder import LOCK
+from server.tracking import Tracker, open_tracker
 
 
 class Recorder:

@@ -10,7 +10,12 @@ from flwr.serverapp import Grid
 
 from core.errors import UserError
 from core.models.stages import head_rows
-from core.phases import (
+from core.plan.schema import Phase, Plan
+from core.plan.secure import ALL
+from core.secure.layout import Sum, travelling
+from core.training.updates import beyond
+from core.wire.messages import OK, Description, Header, published
+from core.wire.partition import (
     network,
     parts_of,
     size_bytes,
@@ -18,21 +23,16 @@ from core.phases import (
     trainable_by_round,
     weights_meta,
 )
-from core.plan import Phase, Plan
-from core.protocol import OK, Description, Header, published
-from core.secure_layout import Sum, travelling
-from core.secure_plan import ALL
-from core.updates import beyond
 from server.aggregate import aggregate
-from server.correspondence import REMEMBERED, Correspondence, deadline, quorum_of
+from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
+from server.enrolment import frequencies, require_same_split
 from server.exchange import Exchange
-from server.figures import best_round, published_weights, round_event, round_line
 from server.guards import Accepted
-from server.norms import limit
-from server.outliers import repeated, standing_out, words
+from server.norm_clipping import limit
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
-from server.roster import frequencies, require_same_split
+from server.round_record import best_round, published_weights, round_event, round_line
+from server.score_outliers import repeated, standing_out, words
 from server.secure_round import Masked, Secure, averaged, longest
 
 

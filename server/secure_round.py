@@ -11,11 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.errors import UserError
-from core.parcel import unpacked
-from core.plan import Phase, Plan
-from core.protocol import CODES, OK, Description, Header, Result
-from core.secure_hello import LONGEST, Hello, fewest, members
-from core.secure_layout import (
+from core.plan.schema import Phase, Plan
+from core.secure.hello import LONGEST, Hello, fewest, members
+from core.secure.layout import (
     SUMMED,
     Sum,
     Travelling,
@@ -28,7 +26,9 @@ from core.secure_layout import (
     tally_segments,
     weight_segments,
 )
-from core.secure_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
+from core.secure.masked_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
+from core.wire.messages import CODES, OK, Description, Header, Result
+from core.wire.parcel import unpacked
 from server.guards import Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.plan import Plan
-from core.protocol import Description, Order
-from core.secure_layout import closed_organs
-from core.secure_plan import ALL
-from server.correspondence import RunFailed
+from core.plan.schema import Plan
+from core.plan.secure import ALL
+from core.secure.layout import closed_organs
+from core.wire.messages import Description, Order
+from server.dispatch import RunFailed
+from server.enrolment import bounds_of, impossible
 from server.exchange import exchange
 from server.record import Recorder, tell
-from server.roster import bounds_of, impossible
 from server.secure_round import (
     Masked,
     Secure,

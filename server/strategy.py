@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import (
     Krum,
 )
 
-from core.plan import Strategy
+from core.plan.schema import Strategy
 
 ARRAYS = "arrays"
 METRICS = "metrics"

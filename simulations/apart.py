@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from client.site import simulated_site
-from core.data.entry import Entry
+from core.data.cached_case import Entry
 from core.errors import UserError
-from core.plan import Config, Plan
-from core.workers import cpus
+from core.parallel import cpus
+from core.plan.schema import Config, Plan
 from simulations.baselines import POOLED
 
 SHOWN = 5

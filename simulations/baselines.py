@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from core.errors import UserError
-from core.plan import Config, Phase
+from core.plan.schema import Config, Phase
 
 POOLED = "pooled"
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.config import plan_from_json, plan_json
 from core.errors import UserError
 from core.files import replace_file
-from core.phases import fingerprint
-from core.plan import Config, SimulatedSite
-from core.run_folder import CELL, begun, by_content
+from core.plan.load import plan_from_json, plan_json
+from core.plan.schema import Config, SimulatedSite
+from core.wire.partition import fingerprint
+from server.run_folder import CELL, begun, by_content
 from simulations.run import archive_root, resolve
 from simulations.study import Cell
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.data.caselist import read_rows
+from core.archives.caselist import read_rows
 from core.errors import UserError
 from core.files import plain_cell, replace_csv
 

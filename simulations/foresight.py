@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from core.data.splits import shares_of
 from core.errors import UserError
-from core.optimisation import make_scaler, resolve_device
-from core.plan import Config
+from core.plan.schema import Config
+from core.training.optimisation import make_scaler, resolve_device
 
 
 def require_runnable(config: Config) -> None:

@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from core.service import leave_if_told
+from core.processes import leave_if_told
 from simulations.flower import RUN_ID, SERVER_NODE, Run, be, empty_run
 
 

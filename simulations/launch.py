@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from core.app_folder import QUIET, stage_app, write_private
+from core.app_bundle import QUIET, stage_app, write_private
 from core.errors import UserError
-from core.service import deaf, leaving
+from core.processes import deaf, leaving
 from simulations import supervise
 
 # Ray: no telemetry, no `uv run` of its own; the loopback address alone, and a secret on each port.

@@ -7,26 +7,26 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from client.site import Source, chosen
-from core.config import load as load_config
-from core.config import plan_from_json
-from core.data.archive import open_archive
+from core.archives.archive import open_archive
 from core.errors import UserError
 from core.files import private_folder
 from core.os_refusals import in_words
-from core.phases import network, parts_of
-from core.plan import Config, SimulatedSite, Simulation
-from core.run_folder import begin, completed, held_folder, require_resumable
-from core.service import deaf
+from core.parallel import cpus
+from core.plan.load import load as load_config
+from core.plan.load import plan_from_json
+from core.plan.schema import Config, SimulatedSite, Simulation
+from core.plan.validate import require_simulated
+from core.processes import deaf
 from core.text import shown_text
-from core.validation import require_simulated
-from core.workers import cpus
+from core.wire.partition import network, parts_of
+from server.run_folder import begin, completed, held_folder, require_resumable
 from simulations.apart import prepare_sites
 from simulations.baselines import POOLED, with_baseline
 from simulations.foresight import require_runnable
@@ -43,6 +43,7 @@ def simulate(
     *,
     resume: bool = False,
     release: str = "",
+    report: Callable[[Path], Path] | None = None,
 ) -> int:
     """Runs all phases of a plan on this machine.
 
@@ -53,6 +54,7 @@ def simulate(
         resume: continue the run that `out` holds.
         release: ``module:function`` that each reply passes before it leaves its site, see
             `simulations.released`; "" for none.
+        report: writes the report of a run folder, and returns its path.
 
     Returns:
         Exit code: 0 when all phases completed.
@@ -62,19 +64,21 @@ def simulate(
     """
     asked, resolved = resolve(config, overrides)
     with held_folder(Path(config).stem, out, resume, local=True) as folder:
-        return _simulate(asked, resolved, folder, [config, *overrides], resume, release)
+        words = [config, *overrides]
+        status = _simulate(asked, resolved, folder, words, resume, release)
+        if report is not None:
+            print(f"report: {report(folder)}")
+        return status
 
 
 def _simulate(
     asked: Config, resolved: Config, folder: Path, words: Sequence[str], resume: bool, release: str
 ) -> int:
     """`simulate` in a folder that is held."""
-    from core.report import write_report
-
     if resume:
         require_resumable(resolved, folder)
         if completed(folder):
-            print(f"completed before, nothing is left to do\nreport: {write_report(folder)}")
+            print("completed before, nothing is left to do")
             return 0
     require_runnable(resolved)
     started = time.monotonic()
@@ -83,7 +87,6 @@ def _simulate(
     prepare_sites(resolved, local)
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
     status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
-    report = write_report(folder)
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
@@ -93,7 +96,6 @@ def _simulate(
         )
     else:
         print(f"completed in {minutes:.1f} min")
-    print(f"report: {report}")
     return status
 
 
@@ -138,7 +140,7 @@ def _launch(
     if config.simulation.engine == "inline":
         from client.app import app as client_app
         from server.app import app as server_app
-        from server.correspondence import RunFailed
+        from server.dispatch import RunFailed
         from simulations.inline import run_inline
         from simulations.released import Released, resolved
 
@@ -154,7 +156,7 @@ def _launch(
             print(f"hnfed: error: {shown_text(told)}", file=sys.stderr)
             return 1
         return 0
-    from core.app_folder import app_dir
+    from core.app_bundle import app_dir
     from simulations.launch import run_flower
 
     print("starting Flower and Ray (about 10 s) ...", flush=True)
@@ -284,7 +286,7 @@ def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path
 
 
 def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Path:
-    from simulations.phantom import SIGNATURES, write_site
+    from simulations.phantom.cases import SIGNATURES, write_site
 
     if site.phantom not in SIGNATURES:
         raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from core.journal import JOURNAL, read_events
-from core.protocol import OF_THE_PLAN
+from core.wire.messages import OF_THE_PLAN
 
 LOG = "client.log"
 SHOWN_LINES = 6

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
 from core.errors import UserError
-from core.ranges import MAX_LISTED, number_of
+from core.plan.load import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
+from core.plan.ranges import MAX_LISTED, number_of
 from simulations.folds import fold_splits, has_own_splits, view_of
 from simulations.run import archive_root
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.balls import ball_archive
+
+__all__ = ["ball_archive"]
+
 # A slow machine is no fault of what is tested.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -73,7 +77,7 @@ def lose_a_signal() -> None:
 @pytest.fixture
 def leaving() -> Iterator[None]:
     """Signals raise as in a command of ours; what the test did is forgotten after it."""
-    from core.service import leave_by_signal
+    from core.processes import leave_by_signal
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}

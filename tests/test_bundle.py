@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.cli.build import build_fab_from_disk
 
-from core.app_folder import app_dir, stage_app
+from core.app_bundle import app_dir, stage_app
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOWERS_OWN = {"pyproject.toml", ".info/CONTENT"}

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.plan import Config
+from core.plan.schema import Config
 from hnfed.cli.main import _parser
 
 ROOT = Path(__file__).resolve().parent.parent

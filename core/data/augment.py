@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.plan import Augment
+from core.plan.schema import Augment
 
 FOLDING_BOUND = 0.4
 # Standard deviation of a control point over that of the displacement it makes: (151/315)^(-3/2),

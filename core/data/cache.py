@@ -25,10 +25,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from core.data.archive import Archive, CaseRef, content_hash, read_case
-from core.data.caselist import SPLITS
-from core.data.copies import copies_of
-from core.data.entry import (
+from core.archives.archive import Archive, CaseRef, content_hash, read_case
+from core.archives.caselist import SPLITS
+from core.archives.contour_qa import without_errors
+from core.archives.deidentify import words_of
+from core.archives.duplicates import copies_of
+from core.data.cached_case import (
     FORMAT,
     Entry,
     complete,
@@ -37,14 +39,12 @@ from core.data.entry import (
     stored_findings,
     write_entry,
 )
-from core.data.hidden import words_of
-from core.data.plausible import without_errors
 from core.data.quota import require_room
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, private_folder, replace_file
-from core.plan import Preprocess
-from core.versions import versions
-from core.workers import each
+from core.parallel import each
+from core.plan.schema import Preprocess
+from core.provenance import versions
 
 __all__ = ["CacheReport", "Entry", "build_cache", "open_cache"]
 
@@ -100,8 +100,8 @@ def build_cache(
 
     Returns:
         Entries and findings. A case that cannot be used is a finding, and the others go on; an
-        organ that is certainly wrong (`core.data.plausible`) is left out, and so is a copy of a CT
-        (`core.data.copies`).
+        organ that is certainly wrong (`core.archives.contour_qa`) is left out, and so is a copy of
+        a CT (`core.archives.duplicates`).
 
     Raises:
         UserError: no case can be used, the cache cannot be written, or it would outgrow its quota.

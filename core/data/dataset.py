@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.anatomy import mirrored
 from core.data.augment import augment as augment_sample
-from core.data.entry import Entry
+from core.data.cached_case import Entry
 from core.data.preprocess import label_map
 from core.errors import UserError
-from core.organ_volumes import VOLUME_ML
-from core.plan import Augment
+from core.organs.vocabulary import mirrored
+from core.organs.volumes import VOLUME_ML
+from core.plan.schema import Augment
 
 
 def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> Tensor:
@@ -38,7 +38,7 @@ def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint
     """Returns a case's label map (Z, Y, X), 0 = background, and the number of overlapping voxels.
 
     Overlaps go to the smaller organ of the plan (D16): by the typical volumes of
-    `core.organ_volumes`, or for an organ that the table lacks by its volume in this case.
+    `core.organs.volumes`, or for an organ that the table lacks by its volume in this case.
     """
 
     def volume_ml(organ: str) -> float:

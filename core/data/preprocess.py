@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
+from core.archives.images.volume import Geometry
 from core.data.grid import (
     Floats,
     affine,
@@ -28,9 +29,8 @@ from core.data.grid import (
 )
 from core.data.resample import anti_alias_sigma, resample, restore_aligned, restore_oblique
 from core.data.roi import COARSE_MM, find_roi
-from core.data.volume import Geometry
 from core.errors import UserError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 AIR_HU = -1024.0
 MAX_ORGANS = 32

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import UserError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 GB = 1_000_000_000
 VOXEL_BYTES = 6  # image and bits of an entry

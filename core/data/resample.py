@@ -10,8 +10,8 @@ import SimpleITK as sitk
 import torch
 from torch.nn import functional
 
+from core.archives.images.volume import Geometry
 from core.data.grid import Box, Floats, index_transform
-from core.data.volume import Geometry
 
 ANTI_ALIAS_ABOVE = 1.5
 SLAB_VALUES = 2**23

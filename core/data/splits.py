@@ -13,8 +13,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from core.data.archive import Archive, CaseRef
-from core.data.caselist import SPLITS
+from core.archives.archive import Archive, CaseRef
+from core.archives.caselist import SPLITS
 from core.errors import Finding, UserError
 
 

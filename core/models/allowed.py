@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from core.errors import UserError
-from core.ranges import Range
+from core.plan.ranges import Range
 from core.text import shown
 
 Rule = Callable[[Any], str]

@@ -21,8 +21,8 @@ from core.models.allowed import SHIPPED, require_allowed
 from core.models.res3dunet import res3dunet
 from core.models.stages import head_rows
 from core.models.unetr import norm_argument, unetr
-from core.plan import Model
-from core.ranges import MAX_PARAMETERS
+from core.plan.ranges import MAX_PARAMETERS
+from core.plan.schema import Model
 
 LOG = logging.getLogger(__name__)
 NORMS: Final = ("norm", "norm_name")

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.errors import UserError
 from core.models.blocks import ResidualBlock, UpBlock
-from core.plan import Model
+from core.plan.schema import Model
 
 # What is frozen as the paper's "first half" is the downward path, lowest level included (D13).
 STAGES = {"encoder": ["down"], "decoder": ["up"], "head": ["head"]}

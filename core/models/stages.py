@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from core.errors import UserError
 from core.models import res3dunet, unetr
-from core.plan import Model
+from core.plan.schema import Model
 
 
 def stage_table(settings: Model) -> Mapping[str, Sequence[str]]:

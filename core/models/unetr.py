@@ -10,7 +10,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.models.blocks import GROUP_CHANNELS
-from core.plan import Model
+from core.plan.schema import Model
 
 # The convolutions that turn the transformer's hidden states into skips belong to the encoder (D13).
 STAGES = {

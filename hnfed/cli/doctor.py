@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core.cli import subcommand
+from hnfed.cli.results import subcommand
 
 
 def register(commands: Any) -> None:
@@ -29,13 +29,13 @@ def register(commands: Any) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     from itertools import chain
 
-    from client.doctor import examine_site
-    from client.site_file import site_from_file
-    from core.config import load
-    from core.doctor import examine, report, role_of
-    from core.kit import SERVER, read_kit
-    from hnfed.guard.doctor import examine_walls
-    from server.provision import ROSTER
+    from core.plan.load import load
+    from hnfed.deploy.doctor import examine, report, role_of
+    from hnfed.deploy.provision import ROSTER
+    from hnfed.deploy.site_doctor import examine_site
+    from hnfed.deploy.site_file import site_from_file
+    from hnfed.deploy.wall_check import examine_walls
+    from hnfed.guard.kit import SERVER, read_kit
 
     kit = None
     folder = options.kit

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core.cli import subcommand
 from core.errors import UserError
+from hnfed.cli.results import subcommand
 
 
 def register(subparsers: Any) -> None:
@@ -33,9 +33,9 @@ def register(subparsers: Any) -> None:
 
 def _join(args: argparse.Namespace) -> int:
     """One step of joining; without options the fingerprints are shown."""
-    from core.kit import FILE, read_kit
-    from core.peers import confirm
     from hnfed.deploy.join import KEY, begin, overview, own_fingerprint, read_for
+    from hnfed.guard.kit import FILE, read_kit
+    from hnfed.guard.peers import confirm
 
     folder: Path = args.federation
     if sum(bool(option) for option in (args.name, args.answer, args.confirm)) > 1:
@@ -70,9 +70,9 @@ def _begin(request: Path, own: str) -> int:
 
 def _take_in(folder: Path, answer: Any, said: str | None) -> int:
     """Asks whether the authority is the coordinator's, unless this kit trusts it already."""
-    from core.kit import read_kit
-    from core.peers import agrees
     from hnfed.deploy.join import authority_fingerprint, known_authority, overview, take_in
+    from hnfed.guard.kit import read_kit
+    from hnfed.guard.peers import agrees
 
     found, known = authority_fingerprint(answer), known_authority(folder)
     where = f"federation {answer.federation} at {answer.host}:{answer.port}"
@@ -98,6 +98,6 @@ def _take_in(folder: Path, answer: Any, said: str | None) -> int:
 
 
 def _spoken(sha256: str) -> str:
-    from core.peers import spoken
+    from hnfed.guard.peers import spoken
 
     return spoken(sha256)

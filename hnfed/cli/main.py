@@ -12,13 +12,13 @@ from hnfed.packages import require_own
 
 require_own()  # before any of them is imported: their names are common ones
 
-import client.cli  # noqa: E402
-import core.cli  # noqa: E402
-import server.cli  # noqa: E402
-import simulations.cli  # noqa: E402
+import hnfed.cli.archive  # noqa: E402
+import hnfed.cli.results  # noqa: E402
+import hnfed.cli.server  # noqa: E402
+import hnfed.cli.simulate  # noqa: E402
 from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
-from core.service import Stopped, leave_by_signal, leave_if_told  # noqa: E402
+from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
 from hnfed.cli import doctor, join, site  # noqa: E402
 
@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    simulations.cli.register(commands, RELEASE)
-    for part in (doctor, client.cli, site, join, server.cli, core.cli):
+    hnfed.cli.simulate.register(commands, RELEASE)
+    for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
         part.register(commands)
     return parser
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.data.entry import Entry
-    from core.kit import Kit
-    from core.plan import Plan
+    from core.data.cached_case import Entry
+    from core.plan.schema import Plan
+    from hnfed.guard.kit import Kit
     from hnfed.guard.policy import Policy
 
 
@@ -36,8 +36,8 @@ def add_arguments(parser: Any) -> None:
 
 def approve_plans(args: argparse.Namespace) -> int:
     """Shows plans and asks; 1 where one waits that was not approved."""
-    from core.kit import read_kit
     from hnfed.guard import plans
+    from hnfed.guard.kit import read_kit
     from hnfed.guard.plan_words import plan_of
     from hnfed.guard.policy import read_policy
 
@@ -62,7 +62,7 @@ def approve_plans(args: argparse.Namespace) -> int:
 
 def _decide(kit: Kit, policy: Policy, plan: Plan, args: argparse.Namespace) -> int:
     """One plan: shown, asked about, pinned; 0 where it may run now."""
-    from core.config import plan_hash
+    from core.plan.load import plan_hash
     from hnfed.guard import persons, plans
     from hnfed.guard.plan_words import in_words
 
@@ -89,7 +89,7 @@ def _decide(kit: Kit, policy: Policy, plan: Plan, args: argparse.Namespace) -> i
 
 
 def _withdraw(kit: Kit, name: str, digest: str | None) -> int:
-    from core.config import plan_hash
+    from core.plan.load import plan_hash
     from hnfed.guard import plans
     from hnfed.guard.plan_words import plan_of
 
@@ -109,7 +109,7 @@ def _entries(args: argparse.Namespace, plan: Plan) -> list[Entry] | None:
     """The site's cases as the plan would prepare them; None where no site file was given."""
     if args.site is None:
         return None
-    from client.site_file import site_from_file
+    from hnfed.deploy.site_file import site_from_file
 
     print("preparing the cases that the plan would use ...", flush=True)
     return site_from_file(args.site, "approve").prepare(plan)[0]

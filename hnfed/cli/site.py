@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import subcommand
 from core.errors import UserError
 from hnfed.cli import plans
+from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
-    from core.kit import Kit
+    from hnfed.guard.kit import Kit
 
 SHORTEST_DIGEST = 16
 
@@ -58,8 +58,8 @@ def register(subparsers: Any) -> None:
 
 def _client(args: argparse.Namespace) -> int:
     from core.files import keep_from_others
-    from core.kit import read_kit
     from hnfed.deploy.supernode import run_node
+    from hnfed.guard.kit import read_kit
     from hnfed.guard.policy import read_policy
 
     keep_from_others()
@@ -85,7 +85,6 @@ def _approve(args: argparse.Namespace) -> int:
     """Shows what waits and asks; 1 where something waits and nothing was approved."""
     if args.plan is not None:
         return plans.approve_plans(args)
-    from core.kit import read_kit
     from core.text import shown
     from hnfed.guard.approvals import (
         SHOWN_LINES,
@@ -95,6 +94,7 @@ def _approve(args: argparse.Namespace) -> int:
         overview,
         withdraw,
     )
+    from hnfed.guard.kit import read_kit
     from hnfed.guard.persons import now
     from hnfed.guard.policy import read_policy
 
@@ -157,10 +157,10 @@ def _difference(kit: Kit, content: bytes) -> list[str]:
 
 def _receipts(args: argparse.Namespace) -> int:
     """What has left; with ``--verify`` 1 where a receipt was changed, removed or moved."""
-    from client.site_file import site_from_file
     from core.files import replace_file
-    from core.kit import read_kit
     from core.text import shown
+    from hnfed.deploy.site_file import site_from_file
+    from hnfed.guard.kit import read_kit
     from hnfed.guard.receipt_words import summary
     from hnfed.guard.receipts import read_receipts
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from core.answer import Answer, read_answer
 from core.errors import UserError
 from core.files import replace_file
-from core.kit import FILE, Kit, read_kit, read_private_key, require_plain
-from core.peers import fingerprint, read_peers, spoken
-from server.authority import common_name, made_node_key, made_request, write_private
-from server.provision import kit_name, write_site_kit
+from hnfed.deploy.answer import Answer, read_answer
+from hnfed.deploy.authority import common_name, made_node_key, made_request, write_private
+from hnfed.deploy.provision import kit_name, write_site_kit
+from hnfed.guard.kit import FILE, Kit, read_kit, read_private_key, require_plain
+from hnfed.guard.peers import fingerprint, read_peers, spoken
 
 KEY, REQUEST = "node.key", "request.pem"
 
@@ -57,7 +57,7 @@ def begin(folder: Path, site: str) -> Path:
 
 
 def own_fingerprint(folder: Path) -> str:
-    """Fingerprint of the key in a folder, see `core.peers.fingerprint`."""
+    """Fingerprint of the key in a folder, see `hnfed.guard.peers.fingerprint`."""
     return fingerprint(read_private_key(folder / KEY).public_key())
 
 

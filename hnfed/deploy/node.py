@@ -17,18 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.prepared import description_of, prepared_site
-from client.site_file import require_own_kit, site_from_file
-from core.data.entry import Entry
-from core.kit import Kit, private_key, read_kit
-from core.plan import Phase, Plan
-from core.proxy import http_options
-from core.service import Stopped, stop_by_signal
+from core.data.cached_case import Entry
+from core.plan.schema import Phase, Plan
+from core.processes import Stopped, stop_by_signal
 from core.text import shown
 from hnfed.deploy.prepare import prepared_apart
+from hnfed.deploy.site_file import require_own_kit, site_from_file
 from hnfed.guard.fleet import Connection, FleetError, connect
+from hnfed.guard.kit import Kit, private_key, read_kit
 from hnfed.guard.node import House, serve
 from hnfed.guard.pins import Pin
 from hnfed.guard.policy import read_policy
+from hnfed.guard.proxy import http_options
 from hnfed.guard.walls import warning_of
 
 SHOWN = 400  # signs of a line for the person at the site

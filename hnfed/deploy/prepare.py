@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from client.site import count_codes
-from client.site_file import site_from_file
-from core.config import plan_from_json
-from core.service import end_with_parent
+from core.plan.load import plan_from_json
+from core.processes import end_with_parent
+from hnfed.deploy.site_file import site_from_file
 from hnfed.guard.environment import node_environment
 from hnfed.guard.exit import code_of
 from hnfed.guard.log import Log

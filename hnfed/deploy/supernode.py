@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from client.site_file import require_own_kit, site_from_file
-from core.doctor import FAIL, dial
-from core.kit import Kit
 from core.logfile import append_log
-from core.proxy import http_options
-from core.service import Stopped, deaf, end, stop_by_signal, tell, with_parent
+from core.processes import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from core.text import shown
+from hnfed.deploy.doctor import FAIL, dial
 from hnfed.deploy.node import ALIVE, CONNECTED, SAY
+from hnfed.deploy.site_file import require_own_kit, site_from_file
 from hnfed.guard.approvals import approved
 from hnfed.guard.environment import node_environment
+from hnfed.guard.kit import Kit
+from hnfed.guard.proxy import http_options
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0

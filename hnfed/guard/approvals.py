@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.app_folder import staged_app
+from core.app_bundle import staged_app
 from core.errors import UserError
 from core.files import replace_file
-from core.kit import Kit
 from core.text import flagged
+from hnfed.guard.kit import Kit
 from hnfed.guard.persons import Confirmation, different, now
 from hnfed.guard.rules import Policy
 from hnfed.guard.unpack import BundleError, members

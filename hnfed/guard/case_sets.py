@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.data.entry import Entry
-from core.plan import Phase
+from core.data.cached_case import Entry
+from core.plan.schema import Phase
 from hnfed.guard.floors import distinct, too_few_apart
 from hnfed.guard.rules import Policy, PolicyError
 

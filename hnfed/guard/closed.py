@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from core.service import end_with_parent
+from core.processes import end_with_parent
 from hnfed.guard import frames
 from hnfed.guard.environment import worker_environment
 from hnfed.guard.log import Log

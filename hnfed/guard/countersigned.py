@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from core.receipt import Countersignature, genuine
+from core.wire.countersignature import Countersignature, genuine
 from hnfed.guard.receipts import hashes_of
 
 FILE = "receipts.countersigned.jsonl"

@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-from core.config import plan_from_json, plan_json
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.optimisation import NonFiniteError, out_of_memory
-from core.parcel import packed, unpacked
-from core.phases import network, parts_of
-from core.plan import Plan
-from core.protocol import CODES, NEED_BASE, OK, Header
-from core.versions import versions
+from core.plan.load import plan_from_json, plan_json
+from core.plan.schema import Plan
+from core.provenance import versions
+from core.training.optimisation import NonFiniteError, out_of_memory
+from core.wire.messages import CODES, NEED_BASE, OK, Header
+from core.wire.parcel import packed, unpacked
+from core.wire.partition import network, parts_of
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
@@ -147,7 +147,7 @@ def refusal(
     """The reply that tells the server a code, and nothing else; a receipt says so.
 
     Args:
-        code: a key of `core.protocol.CODES`.
+        code: a key of `core.wire.messages.CODES`.
         site: this site's name.
         asked: the order, where it came so far that it was read.
         receipts: as for `release`.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
-from core.data.entry import Entry
-from core.phase_cases import cases_of
-from core.plan import Phase, Plan
-from core.protocol import Order
+from core.data.cached_case import Entry
+from core.data.phase_cases import cases_of
+from core.plan.schema import Phase, Plan
+from core.wire.messages import Order
 from hnfed.guard.rules import Policy, PolicyError
 
 

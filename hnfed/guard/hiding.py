@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.plan import Phase, Plan
-from core.protocol import SUM_FIELDS
+from core.plan.schema import Phase, Plan
+from core.wire.messages import SUM_FIELDS
 from hnfed.guard.rules import Policy
 
 SPLITS = ("val", "test")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import UserError
-from core.kit import Kit
-from core.peers import read_peers
+from hnfed.guard.kit import Kit
 from hnfed.guard.masking_session import Keyring, public_keys
+from hnfed.guard.peers import read_peers
 from hnfed.guard.receipts import private_key
 from hnfed.guard.rules import Policy
 

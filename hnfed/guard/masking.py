@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.parcel import packed, unpacked
-from core.plan import Phase
-from core.protocol import OK, Description, Result
-from core.secure_layout import (
+from core.plan.schema import Phase
+from core.secure.layout import (
     HELLO,
     SCORED,
     SUMMED,
@@ -31,7 +29,17 @@ from core.secure_layout import (
     travelling,
     weight_segments,
 )
-from core.secure_sum import NUMBER_BITS, UPDATE_BITS, UPDATE_LIMIT, Floats, Segment, Words, fixed
+from core.secure.masked_sum import (
+    NUMBER_BITS,
+    UPDATE_BITS,
+    UPDATE_LIMIT,
+    Floats,
+    Segment,
+    Words,
+    fixed,
+)
+from core.wire.messages import OK, Description, Result
+from core.wire.parcel import packed, unpacked
 from hnfed.guard.masking_session import (
     Keyring,
     MaskingError,

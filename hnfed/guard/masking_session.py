@@ -19,15 +19,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from filelock import FileLock
 
-from core.config import plan_hash
 from core.errors import UserError
 from core.files import replace_file
-from core.phases import fingerprint
-from core.plan import Plan
-from core.protocol import Description
-from core.secure_hello import SPLITS, Hello, fewest, members, require_signed
-from core.secure_layout import summed_sites
-from core.secure_sum import FEWEST, Segment, Words, context, masked, seeds
+from core.plan.load import plan_hash
+from core.plan.schema import Plan
+from core.secure.hello import SPLITS, Hello, fewest, members, require_signed
+from core.secure.layout import summed_sites
+from core.secure.masked_sum import FEWEST, Segment, Words, context, masked, seeds
+from core.wire.messages import Description
+from core.wire.partition import fingerprint
 from hnfed.guard.order import Asked
 
 SETS = "sets.json"

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.config import plan_from_json, plan_hash
-from core.data.entry import Entry
-from core.kit import Kit
-from core.plan import Phase, Plan
-from core.protocol import NEED_BASE, OK, Order
-from core.receipt import Countersignature
+from core.data.cached_case import Entry
+from core.plan.load import plan_from_json, plan_hash
+from core.plan.schema import Phase, Plan
+from core.wire.countersignature import Countersignature
+from core.wire.messages import NEED_BASE, OK, Order
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
@@ -36,6 +35,7 @@ from hnfed.guard.fleet import (
 from hnfed.guard.floors import require_apart
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
+from hnfed.guard.kit import Kit
 from hnfed.guard.log import Log
 from hnfed.guard.outbox import OutboxError
 from hnfed.guard.pins import Pin

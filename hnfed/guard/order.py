@@ -9,9 +9,9 @@ from typing import Any
 
 from core.errors import UserError
 from core.identifiers import RunId, run_id
-from core.plan import Phase, Plan
-from core.protocol import Order
-from core.secure_hello import LONGEST as LONGEST_HELLO
+from core.plan.schema import Phase, Plan
+from core.secure.hello import LONGEST as LONGEST_HELLO
+from core.wire.messages import Order
 
 # Kinds of messages that this site answers, with the tasks that each may ask for.
 KINDS = {"query": ("", "tally"), "train": ("train",), "evaluate": ("validate", "test", "finish")}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.optimisation import NonFiniteError
-from core.protocol import CODES
+from core.training.optimisation import NonFiniteError
+from core.wire.messages import CODES
 
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")

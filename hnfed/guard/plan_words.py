@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from core.config import plan_hash
-from core.data.entry import Entry
+from core.data.cached_case import Entry
+from core.data.phase_cases import cases_of
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.phase_cases import cases_of
-from core.phases import network, parts_of
-from core.plan import Phase, Plan
+from core.plan.load import plan_hash
+from core.plan.schema import Phase, Plan
 from core.text import shown
+from core.wire.partition import network, parts_of
 from hnfed.guard.floors import distinct, require_entries
 from hnfed.guard.policy import Policy, PolicyError, require_plan
 
@@ -135,7 +135,7 @@ def plan_of(text: str) -> Plan:
     """
     from pathlib import Path
 
-    from core.config import load, plan_from_json
+    from core.plan.load import load, plan_from_json
 
     path = Path(text)
     if path.suffix == ".json" and path.is_file():

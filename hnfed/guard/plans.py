@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.config import plan_from_json, plan_hash, plan_json
 from core.errors import UserError
 from core.files import replace_file
-from core.plan import Plan
+from core.plan.load import plan_from_json, plan_hash, plan_json
+from core.plan.schema import Plan
 from hnfed.guard.persons import Confirmation, different
 from hnfed.guard.rules import Policy, PolicyError
 

@@ -12,11 +12,11 @@ import math
 
 import torch
 
-from core.config import plan_from_json, plan_json
 from core.errors import UserError
-from core.phases import network
-from core.plan import Augment, Phase, Plan
-from core.secure_layout import summed_sites
+from core.plan.load import plan_from_json, plan_json
+from core.plan.schema import Augment, Phase, Plan
+from core.secure.layout import summed_sites
+from core.wire.partition import network
 from hnfed.guard.floors import require_entries, require_order
 from hnfed.guard.hiding import hidden
 from hnfed.guard.rules import Policy, PolicyError, read_policy

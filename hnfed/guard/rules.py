@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from core.config import read_yaml
 from core.errors import UserError
+from core.plan.load import read_yaml
 
 SHARES = ("all", "trainable", "none")
 CHOICES: dict[str, tuple[str, ...]] = {

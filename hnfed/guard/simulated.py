@@ -13,8 +13,8 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from core.config import plan_from_json
 from core.logfile import append_log
+from core.plan.load import plan_from_json
 from hnfed.guard import exit, order
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked

@@ -61,7 +61,7 @@ def load(folder: Path) -> Any:
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     module = importlib.import_module("client.app")
-    for name in ("client.app", "core.protocol"):
+    for name in ("client.app", "core.wire.messages"):
         origin = Path(str(importlib.import_module(name).__file__))
         if not origin.is_relative_to(folder):
             raise ImportError(f"{name} comes from elsewhere")

@@ -16,12 +16,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app
 from client.site import Site, Source
-from core.config import plan_json
-from core.data.volume import Geometry, write_image, write_mask
-from core.parcel import packed
-from core.phases import fingerprint, network, parts_of, start_state, state_hash
-from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train
-from core.protocol import Order
+from core.archives.images.volume import Geometry, write_image, write_mask
+from core.plan.load import plan_json
+from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train
+from core.wire.messages import Order
+from core.wire.parcel import packed
+from core.wire.partition import fingerprint, network, parts_of, start_state, state_hash
 from server.exchange import record_of
 
 BALLS = {"Brainstem": ((13, 12, 12), 3.0, 150.0), "Parotid_L": ((10, 11, 16), 2.5, 260.0)}

@@ -9,16 +9,16 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from client import work
+from client import tasks as work
 from client.app import app, site_of
-from client.personal import Personal, Stamp
+from client.personal_weights import Personal, Stamp
 from client.prepared import description_of
 from client.site import Site
 from core.errors import UserError
-from core.optimisation import NonFiniteError
-from core.phases import fingerprint, network, parts_of, state_hash
-from core.plan import Phase
-from core.protocol import NEED_BASE, OK, Description
+from core.plan.schema import Phase
+from core.training.optimisation import NonFiniteError
+from core.wire.messages import NEED_BASE, OK, Description
+from core.wire.partition import fingerprint, network, parts_of, state_hash
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 from tests.weights import weights_in
 

@@ -14,33 +14,35 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from core.protocol import CODES, OK
+from core.wire.messages import CODES, OK
 from tests.client.conftest import MakeNode, MakePhase, code, everything
 
 # Each is raised at, with a token of its own, while the site answers a message of that kind.
 PLACES = {
     "query": [
-        ("client/app.py", "query"), ("core/config.py", "plan_from_json"),
+        ("client/app.py", "query"), ("core/plan/load.py", "plan_from_json"),
         ("client/site.py", "described"), ("client/site.py", "entries"),
-        ("client/site.py", "split_hash"), ("client/work.py", "describe"),
-        ("core/versions.py", "versions"), ("client/site.py", "count_codes"),
-        ("core/protocol.py", "to_records"), ("core/data/cache.py", "open_cache"),
+        ("client/site.py", "split_hash"), ("client/tasks.py", "describe"),
+        ("core/provenance.py", "versions"), ("client/site.py", "count_codes"),
+        ("core/wire/messages.py", "to_records"), ("core/data/cache.py", "open_cache"),
     ],
     "train": [
         ("client/app.py", "_unpack"), ("client/app.py", "_order_of"),
-        ("client/app.py", "_incoming"), ("client/personal.py", "cached_base"),
-        ("client/personal.py", "keep_base"), ("client/work.py", "train_shared"),
-        ("client/work.py", "loaded"), ("core/models/build.py", "build"),
-        ("core/phases.py", "parts_of"), ("core/phases.py", "apply_freeze"),
+        ("client/app.py", "_incoming"), ("client/personal_weights.py", "cached_base"),
+        ("client/personal_weights.py", "keep_base"), ("client/tasks.py", "train_shared"),
+        ("client/tasks.py", "loaded"), ("core/models/build.py", "build"),
+        ("core/wire/partition.py", "parts_of"), ("core/wire/partition.py", "apply_freeze"),
         ("client/site.py", "of_phase"), ("core/data/dataset.py", "__getitem__"),
         ("core/data/dataset.py", "scale_image"), ("core/data/dataset.py", "load_label"),
-        ("core/engine.py", "train"), ("core/engine.py", "validate"),
-        ("core/losses.py", "segmentation_loss"), ("core/optimisation.py", "take_step"),
-        ("core/optimisation.py", "resolve_device"), ("core/metrics.py", "organ_sums"),
-        ("core/metrics.py", "score_case"), ("core/protocol.py", "to_metrics"),
-        ("core/parcel.py", "unpacked"),
+        ("core/training/engine.py", "train"), ("core/training/engine.py", "validate"),
+        ("core/training/losses.py", "segmentation_loss"),
+        ("core/training/optimisation.py", "take_step"),
+        ("core/training/optimisation.py", "resolve_device"),
+        ("core/metrics/scores.py", "organ_sums"),
+        ("core/metrics/scores.py", "score_case"), ("core/wire/messages.py", "to_metrics"),
+        ("core/wire/parcel.py", "unpacked"),
     ],
-    "evaluate": [("client/work.py", "evaluate"), ("client/scoring.py", "score")],
+    "evaluate": [("client/tasks.py", "evaluate"), ("client/scoring.py", "score")],
 }  # fmt: skip
 
 

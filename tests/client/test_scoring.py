@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from client import scoring, work
+from client import scoring
+from client import tasks as work
 from client.site import Site
-from core.plan import Phase, Plan
+from core.plan.schema import Phase, Plan
 from tests.client.conftest import order, start, watched
 
 MakePlan = Callable[..., Plan]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from client.site import Site, Source, chosen, count_codes, simulated_site
-from core.data.archive import open_archive
+from core.archives.archive import open_archive
 from core.errors import Finding, UserError
-from core.plan import Phase, Plan
+from core.plan.schema import Phase, Plan
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.store import RoundStore
+from core.wire.round_checkpoints import RoundStore
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:

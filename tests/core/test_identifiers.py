@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import identifiers as ids
-from core.anatomy import BUILT_IN
-from core.config import load, shipped_configs
 from core.errors import UserError
+from core.organs.vocabulary import BUILT_IN
+from core.plan.load import load, shipped_configs
 from core.text import flagged
 
 Parse = Callable[[object], str]

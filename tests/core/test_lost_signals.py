@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 from omegaconf.errors import ConfigKeyError
 
-from core import config, report, workers
-from core.data import dicom_header, dicom_source, rtstruct
-from core.data.volume import Geometry
-from core.plan import Plan, Tracking
-from core.tracking import open_tracker
+from core import parallel as workers
+from core.archives.dicom import header as dicom_header
+from core.archives.dicom import rtstruct
+from core.archives.images.volume import Geometry
+from core.plan import load as config
+from core.plan.schema import Plan, Tracking
+from hnfed.predict import dicom_references as dicom_source
+from hnfed.report import page as report
+from server.tracking import open_tracker
 from tests.conftest import lose_a_signal
 
 pytestmark = pytest.mark.usefixtures("leaving")
+
+
+YAML = "hnfed.report.page.yamltext.parse"
+DCMREAD = "core.archives.dicom.rtstruct.pydicom.dcmread"
 
 
 def lost(error: type[Exception], *_: Any, **__: Any) -> Any:
@@ -32,27 +40,27 @@ def tracked(folder: Path) -> object:
 
 
 PLACES: dict[str, tuple[str, type[Exception], Callable[[Path], object]]] = {
-    "yaml": ("core.config.yamltext.parse", ValueError, lambda p: config.read_yaml(p / "file")),
+    "yaml": ("core.plan.load.yamltext.parse", ValueError, lambda p: config.read_yaml(p / "file")),
     "override": (
-        "core.config.yamltext.parse", ValueError, lambda p: config._override({}, "a=1")
+        "core.plan.load.yamltext.parse", ValueError, lambda p: config._override({}, "a=1")
     ),
-    "schema": ("core.config._fit", ConfigKeyError, lambda p: config._typed(Plan, {}, "x")),
+    "schema": ("core.plan.load._fit", ConfigKeyError, lambda p: config._typed(Plan, {}, "x")),
     "report": (
-        "core.report.yamltext.parse", ValueError, lambda p: report._read_config(p / "file", [])
+        YAML, ValueError, lambda p: report._read_config(p / "file", [])
     ),
     "report, no YAML": (
-        "core.report.yamltext.parse", RuntimeError, lambda p: report._read_config(p / "file", [])
+        YAML, RuntimeError, lambda p: report._read_config(p / "file", [])
     ),
     "header": (
-        "core.data.dicom_header.pydicom.dcmread", OSError,
+        "core.archives.dicom.header.pydicom.dcmread", OSError,
         lambda p: dicom_header.read_header(p / "file"),
     ),
     "headers": (
-        "core.data.dicom_source.pydicom.dcmread", OSError,
+        "hnfed.predict.dicom_references.pydicom.dcmread", OSError,
         lambda p: dicom_source.read_headers([p / "file"], Geometry((1, 1, 1), (1.0,) * 3)),
     ),
     "structures": (
-        "core.data.rtstruct.pydicom.dcmread", OSError, lambda p: rtstruct._read(p / "file", 1)
+        DCMREAD, OSError, lambda p: rtstruct._read(p / "file", 1)
     ),
     "tracking": ("wandb.init", RuntimeError, tracked),
 }  # fmt: skip

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.compare import compare
 from core.errors import UserError
-from core.report import read_run, write_report
 from core.run_records import read_json, require_shallow
+from hnfed.compare.comparison import compare
+from hnfed.report.page import read_run, write_report
 
 CELL = {"n": 3, "missed": 0, "dice": 0.8, "hd95_mm": 4.0}
 PHASE = {

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core.kit import Kit, read_kit
 from hnfed.cli.main import main
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.approvals import approve, installed
-from server.provision import Federation, provision
+from hnfed.guard.kit import Kit, read_kit
 from tests.conftest import heard
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,8 +22,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode import node_auth_http_interceptor as signing
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from core.kit import Kit, private_key, ssl_context
-from core.proxy import http_options
+from hnfed.guard.kit import Kit, private_key, ssl_context
+from hnfed.guard.proxy import http_options
 
 BEAT_S = 30.0
 
@@ -36,7 +36,7 @@ class Fleet:
         context: another TLS context.
         key: another key to sign with.
         host: another name to dial.
-        proxy: by which the server is reached, see `core.proxy.proxy_of`.
+        proxy: by which the server is reached, see `hnfed.guard.proxy.proxy_of`.
     """
 
     def __init__(

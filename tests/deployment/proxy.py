@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from core.kit import Kit, ssl_context
+from hnfed.guard.kit import Kit, ssl_context
 
 CHUNK = 65536
 

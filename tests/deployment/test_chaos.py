@@ -23,10 +23,10 @@ import pytest
 import torch
 import yaml
 
-import server.correspondence
-from core.checkpoint import load
+import server.dispatch
 from core.journal import read_events
-from core.store import RoundStore
+from core.wire.checkpoint import load
+from core.wire.round_checkpoints import RoundStore
 from hnfed.cli.main import main
 from tests.deployment.conftest import PLAN, SITES, Machine, Place, free_port, hnfed
 from tests.deployment.proxy import Proxy, dial_through
@@ -248,7 +248,7 @@ def _keep(folder: Path, kept: dict[int, Any]) -> None:
 
 def replayed(place: Place, plan: Path, accepted: dict[int, list[str]]) -> dict[int, Any]:
     """The same plan in one process, with only the updates that were accepted."""
-    real, folder = server.correspondence.exchange, place.folder / f"{plan.stem}-replayed"
+    real, folder = server.dispatch.exchange, place.folder / f"{plan.stem}-replayed"
 
     def only_accepted(*arguments: Any, **options: Any) -> Any:
         done = real(*arguments, **options)
@@ -259,7 +259,7 @@ def replayed(place: Place, plan: Path, accepted: dict[int, list[str]]) -> dict[i
         return done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server.correspondence, "exchange", only_accepted)
+        patch.setattr(server.dispatch, "exchange", only_accepted)
         patch.setattr(RoundStore, "prune", lambda *_: None)
         assert main(["simulate", str(plan), "--out", str(folder)]) == 0
     store = RoundStore(folder / "state" / "pretrain")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from core.kit import Kit, read_kit
-from server.provision import Federation, provision
+from hnfed.deploy.provision import Federation, provision
+from hnfed.guard.kit import Kit, read_kit
 from tests.deployment.conftest import ROOT, Machine
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(300)]
@@ -87,8 +87,8 @@ class Clinic:
     def dialled(self, proxy: str = "", **environment: str) -> str:
         """What it says of the way to the server."""
         code = (
-            "import sys; from pathlib import Path; from core.kit import read_kit; "
-            "from core.doctor import dial, report; "
+            "import sys; from pathlib import Path; from hnfed.guard.kit import read_kit; "
+            "from hnfed.deploy.doctor import dial, report; "
             "report(dial(read_kit(Path(sys.argv[1]), 'site'), sys.argv[2]))"
         )
         done = self.run(sys.executable, "-c", code, self.kit().folder, proxy, **environment)
@@ -98,7 +98,7 @@ class Clinic:
     def activated(self, proxy: str = "", **environment: str) -> str:
         """What a node's first call comes to."""
         code = (
-            "import sys; from pathlib import Path; from core.kit import read_kit; "
+            "import sys; from pathlib import Path; from hnfed.guard.kit import read_kit; "
             "from tests.deployment.fleet import Fleet, refused; "
             "kit = read_kit(Path(sys.argv[1]), 'site'); "
             "print('status', refused(Fleet(kit, proxy=sys.argv[2])))"

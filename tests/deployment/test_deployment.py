@@ -17,10 +17,10 @@ import safetensors.torch
 import yaml
 
 from core.journal import read_events
-from core.kit import read_kit, ssl_context
-from core.peers import confirm, read_peers, spoken
 from hnfed.cli.main import main
-from server.provision import provision
+from hnfed.deploy.provision import provision
+from hnfed.guard.kit import read_kit, ssl_context
+from hnfed.guard.peers import confirm, read_peers, spoken
 from tests.deployment.conftest import PLAN, SITES, Machine, Place, content_of, hnfed, running
 from tests.deployment.fleet import Fleet, refused
 

@@ -19,11 +19,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from core.doctor import FAIL, PASS, dial
-from core.kit import Kit, private_key, read_kit, ssl_context
+from hnfed.deploy.authority import flower_key_of, read_request
+from hnfed.deploy.doctor import FAIL, PASS, dial
 from hnfed.deploy.join import begin, read_for, take_in
-from server.authority import flower_key_of, read_request
-from server.provision import Federation, provision
+from hnfed.deploy.provision import Federation, provision
+from hnfed.guard.kit import Kit, private_key, read_kit, ssl_context
 from tests.deployment.conftest import Machine, free_port, hnfed, running
 from tests.deployment.fleet import Fleet, clock_ahead, refused
 

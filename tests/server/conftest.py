@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from core.config import plan_json
 from core.journal import read_events
-from core.metrics import OrganSum
-from core.parcel import packed
-from core.phases import fingerprint, state_hash
-from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess
-from core.protocol import NEED_BASE, Description, Header, Order, Result
+from core.metrics.scores import OrganSum
+from core.plan.load import plan_json
+from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess
+from core.wire.messages import NEED_BASE, Description, Header, Order, Result
+from core.wire.parcel import packed
+from core.wire.partition import fingerprint, state_hash
 from server.exchange import record_of
 from tests.weights import weights_in
 
@@ -198,7 +198,7 @@ class Federated:
         return "\n".join(e["text"] for e in self.events("note"))
 
     def weights(self, stem: str, phase: str = "p") -> dict[str, Tensor]:
-        from core.checkpoint import load
+        from core.wire.checkpoint import load
 
         return load(self.out / "checkpoints" / phase / f"{stem}.safetensors")[0]
 
@@ -214,7 +214,7 @@ def federate(
 ) -> Callable[..., Federated]:
     """Makes a federation of fakes in a fresh run folder."""
     monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("server.correspondence.AWAY_SECONDS", 0.0)
+    monkeypatch.setattr("server.dispatch.AWAY_SECONDS", 0.0)
 
     def make(plan: Plan | None = None, folder: str = "run", **settings: Any) -> Federated:
         return Federated(Fakes(plan or tiny_plan(), **settings), tmp_path / folder)

@@ -7,9 +7,9 @@ from unittest.mock import Mock
 import pytest
 from flwr.app import Context, RecordDict
 
-from core.config import load
 from core.errors import UserError
-from core.protocol import Description
+from core.plan.load import load
+from core.wire.messages import Description
 from server import app as server_app
 from server.app import run_folder_of
 

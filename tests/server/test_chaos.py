@@ -14,7 +14,7 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-from core.plan import Phase, Plan, Weighting
+from core.plan.schema import Phase, Plan, Weighting
 from tests.server.conftest import ORGANS, Act, Fakes, Federated, drop, header, metrics
 from tests.server.conftest import arrays as weights
 from tests.weights import weights_in

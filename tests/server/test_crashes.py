@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-import core.checkpoint
+import core.wire.checkpoint
 import server.aggregate
-import server.correspondence
+import server.dispatch
 import server.rounds
-from core.checkpoint import load
 from core.journal import JOURNAL, read_events
-from core.plan import Phase
-from core.store import RoundStore
+from core.plan.schema import Phase
+from core.wire.checkpoint import load
+from core.wire.round_checkpoints import RoundStore
 from server.record import Recorder
 from server.rounds import PhaseRun
 from tests.server.conftest import ORGANS, Federated, tiny_plan
@@ -52,13 +52,13 @@ class Point:
 
 # Each save writes two files and renames two; a round saves twice (state, last), so does round 0.
 POINTS = {
-    "before the exchange": Point(server.correspondence, "exchange", "before", 2),
-    "after the exchange": Point(server.correspondence, "exchange", "after", 2),
+    "before the exchange": Point(server.dispatch, "exchange", "before", 2),
+    "after the exchange": Point(server.dispatch, "exchange", "after", 2),
     "before the average": Point(server.aggregate, "average", "before", 2),
     "after the head's rows": Point(server.aggregate, "aggregate_head", "after", 2),
     "before the commit": Point(RoundStore, "put", "before", 3),
-    "one file written": Point(core.checkpoint, "write_flushed", "after", 9),
-    "both files written": Point(core.checkpoint, "write_flushed", "after", 10),
+    "one file written": Point(core.wire.checkpoint, "write_flushed", "after", 9),
+    "both files written": Point(core.wire.checkpoint, "write_flushed", "after", 10),
     "between the renames": Point(Path, "replace", "after", 9),
     "both renamed": Point(Path, "replace", "after", 10),
     "before old rounds go": Point(RoundStore, "prune", "before", 3),
@@ -66,7 +66,7 @@ POINTS = {
     "before the journal": Point(Recorder, "say", "before", 2, "round"),
     "in a journal line": Point(Recorder, "say", "within", 2, "round"),
     "after the journal": Point(Recorder, "say", "after", 2, "round"),
-    "before the last scores": Point(server.correspondence, "exchange", "before", 5),
+    "before the last scores": Point(server.dispatch, "exchange", "before", 5),
     "before the phase is done": Point(Recorder, "finish_phase", "before", 1),
     "after the phase is done": Point(Recorder, "finish_phase", "after", 1),
     "before the next phase": Point(PhaseRun, "_begin", "before", 2),

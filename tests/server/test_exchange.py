@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from core.protocol import NEED_BASE, OK, Header
+from core.wire.messages import NEED_BASE, OK, Header
 from server.exchange import exchange, size_of
 
 pytestmark = pytest.mark.usefixtures("task_identity")

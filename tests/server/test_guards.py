@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.metrics import OrganSum
-from core.parcel import packed
-from core.plan import Guards, Phase
-from core.protocol import CODES, NEED_BASE, Header, Result
+from core.metrics.scores import OrganSum
+from core.plan.schema import Guards, Phase
+from core.wire.messages import CODES, NEED_BASE, Header, Result
+from core.wire.parcel import packed
 from server.exchange import record_of
 from server.guards import Accepted, Rejected, inspect
 

@@ -23,9 +23,9 @@ import httpx
 import pytest
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from core.kit import Kit, private_key, read_kit, ssl_context
-from server.authority import read_authority
-from server.provision import FLEET, Federation, provision
+from hnfed.deploy.authority import read_authority
+from hnfed.deploy.provision import FLEET, Federation, provision
+from hnfed.guard.kit import Kit, private_key, read_kit, ssl_context
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -295,7 +295,7 @@ def test_old_ciphers_and_protocols_are_off(edge: Edge) -> None:
 
 def test_a_key_that_is_not_the_certificates_is_of_no_use(edge: Edge, tmp_path: Path) -> None:
     from core.errors import UserError
-    from server.authority import made_node_key, write_private
+    from hnfed.deploy.authority import made_node_key, write_private
 
     kit = Kit(tmp_path, "hn", "nyu", "127.0.0.1", edge.server.port, 1)
     shutil.copy(edge.server.ca, kit.ca)

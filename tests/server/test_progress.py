@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from core.metrics import OrganSum
-from core.plan import Weighting
+from core.metrics.scores import OrganSum
+from core.plan.schema import Weighting
 from server.progress import Progress, judge, score, weigh
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from core.protocol import Order
-from core.receipt import Countersignature, genuine
-from server.provision import Federation, provision
+from core.wire.countersignature import Countersignature, genuine
+from core.wire.messages import Order
+from hnfed.deploy.provision import Federation, provision
 from server.receipts import Receipts
 from server.strategy import HEADER
 

@@ -10,12 +10,12 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
-from core.checkpoint import load
 from core.models.stages import head_rows
-from core.phases import network, parts_of, size_bytes, start_state
-from core.plan import Federation, Guards, Loss, Phase, Plan
+from core.plan.schema import Federation, Guards, Loss, Phase, Plan
+from core.wire.checkpoint import load
+from core.wire.partition import network, parts_of, size_bytes, start_state
 from server import rounds
-from server.correspondence import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
+from server.dispatch import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
 from server.exchange import Exchange
 from server.record import Recorder
 
@@ -276,8 +276,8 @@ def test_a_site_that_is_not_connected_is_given_time_to_come_back(
     plan = make_plan(phase(rounds=1), min_sites=2)
     run = federate(plan, acts={("b", "train", 1): [act["error"](5), act["error"](2)],
                                ("b", "test", 1): [act["error"](5)]})  # fmt: skip
-    monkeypatch.setattr("server.correspondence.AWAY_SECONDS", 40.0)
-    monkeypatch.setattr("server.correspondence.time.sleep", waited.append)
+    monkeypatch.setattr("server.dispatch.AWAY_SECONDS", 40.0)
+    monkeypatch.setattr("server.dispatch.time.sleep", waited.append)
     run.run()
     assert [35 < seconds <= 40 for seconds in waited] == [True, True], "not after another error"
     assert [e["detail"] for e in run.events("rejected")][::2] == [
@@ -288,7 +288,7 @@ def test_the_wait_begins_when_the_site_was_found_away(
     monkeypatch: pytest.MonkeyPatch, act: Mapping[str, Any], task_identity: None
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("server.correspondence.time.sleep", waited.append)
+    monkeypatch.setattr("server.dispatch.time.sleep", waited.append)
     order = Message(RecordDict(), dst_node_id=1, message_type="train")
     away = act["error"](5)(order, order)
     done = Exchange({"b": away}, seconds={"b": 90.0}, lasted=100.0)

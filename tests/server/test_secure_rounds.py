@@ -15,13 +15,13 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from core.errors import UserError
-from core.parcel import packed
-from core.plan import Phase
-from core.protocol import Description, Order
+from core.plan.schema import Phase
+from core.wire.messages import Description, Order
+from core.wire.parcel import packed
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.simulated import let_out
 from hnfed.guard.simulated_keys import simulated_keyring
-from server.correspondence import RunFailed
+from server.dispatch import RunFailed
 from server.exchange import record_of
 from tests.server.conftest import Fakes, Federated, tiny_plan
 from tests.weights import weights_in
@@ -122,7 +122,7 @@ Start = Callable[..., Federated]
 def start(tmp_path: Path, task_identity: None, monkeypatch: pytest.MonkeyPatch) -> Start:
     """A federation of `n` sites with partial labels, in a fresh run folder."""
     monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("server.correspondence.AWAY_SECONDS", 0.0)
+    monkeypatch.setattr("server.dispatch.AWAY_SECONDS", 0.0)
 
     def make(
         n: int = 3, *, secure: bool = True, rounds: int = 2, folder: str = "run", **settings: Any
@@ -155,7 +155,7 @@ def test_the_mean_is_that_of_plain_averaging(start: Start, n: int) -> None:
     plain.run()
     secure.run()
     from core.models.stages import head_rows
-    from core.phases import network
+    from core.wire.partition import network
 
     heads = head_rows(network(secure.fakes.plan, secure.fakes.plan.phases[0]))
     for name, tensor in plain.weights("last").items():
@@ -168,7 +168,7 @@ def test_an_organ_of_too_few_sites_keeps_its_row_and_the_journal_says_so(start: 
     run = start(4)
     run.run()
     from core.models.stages import head_rows
-    from core.phases import network, start_state
+    from core.wire.partition import network, start_state
 
     plan = run.fakes.plan
     begun = start_state(plan, plan.phases[0], None)
@@ -234,7 +234,7 @@ def test_class_frequencies_are_summed_before_the_first_round(start: Start) -> No
 def test_where_a_site_keeps_its_counts_all_weigh_equally(start: Start) -> None:
     run = start(3, rounds=1, keyrings={"s1": {"counts": False}})
     run.run()
-    from core.phases import start_state
+    from core.wire.partition import start_state
 
     begun = start_state(run.fakes.plan, run.fakes.plan.phases[0], None)
     mean = sum(run.fakes.add.values()) / 3
@@ -351,7 +351,7 @@ def test_a_server_that_stands_in_for_a_site_gets_nothing(start: Start) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-    from core.secure_hello import Hello
+    from core.secure.hello import Hello
 
     own = ec.generate_private_key(ec.SECP384R1())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.plan import Phase
+from core.plan.schema import Phase
 from server.rounds import PhaseRun
 from tests.server.conftest import ORGANS, Federated, tiny_plan
 

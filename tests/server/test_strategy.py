@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.phases import start_state
-from core.plan import Guards, Phase, Strategy
-from core.validation import check
-from server.correspondence import deadline
+from core.plan.schema import Guards, Phase, Strategy
+from core.plan.validate import check
+from core.wire.partition import start_state
+from server.dispatch import deadline
 from server.strategy import build_strategy, trimmed
 from tests.server.conftest import ORGANS, Federated
 
@@ -100,16 +100,16 @@ def test_a_deadline_is_learned_from_the_fourth_round_on(make_plan: Callable[...,
 def test_only_training_has_a_learned_deadline(
     federate: Make, make_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import server.correspondence
+    import server.dispatch
 
     asked: list[tuple[str, float]] = []
-    real = server.correspondence.exchange
+    real = server.dispatch.exchange
 
     def noting(*arguments: Any, **options: Any) -> Any:
         asked.append((options["kind"], options["timeout_s"]))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(server.correspondence, "exchange", noting)
+    monkeypatch.setattr(server.dispatch, "exchange", noting)
     phase = Phase(name="p", sites=SITES, organs=ORGANS, rounds=5)
     plan = make_plan(phase, round_timeout_s=1000.0, round_timeout_factor=2.0)
     federate(plan, add=dict.fromkeys(SITES, 0.1), cases=dict.fromkeys(SITES, 2)).run()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.provision import Federation, provision
+from hnfed.deploy.provision import Federation, provision
 
 ANALYZE = shutil.which("systemd-analyze")
 UNITS = ("server/hnfed-server.service", "nyu/hnfed-client.service")

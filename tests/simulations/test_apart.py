@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from core.errors import UserError
-from simulations.phantom import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, write_site
 from simulations.run import simulate
 
 RunTiny = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from core.config import load
 from core.errors import UserError
-from core.plan import Config
+from core.plan.load import load
+from core.plan.schema import Config
 from simulations.baselines import POOLED, with_baseline
 
 

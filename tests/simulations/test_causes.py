@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.journal import read_events
-from core.optimisation import NonFiniteError
+from core.training.optimisation import NonFiniteError
 from hnfed.cli.main import main
 from server.record import Recorder
 from simulations.run import _Screen, simulate
@@ -58,7 +58,7 @@ def test_a_training_that_diverges_is_tried_once_and_told_in_its_own_words(
     def diverged(*_: Any, **__: Any) -> None:
         raise NonFiniteError("train.lr", "mean loss 1e+20", "lower train.lr", problem="diverged")
 
-    monkeypatch.setattr("client.work.fit", diverged)
+    monkeypatch.setattr("client.tasks.fit", diverged)
     out = tmp_path / "x"
     assert simulate("smoke", tiny, out) == 1
     told = capsys.readouterr().err

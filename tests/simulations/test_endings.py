@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from core.checkpoint import load
 from core.journal import read_events
+from core.wire.checkpoint import load
 from simulations import supervise
 from tests.conftest import heard
 

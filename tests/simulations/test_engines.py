@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from core.checkpoint import load
+from core.wire.checkpoint import load
 
 WEIGHTS = (
     "checkpoints/pretrain/best.safetensors",

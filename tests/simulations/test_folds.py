@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.archive import open_archive
+from core.archives.archive import open_archive
 from core.data.splits import assign_splits
 from core.errors import UserError
 from simulations.cell import wanted

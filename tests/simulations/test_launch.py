@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core.app_folder import app_dir, stage_app
+from core.app_bundle import app_dir, stage_app
 from core.errors import UserError
 from simulations import launch, supervise
 from tests.simulations.tiny_app import TWO_ORDERS, pyproject

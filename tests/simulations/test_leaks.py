@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.data.archive import FORMATS
-from core.data.volume import Geometry, write_image, write_mask
-from core.report import write_report
+from core.archives.archive import FORMATS
+from core.archives.images.volume import Geometry, write_image, write_mask
 from hnfed.cli.main import main
+from hnfed.report.page import write_report
 from simulations.run import simulate
 
 IDENTIFIERS = (

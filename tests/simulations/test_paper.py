@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import load
+from core.plan.load import load
 from simulations.run import simulate
 
 PHASES = {

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from core.checkpoint import load as load_checkpoint
-from core.checkpoint import save as save_checkpoint
-from core.config import load, plan_hash
 from core.errors import UserError
 from core.journal import read_events
-from core.run_folder import held_folder
+from core.plan.load import load, plan_hash
+from core.wire.checkpoint import load as load_checkpoint
+from core.wire.checkpoint import save as save_checkpoint
 from hnfed.cli.main import main
 from server.record import Recorder
+from server.run_folder import held_folder
 from simulations.run import simulate
 
 RunTiny = Callable[..., Path]
@@ -180,7 +180,7 @@ def test_a_simulation_publishes_every_cell_unless_told_otherwise(
     monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
     monkeypatch.setattr("simulations.run.prepare_sites", lambda *_, **__: None)
     monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
-    monkeypatch.setattr("core.report.write_report", lambda folder: folder)
+    monkeypatch.setattr("hnfed.report.page.write_report", lambda folder: folder)
     simulate("smoke", given, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert stored["federation"]["min_cell"] == used
@@ -276,7 +276,7 @@ def test_run_folders_without_a_name_get_numbers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("simulations.run._launch", lambda *a: 0)
-    monkeypatch.setattr("core.report.write_report", lambda run: run / "report.html")
+    monkeypatch.setattr("hnfed.report.page.write_report", lambda run: run / "report.html")
     for _ in range(2):
         assert simulate("smoke", tiny, None) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["smoke", "smoke-2"]
@@ -295,7 +295,7 @@ def test_ray_gets_the_same_apps_and_plan(
         return 3
 
     monkeypatch.setattr(launch, "run_flower", run_flower)
-    monkeypatch.setattr("core.report.write_report", lambda run: run / "report.html")
+    monkeypatch.setattr("hnfed.report.page.write_report", lambda run: run / "report.html")
     out = tmp_path / "x"
     assert simulate("smoke", [*tiny, "simulation.engine=ray"], out) == 3
     assert given["sites"] == 2

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from core.config import load
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import stage_of
-from core.plan import Config
+from core.plan.load import load
+from core.plan.schema import Config
 from hnfed.cli.main import main
 from simulations.run import resolve
 from simulations.study import Study, read_study, shipped_studies

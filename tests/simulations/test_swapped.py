@@ -1,7 +1,7 @@
 """One of five sites swaps left and right: flagged within two rounds; five clean sites never.
 
 Swapped contours lie on the wrong side of the CT, and the site's own check leaves them out (see
-`core.data.plausible`). Here that check is off at all sites, as if one of them ran without it.
+`core.archives.contour_qa`). Here that check is off at all sites, as if one of them ran without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 from core.journal import read_events
 from hnfed.cli.main import main
-from simulations.phantom import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, write_site
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
 SITES = ("a", "b", "c", "d", "e")
@@ -62,7 +62,7 @@ def swap(archive: Path) -> None:
 def test_a_swapped_site_is_flagged_and_clean_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.data.plausible.WRONG_SIDE_MM", 1e6)
+    monkeypatch.setattr("core.archives.contour_qa.WRONG_SIDE_MM", 1e6)
     archives = tmp_path / "clean"
     for i, site in enumerate(SITES):
         signature = SIGNATURES["nyu" if i % 2 else "miccai"]

@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from core.data.augment import augment, deformation, intensity, warp
-from core.plan import Augment
+from core.plan.schema import Augment
 
 STILL = Augment(
     probability=1.0, rotate_deg=[0.0] * 3, scale=0.0, translate_mm=[0.0] * 3, elastic_mm=0.0,

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from core.archives.archive import Archive, open_archive
+from core.archives.images.volume import Geometry, write_image, write_mask
 from core.data import cache
-from core.data.archive import Archive, open_archive
 from core.data.cache import CacheReport, build_cache, open_cache
 from core.data.preprocess import prepare_image, prepare_masks
-from core.data.volume import Geometry, write_image, write_mask
 from core.errors import UserError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 SETTINGS = Preprocess([4.0, 4.0, 4.0], [20, 22, 24], [-200.0, 300.0])
 GRID = Geometry((24, 28, 30), (4.0, 3.5, 3.5), (-50.0, -40.0, 12.0))
@@ -219,8 +219,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from core.plan import Preprocess
-from core.data.archive import open_archive
+from core.plan.schema import Preprocess
+from core.archives.archive import open_archive
 from core.data.cache import build_cache
 calls, limit = [0], int(sys.argv[3])
 fsync = os.fsync

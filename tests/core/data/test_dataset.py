@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from core.archives.images.volume import Geometry
+from core.data.cached_case import Entry
 from core.data.dataset import CropDataset, load_label, mirror, scale_image
-from core.data.entry import Entry
-from core.data.volume import Geometry
 from core.errors import UserError
-from core.plan import Augment
+from core.plan.schema import Augment
 
 ORGANS = ("Brainstem", "Parotid_L", "Parotid_R")
 WINDOW = (-200.0, 300.0)

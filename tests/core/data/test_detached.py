@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from core.contours import find_cts
-from core.data.archive import CaseRef, content_hash
-from core.data.header import beside, too_large
-from core.data.image_file import data_file
-from core.data.volume import Geometry, read_image
+from core.archives.archive import CaseRef, content_hash
+from core.archives.images.header import beside, too_large
+from core.archives.images.image_file import data_file
+from core.archives.images.volume import Geometry, read_image
 from core.errors import CaseError
+from hnfed.predict.contours import find_cts
 
 SIZE = (4, 5, 6)
 GRID = Geometry(SIZE, (3.0, 2.0, 1.5), (-30.0, -40.0, -50.0))

@@ -11,11 +11,11 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
-from core.contours import find_cts
-from core.data.archive import open_archive, read_case, read_image_of
-from core.data.volume import Geometry
+from benchmarks.dicom_example import uid_of, write_series, write_structures
+from core.archives.archive import open_archive, read_case, read_image_of
+from core.archives.images.volume import Geometry
 from core.errors import UserError
-from simulations.benchmarks.dicom_example import uid_of, write_series, write_structures
+from hnfed.predict.contours import find_cts
 
 GRID = Geometry((8, 24, 20), (2.5, 2.0, 1.5), (-15.0, 7.25, 100.0))
 
@@ -249,7 +249,7 @@ def unreferred(data: Any) -> None:
 def test_why_a_structure_set_belongs_to_no_ct_is_said_once(
     tmp_path: Path, change: Any, word: str
 ) -> None:
-    from core.check import check_archive
+    from hnfed.check.archive_check import check_archive
 
     write_series(tmp_path / "p", picture(1), GRID)
     write_structures(tmp_path / "p" / "rs", {"Brainstem": square()}, change=change)
@@ -262,7 +262,7 @@ def test_why_a_structure_set_belongs_to_no_ct_is_said_once(
 
 
 def test_images_that_are_no_ct_are_named_with_their_modality(tmp_path: Path) -> None:
-    from core.check import check_archive
+    from hnfed.check.archive_check import check_archive
 
     def mr(level: int, data: Any) -> None:
         data.Modality = "MR"

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.check import check_archive
-from core.contours import Contours, find_cts, write_contours
-from core.data.archive import content_hash, open_archive, read_case, read_image_of
-from core.data.folders import unreadable
-from core.data.volume import Geometry, read_image, write_image
+from benchmarks.dicom_example import write_patient
+from core.archives.archive import content_hash, open_archive, read_case, read_image_of
+from core.archives.case_folders import unreadable
+from core.archives.images.volume import Geometry, read_image, write_image
 from core.errors import CaseError, Finding, UserError, plain_text
 from core.files import replace_csv, replace_file
+from hnfed.check.archive_check import check_archive
 from hnfed.cli.main import main
-from simulations.benchmarks.dicom_example import write_patient
+from hnfed.predict.contours import Contours, find_cts, write_contours
 
 GRID = Geometry((8, 24, 20), (2.5, 2.0, 1.5))
 LATIN = os.fsdecode(b"Sch\xe4del")

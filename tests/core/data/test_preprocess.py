@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from core.archives.images.volume import Geometry
 from core.data import resample
 from core.data.grid import (
     affine,
@@ -27,9 +28,8 @@ from core.data.preprocess import (
     resample_image,
     restore,
 )
-from core.data.volume import Geometry
 from core.errors import UserError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 TURNS = [
     np.diag(signs)[:, order]

@@ -10,7 +10,7 @@ import pytest
 
 from core.data.quota import bytes_below, preparations, prune, require_room
 from core.errors import UserError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 SMALL = Preprocess(crop=[10, 10, 10])  # 6000 bytes an entry
 

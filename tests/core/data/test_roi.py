@@ -9,7 +9,7 @@ import pytest
 
 from core.data.roi import Roi, body_mask, find_roi
 from core.errors import CaseError
-from core.plan import Preprocess
+from core.plan.schema import Preprocess
 
 SPACING = (4.0, 3.0, 3.0)
 TOP_MM, HEAD_Y_MM, HEAD_X_MM = 340.0, 130.0, 150.0
@@ -110,7 +110,7 @@ def test_no_body_is_an_error_of_the_case() -> None:
     "settings", [Preprocess(), Preprocess([3.0, 4.5, 4.5], [96, 48, 56])], ids=["full", "coarse"]
 )
 def test_organs_of_real_patients_lie_inside(real_data: Path, settings: Preprocess) -> None:
-    from simulations.benchmarks.roi import ORGANS, recall
+    from benchmarks.roi import ORGANS, recall
 
     root = real_data / "openkbp"
     if not root.is_dir():

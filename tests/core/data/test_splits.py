@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.archive import Archive, CaseRef, open_archive
+from core.archives.archive import Archive, CaseRef, open_archive
 from core.data.splits import assign_splits, case_hash, split_cases, split_hash, unassigned
 from core.errors import UserError
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import CONFIGS, load, read_yaml, shipped_configs
 from core.errors import UserError
 from core.models.allowed import NETWORKS, require_allowed
 from core.models.build import build
-from core.plan import Model
+from core.plan.load import CONFIGS, load, read_yaml, shipped_configs
+from core.plan.schema import Model
 
 CROP = (32, 32, 32)
 

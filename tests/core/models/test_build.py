@@ -13,7 +13,7 @@ from torch import nn
 from core.errors import UserError
 from core.models.blocks import norm_layer
 from core.models.build import build, cost
-from core.plan import Model
+from core.plan.schema import Model
 
 CROP = (16, 16, 32)
 SMALL = Model(channels=[4, 8, 16])

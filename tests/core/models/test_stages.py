@@ -11,7 +11,7 @@ from torch import nn
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import head_rows, load_unique, stage_of, unique_state
-from core.plan import Model
+from core.plan.schema import Model
 
 CROP = (16, 16, 32)
 SMALL = Model(channels=[4, 8, 16])

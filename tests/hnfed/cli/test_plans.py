@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from core.config import load, plan_hash, plan_json
-from core.kit import Kit, read_kit
+from core.plan.load import load, plan_hash, plan_json
 from hnfed.cli.main import main
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard import plans
+from hnfed.guard.kit import Kit, read_kit
 from hnfed.guard.policy import Policy, PolicyError
-from server.provision import Federation, provision
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hnfed.cli.main import main
-from server.provision import Federation, provision
+from hnfed.deploy.provision import Federation, provision
 
 
 @pytest.mark.parametrize("words", [("receipts",), ("receipts", "--verify"), ("client",)])

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.kit import read_kit, read_private_key, ssl_context
-from core.peers import SPOKEN, read_peers
 from hnfed.cli.main import main
+from hnfed.deploy.authority import made_request, read_request
 from hnfed.deploy.join import own_fingerprint
-from server.authority import made_request, read_request
-from server.provision import Federation, provision
+from hnfed.deploy.provision import Federation, provision
+from hnfed.guard.kit import read_kit, read_private_key, ssl_context
+from hnfed.guard.peers import SPOKEN, read_peers
 
 FILE = "name: hn\nserver: {host: fed.example.org}\nsites: [nyu, miccai]\nkeys: site\n"
 

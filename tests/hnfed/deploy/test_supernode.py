@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.kit import read_kit
-from core.service import Stopped
+from core.processes import Stopped
+from hnfed.deploy.provision import Federation, provision
 from hnfed.deploy.supernode import _clear_old, _follow, reason_of, run_node, why_not
-from server.provision import Federation, provision
+from hnfed.guard.kit import read_kit
 
 
 @pytest.mark.parametrize(

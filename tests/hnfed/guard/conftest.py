@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from core.config import plan_json
-from core.kit import Kit, read_kit
-from core.parcel import packed, unpacked
-from core.phases import fingerprint, start_state
-from core.plan import Plan
-from core.protocol import Order
+from core.plan.load import plan_json
+from core.plan.schema import Plan
+from core.wire.messages import Order
+from core.wire.parcel import packed, unpacked
+from core.wire.partition import fingerprint, start_state
 from hnfed.deploy.node import house_of
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.approvals import approve, installed
 from hnfed.guard.fleet import Arrival, Run
+from hnfed.guard.kit import Kit, read_kit
 from hnfed.guard.node import Desk, House
-from server.provision import Federation, provision
 from tests.client.conftest import tiny_phase, tiny_plan, write_case
 
 ORGANS = ("Brainstem", "Parotid_L")

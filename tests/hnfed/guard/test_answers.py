@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from core.config import plan_hash
 from core.errors import UserError
-from core.protocol import Order
+from core.plan.load import plan_hash
+from core.wire.messages import Order
 from hnfed.guard.answers import FOLDER, note_answer, require_unanswered
 from hnfed.guard.order import Asked
 from hnfed.guard.rules import Policy, PolicyError

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.kit import Kit, read_kit
 from hnfed.cli.main import main
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.approvals import (
     MOST_PENDING,
     Bundle,
@@ -27,8 +27,8 @@ from hnfed.guard.approvals import (
     require_approved,
     withdraw,
 )
+from hnfed.guard.kit import Kit, read_kit
 from hnfed.guard.rules import Policy
-from server.provision import Federation, provision
 
 POLICY = Policy()
 

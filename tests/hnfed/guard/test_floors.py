@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.entry import Entry
-from core.data.volume import Geometry
-from core.phase_cases import cases_of
-from core.plan import Phase, Plan, Preprocess, Train, Weighting
-from core.protocol import Order
+from core.archives.images.volume import Geometry
+from core.data.cached_case import Entry
+from core.data.phase_cases import cases_of
+from core.plan.schema import Phase, Plan, Preprocess, Train, Weighting
+from core.wire.messages import Order
 from hnfed.guard.floors import distinct, require_apart, steps
 from hnfed.guard.policy import Policy, PolicyError, require_entries, require_order
 

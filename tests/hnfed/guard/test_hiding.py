@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from core.metrics import OrganSum
-from core.plan import Loss, Phase, Plan, Preprocess
-from core.protocol import WITHHELD, Description, Header, Result
+from core.metrics.scores import OrganSum
+from core.plan.schema import Loss, Phase, Plan, Preprocess
+from core.wire.messages import WITHHELD, Description, Header, Result
 from hnfed.guard.outbox import NUMBERS
 from hnfed.guard.policy import Policy, hidden
 

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.data.entry import Entry
-from core.plan import Plan, Train
-from hnfed.guard.policy import Policy, PolicyError, require_entries, require_plan
-from simulations.benchmarks.inversion import (
+from benchmarks.inversion import (
     CASES,
     CROP,
     FEWEST,
@@ -17,7 +14,7 @@ from simulations.benchmarks.inversion import (
     LONG,
     floor_plan,
 )
-from simulations.benchmarks.inversion_attacks import (
+from benchmarks.inversion_attacks import (
     RES3DUNET,
     UNETR,
     attack_plan,
@@ -29,6 +26,9 @@ from simulations.benchmarks.inversion_attacks import (
     placed,
     reply_of,
 )
+from core.data.cached_case import Entry
+from core.plan.schema import Plan, Train
+from hnfed.guard.policy import Policy, PolicyError, require_entries, require_plan
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,6 @@ def test_share_none_sends_nothing_to_invert(own: list[Entry], freeze: str) -> No
     plan = attack_plan(RES3DUNET, CROP, freeze)
     phase = replace(plan.phases[0], share="none", max_cases=1)
     assert refusals(replace(plan, phases=[phase]), own[:1]) == ""
-    from core.phases import network, parts_of
+    from core.wire.partition import network, parts_of
 
     assert parts_of(network(plan, phase), plan, phase).shared == ()

@@ -12,23 +12,23 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from core.kit import Kit, read_kit
-from core.metrics import OrganSum
-from core.parcel import unpacked
-from core.peers import confirm, seen_peer, write_peers
-from core.phases import fingerprint, start_state
-from core.plan import Phase
-from core.protocol import Description, Header, Order, Result
-from core.secure_hello import Hello, require_signed
-from core.secure_layout import flat, summed, tallied, travelling
-from core.secure_sum import NUMBER_BITS, UPDATE_BITS, opened
+from core.metrics.scores import OrganSum
+from core.plan.schema import Phase
+from core.secure.hello import Hello, require_signed
+from core.secure.layout import flat, summed, tallied, travelling
+from core.secure.masked_sum import NUMBER_BITS, UPDATE_BITS, opened
+from core.wire.messages import Description, Header, Order, Result
+from core.wire.parcel import unpacked
+from core.wire.partition import fingerprint, start_state
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.keyring import keyring_of
+from hnfed.guard.kit import Kit, read_kit
 from hnfed.guard.masking import secured
 from hnfed.guard.order import Asked
+from hnfed.guard.peers import confirm, seen_peer, write_peers
 from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import read_receipts
 from hnfed.guard.rules import Policy
-from server.provision import Federation, provision
 from tests.client.conftest import tiny_phase, tiny_plan
 from tests.hnfed.guard.conftest import ORGANS, Hospital
 

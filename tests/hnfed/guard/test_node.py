@@ -18,8 +18,8 @@ from unittest import mock
 
 import pytest
 
-from core.parcel import packed
-from core.plan import Train
+from core.plan.schema import Train
+from core.wire.parcel import packed
 from hnfed.deploy.node import Voice
 from hnfed.guard import node
 from hnfed.guard.approvals import approve
@@ -56,7 +56,7 @@ def bundle_of(**files: str) -> bytes:
 
 def bundle_that(body: str) -> bytes:
     lines = "\n".join("    " + line for line in body.strip("\n").splitlines())
-    files = {"client/__init__.py": "", "core/__init__.py": "", "core/protocol.py": ""}
+    files = {"client/__init__.py": "", "core/__init__.py": "", "core/wire/messages.py": ""}
     return bundle_of(**files, **{"client/app.py": APP.format(body=lines)})
 
 
@@ -471,13 +471,13 @@ def test_the_second_plan_does_not_open_what_the_first_kept(hospital: Hospital) -
 
 
 def _base(plan: Any) -> Any:
-    from core.phases import network, parts_of, start_state
+    from core.wire.partition import network, parts_of, start_state
 
     state = start_state(plan, plan.phases[0], None)
     return {n: state[n] for n in parts_of(network(plan, plan.phases[0]), plan, plan.phases[0]).base}
 
 
 def _digest(plan: Any) -> str:
-    from core.phases import state_hash
+    from core.wire.partition import state_hash
 
     return state_hash(_base(plan))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.metrics import OrganSum
-from core.optimisation import NonFiniteError
-from core.protocol import CODES, Description, Header, Result
+from core.metrics.scores import OrganSum
+from core.training.optimisation import NonFiniteError
+from core.wire.messages import CODES, Description, Header, Result
 from hnfed.guard.outbox import (
     CONFIG,
     NUMBERS,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from core.protocol import Header, Order
-from core.versions import versions
+from core.provenance import versions
+from core.wire.messages import Header, Order
 from hnfed.guard import exit
 from hnfed.guard.node import _with_startup
 from hnfed.guard.order import Asked

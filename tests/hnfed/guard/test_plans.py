@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from core.config import plan_hash
 from core.errors import UserError
-from core.plan import Model, Phase, Plan, Preprocess
+from core.plan.load import plan_hash
+from core.plan.schema import Model, Phase, Plan, Preprocess
 from hnfed.guard import persons, plans
 from hnfed.guard.plan_words import in_words
 from hnfed.guard.policy import Policy, PolicyError
@@ -93,7 +93,7 @@ def test_the_words_say_what_leaves_in_numbers() -> None:
     assert "phase own, this site alone" in text
     assert "organs: Brainstem, Parotid_L" in text
     from core.models.stages import unique_state
-    from core.phases import network
+    from core.wire.partition import network
 
     state = unique_state(network(PLAN, SHARED))
     numbers = sum(t.numel() for t in state.values())

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from core.config import load, read_yaml
 from core.errors import UserError
-from core.plan import Augment, Federation, Model, Phase, Plan, Preprocess, Train, Weighting
+from core.plan.load import load, read_yaml
+from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train, Weighting
+from hnfed.deploy.provision import Federation as Kits
+from hnfed.deploy.provision import provision
 from hnfed.guard.policy import Policy, PolicyError, augmentation, read_policy, require_plan
 from hnfed.guard.rules import RANGES
-from server.provision import Federation as Kits
-from server.provision import provision
 
 ORGANS = ["Brainstem", "Parotid_L"]
 

@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.protocol import Header
-from core.receipt import Countersignature, countersign, genuine
+from core.wire.countersignature import Countersignature, countersign, genuine
+from core.wire.messages import Header
 from hnfed.cli.main import main
+from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.countersigned import missing, note, read
 from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import (
@@ -24,7 +25,6 @@ from hnfed.guard.receipts import (
     verify,
     write_receipt,
 )
-from server.provision import Federation, provision
 
 HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()
 METRICS = {"cases": 12, "seconds": 1.5, "loss": [0.1, 0.2], "val.dice": [0.5], "left_out.E_X": 2}

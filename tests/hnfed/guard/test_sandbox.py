@@ -157,7 +157,7 @@ import torch
 torch.set_num_threads(2)
 import client.app
 from core.models.res3dunet import res3dunet
-from core.plan import Model
+from core.plan.schema import Model
 torch.manual_seed(0)
 network = res3dunet(Model(), 3, (32, 32, 32))
 optimiser = torch.optim.AdamW(network.parameters())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.plan import Federation, Phase, Plan
+from core.plan.schema import Federation, Phase, Plan
 from hnfed.guard.policy import Policy, PolicyError, read_policy, require_plan
 
 

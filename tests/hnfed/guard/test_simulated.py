@@ -7,11 +7,11 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 
-from core.config import plan_json
-from core.parcel import packed
-from core.phases import fingerprint, start_state
-from core.plan import Plan
-from core.protocol import Header, Order
+from core.plan.load import plan_json
+from core.plan.schema import Plan
+from core.wire.messages import Header, Order
+from core.wire.parcel import packed
+from core.wire.partition import fingerprint, start_state
 from hnfed.guard import exit
 from hnfed.guard.simulated import read, release
 from server.exchange import record_of

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint import load
 from core.journal import read_events
+from core.wire.checkpoint import load
 from hnfed.cli.main import RELEASE
 from simulations.run import simulate
 from tests.simulations.conftest import TINY

@@ -1,0 +1,101 @@
+"""The demo against its goals: wall time, memory of all its processes, test Dice by organ group."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import row, save, show
+from simulations.supervise import owned
+
+SMALL = ("OpticChiasm", "OpticNrv_L", "OpticNrv_R")
+MOST_SECONDS, MOST_GB = 300.0, 6.0
+LEAST_DICE = {"six larger organs": 0.70, "chiasm and nerves": 0.35, "constrictors": 0.50}
+SAMPLE_SECONDS = 1.0
+
+
+def pss_bytes(processes: Sequence[int]) -> int:
+    """Proportional set size of these processes together: shared pages count once (Linux)."""
+    total = 0
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:
+            continue  # gone meanwhile
+        found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+        total += int(found.group(1)) * 1024 if found else 0
+    return total
+
+
+def dice_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Test Dice per organ of a run's `metrics.json`, averaged over the organs of each group."""
+    groups: dict[str, list[float]] = {name: [] for name in LEAST_DICE}
+    for phase in metrics["phases"]:
+        for organ in phase["organs"]:
+            dice = phase["mean"]["organs"][organ]["dice"]
+            constrictor = organ.startswith("Musc_Constrict")
+            small = "chiasm and nerves" if organ in SMALL else "six larger organs"
+            groups["constrictors" if constrictor else small].append(dice)
+    return {name: sum(values) / len(values) for name, values in groups.items()}
+
+
+def run(command: Sequence[str]) -> tuple[float, int]:
+    """Runs a command to its end; returns its seconds and the peak of its processes' PSS in bytes.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    mark = f"HNFED_BENCH={os.getpid()}-{time.time_ns()}"
+    name, _, value = mark.partition("=")
+    started = time.monotonic()
+    process = subprocess.Popen(command, env=os.environ | {name: value})
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, pss_bytes(sorted(owned(mark))))
+        time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return time.monotonic() - started, peak
+
+
+def main() -> None:
+    """Runs the demo into a temporary folder and prints the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "runs" / "demo"
+        seconds, peak = run(
+            [sys.executable, "-m", "hnfed.cli.main", "simulate", "demo", "--out", str(out)]
+        )
+        dice = dice_of(json.loads((out / "metrics.json").read_text()))
+    gigabytes = peak / 1e9
+    found = [
+        row("demo, wall", seconds, "s", "goal", seconds, MOST_SECONDS, at_most=True),
+        row(
+            "demo, memory of all processes",
+            gigabytes,
+            "GB",
+            "goal",
+            gigabytes,
+            MOST_GB,
+            at_most=True,
+        ),
+        *(row(f"demo, {k}", v, "Dice", "goal", v, LEAST_DICE[k]) for k, v in dice.items()),
+    ]
+    show(found)
+    if options.json:
+        save(options.json, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Secure aggregation: what it costs a site in a round, in seconds and bytes, and the mean's error.
+
+python -m benchmarks.secure_sum [--sites N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import row, save, seconds, show
+from core.metrics.scores import OrganSum
+from core.plan.schema import Federation, Model, Phase, Plan
+from core.secure.hello import Hello
+from core.secure.layout import HELLO, SUMMED, travelling
+from core.wire.messages import Description, Header, Order, Result
+from core.wire.parcel import packed, unpacked
+from core.wire.partition import fingerprint, network, parts_of, start_state
+from hnfed.guard.masking import secured
+from hnfed.guard.masking_session import Keyring
+from hnfed.guard.order import Asked
+from hnfed.guard.simulated_keys import simulated_keyring
+from server.secure_round import Masked, Secure, averaged
+
+ORGANS = ["Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R", "OpticChiasm", "OpticNrv_L",
+          "OpticNrv_R", "Glnd_Submand_L", "Glnd_Submand_R"]  # fmt: skip
+LONGEST_S, MOST_BYTES = 0.3, 2.0  # targets, a site and round
+NETWORKS = ("res3dunet", "unetr")
+
+
+def plan_of(sites: int, name: str) -> Plan:
+    """A plan of one shared phase with the shipped network and nine organs."""
+    names = [f"s{i}" for i in range(sites)]
+    return Plan(
+        model=Model(name=name),
+        phases=[Phase(name="p", sites=names, organs=ORGANS, rounds=1000)],
+        federation=Federation(secure_aggregation=True),
+    )
+
+
+def introduced(plan: Plan, keyring: Keyring, cases: int) -> str:
+    """What a site says of itself; it annotates everything."""
+    told = Description(
+        site=keyring.site,
+        fingerprint=fingerprint(),
+        split_hash="s",
+        cases=(cases, 11, 11),
+        annotated=(cases,) * len(ORGANS),
+        voxels=(),
+        totals=(),
+        left_out={},
+        versions={},
+        annotated_val=(11,) * len(ORGANS),
+        annotated_test=(11,) * len(ORGANS),
+    )
+    asked = Asked("query", keyring.site, "r", plan, Order("r", "", 0, ""), None)
+    return str(secured(asked, b"", *told.to_records(), {}, keyring)[0][HELLO])
+
+
+def rows(name: str, sites: int, folder: Path, repeats: int = 3) -> list[dict[str, Any]]:
+    """Measures one site's masking of a round's reply, and the mean over all sites."""
+    plan = plan_of(sites, name)
+    phase = plan.phases[0]
+    before = start_state(plan, phase, None)
+    shared = parts_of(network(plan, phase), plan, phase).shared
+    before = {n: before[n] for n in shared}
+    keyrings = {s: simulated_keyring(folder, s, plan.site_names) for s in plan.site_names}
+    cases = {s: 20 + 7 * i for i, s in enumerate(plan.site_names)}
+    peers = [introduced(plan, keyrings[s], cases[s]) for s in plan.site_names]
+    total = float(sum(cases.values()))
+    parcel = packed(before)
+    order = Order(
+        run="r", phase="p", round=1, task="train", fingerprint=fingerprint(), peers=peers,
+        weights=[total] * (1 + len(ORGANS)),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    after = {
+        s: {n: t + 0.01 * torch.randn_like(t) for n, t in before.items()} for s in plan.site_names
+    }
+    tries = iter(range(10**6))
+
+    def mask(site: str, attempt: str) -> tuple[Mapping[str, Any], bytes]:
+        cell = OrganSum(11, 11, 8.0, 40.0, 40.0)
+        result = Result(cases[site], (cases[site],) * len(ORGANS), (1.0,) * 5, 100,
+                        scores={"val": dict.fromkeys(ORGANS, cell)})  # fmt: skip
+        asked = Asked("train", site, "r", plan, replace(order, attempt=attempt), phase)
+        header = Header(site, "r", "p", 1).to_config()
+        _, numbers, weights = secured(
+            asked, parcel, header, result.to_metrics(ORGANS), after[site], keyrings[site]
+        )
+        return numbers, weights
+
+    variants = {"ours": lambda: mask("s0", f"t{next(tries)}"), "plain": lambda: packed(after["s0"])}
+    wall, cpu = seconds(variants, repeats), seconds(variants, repeats, cpu=True)
+    sent = {s: mask(s, "all") for s in plan.site_names}
+    most = max(len(w) + 8 * len(n[SUMMED]) for n, w in sent.values())
+    off = _error(plan, before, after, cases, sent, peers)
+    size = sum(t.numel() for t in before.values()) / 1e6
+    about = f"secure sum {name}, {size:.1f} M numbers, {sites} sites"
+    told, bound = sum(map(len, peers)), cpu["ours"] / LONGEST_S
+    ratio, error = most / len(parcel), off / 1e-6
+    return [
+        row(f"{about} cpu", cpu["ours"], "s", "0.3 s", bound, 1.0, at_most=True),
+        row(f"{about} wall", wall["ours"], "s", "0.3 s", wall["ours"] / LONGEST_S),
+        row(f"{about} plain parcel cpu", cpu["plain"], "s"),
+        row(f"{about} bytes", most, "B", "fp32 weights", ratio, MOST_BYTES, at_most=True),
+        row(f"{about} order", told, "B", "fp32 weights", told / len(parcel)),
+        row(f"{about} error", off, "", "mean in float64", error, 1.0, at_most=True),
+    ]
+
+
+def _error(
+    plan: Plan,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Mapping[str, Tensor]],
+    cases: Mapping[str, int],
+    sent: Mapping[str, tuple[Mapping[str, Any], bytes]],
+    peers: list[str],
+) -> float:
+    """Largest difference between the opened mean and the mean in double precision."""
+    hellos = {h.site: h for h in map(Hello.read, peers)}
+    total = sum(cases.values())
+    tally = [float(total)] * len(ORGANS)
+    zeros = dict.fromkeys(("voxels", "totals"), [0.0] * len(ORGANS))
+    secure = Secure(plan, tuple(peers), hellos, (total, 0, 0), {"annotated": tally, **zeros})
+    phase, organs = plan.phases[0], len(ORGANS)
+    replies = [
+        Masked(
+            Header(s, "r", "p", 1),
+            unpacked(weights)[SUMMED].numpy().view("uint32"),
+            torch.zeros(0).numpy().view("uint32"),
+        )
+        for s, (_, weights) in sent.items()
+    ]
+    result = Result(cases=total, annotated=(total,) * organs)
+    new, _ = averaged(secure, phase, travelling(plan, phase), before, replies, result)
+    exact = {n: sum(after[s][n].double() * (cases[s] / total) for s in cases) for n in before}
+    return max(float((new[n].double() - exact[n]).abs().max()) for n in before)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sites", type=int, nargs="+", default=[3, 10])
+    parser.add_argument("--networks", nargs="+", default=["res3dunet"], choices=NETWORKS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
+    options = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    torch.set_num_threads(1)
+    for name in options.networks:
+        for sites in options.sites:
+            with tempfile.TemporaryDirectory() as folder:
+                found += rows(name, sites, Path(folder), options.repeats)
+    show(found)
+    if options.json:
+        save(options.json, found)
+
+
+if __name__ == "__main__":
+    main()

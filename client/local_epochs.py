@@ -1,0 +1,102 @@
+"""The local epochs of a round: what is frozen in which of them, and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from client.site import Site
+from core.data.cached_case import Entry, annotating
+from core.plan.schema import Phase, Plan
+from core.training.engine import TrainResult, train
+from core.training.loss_weights import organ_weights, term_factors
+from core.training.losses import class_weights
+from core.wire.messages import LOSS_TERMS, Order, Result
+from core.wire.partition import apply_freeze, frozen_in, parts_of, seed_of
+
+State = dict[str, Tensor]
+
+
+def fit(
+    site: Site,
+    plan: Plan,
+    phase: Phase,
+    order: Order,
+    model: nn.Module,
+    entries: Sequence[Entry],
+    factors: Sequence[float],
+    *,
+    optimiser_state: Mapping[str, Tensor] | None = None,
+    pull: tuple[float, Mapping[str, Tensor]] | None = None,
+) -> tuple[Result, State]:
+    """Local epochs of one round; `factors` are on the organs' static weights.
+
+    With `keep_epochs` what the site keeps trains first, alone, and then the rest, alone (FedRep).
+    """
+    epoch = (order.round - 1) * phase.local_epochs
+    done: list[TrainResult] = []
+    memory: State = {}
+    for frozen, epochs in turns(model, plan, phase, order.round):
+        apply_freeze(model, frozen)
+        result, memory = train(
+            model,
+            entries,
+            phase.organs,
+            plan,
+            device=site.device,
+            epochs=epochs,
+            first_epoch=epoch,
+            total_epochs=phase.rounds * phase.local_epochs,
+            seed=seed_of(plan.seed, phase.name, order.round, site.name),
+            lr=phase.lr,
+            class_weights=frequencies(plan, phase, order, entries),
+            organ_weights=organ_weights(plan.weighting, phase.organs, factors),
+            term_weights=term_factors(plan.weighting, order.round, phase.rounds),
+            optimiser_state=optimiser_state,
+            proximal=pull,
+        )
+        done.append(result)
+        epoch += epochs
+    steps = sum(r.steps for r in done)
+    return Result(
+        cases=len(entries),
+        annotated=tuple(len(annotating(entries, o)) for o in phase.organs),
+        loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
+        steps=steps,
+        skipped=sum(r.skipped_nonfinite for r in done),
+        seconds=sum(r.seconds for r in done),
+    ), memory
+
+
+def turns(
+    model: nn.Module, plan: Plan, phase: Phase, round_: int
+) -> list[tuple[tuple[str, ...], int]]:
+    """What is frozen for how many of a round's local epochs, in their order."""
+    frozen = frozen_in(model, plan, phase, round_)
+    if not phase.keep_epochs:
+        return [(frozen, phase.local_epochs)]
+    parts = parts_of(model, plan, phase)
+    return [
+        ((*frozen, *parts.shared), phase.keep_epochs),
+        ((*frozen, *parts.personal), phase.local_epochs - phase.keep_epochs),
+    ]
+
+
+def frequencies(
+    plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
+) -> list[float] | None:
+    """Class weights from the federation's frequencies; the site's own if none are shared (D9)."""
+    if plan.loss.class_weight == "none":
+        return None
+    voxels, totals = order.voxels, order.totals
+    if phase.share == "none":
+        voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in phase.organs]
+        totals = [
+            float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs
+        ]
+    if not voxels:
+        return None
+    shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
+    counts = [max(1.0 - sum(shares), 0.0), *shares]
+    return class_weights([c * 1e9 for c in counts], plan.loss.class_weight)

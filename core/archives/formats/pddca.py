@@ -1,0 +1,81 @@
+"""PDDCA layout (MICCAI 2015): ``CASE/img.nrrd`` and ``CASE/structures/NAME.nrrd``, at any depth.
+
+Raudaschl et al., "Evaluation of segmentation methods on head and neck CT: Auto-segmentation
+challenge 2015", Medical Physics 44, 2020-2036, 2017.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.archives.case_folders import CaseFolder, files_in, walk
+from core.archives.images.volume import Geometry, read_image, read_on_grid
+from core.errors import CaseError
+
+IMAGE = "img.nrrd"
+
+
+def find(root: Path) -> list[CaseFolder]:
+    """Lists the case folders below `root`, itself included; opens no file.
+
+    A folder with structures but no image is listed with no files.
+    """
+    found = []
+    for folder, subfolders, files in walk(root):
+        structures = _structures(folder / "structures") if "structures" in subfolders else ()
+        if IMAGE in files or structures:
+            subfolders.clear()
+            image = (folder / IMAGE,) if IMAGE in files else ()
+            found.append(CaseFolder(folder, image, structures))
+    return found
+
+
+def _structures(folder: Path) -> tuple[Path, ...]:
+    return tuple(path for path in files_in(folder) if path.suffix == ".nrrd")
+
+
+def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:
+    """Reads the CT of a case.
+
+    Args:
+        files: of its `CaseFolder`.
+
+    Returns:
+        HU (Z, Y, X) as int16 or float32, and the grid.
+
+    Raises:
+        CaseError: as `core.archives.images.volume.read_image`.
+    """
+    return read_image(files[0])
+
+
+def read_mask(
+    path: Path, image: npt.NDArray[Any], geometry: Geometry, name: str = ""
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """Reads the mask of one structure and requires it to lie on the image's grid.
+
+    Args:
+        path: the structure's file: 0 and one positive value.
+        image: the CT (Z, Y, X); not used here.
+        geometry: the CT's grid.
+        name: not used here; a file holds one structure.
+
+    Returns:
+        The mask (Z, Y, X), which may be empty, and a remark, always "" here.
+
+    Raises:
+        CaseError: ``E_LABEL_UNREADABLE``, ``E_LABEL_GRID``, ``E_LABEL_VALUES``.
+    """
+    array = read_on_grid(path, geometry)
+    inside = array > 0
+    top = array.max()
+    if array.min() < 0 or inside.all() or bool((array[inside] != top).any()):
+        remedy = "write one structure a file: 0 outside, one positive value inside"
+        shown = ", ".join(f"{v:g}" for v in np.unique(array)[:6])
+        problem = f"values {shown}"
+        raise CaseError("E_LABEL_VALUES", "structure", path.name, remedy, problem=problem)
+    return inside, ""

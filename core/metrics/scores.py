@@ -1,0 +1,281 @@
+"""Dice and HD95 per organ on the CT's own grid, and what of them may be published.
+
+HD95 is the larger of the two directed 95th percentiles (numpy's linear interpolation) of the
+distances in mm between border voxels: mask voxels with one of their 6 neighbours outside the mask,
+beyond the volume counting as outside. It is MONAI's definition; medpy pools both directions,
+Google's surface-distance weighs surface elements by area, and both give other numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.metrics.surfaces import Indices, border, distances_mm, foreground
+
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+
+PERCENTILE = 95.0
+SUPPRESSED: Mapping[str, Any] = {
+    "n": None,
+    "missed": None,
+    "dice": None,
+    "hd95_mm": None,
+    "hd95_mm_penalised": None,
+    "suppressed": True,
+}
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Scores of one annotated organ of one case.
+
+    Attributes:
+        dice: 0 where the prediction is empty.
+        hd95_mm: None where the prediction is empty (missed), NaN where it was not computed.
+        penalty_mm: what a miss costs in `hd95_mm_penalised`: the diagonal of the crop.
+        volume_ml: of the annotation, on the CT's own grid.
+        predicted_ml: of the prediction on the same grid; 0 where it is empty.
+    """
+
+    case: str
+    organ: str
+    dice: float
+    hd95_mm: float | None
+    penalty_mm: float
+    volume_ml: float
+    predicted_ml: float
+
+
+@dataclass(frozen=True)
+class OrganSum:
+    """Exact sums over the annotated cases of one organ: a site's private numbers.
+
+    Attributes:
+        n: annotated cases.
+        detected: those with a prediction.
+        dice: sum of Dice over the n cases.
+        hd95_mm: sum of HD95 over the detected cases (NaN: not computed).
+        penalised_mm: the same plus the penalty of each missed case.
+    """
+
+    n: int = 0
+    detected: int = 0
+    dice: float = 0.0
+    hd95_mm: float = 0.0
+    penalised_mm: float = 0.0
+
+    def plus(self, other: OrganSum) -> OrganSum:
+        """Returns the sums over both sets of cases."""
+        return OrganSum(
+            self.n + other.n,
+            self.detected + other.detected,
+            self.dice + other.dice,
+            self.hd95_mm + other.hd95_mm,
+            self.penalised_mm + other.penalised_mm,
+        )
+
+
+def dice(pred: Mask, truth: Mask) -> float:
+    """Returns 2 |P and T| / (|P| + |T|), 0 for an empty prediction.
+
+    Args:
+        pred: (Z, Y, X) bool.
+        truth: (Z, Y, X) bool, not empty (an empty truth is no case, see decision 18).
+    """
+    assert truth.any(), "empty truth"
+    both = int(np.count_nonzero(pred & truth))
+    return 2 * both / (int(np.count_nonzero(pred)) + int(np.count_nonzero(truth)))
+
+
+def hd95_mm(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> float | None:
+    """Returns the 95 % Hausdorff distance in mm as defined above; None for an empty prediction.
+
+    Args:
+        pred: (Z, Y, X) bool.
+        truth: (Z, Y, X) bool, not empty.
+        spacing_mm: (z, y, x).
+    """
+    assert pred.shape == truth.shape, (pred.shape, truth.shape)
+    assert truth.any(), "empty truth"
+    found = foreground(pred)
+    if not found.size:
+        return None
+    here, there = border(pred, found), border(truth, foreground(truth))
+    return _hausdorff_mm(here, there, truth.shape, spacing_mm)
+
+
+def score_case(
+    case: str,
+    labelmap: Labels,
+    organs: Sequence[str],
+    truth: Mapping[str, Mask],
+    spacing_mm: Sequence[float],
+    penalty_mm: float,
+    *,
+    hd95: bool = True,
+) -> list[CaseScore]:
+    """Scores a predicted label map against the organs that the case annotates.
+
+    Args:
+        case: case id, kept in the scores.
+        labelmap: (Z, Y, X) uint8 on the CT's grid, i + 1 = organs[i].
+        organs: organs of the phase.
+        truth: annotated organ -> (Z, Y, X) bool on the same grid, none empty; they may overlap.
+        spacing_mm: (z, y, x).
+        penalty_mm: diagonal of the crop.
+        hd95: False leaves HD95 out (NaN), for scores that only need Dice.
+
+    Returns:
+        One score for each organ in both `organs` and `truth`, in the order of `organs`.
+    """
+    flat = np.ascontiguousarray(labelmap).reshape(-1)
+    voxels = foreground(labelmap)
+    labels = flat[voxels]
+    counts = np.bincount(labels, minlength=len(organs) + 1)
+    voxel_ml = math.prod(spacing_mm) / 1000
+    edges = border(labelmap, voxels) if hd95 else voxels[:0]
+    edge_labels = flat[edges]
+    scores = []
+    for position, organ in enumerate(organs, start=1):
+        if organ not in truth:
+            continue
+        assert truth[organ].shape == labelmap.shape, (organ, truth[organ].shape, labelmap.shape)
+        inside = foreground(truth[organ])
+        assert inside.size, f"{case}: empty truth of {organ}"
+        both = int(np.count_nonzero(flat[inside] == position))
+        predicted = int(counts[position])
+        overlap = 2 * both / (predicted + inside.size)
+        distance: float | None = math.nan if predicted else None
+        if hd95 and predicted:
+            here, there = edges[edge_labels == position], border(truth[organ], inside)
+            distance = _hausdorff_mm(here, there, labelmap.shape, spacing_mm)
+        volume_ml, predicted_ml = inside.size * voxel_ml, predicted * voxel_ml
+        scores.append(
+            CaseScore(case, organ, overlap, distance, penalty_mm, volume_ml, predicted_ml)
+        )
+    return scores
+
+
+def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, OrganSum]:
+    """Returns the exact sums per organ over a site's cases (n = 0 where none is annotated)."""
+    sums = {organ: OrganSum() for organ in organs}
+    for s in scores:
+        if s.organ not in sums:
+            continue
+        if s.hd95_mm is None:
+            one = OrganSum(1, 0, s.dice, 0.0, s.penalty_mm)
+        else:
+            one = OrganSum(1, 1, s.dice, s.hd95_mm, s.hd95_mm)
+        sums[s.organ] = sums[s.organ].plus(one)
+    return sums
+
+
+def summarise(
+    scores: Iterable[CaseScore], organs: Sequence[str], min_cell: int
+) -> dict[str, dict[str, Any]]:
+    """Returns what one site may publish: organ -> cell.
+
+    A cell is ``{"n", "missed", "dice", "hd95_mm", "hd95_mm_penalised"}``: Dice over the n annotated
+    cases, HD95 over the detected ones, and over all n with the penalty for each miss; None where
+    there is no such case. With 0 < n < `min_cell` it is the suppressed form.
+    """
+    return {organ: _cell(s, min_cell) for organ, s in organ_sums(scores, organs).items()}
+
+
+def pool_sites(
+    sites: Mapping[str, Mapping[str, OrganSum | Mapping[str, Any]]],
+    organs: Sequence[str],
+    min_cell: int,
+) -> dict[str, Any]:
+    """Pools the sites' cases per organ and averages over organs, publishing no suppressed cell.
+
+    A site with fewer than `min_cell` cases of an organ is left out there, unless at least two sites
+    are and together reach `min_cell`: so what remains after subtracting every published cell is
+    nothing, or a sum over at least two sites and `min_cell` cases.
+
+    Args:
+        sites: site -> organ -> its exact sums, or the cell that it published (a suppressed cell
+            then cannot contribute, nor does a cell without Dice).
+        organs: organs of the phase.
+        min_cell: smallest number of cases that is published.
+
+    Returns:
+        ``{"dice", "hd95_mm", "hd95_mm_penalised", "missed", "n", "organs": {organ: cell}}``: the
+        first three are unweighted means over the organs that have the number (a missed organ counts
+        Dice 0); `n` and `missed` are sums over the published cells.
+    """
+    cells = {}
+    for organ in organs:
+        found = [_as_sum(site[organ]) for site in sites.values() if organ in site]
+        cells[organ] = _pool([s for s in found if s is not None], min_cell)
+        if None in found and not cells[organ]["n"]:
+            cells[organ] = dict(SUPPRESSED)
+    shown = [cell for cell in cells.values() if cell["n"]]
+    means = {
+        key: _mean([cell[key] for cell in shown if cell[key] is not None])
+        for key in ("dice", "hd95_mm", "hd95_mm_penalised")
+    }
+    totals = {key: sum(cell[key] for cell in shown) for key in ("missed", "n")}
+    return {**means, **totals, "organs": cells}
+
+
+def _pool(sums: Sequence[OrganSum], min_cell: int) -> dict[str, Any]:
+    small = [s for s in sums if 0 < s.n < min_cell]
+    used = [s for s in sums if s.n >= min_cell]
+    if len(small) >= 2 and sum(s.n for s in small) >= min_cell:
+        used += small
+    total = OrganSum()
+    for s in used:
+        total = total.plus(s)
+    if small and not used:
+        return dict(SUPPRESSED)
+    return _cell(total, min_cell)
+
+
+def _cell(s: OrganSum, min_cell: int) -> dict[str, Any]:
+    if 0 < s.n < min_cell:
+        return dict(SUPPRESSED)
+    return {
+        "n": s.n,
+        "missed": s.n - s.detected,
+        "dice": _ratio(s.dice, s.n),
+        "hd95_mm": _ratio(s.hd95_mm, s.detected),
+        "hd95_mm_penalised": _ratio(s.penalised_mm, s.n),
+    }
+
+
+def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:
+    if isinstance(value, OrganSum):
+        return value
+    if value.get("n") == 0:
+        return OrganSum()
+    if not value.get("n") or value.get("dice") is None:
+        return None
+    n, missed = int(value["n"]), int(value.get("missed") or 0)
+    mean, penalised = value.get("hd95_mm"), value.get("hd95_mm_penalised")
+    distance = 0.0 if n == missed else math.nan if mean is None else mean * (n - missed)
+    total = math.nan if penalised is None else penalised * n
+    return OrganSum(n, n - missed, value["dice"] * n, distance, total)
+
+
+def _ratio(total: float, count: int) -> float | None:
+    return None if count == 0 or math.isnan(total) else total / count
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _hausdorff_mm(
+    here: Indices, there: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> float:
+    """Larger of the two directed 95th percentiles between borders given as sorted flat indices."""
+    both = distances_mm(here, there, shape, spacing_mm)
+    return max(float(np.percentile(directed, PERCENTILE)) for directed in both)

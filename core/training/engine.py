@@ -1,0 +1,312 @@
+"""Train, validate and predict on one device; knows nothing of sites, rounds or files.
+
+Legend: image (B, 1, Z, Y, X) float32 in [-1, 1], label (B, Z, Y, X) int64, annotated (B, C) bool,
+logits (B, 1 + C, Z, Y, X); C organs in the order of `organs`, class 0 is background.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from core.data.cached_case import Entry
+from core.data.dataset import CropDataset, scale_image
+from core.data.preprocess import restore
+from core.errors import UserError
+from core.metrics.scores import CaseScore, score_case
+from core.plan.schema import Plan
+from core.processes import leave_if_told
+from core.training.inference import predict_volume, probabilities_of
+from core.training.losses import LossTerms, segmentation_loss
+from core.training.optimisation import (
+    LARGEST_LOSS,
+    DeviceMemoryError,
+    NonFiniteError,
+    Proximal,
+    autocast,
+    device_settings,
+    learning_rate,
+    load_optimiser,
+    make_optimiser,
+    make_scaler,
+    memory_advice,
+    optimiser_tensors,
+    resolve_device,
+    take_step,
+    to_device,
+)
+
+__all__ = [
+    "DeviceMemoryError",
+    "NonFiniteError",
+    "TrainResult",
+    "predict_volume",
+    "resolve_device",
+    "train",
+    "validate",
+]
+
+TERMS = ("total", "ce", "focal", "dice", "gdice")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one call of `train` did.
+
+    Attributes:
+        loss: means over the steps taken: total, ce, focal, dice, gdice; ``proximal`` where that
+            term was asked for (it is not part of ``total``).
+        steps: optimiser steps taken.
+        seconds: wall-clock time.
+        skipped_nonfinite: steps left out because the loss or its gradient was not finite.
+    """
+
+    loss: dict[str, float]
+    steps: int
+    seconds: float
+    skipped_nonfinite: int
+
+
+def train(
+    model: nn.Module,
+    entries: Sequence[Entry],
+    organs: Sequence[str],
+    plan: Plan,
+    *,
+    device: str | torch.device,
+    epochs: int,
+    first_epoch: int,
+    total_epochs: int,
+    seed: int,
+    lr: float | None = None,
+    class_weights: Sequence[float] | None = None,
+    organ_weights: Sequence[float] | None = None,
+    term_weights: Mapping[str, float] | None = None,
+    optimiser_state: Mapping[str, Tensor] | None = None,
+    proximal: tuple[float, Mapping[str, Tensor]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[TrainResult, dict[str, Tensor]]:
+    """Trains `model` in place; parameters with ``requires_grad = False`` stay as they are.
+
+    Args:
+        model: network with 1 + len(organs) outputs; moved to the device and left there.
+        entries: cached training cases; all of them are used.
+        organs: organs of the phase, in the order of the network's outputs.
+        plan: gives augmentation, loss, optimiser, schedule, precision, threads, determinism.
+        device: ``auto | cpu | cuda:N``.
+        epochs: passes over `entries`.
+        first_epoch: index of the first of them within the phase.
+        total_epochs: length of the phase, for the learning rate.
+        seed: decides the order of cases, augmentation and dropout; torch's own random state is
+            untouched.
+        lr: learning rate at the top of the schedule; default ``plan.train.lr``.
+        class_weights: weight of background and each organ in cross entropy and focal.
+        organ_weights: static weight of each organ.
+        term_weights: factor on the plan's weight of each loss term.
+        optimiser_state: as returned by an earlier call; None starts afresh.
+        proximal: (mu, w0): adds mu / 2 * ||w - w0||^2 over the trainable parameters named in w0
+            (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        The result, and the optimiser's memory as flat tensors (safetensors can hold them).
+
+    Raises:
+        UserError: no case, nothing to train, no finite loss at all, or not enough GPU memory.
+    """
+    target = resolve_device(device)
+    settings = plan.train if lr is None else replace(plan.train, lr=lr)
+    if not entries:
+        raise UserError("entries", 0, "give the phase a site with training cases of its organs")
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise UserError("freeze", "every parameter", "leave at least one stage trainable")
+    scaler = make_scaler(settings, target)
+    start = time.perf_counter()
+    with device_settings(settings, target, seed), memory_advice():
+        to_device(model, target, plan.model.channels_last).train()
+        optimiser = make_optimiser(settings, list(named.values()))
+        if optimiser_state:
+            load_optimiser(optimiser, named, optimiser_state)
+        loss_of = _loss_function(plan, target, class_weights, organ_weights, term_weights)
+        pull = Proximal(named, proximal)
+        tally = _Tally(target)
+        steps_per_epoch = math.ceil(len(entries) / settings.batch)
+        for epoch in range(first_epoch, first_epoch + epochs):
+            ahead = target.type == "cuda"
+            batches = _batches(entries, organs, plan, seed, epoch, target, ahead=ahead)
+            for step, batch in enumerate(batches):
+                rate = learning_rate(settings, epoch + step / steps_per_epoch, total_epochs)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                with autocast(settings, target):
+                    logits = model(batch["image"])
+                terms = loss_of(logits.float(), batch["label"], batch["annotated"])
+                taken = take_step(terms.total, optimiser, scaler, pull, settings.clip_norm)
+                leave_if_told()
+                tally.add(terms, pull.value if taken else None, len(batch["image"]), taken)
+                if progress is not None:
+                    progress(tally.seen, steps_per_epoch * epochs)
+        state = optimiser_tensors(optimiser, named)
+    return tally.result(time.perf_counter() - start), state
+
+
+def validate(
+    model: nn.Module,
+    entries: Sequence[Entry],
+    organs: Sequence[str],
+    plan: Plan,
+    device: str | torch.device,
+    *,
+    hd95: bool = True,
+    average_mirrored: bool = False,
+    on_case: Callable[[Entry, npt.NDArray[np.uint8]], None] | None = None,
+) -> list[CaseScore]:
+    """Scores whole crops on each CT's own grid against the original masks.
+
+    Args:
+        model: network with 1 + len(organs) outputs; moved to the device, set to evaluation mode.
+        entries: cached cases; only their annotated organs count.
+        organs: organs of the phase, in the order of the network's outputs.
+        plan: gives window, threads and determinism.
+        device: ``auto | cpu | cuda:N``.
+        hd95: also the 95th percentile Hausdorff distance.
+        average_mirrored: average each crop with its mirror image (`probabilities_of`).
+        on_case: called with each entry and its label map (Z, Y, X) on the CT's grid.
+
+    Returns:
+        One score a case and annotated organ; a missed organ's penalty is the diagonal of the crop.
+    """
+    target = resolve_device(device)
+    sides = organs if average_mirrored else ()
+    scores: list[CaseScore] = []
+    with device_settings(plan.train, target, plan.seed), memory_advice():
+        to_device(model, target, plan.model.channels_last).eval()
+        for entry in entries:
+            leave_if_told()
+            image = scale_image(entry.image(), plan.preprocess.window_hu)
+            probabilities = probabilities_of([model], image, target, average_mirrored=sides)
+            labelmap = restore(probabilities, entry.crop, entry.source)
+            truth = entry.truth(organs)
+            scores += score_case(
+                entry.case,
+                labelmap,
+                organs,
+                truth,
+                entry.source.spacing_mm,
+                entry.crop.diagonal_mm(),
+                hd95=hd95,
+            )
+            if on_case is not None:
+                on_case(entry, labelmap)
+    return scores
+
+
+class _Tally:
+    """Sums losses on the device; one transfer at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64, device=device)
+        self.samples = self.steps = self.seen = 0
+        self.proximal = False
+
+    def add(self, terms: LossTerms, proximal: Tensor | None, samples: int, taken: bool) -> None:
+        self.seen += 1
+        if not taken:
+            return
+        self.steps += 1
+        self.samples += samples
+        self.proximal |= proximal is not None
+        last = proximal if proximal is not None else terms.total.new_zeros(())
+        values = [getattr(terms, name).detach() for name in TERMS] + [last]
+        self.sums += samples * torch.stack([v.to(self.sums) for v in values])
+
+    def result(self, seconds: float) -> TrainResult:
+        if self.steps == 0:
+            raise NonFiniteError(
+                "train",
+                f"{self.seen} steps",
+                "lower train.lr, set train.amp to off, or start from sound weights",
+                problem="no step had a finite loss and gradient",
+            )
+        names = (*TERMS, "proximal") if self.proximal else TERMS
+        means = (self.sums / self.samples).tolist()
+        loss = dict(zip(names, means, strict=False))
+        largest = max(map(abs, means))
+        if not largest <= LARGEST_LOSS:
+            raise NonFiniteError(
+                "train.lr",
+                f"mean loss {largest:.3g}",
+                "lower train.lr",
+                problem="training diverged",
+            )
+        return TrainResult(loss, self.steps, seconds, self.seen - self.steps)
+
+
+def _loss_function(
+    plan: Plan,
+    device: torch.device,
+    class_weights: Sequence[float] | None,
+    organ_weights: Sequence[float] | None,
+    term_weights: Mapping[str, float] | None,
+) -> Callable[[Tensor, Tensor, Tensor], LossTerms]:
+    """`segmentation_loss` with everything bound that is constant over the call."""
+    per_class = None if class_weights is None else torch.tensor(list(class_weights), device=device)
+    per_organ = None if organ_weights is None else torch.tensor(list(organ_weights), device=device)
+
+    def loss(logits: Tensor, label: Tensor, annotated: Tensor) -> LossTerms:
+        return segmentation_loss(
+            logits, label, annotated, plan.loss, per_class, per_organ, term_weights
+        )
+
+    return loss
+
+
+def _batches(
+    entries: Sequence[Entry],
+    organs: Sequence[str],
+    plan: Plan,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    *,
+    ahead: bool,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of one epoch on the device; the last may be smaller.
+
+    With `ahead` a thread prepares the next batch meanwhile (on a CPU it would only take the cores
+    that the network needs). A sample depends on its seed alone: only the time changes.
+    """
+    augment = plan.augment if plan.augment.enabled else None
+    dataset = CropDataset(entries, organs, augment, plan.preprocess.window_hu, seed, epoch)
+    size = plan.train.batch
+
+    def batch(start: int) -> dict[str, Tensor]:
+        samples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
+        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+
+    starts = range(0, len(dataset), size)
+    if not ahead:
+        yield from (_moved(batch(start), device) for start in starts)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[dict[str, Tensor]]] = deque()
+        for start in starts:
+            waiting.append(pool.submit(batch, start))
+            if len(waiting) > 1:
+                yield _moved(waiting.popleft().result(), device)
+        while waiting:
+            yield _moved(waiting.popleft().result(), device)
+
+
+def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

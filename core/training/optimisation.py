@@ -1,0 +1,251 @@
+"""Device, optimiser and learning rate: what one training call sets up and puts away again."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.plan.schema import Train
+
+LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
+_SLOT = "::"  # between a parameter's name and the name of its optimiser value
+
+
+class NonFiniteError(UserError):
+    """Training diverged: nothing finite, or nothing of a size that is one (E_NONFINITE)."""
+
+
+class DeviceMemoryError(UserError):
+    """The device's memory does not suffice (reason code E_MEMORY)."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turns ``auto | cpu | cuda:N`` into a device that exists; ``auto``: first GPU, else CPU."""
+    name = str(device)
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not index.isdigit()):
+        raise UserError("device", name, "use auto, cpu or cuda:0")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise UserError(
+            "device", name, "use auto or cpu", problem=f"this machine shows {count} CUDA devices"
+        )
+    return torch.device("cuda", int(index or 0))
+
+
+@contextmanager
+def device_settings(settings: Train, device: torch.device, seed: int) -> Iterator[None]:
+    """Threads, determinism and random state for one call; everything is restored after it."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    forked = [device.index or 0] if device.type == "cuda" else []
+    try:
+        if settings.threads > 0:
+            torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            # Some CUDA kernels (3-D pooling and upsampling, backward) have no deterministic form.
+            torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        torch.backends.cudnn.benchmark = not settings.deterministic
+        with torch.random.fork_rng(devices=forked):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def learning_rate(settings: Train, epoch: float, total_epochs: int) -> float:
+    """Learning rate at `epoch` (fractional, 0 = start of the phase): linear warm-up times schedule.
+
+    ``poly`` is (1 - t)^0.9, ``cosine`` (1 + cos(pi t)) / 2, with t = epoch / total_epochs;
+    ``constant`` is 1.
+    """
+    t = min(1.0, max(0.0, epoch / total_epochs))
+    match settings.schedule:
+        case "poly":
+            factor = math.pow(1.0 - t, 0.9)
+        case "cosine":
+            factor = 0.5 * (1.0 + math.cos(math.pi * t))
+        case "constant":
+            factor = 1.0
+        case other:
+            raise UserError("train.schedule", other, "use poly, cosine or constant")
+    if settings.warmup_epochs > 0:
+        # Never quite 0, or the first step would be lost.
+        factor *= min(1.0, max(epoch / settings.warmup_epochs, 0.01))
+    return settings.lr * factor
+
+
+def make_optimiser(settings: Train, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW or SGD with Nesterov momentum, in the fused kernels that CPU and CUDA both have."""
+    match settings.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(
+                parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            )
+        case "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=settings.lr,
+                momentum=settings.momentum,
+                nesterov=settings.momentum > 0,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        case other:
+            raise UserError("train.optimizer", other, "use adamw or sgd")
+
+
+def make_scaler(settings: Train, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; switched off for everything else."""
+    if settings.amp not in ("off", "bf16", "fp16"):
+        raise UserError("train.amp", settings.amp, "use off, bf16 or fp16")
+    if settings.amp == "fp16" and device.type != "cuda":
+        raise UserError("train.amp", "fp16", "use off or bf16", problem=f"the device is {device}")
+    return torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=settings.amp == "fp16")
+
+
+def autocast(settings: Train, device: torch.device) -> torch.autocast:
+    """The precision that the network's forward pass runs in."""
+    dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=settings.amp != "off")
+
+
+def optimiser_tensors(
+    optimiser: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The optimiser's memory as flat CPU tensors ``PARAMETER::SLOT``, fit for safetensors."""
+    return {
+        f"{name}{_SLOT}{slot}": torch.as_tensor(value).detach().cpu().clone().contiguous()
+        for name, parameter in named.items()
+        for slot, value in optimiser.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def load_optimiser(
+    optimiser: torch.optim.Optimizer,
+    named: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """The inverse of `optimiser_tensors`; values of parameters that train no longer are left out.
+
+    The optimiser must have been made of ``list(named.values())``.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, (name, parameter) in enumerate(named.items()):
+        for slot in [key for key in tensors if key.rpartition(_SLOT)[0] == name]:
+            value = tensors[slot]
+            if value.dim() > 0:
+                if value.shape != parameter.shape:
+                    raise UserError(
+                        "optimiser state",
+                        slot,
+                        "start without it",
+                        problem=f"shape {tuple(value.shape)}, not {tuple(parameter.shape)}",
+                    )
+                # The fused kernels walk memory in order: give it the strides of the parameter.
+                value = torch.empty_like(parameter).copy_(value)
+            state.setdefault(i, {})[slot.rpartition(_SLOT)[2]] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+class Proximal:
+    """FedProx: adds mu * (w - w0) to the gradients, the gradient of mu / 2 * ||w - w0||^2."""
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        proximal: tuple[float, Mapping[str, Tensor]] | None,
+    ) -> None:
+        self.mu, start = proximal if proximal is not None else (0.0, {})
+        # Copies: w0 must stay where it is even if it shares memory with the network.
+        pairs = [(p, start[name].to(p, copy=True)) for name, p in named.items() if name in start]
+        self.active = proximal is not None and bool(pairs)
+        self.parameters = [p for p, _ in pairs]
+        self.start = [w0 for _, w0 in pairs]
+        self.value: Tensor | None = None
+
+    def add_gradient(self) -> None:
+        """Call between backward and the step; `value` then holds the term of the step."""
+        if not self.active:
+            return
+        with torch.no_grad():
+            away = [p - w0 for p, w0 in zip(self.parameters, self.start, strict=True)]
+            squares = torch.stack([d.square().sum() for d in away])
+            self.value = 0.5 * self.mu * squares.sum()
+            for parameter, difference in zip(self.parameters, away, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(difference, alpha=self.mu)
+
+
+def take_step(
+    loss: Tensor,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    pull: Proximal,
+    clip_norm: float,
+) -> bool:
+    """Backward and one optimiser step; False, and no change, where something is not finite."""
+    optimiser.zero_grad(set_to_none=True)
+    if not bool(torch.isfinite(loss)):
+        return False
+    torch.autograd.backward(scaler.scale(loss))
+    scaler.unscale_(optimiser)
+    pull.add_gradient()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    limit = clip_norm if clip_norm > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    finite = bool(torch.isfinite(norm))
+    if finite:
+        scaler.step(optimiser)
+    scaler.update()
+    return finite
+
+
+def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves a network; its weights get the memory order channels-last where asked for."""
+    if channels_last:
+        for parameter in model.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model.to(device)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or in this machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | DeviceMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in _NO_MEMORY)
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Says what helps when a device's memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            "device memory",
+            str(error).splitlines()[0] if str(error) else "exhausted",
+            "set model.checkpointing=true, train.amp=bf16 (GPU) or a smaller train.batch or crop",
+        ) from error

@@ -1,0 +1,301 @@
+"""Checkpoints: weights as safetensors beside readable JSON, and how MODEL is found on disk.
+
+A checkpoint is a pair ``STEM.safetensors`` and ``STEM.json``. The JSON holds the SHA-256 of the
+weights and of its own content, so a torn or altered pair is never loaded. Nothing here unpickles
+anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from core.errors import UserError
+from core.files import flush_folder, write_flushed
+from core.text import shown
+from core.wire.described import input_of, require_sound, require_tensors
+from core.wire.parcel import packed
+
+META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
+SCHEMA = 2  # 1 had no checksum of the JSON itself
+_EMPTY_BYTES = len(safetensors.torch.save({}))
+
+
+def save(
+    folder: Path, stem: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes a checkpoint; a crash at any moment leaves the old pair or the new one.
+
+    Both new files are complete and flushed before the first takes its place; the JSON goes last. In
+    the moment between the two renames the new JSON waits under a fixed name, where `load` finds it.
+
+    Args:
+        folder: where ``stem.safetensors`` and ``stem.json`` go; made where missing.
+        stem: name of the pair, such as ``best`` or ``last``.
+        state: tensors by name, de-duplicated (no two may share memory); any device, any memory
+            format.
+        meta: anything that JSON can hold; ``schema``, ``sha256``, ``saved`` (UTC) and
+            ``meta_sha256`` are added.
+
+    Returns:
+        The JSON's content as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = packed(state)
+    written: dict[str, Any] = {
+        **meta,
+        "schema": SCHEMA,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "saved": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+    written |= json.loads(json.dumps(written, allow_nan=False))
+    written["meta_sha256"] = _digest(written)
+    text = json.dumps(written, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    weights_next = folder / f".{stem}.safetensors.next"
+    meta_next = _next_meta(folder / f"{stem}.safetensors")
+    _finish_interrupted(folder / f"{stem}.safetensors")
+    write_flushed(weights_next, weights)
+    write_flushed(meta_next, text)
+    flush_folder(folder)
+    weights_next.replace(folder / f"{stem}.safetensors")
+    flush_folder(folder)
+    meta_next.replace(folder / f"{stem}.json")
+    flush_folder(folder)
+    return written
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a checkpoint and verifies its SHA-256.
+
+    Args:
+        path: the ``.safetensors`` file (its ``.json`` stands beside it).
+
+    Returns:
+        The tensors by name, on the CPU, and the JSON's content.
+
+    Raises:
+        UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema.
+    """
+    weights, sha256 = _read_weights(path)
+    meta = _matching_meta(path, sha256)
+    if meta is None:  # perhaps replaced between the two reads: look once more
+        weights, sha256 = _read_weights(path)
+        meta = _matching_meta(path, sha256)
+    if meta is None:
+        raise UserError(
+            "model",
+            path,
+            "restore both files from the same run, or use last.safetensors",
+            problem=f"SHA-256 {sha256[:12]}... of the weights is not the one in {path.stem}.json",
+        )
+    try:
+        state = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, LookupError, OverflowError) as error:
+        problem = f"not safetensors: {shown(error, 200)}"
+        remedy = "name a checkpoint written by hnfed"
+        raise UserError("model", path, remedy, problem=problem) from error
+    require_tensors(state, str(path))
+    return state, meta
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """Reads only the JSON of a checkpoint (``path`` names the ``.safetensors``)."""
+    meta_path = path.with_suffix(".json")
+    try:
+        if meta_path.is_file() and meta_path.stat().st_size > META_BYTES:
+            raise ValueError(f"more than {META_BYTES} bytes")
+        meta = json.loads(meta_path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            "model",
+            path,
+            f"put {meta_path.name} beside the weights; both were written together",
+            problem=f"{meta_path.name} is missing",
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            "model",
+            meta_path,
+            "restore the file from the run folder",
+            problem=f"unreadable: {error}",
+        ) from error
+    if not isinstance(meta, dict):
+        raise UserError("model", meta_path, "restore the file from the run folder")
+    schema = meta.get("schema")
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise UserError(
+            "model",
+            meta_path,
+            "use the hnfed version that wrote it, or a newer one",
+            problem=f"schema {schema!r}, this version reads up to {SCHEMA}",
+        )
+    if not _is_whole(meta):
+        raise UserError(
+            "model",
+            meta_path,
+            "restore the file from the run folder; it is not to be edited",
+            problem="its content is not what was written (meta_sha256 differs)",
+        )
+    require_sound(meta, str(meta_path))
+    return meta
+
+
+def _is_whole(meta: Mapping[str, Any]) -> bool:
+    """Whether the JSON's content is what was written; schema 1 could not tell."""
+    return meta.get("schema") == 1 or meta.get("meta_sha256") == _digest(meta)
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of the JSON's content without its own checksum."""
+    content = {k: v for k, v in meta.items() if k != "meta_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def require_described(meta: Mapping[str, Any], path: Path) -> None:
+    """Raises `UserError` unless the JSON says how to build and feed the network."""
+    input_of(meta, str(path))
+
+
+@dataclass
+class _Phase:
+    """Best weights found for one phase: the federation's and those of single sites."""
+
+    shared: Path | None = None
+    sites: dict[str, Path] = field(default_factory=dict)
+
+    def saved(self) -> str:
+        """When the newest of them was written (UTC, sortable text)."""
+        found = [*self.sites.values(), *([self.shared] if self.shared else [])]
+        return max(str(load_meta(path).get("saved", "")) for path in found)
+
+
+def resolve_model(path: str | Path, phase: str | None = None, site: str | None = None) -> Path:
+    """Finds the checkpoint that MODEL means.
+
+    MODEL is a ``.safetensors`` file (or its ``.json``), a run folder, a site's folder of a run
+    (``STATE/RUN_ID`` or ``RUN/sites/SITE``), or a folder with ``best.safetensors``. A run folder
+    gives the best weights of `phase`, by default the last phase that has any: the site's own where
+    `site` holds some, else the federation's. A phase whose weights exist at several sites only
+    needs `site`.
+
+    Raises:
+        UserError: nothing fits, or `site` must be chosen.
+    """
+    root = Path(path)
+    if root.is_file():
+        if root.suffix not in (".safetensors", ".json"):
+            raise UserError("model", root, "name a run folder or a .safetensors file")
+        return root.with_suffix(".safetensors")
+    if not root.exists():
+        raise UserError(
+            "model", root, "name a run folder or a .safetensors file; this does not exist"
+        )
+    if _has_weights(root / "best.safetensors"):
+        return root / "best.safetensors"
+    phases = _phases_of(root)
+    if not phases:
+        raise UserError(
+            "model",
+            root,
+            "name a run folder with checkpoints/PHASE/best.safetensors, or a .safetensors file",
+            problem="no best weights in it (has the first phase ended?)",
+        )
+    if phase is None:
+        phase = max(phases, key=lambda name: phases[name].saved())
+    if phase not in phases:
+        raise UserError(
+            "--phase", phase, f"choose one of {', '.join(sorted(phases))}", problem=f"not in {root}"
+        )
+    return _of_phase(phases[phase], phase, site)
+
+
+def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:
+    if site is not None and site in found.sites:
+        return found.sites[site]
+    if found.shared is not None:
+        return found.shared
+    known = ", ".join(sorted(found.sites))
+    if site is not None:
+        raise UserError(
+            "--site",
+            site,
+            f"choose one of {known}, or another --phase",
+            problem=f"no weights of this site in phase {phase}",
+        )
+    if len(found.sites) > 1:
+        raise UserError(
+            "--site",
+            "(none)",
+            f"choose one of {known}",
+            problem=f"phase {phase} has weights of its own at each site",
+        )
+    return next(iter(found.sites.values()))
+
+
+def _phases_of(root: Path) -> dict[str, _Phase]:
+    phases: dict[str, _Phase] = {}
+    for best in filter(_has_weights, sorted(root.glob("checkpoints/*/best.safetensors"))):
+        phases.setdefault(best.parent.name, _Phase()).shared = best
+    for best in sorted(root.glob("sites/*/*/best.safetensors")):
+        phases.setdefault(best.parent.name, _Phase()).sites[best.parent.parent.name] = best
+    if not phases:  # a site's own folder of a run
+        for best in sorted(root.glob("*/best.safetensors")):
+            phases.setdefault(best.parent.name, _Phase()).shared = best
+    return phases
+
+
+def _has_weights(path: Path) -> bool:
+    """False for an absent file, and for one without any tensor (scores of a personal phase)."""
+    return path.is_file() and path.stat().st_size > _EMPTY_BYTES
+
+
+def _read_weights(path: Path) -> tuple[bytes, str]:
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            "model", path, "name an existing .safetensors checkpoint", problem=str(error.strerror)
+        ) from error
+    return weights, hashlib.sha256(weights).hexdigest()
+
+
+def _matching_meta(path: Path, sha256: str) -> dict[str, Any] | None:
+    """The JSON that belongs to weights of this SHA-256: in its place, or still waiting for it."""
+    waiting = _waiting_meta(path)
+    if waiting.get("sha256") == sha256:
+        return waiting
+    meta = load_meta(path)
+    return meta if meta.get("sha256") == sha256 else None
+
+
+def _waiting_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(_next_meta(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}  # a file cut short precedes the renames: it says nothing
+    if not isinstance(meta, dict) or not _is_whole(meta):
+        return {}
+    require_sound(meta, str(_next_meta(path)))
+    return meta
+
+
+def _finish_interrupted(path: Path) -> None:
+    """Puts a JSON that a crash left waiting into place; removes it if its weights never came."""
+    waiting = _waiting_meta(path)
+    if waiting and path.is_file() and waiting.get("sha256") == _read_weights(path)[1]:
+        _next_meta(path).replace(path.with_suffix(".json"))
+    else:
+        _next_meta(path).unlink(missing_ok=True)
+
+
+def _next_meta(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.json.next")

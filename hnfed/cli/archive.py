@@ -1,0 +1,217 @@
+"""The subcommands on a site's archive: check, prepare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError
+from core.text import shown_text
+from hnfed.cli.results import ARCHIVE_FORMATS, subcommand
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from client.site import Site
+    from core.archives.archive import Archive
+    from core.plan.schema import Plan
+
+
+def register(subparsers: Any) -> None:
+    """Adds the subcommands of a site to the subparsers of a command line."""
+    _add_check(subparsers)
+    _add_prepare(subparsers)
+
+
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    text = "processes (default: the cores, 8 at most)"
+    parser.add_argument("--jobs", type=int, default=_cores(), help=text)
+
+
+def _add_check(subparsers: Any) -> None:
+    parser = subcommand(
+        subparsers,
+        "check",
+        "what of an archive can be used, and what is wrong with the rest",
+        _check,
+        "hnfed check /data/archive --site site.yaml --json findings.json",
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", type=Path, help="folder of the archive")
+    add("--format", choices=ARCHIVE_FORMATS, help="format of DATA (default: the site's, or auto)")
+    text = "the site's own cases alone, with its spellings, splits and secret"
+    add("--site", metavar="SITE.yaml", type=Path, help=text)
+    add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
+    add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
+    add("--names", action="store_true", help="print what each structure's name means; nothing else")
+    _add_jobs(parser)
+
+
+def _add_prepare(subparsers: Any) -> None:
+    parser = subcommand(
+        subparsers,
+        "prepare",
+        "archive -> cache that training uses; what is there already is kept",
+        _prepare,
+        "hnfed prepare site.yaml demo --jobs 8",
+    )
+    add = parser.add_argument
+    add("site", metavar="SITE.yaml", type=Path, help="the site file")
+    add("config", metavar="CONFIG", nargs="?", help="plan with `preprocess` and organs")
+    add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+    add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
+    _add_jobs(parser)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from core.archives.archive import open_archive
+    from core.files import replace_file
+    from hnfed.check.archive_check import check_archive
+    from hnfed.check.text import screen
+    from hnfed.deploy.site_file import site_from_file
+
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UserError("--json", args.json, "give a file in a folder that exists")
+    secret, aliases, splits, format = secrets.token_bytes(32), None, None, args.format
+    structure_set, site = "", None
+    if args.site is not None:
+        site = site_from_file(args.site, "check")
+        source = site.sources[0]
+        secret, aliases, format = site.secret, source.aliases, format or source.format
+        structure_set = source.structure_set
+    archive = open_archive(
+        args.data,
+        format=format or "auto",
+        aliases=aliases,
+        structure_set=structure_set,
+        empty=not args.names,
+    )
+    if args.names:
+        return _names(archive, aliases, args.json)
+    if site is not None:
+        archive, splits = _own(site, archive)
+    report = check_archive(
+        archive,
+        splits=splits,
+        secret=secret,
+        show_paths=args.show_paths,
+        jobs=args.jobs,
+        progress=_Progress("read"),
+    )
+    print(shown_text(screen(report)))
+    if args.json is not None:
+        replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
+    return 1 if report.errors else 0
+
+
+def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
+    """What `client.site.chosen` returns, after a line on the cases that are not the site's."""
+    from dataclasses import replace
+
+    from client.site import COUNT, chosen
+
+    source = replace(site.sources[0], root=str(archive.root), absent=COUNT)  # a check says it all
+    own, splits = chosen(source, archive)
+    kept = {ref.case for ref in own.cases}
+    passed = [ref for ref in archive.cases if ref.case not in kept]
+    others = sum(ref.site not in (None, site.name) for ref in passed)
+    if others:
+        print(f"{others} further cases belong to other sites by cases.csv: not checked")
+    if len(passed) > others:
+        print(f"{len(passed) - others} further cases are in no list of this site: not checked")
+    return own, splits
+
+
+def _names(
+    archive: Archive, aliases: Mapping[str, Sequence[str]] | None, target: Path | None
+) -> int:
+    """Prints the table of names; no image is opened. 1 where a name is to be answered."""
+    from core.files import replace_file
+    from core.organs.vocabulary import vocabulary
+    from hnfed.check.name_table import name_json, name_rows, name_text
+
+    rows = name_rows(archive.names, vocabulary(), aliases)
+    print(shown_text(name_text(rows)))
+    if target is not None:
+        replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
+    return int(any(row.kind == "ask" for row in rows))
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from client.site import count_codes
+    from core.errors import Finding
+    from core.files import keep_from_others, require_private
+    from hnfed.deploy.site_file import site_from_file
+
+    keep_from_others()
+    config, overrides = args.config, list(args.overrides)
+    if config is not None and "=" in config and not Path(config).exists():
+        config, overrides = None, [config, *overrides]
+    plan = _plan(config, overrides)
+    site = site_from_file(args.site, "prepare")
+    if args.cache is not None:
+        if args.cache.is_dir():
+            require_private("--cache", args.cache)
+        site = replace(site, cache=args.cache)
+    told = _Progress("prepared")
+    entries, findings = site.prepare(plan, jobs=args.jobs, progress=told)
+    errors: list[Finding] = [f for f in findings if f.severity == "error"]
+    parts = {part: sum(e.split == part for e in entries) for part in ("train", "val", "test")}
+    shown = ", ".join(f"{part} {n}" for part, n in parts.items())
+    print(f"{len(entries)} cases prepared ({shown}); {told.built} new")
+    for code, n in count_codes(errors).items():
+        print(f"left out: {code} x{n}")
+    if errors:
+        print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
+    return 0
+
+
+def _plan(config: str | None, overrides: list[str]) -> Plan:
+    """The plan of a command line; without CONFIG the shipped defaults, for all built-in organs."""
+    from core.organs.vocabulary import BUILT_IN
+    from core.plan.load import load
+
+    if config is not None:
+        return load(config, overrides)[0].plan
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "defaults.yaml"
+        organs = ", ".join(BUILT_IN)
+        path.write_text(f"phases: [{{name: all, sites: [site], organs: [{organs}]}}]\n")
+        return load(str(path), overrides)[0].plan
+
+
+class _Progress:
+    """A line of progress with the time left; on a terminal it is overwritten."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.start = time.monotonic()
+        self.told = 0.0
+        self.built = 0
+
+    def __call__(self, done: int, count: int, built: bool = False) -> None:
+        self.built += built
+        now = time.monotonic()
+        last = done == count
+        live = sys.stderr.isatty()
+        if not last and now - self.told < (0.2 if live else 10.0):
+            return
+        self.told = now
+        left = (now - self.start) / max(done, 1) * (count - done)
+        about = f", about {left / 60:.0f} min left" if left > 120 else f", about {left:.0f} s left"
+        end = "\r" if live and not last else "\n"
+        text = f"{self.word} {done} of {count} cases{'' if last else about}"
+        print(text.ljust(60) if live else text, end=end, file=sys.stderr, flush=True)

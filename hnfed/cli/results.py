@@ -1,0 +1,288 @@
+"""The subcommands that need no federation: predict, evaluate, report, export, compare ..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+CONTOUR_FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
+ARCHIVE_FORMATS = ("auto", "pddca", "dicom", "nnunet", "openkbp")
+SPLITS = ("test", "val", "train", "all")
+WIDTH = 56
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def register(subparsers: Any) -> None:
+    """Adds predict, evaluate, report, export, compare ... to the subparsers of a command line."""
+    _add_predict(subparsers)
+    _add_evaluate(subparsers)
+    report = subcommand(
+        subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
+    )
+    report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    _add_compare(subparsers)
+    bundle = subcommand(
+        subparsers,
+        "export",
+        "a model as a MONAI bundle: labels, preprocessing, model card, checksums",
+        _export,
+        "hnfed export runs/demo --phase pretrain -o bundle",
+    )
+    bundle.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    bundle.add_argument("--phase", metavar="P", help="default: the last phase with weights")
+    bundle.add_argument("--site", metavar="SITE", help="that site's own weights")
+    bundle.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="new folder"
+    )
+    advise = subcommand(
+        subparsers,
+        "advise",
+        "what each site of a run should use: global, local, fine-tuned or frozen weights",
+        _advise,
+        "hnfed advise runs/smoke",
+    )
+    advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
+    config = subparsers.add_parser("config", help="look at configurations")
+    show = subcommand(
+        config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
+        "show",
+        "the resolved configuration, and where each value comes from",
+        _config_show,
+        "hnfed config show demo train.lr=0.001",
+    )
+    show.add_argument("config", metavar="CONFIG", help="a name in configs/, or a YAML file")
+    show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+
+
+def subcommand(
+    subparsers: Any, name: str, text: str, handler: Handler, example: str
+) -> argparse.ArgumentParser:
+    """Adds a subcommand with its help, an example of its use, ``--debug`` and its handler."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_predict(subparsers: Any) -> None:
+    parser = subcommand(
+        subparsers,
+        "predict",
+        "contour CTs, in each CT's own geometry",
+        _predict,
+        "hnfed predict -i ct.nrrd -o contours --model runs/demo --format nrrd,nifti",
+    )
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        metavar="INPUT",
+        type=Path,
+        required=True,
+        help="a CT (NRRD, NIfTI, folder of DICOM), a folder of CTs, or an archive",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        required=True,
+        help="folder for CASE/NAME.nrrd, CASE.nii.gz, CASE/RS.dcm ...",
+    )
+    add(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        required=True,
+        help="run folder or checkpoint; several times: probabilities are averaged",
+    )
+    add(
+        "--format",
+        metavar="F[,F]",
+        type=_formats,
+        default=("nrrd",),
+        help="nrrd (a mask an organ; default), nifti (a label map), segnrrd (3D Slicer), rtstruct, "
+        "dicomseg",
+    )
+    text = "contour also what looks wrong (turned, of another size, no head), with the doubt inside"
+    add("--force", action="store_true", help=text)
+    _add_model_choice(parser)
+
+
+def _add_evaluate(subparsers: Any) -> None:
+    parser = subcommand(
+        subparsers,
+        "evaluate",
+        "Dice, surface distances and volumes per organ, of a model or of contours that exist",
+        _evaluate,
+        "hnfed evaluate --model runs/demo --data archive --split test --json scores.json",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        help="run folder or checkpoint; several times: probabilities are averaged",
+    )
+    what.add_argument(
+        "--pred",
+        metavar="DIR",
+        type=Path,
+        help="contours: CASE/NAME.nrrd, CASE/structures/NAME.nrrd, CASE.nii.gz",
+    )
+    add(
+        "--data",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="archive with the reference contours",
+    )
+    add("--format", choices=ARCHIVE_FORMATS, default="auto", help="format of DATA (default: auto)")
+    add(
+        "--split",
+        choices=SPLITS,
+        default="test",
+        help="cases to score, by DATA's cases.csv (default: test)",
+    )
+    add("--json", metavar="FILE", type=Path, help="write the scores as JSON")
+    add(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="write the scores as CSV; with --per-case those of each case in FILE's .cases.csv",
+    )
+    add("--per-case", action="store_true", help="also the scores of each case (they stay here)")
+    _add_model_choice(parser)
+
+
+def _add_compare(subparsers: Any) -> None:
+    parser = subcommand(
+        subparsers,
+        "compare",
+        "lay runs side by side: tables with intervals, differences, speed of learning",
+        _compare,
+        "hnfed compare alone=runs/alone joined=runs/demo --out compare",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        metavar="[NAME=]RUN",
+        nargs="+",
+        help="run folder, or FILE.json of `hnfed evaluate --json --per-case`; "
+        "runs of one name, or of one plan but for the seed, are seeds of one variant",
+    )
+    add("--out", metavar="DIR", type=Path, default=Path("compare"), help="default: compare")
+    add("--phase", metavar="P", help="only this phase (default: all that the runs share)")
+    add("--reference", metavar="NAME", help="what the others are compared with (default: first)")
+    add(
+        "--dice",
+        metavar="D",
+        type=float,
+        default=0.7,
+        help="count epochs and seconds until validation reaches this Dice (default: 0.7)",
+    )
+
+
+def _add_model_choice(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--organs", metavar="NAME", nargs="+", help="only these organs (default: all of the model)")
+    add("--site", help="site: whose personal weights, and which cases of DATA")
+    add("--phase", help="phase of a run folder (default: the last one)")
+    add("--device", default="auto", help="auto, cpu or cuda:0 (default: auto)")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in CONTOUR_FORMATS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r}: use {', '.join(CONTOUR_FORMATS)}, several with commas"
+            )
+    return names
+
+
+def _export(args: argparse.Namespace) -> int:
+    from hnfed.predict.monai_bundle import export
+
+    files = export(args.run, args.output, args.phase, args.site)
+    print(f"{len(files)} files in {args.output}; model card: {args.output / 'docs' / 'README.md'}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from hnfed.cli.commands import predict
+
+    return predict(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from hnfed.cli.commands import evaluate
+
+    return evaluate(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from hnfed.report.page import write_report
+
+    if not args.run.is_dir():
+        raise UserError("RUN", args.run, "name a run folder such as runs/demo")
+    print(write_report(args.run))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from core.text import shown_text
+    from hnfed.compare.comparison import compare, summary
+
+    for table in compare(args.runs, args.out, args.phase, args.reference, args.dice):
+        print(f"{shown_text(summary(table))}\n")
+    print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
+    return 0
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from hnfed.cli.commands import advise
+
+    return advise(args)
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from core.plan.load import load
+
+    config, sources = load(args.config, args.overrides)
+    for key, value in _flattened(dataclasses.asdict(config)).items():
+        print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
+    return 0
+
+
+def _flattened(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> value as JSON; a list is one value, a list of sections is not."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = {str(i): item for i, item in enumerate(value)}.items()
+    else:
+        return {prefix: json.dumps(value)}
+    return {
+        key: text
+        for name, item in items
+        for key, text in _flattened(item, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

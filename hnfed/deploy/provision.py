@@ -1,0 +1,411 @@
+"""`hnfed provision`: certificate authority, server certificate, a certificate and a kit a site."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from core.errors import UserError
+from core.files import replace_file
+from core.identifiers import SiteName, site_name
+from core.plan.load import read_yaml
+from core.plan.ranges import number_of
+from core.text import shown
+from hnfed.deploy.answer import Answer
+from hnfed.deploy.authority import (
+    RENEW_DAYS,
+    Authority,
+    fits,
+    flower_key_of,
+    holds,
+    key_of,
+    made_authority,
+    made_node_key,
+    read_authority,
+    serial_of,
+    ssh_of,
+    write_authority,
+    write_private,
+)
+from hnfed.guard.kit import FILE, HOST, NAME, SERVER, Kit
+from hnfed.guard.peers import merged, read_peers, write_peers
+
+ROSTER, CERTIFICATES, SUMS = "roster.json", "certificates.json", "SHA256SUMS"
+REVOKED, ANSWERS = "revoked", "answers"
+UNSUMMED = (SUMS, ROSTER, CERTIFICATES, "policy.yaml", "peers.json", "request.pem")
+DAYS = 730
+RESERVED = (SERVER, "ca", REVOKED, ANSWERS)
+KEYS = ("here", "site")
+# What a site's node asks for, and the largest body of each; all else is refused before Flower.
+SMALL, LARGE = "64k", "8m"  # Flower sends no piece of more than 5 MiB
+FLEET = {
+    "activate-node": SMALL,
+    "deactivate-node": SMALL,
+    "send-node-heartbeat": SMALL,
+    "pull-messages": SMALL,
+    "push-messages": "1m",
+    "get-run": SMALL,
+    "get-fab": SMALL,
+    "push-object": LARGE,
+    "pull-object": SMALL,
+    "confirm-message-received": SMALL,
+}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """``federation.yaml``: name, where sites reach the server, which sites there are.
+
+    `keys` says who makes a new site's key: the ``site`` (`hnfed join`), or ``here`` as before.
+    """
+
+    name: str
+    host: str
+    port: int
+    internal_port: int
+    sites: tuple[str, ...]
+    days: int
+    keys: str = "here"
+
+
+def read_federation(path: Path) -> Federation:
+    """Reads ``federation.yaml``.
+
+    Raises:
+        UserError: a key that is unknown, missing or unusable.
+    """
+    values = read_yaml(path)
+    known = ("name", "server", "sites", "days", "keys")
+    for key in values:
+        if key not in known:
+            raise UserError(f"federation: {key}", values[key], f"use one of {', '.join(known)}")
+    server = values.get("server") or {}
+    if not isinstance(server, dict) or set(server) - {"host", "port", "internal_port"}:
+        raise UserError("federation: server", server, "give host, port and internal_port")
+    name, host = str(values.get("name", "")), str(server.get("host", ""))
+    if not NAME.fullmatch(name):
+        raise UserError("federation: name", name, "use small letters, digits, - and _")
+    if not HOST.fullmatch(host):
+        raise UserError("federation: server.host", host, "give the name or IP that sites dial")
+    port, internal = server.get("port", 28443), server.get("internal_port", 28444)
+    days, sites = values.get("days", DAYS), values.get("sites")
+    numbers = {"server.port": port, "server.internal_port": internal, "days": days}
+    for key, value in numbers.items():
+        number_of("federation", key, value, whole=True)
+    if port == internal:
+        raise UserError("federation: server.internal_port", internal, "give it another number")
+    if not isinstance(sites, list) or not sites:
+        raise UserError("federation: sites", sites, "list the sites: [nyu, miccai]")
+    for site in sites:
+        kit_name(site, "federation: sites")
+    if len(set(sites)) < len(sites):
+        raise UserError("federation: sites", sites, "name each site once")
+    keys = values.get("keys", "here")
+    if keys not in KEYS:
+        raise UserError("federation: keys", keys, f"use one of {', '.join(KEYS)}")
+    return Federation(name, host, port, internal, tuple(sites), days, keys)
+
+
+def kit_name(value: object, field: str) -> SiteName:
+    """A site's name that may also name a kit, on file systems that do not tell capitals apart.
+
+    Raises:
+        UserError: not of that form, or a folder of other things.
+    """
+    remedy = "use small letters, digits, - and _, 32 at most, the first a letter"
+    if not isinstance(value, str) or not NAME.fullmatch(value) or value in RESERVED:
+        raise UserError(field, shown(value, 100), remedy)
+    return site_name(value, field)
+
+
+def provision(
+    federation: Federation,
+    out: Path,
+    *,
+    add: Sequence[str] = (),
+    revoke: Sequence[str] = (),
+    sign: Mapping[str, ec.EllipticCurvePublicKey] | None = None,
+    now: datetime | None = None,
+) -> list[str]:
+    """Makes or completes the kits; keys and certificates that are there and valid are kept.
+
+    A site of the roster whose kit is gone has it: it was handed over, and its key stays. Whatever
+    such a site needs anew (its certificate, those of the other sites) goes into an answer file.
+
+    Args:
+        federation: from `read_federation`.
+        out: folder of the kits; mode 0700.
+        add: sites beside those of the file; one whose kit was handed over gets another kit, with a
+            new key in the place of the old one.
+        revoke: sites whose kits are taken out of service.
+        sign: keys that sites made themselves (`hnfed.deploy.authority.read_request`), by site; each
+            takes the place of the key that the site had.
+        now: for tests.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        UserError: a name that is no site, or the authority of kits that exist is gone.
+    """
+    moment, signed = now or datetime.now(UTC), dict(sign or {})
+    out.mkdir(parents=True, exist_ok=True)
+    out.chmod(0o700)
+    done: list[str] = []
+    roster_path = out / SERVER / ROSTER
+    known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
+    _require_sites(known, add, revoke, signed)
+    for site in (*add, *signed):
+        shutil.rmtree(out / REVOKED / site, ignore_errors=True)
+    gone = set(revoke) | {p.name for p in (out / REVOKED).glob("*")}
+    wanted = [s for s in dict.fromkeys([*known, *federation.sites, *add, *signed]) if s not in gone]
+    if (out / "ca" / "ca.key").is_file() and not roster_path.is_file():
+        raise UserError(
+            "server", out / SERVER, f"bring the server's kit back, or its {ROSTER} at least",
+            problem="the list of the sites' keys is gone; new ones would lock every site out",
+        )  # fmt: skip
+    authority = _authority(federation, out / "ca", moment, done)
+    _server_certificate(federation, out / SERVER, authority, moment, done)
+    roster: dict[str, str] = {}
+    for site in wanted:
+        key = _key(federation, out, site, known, add, signed, done)
+        if key:
+            roster[site] = key
+    certificates = _certificates(federation, out, roster, authority, moment, done)
+    for site in roster:
+        _hand(federation, out, site, certificates, authority, done)
+    for site in revoke:
+        _revoke(out, site)
+        done.append(f"{site}: revoked; a running server of these files refuses it at once")
+    replace_file(roster_path, json.dumps(roster, indent=2) + "\n")
+    _server_files(federation, out / SERVER, certificates, authority)
+    return done
+
+
+def _require_sites(
+    known: Mapping[str, str], add: Sequence[str], revoke: Sequence[str], sign: Mapping[str, object]
+) -> None:
+    for site in known:
+        kit_name(site, f"{SERVER}/{ROSTER}")
+    for site in (*add, *revoke, *sign):
+        kit_name(site, "--add-site, --revoke, --sign")
+    for site in revoke:
+        if site not in known:
+            raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")
+
+
+def _authority(federation: Federation, folder: Path, now: datetime, done: list[str]) -> Authority:
+    """The federation's own certificate authority; its key stays with the coordinator."""
+    folder.mkdir(exist_ok=True)
+    found = read_authority(folder)
+    if found is not None:
+        return found
+    if (folder.parent / SERVER / "server.crt").is_file():
+        raise UserError(
+            "ca", folder, "bring ca.key and ca.crt back while `hnfed provision` runs",
+            problem="the kits' authority is gone; no site would trust a server of a new one",
+        )  # fmt: skip
+    made = made_authority(federation.name, 2 * federation.days + RENEW_DAYS, now)
+    write_authority(made, folder)
+    done.append("ca: made; keep ca/ca.key off the network")
+    return made
+
+
+def _server_certificate(
+    federation: Federation, folder: Path, authority: Authority, now: datetime, done: list[str]
+) -> None:
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys([federation.host, "localhost", "127.0.0.1"]))
+    path, key_path = folder / "server.crt", folder / "server.key"
+    if key_path.is_file() and path.is_file() and holds(path.read_text(), names, now):
+        return
+    key, certificate = authority.server(names, now, federation.days)
+    write_private(key_path, key)
+    replace_file(path, certificate)
+    done.append(f"server: certificate for {', '.join(names)}, {federation.days} days")
+
+
+def _key(
+    federation: Federation,
+    out: Path,
+    site: str,
+    known: Mapping[str, str],
+    add: Sequence[str],
+    signed: Mapping[str, ec.EllipticCurvePublicKey],
+    done: list[str],
+) -> str:
+    """A site's public key in OpenSSH's form; made here if need be, "" where the site makes it."""
+    folder = out / site
+    if site in signed:
+        shutil.rmtree(folder, ignore_errors=True)  # a key made here is in nobody's use any more
+        done.append(f"{site}: signed the key that it made itself")
+        if site in known and known[site] != ssh_of(signed[site]):
+            done.append(f"{site}: its key is a new one; its former key is refused")
+        return ssh_of(signed[site])
+    if site in known and site not in add and not _complete(folder):
+        done.append(f"{site}: handed over before; its key stays")
+        return known[site]
+    if _complete(folder):
+        if site in add and site in known:
+            done.append(f"{site}: its kit is here, its key stays; for a new one delete {site}/")
+    elif federation.keys == "site":
+        done.append(f"{site}: waits for its request (hnfed join there, then --sign here)")
+        return ""
+    else:
+        _made_here(folder, site, done, replaces=site in known)
+    return (folder / "node.pub").read_text().strip()
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a site's keys are here; a kit that was handed over is deleted here."""
+    return (folder / "node.key").is_file() and (folder / "node.pub").is_file()
+
+
+def _made_here(folder: Path, site: str, done: list[str], *, replaces: bool) -> None:
+    """The old way, kept for one release: the site's key is made at the coordinator's."""
+    folder.mkdir(exist_ok=True)
+    private, public = made_node_key()
+    write_private(folder / "node.key", private)
+    replace_file(folder / "node.pub", public + "\n")
+    done.append(
+        f"{site}: kit made, its key too; hand it over by a safe way, then delete it here (better: "
+        "the site makes its own by `hnfed join`, as the next release demands)"
+    )
+    if replaces:
+        done.append(f"{site}: its key is a new one; the key of its former kit is refused")
+
+
+def _certificates(
+    federation: Federation,
+    out: Path,
+    roster: Mapping[str, str],
+    authority: Authority,
+    now: datetime,
+    done: list[str],
+) -> dict[str, str]:
+    """A certificate (PEM) a site: the one that is, or one made anew for another key or for age."""
+    path = out / SERVER / CERTIFICATES
+    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    certificates = {}
+    for site, public in roster.items():
+        key = key_of(public)
+        if site not in found or not fits(found[site], site, key, now):
+            fresh = site not in found
+            found[site] = authority.site(site, key, now, federation.days)
+            if not fresh and (out / site / "node.key").is_file():
+                done.append(f"{site}: a new certificate, {federation.days} days, in its kit")
+        certificates[site] = found[site]
+    replace_file(path, json.dumps(certificates, indent=1) + "\n")
+    return certificates
+
+
+def _hand(
+    federation: Federation,
+    out: Path,
+    site: str,
+    certificates: Mapping[str, str],
+    authority: Authority,
+    done: list[str],
+) -> None:
+    """What a site gets: files of its kit where that is here, else an answer file."""
+    answer = Answer(
+        federation.name,
+        site,
+        federation.host,
+        federation.port,
+        federation.internal_port,
+        authority.pem,
+        certificates[site],
+        dict(certificates),
+    )
+    path = out / ANSWERS / f"{site}.json"
+    if _complete(out / site):
+        path.unlink(missing_ok=True)
+        done += write_site_kit(answer, out / site)
+        return
+    if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
+        return
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, answer.text())
+    done.append(f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret")
+
+
+def write_site_kit(answer: Answer, folder: Path) -> list[str]:
+    """All of a site's kit but its key: from the coordinator's answer and this installation.
+
+    What the site decides (``policy.yaml``, which other sites it confirmed) is kept.
+
+    Returns:
+        What a person should know, a line each.
+
+    Raises:
+        ValueError: a certificate in the answer is none.
+    """
+    kit = answer.kit(folder)
+    peers, told = merged(read_peers(kit), answer.peers, answer.site)
+    replace_file(kit.ca, answer.authority)
+    replace_file(kit.client_certificate, answer.certificate)
+    replace_file(folder / FILE, kit.text())
+    write_peers(kit, peers)
+    if not (folder / "policy.yaml").is_file():
+        _render(folder / "policy.yaml", "site_policy.yaml.j2", kit)
+    for name in ("hnfed-client.service", "README.md"):
+        _render(folder / name, f"site_{name}.j2", kit)
+    _checksums(folder)
+    return told
+
+
+def _revoke(out: Path, site: str) -> None:
+    target = out / REVOKED / site
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    if (out / site).is_dir():
+        shutil.move(out / site, target)
+    target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
+    (out / ANSWERS / f"{site}.json").unlink(missing_ok=True)
+
+
+def _server_files(
+    federation: Federation, folder: Path, certificates: Mapping[str, str], authority: Authority
+) -> None:
+    kit = Kit(folder, federation.name, SERVER, federation.host, federation.port,
+              federation.internal_port)  # fmt: skip
+    replace_file(kit.ca, authority.pem)
+    replace_file(folder / FILE, kit.text())
+    serials = {serial_of(pem): site for site, pem in certificates.items()}
+    keys = {serial_of(pem): flower_key_of(pem) for pem in certificates.values()}
+    for name in ("nginx.conf", "hnfed-server.service", "README.md"):
+        _render(folder / name, f"server_{name}.j2", kit, serials=serials, keys=keys, fleet=FLEET)
+    _checksums(folder)
+
+
+def _render(path: Path, template: str, kit: Kit, **values: object) -> None:
+    text = (
+        resources.files("hnfed.deploy").joinpath("templates", template).read_text(encoding="utf-8")
+    )
+    made = jinja2.Environment(  # plain text, no page: nothing to escape
+        autoescape=False, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    ).from_string(text)
+    about = {"name": kit.federation, "host": kit.host, "port": kit.port,
+             "internal_port": kit.internal_port}  # fmt: skip
+    replace_file(path, made.render(f=about, role=kit.role, **values))
+
+
+def _checksums(folder: Path) -> None:
+    """SHA-256 of the kit's files; keys and what changes in use are left out."""
+    names = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix != ".key" and p.name not in UNSUMMED
+    )
+    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}" for n in names]
+    replace_file(folder / SUMS, "\n".join(sums) + "\n")

@@ -1,0 +1,99 @@
+"""The models of a command line, loaded and ready for one CT after another."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.archives.images.volume import Geometry
+from core.errors import UserError
+from core.plan.schema import Preprocess
+from core.training.inference import (
+    Doubt,
+    common_preprocess,
+    load_models,
+    predict_doubted,
+    select_labels,
+)
+from core.wire.checkpoint import resolve_model
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """The models of a command line at work.
+
+    Attributes:
+        draw: (image, geometry) -> labels of all organs of the models, and doubtful slices.
+        known: organs of the models.
+        organs: those chosen.
+        settings: preprocessing of the models.
+        model: which models, in words.
+    """
+
+    draw: Callable[..., tuple[npt.NDArray[np.uint8], list[Doubt]]]
+    known: tuple[str, ...]
+    organs: tuple[str, ...]
+    settings: Preprocess
+    model: str
+
+    def __call__(
+        self, image: npt.NDArray[Any], geometry: Geometry
+    ) -> tuple[npt.NDArray[np.uint8], list[Doubt]]:
+        """Labels (Z, Y, X) of the chosen organs, 1, 2 ..., and where they are doubtful."""
+        labels, doubts = self.draw(image, geometry)
+        chosen = [doubt for doubt in doubts if doubt.organ in self.organs]
+        return select_labels(labels, self.known, self.organs), chosen
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """Loads the models of a command line (its options model, phase, site, device, organs).
+
+    Raises:
+        UserError: a model cannot be loaded, or does not know an organ asked for.
+    """
+    paths = [resolve_model(model, args.phase, args.site) for model in args.model]
+    models, metas = load_models(paths, args.device)
+    for path, meta in zip(paths, metas, strict=True):
+        print(
+            f"model: {path} (phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
+            file=sys.stderr,
+        )
+    known = tuple(metas[0]["organs"])
+    described = [
+        f"phase {meta.get('phase', '?')} round {meta.get('round', '?')} "
+        f"weights {str(meta.get('sha256', ''))[:12]}"
+        for meta in metas
+    ]
+
+    def draw(
+        image: npt.NDArray[Any], geometry: Geometry
+    ) -> tuple[npt.NDArray[np.uint8], list[Doubt]]:
+        return predict_doubted(models, metas, image, geometry, args.device)
+
+    organs = chosen_organs(args.organs, known)
+    return Segmenter(draw, known, organs, common_preprocess(metas), "; ".join(described))
+
+
+def organ_list(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of ``--organs``, whether apart or joined by commas; None where none was given."""
+    if given is None:
+        return None
+    return tuple(dict.fromkeys(name for item in given for name in item.split(",") if name))
+
+
+def chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The organs of ``--organs`` in the order of `known`; all where nothing was asked for."""
+    asked = organ_list(given)
+    for name in asked or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError("--organs", name, f"{hint}choose of {', '.join(known)}")
+    return tuple(known) if asked is None else tuple(o for o in known if o in asked)

@@ -1,0 +1,329 @@
+"""`hnfed grid`: the cells of a study, each a run of its own process, kept and gone on with."""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.parallel import cpus
+from core.processes import deaf, leave_if_told
+from simulations.cell import (
+    ROOT,
+    Wanted,
+    mean_dice,
+    minutes,
+    of_other_code,
+    read_metrics,
+    state,
+    wanted,
+    write_record,
+)
+from simulations.folds import make_view
+from simulations.study import Cell, Study, read_study
+from simulations.sweep_tables import count_cells, number, print_table, write_tables
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 60.0
+GOOD = ("completed", "done before")
+
+
+@dataclass
+class Child:
+    """A cell at work."""
+
+    cell: Cell
+    wish: Wanted
+    command: list[str]
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+@dataclass
+class Work:
+    """What a grid has done and has still to do.
+
+    Attributes:
+        study: what is run.
+        out: folder of the cells.
+        chosen: the cells of this call.
+        outcome: by cell: completed, done before, failed, refused, skipped.
+        waiting: cells that have not begun.
+        running: cells at work.
+    """
+
+    study: Study
+    out: Path
+    chosen: Sequence[Cell]
+    outcome: dict[str, str] = field(default_factory=dict)
+    waiting: list[Cell] = field(default_factory=list)
+    running: list[Child] = field(default_factory=list)
+
+
+def grid(
+    study: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    jobs: int | None = None,
+    only: Sequence[str] = (),
+    list_only: bool = False,
+) -> int:
+    """Runs the cells of a study that are not done.
+
+    Args:
+        study: shipped name or YAML path.
+        overrides: KEY=VALUE for every cell.
+        out: folder of the cells; default ``runs/STUDY``.
+        jobs: cells side by side; default: CPUs // `simulation.cpus_per_site`.
+        only: patterns of cell names; what they need is run with them.
+        list_only: print the cells and what is done, run nothing.
+
+    Returns:
+        0 when all cells asked for are done.
+
+    Raises:
+        UserError: what cannot work, and folders of another plan, before any cell begins.
+    """
+    out = (out or Path("runs") / Path(study).stem).resolve()
+    read = read_study(study, overrides, out)
+    chosen = _chosen(read.cells, only)
+    wishes = {cell.name: wanted(cell, read.config, out) for cell in chosen}
+    if list_only:
+        return _list(chosen, wishes, out)
+    if jobs is not None and jobs < 1:
+        raise UserError("--jobs", jobs, "give a whole number >= 1")
+    for cell in chosen:
+        state(cell, out / cell.name, wishes[cell.name])
+    jobs = jobs or max(1, cpus() // max(wish.cpus for wish in wishes.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out) as lock:
+        for view, root in read.views.items():
+            make_view(root, view)
+        work = Work(read, out, chosen, waiting=list(chosen))
+        try:
+            while work.waiting or work.running:
+                leave_if_told()
+                _begin(work, jobs, lock)
+                _settle(work, jobs)
+                if work.running:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            _end(work)
+            rows = write_tables(read, out)
+    return _summary(work, rows)
+
+
+def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    names = {cell.name: cell for cell in cells}
+    wish = {n for n in names for p in only or ("*",) if fnmatch.fnmatchcase(n, p)}
+    for pattern in only:
+        if not fnmatch.filter(names, pattern):
+            remedy = "give a pattern of cell names; --list prints them"
+            raise UserError("--only", pattern, remedy, problem="no cell has such a name")
+    asked = len(wish)
+    for cell in reversed(cells):  # needs stand before
+        if cell.name in wish:
+            wish |= set(cell.needs)
+    if len(wish) > asked:
+        print(f"with what they need: {count_cells(len(wish) - asked)} more")
+    return [cell for cell in cells if cell.name in wish]
+
+
+def _list(chosen: Sequence[Cell], wishes: Mapping[str, Wanted], out: Path) -> int:
+    rows = []
+    for cell in chosen:
+        wish = wishes[cell.name]
+        try:
+            found = state(cell, out / cell.name, wish)
+        except UserError as error:
+            found = f"refused: {error.problem}"
+        if found == "waits":
+            found = f"waits for {', '.join(cell.needs)}"
+        rows.append((cell.name, wish.phases, found))
+    print_table(("cell", "phases: rounds x epochs", "state"), rows)
+    done = sum(found == "done" for _, _, found in rows)
+    print(f"{count_cells(len(rows))}, {done} done, in {out}")
+    return 0
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[int]:
+    """Holds the folder; the cells inherit the lock, so one that outlives its grid holds it too."""
+    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "--out",
+                out,
+                "wait for its end, or choose another folder",
+                problem="another grid, or a cell of it, is at work there",
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _begin(work: Work, jobs: int, lock: int) -> None:
+    """Settles what needs no work, and starts cells as far as there is room."""
+    for cell in list(work.waiting):
+        bad = [n for n in cell.needs if work.outcome.get(n, GOOD[0]) not in GOOD]
+        if bad:
+            work.waiting.remove(cell)
+            _say(work, cell, "skipped", f"skipped: it needs {', '.join(bad)}")
+        elif len(work.running) < jobs and all(n in work.outcome for n in cell.needs):
+            try:
+                wish = wanted(cell, work.study.config, work.out)
+                found = state(cell, work.out / cell.name, wish)
+            except UserError as error:
+                work.waiting.remove(cell)
+                _say(work, cell, "refused", f"refused: {error}")
+                continue
+            if found == "done":
+                work.waiting.remove(cell)
+                _say(work, cell, "done before", f"done before: {_scores(work.out, cell, wish)}")
+            else:
+                work.waiting.remove(cell)
+                work.running.append(_start(cell, wish, work, found == "unfinished", lock))
+
+
+def _start(cell: Cell, wish: Wanted, work: Work, resume: bool, lock: int) -> Child:
+    folder = work.out / cell.name
+    arguments = ["simulate", work.study.config, *cell.overrides, "--out", str(folder)]
+    arguments += ["--resume"] if resume else []
+    command = ["hnfed", *arguments]
+    write_record(cell, folder, wish, command, "running", 0.0)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    log = _log(work.out, cell)
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hnfed.cli.main", *arguments],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": paths}, start_new_session=True, pass_fds=(lock,),
+        )  # fmt: skip
+    print(f"{'resuming' if resume else 'starting'} {cell.name} (log {log})", flush=True)
+    return Child(cell, wish, command, process, time.monotonic())
+
+
+def _settle(work: Work, jobs: int) -> None:
+    """Takes in the cells that have ended."""
+    for child in list(work.running):
+        code = child.process.poll()
+        if code is None:
+            continue
+        work.running.remove(child)
+        cell, folder = child.cell, work.out / child.cell.name
+        done = code == 0 and read_metrics(folder).get("status") == "completed"
+        _record(child, folder, "completed" if done else "failed")
+        if done:
+            text = f"{_scores(work.out, cell, child.wish)}{_time_left(work, cell, jobs)}"
+            _say(work, cell, "completed", text)
+        else:
+            ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            log = _log(work.out, cell)
+            text = f"failed after {minutes(folder):.1f} min ({ended}); read {log}"
+            _say(work, cell, "failed", f"{text}{_last_error(log)}")
+        write_tables(work.study, work.out)
+
+
+def _record(child: Child, folder: Path, status: str) -> None:
+    seconds = time.monotonic() - child.started
+    write_record(child.cell, folder, child.wish, child.command, status, seconds)
+
+
+def _log(out: Path, cell: Cell) -> Path:
+    return out / f"{cell.name}.log"
+
+
+def _last_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("hnfed: error:")]
+    return "".join(f"\n  {line}" for line in lines[starts[-1] :][:3]) if starts else ""
+
+
+def _say(work: Work, cell: Cell, outcome: str, text: str) -> None:
+    work.outcome[cell.name] = outcome
+    print(f"cell {len(work.outcome)}/{len(work.chosen)} {cell.name}: {text}", flush=True)
+
+
+def _scores(out: Path, cell: Cell, wish: Wanted) -> str:
+    folder = out / cell.name
+    blocks = [b for b in read_metrics(folder)["phases"] if b["name"] in wish.last]
+    parts = [f"{s} {number(mean_dice(blocks, s), 2)}" for s in ("val", "test")]
+    return ", ".join([*parts, f"{minutes(folder):.1f} min"])
+
+
+def _time_left(work: Work, cell: Cell, jobs: int) -> str:
+    """From the cells that are done: those of the same variant, else all."""
+    known: dict[str, list[float]] = {}
+    for done in work.chosen:
+        if work.outcome.get(done.name) in GOOD or done is cell:
+            known.setdefault(done.variant, []).append(minutes(work.out / done.name))
+    everything = [m for values in known.values() for m in values]
+
+    def expected(of: Cell) -> float:
+        values = known.get(of.variant, everything)
+        return sum(values) / len(values)
+
+    now = time.monotonic()
+    left = sum(expected(c) for c in work.waiting)
+    left += sum(max(0.0, expected(c.cell) - (now - c.started) / 60) for c in work.running)
+    return f"; about {left / jobs:.0f} min left" if work.waiting or work.running else ""
+
+
+def _end(work: Work) -> None:
+    """Ends the cells at work, each by its own process id; they can be resumed."""
+    if not work.running:
+        return
+    with deaf():
+        for child in work.running:
+            child.process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for child in work.running:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            _record(child, work.out / child.cell.name, "interrupted")
+    names = ", ".join(child.cell.name for child in work.running)
+    print(f"ended: {names}; the same command goes on with them", file=sys.stderr)
+
+
+def _summary(work: Work, rows: Sequence[Mapping[str, Any]]) -> int:
+    """The table of the cells, and what is missing or doubtful, by name."""
+    lines = []
+    for cell in work.chosen:
+        folder = work.out / cell.name
+        if work.outcome[cell.name] in GOOD:
+            wish = wanted(cell, work.study.config, work.out)
+            blocks = [b for b in read_metrics(folder)["phases"] if b["name"] in wish.last]
+            val, test = (number(mean_dice(blocks, s), 3) for s in ("val", "test"))
+            lines.append((cell.name, val, test, f"{minutes(folder):.1f}"))
+        else:
+            lines.append((cell.name, "-", "-", work.outcome[cell.name]))
+    print_table(("cell", "val Dice", "test Dice", "minutes"), lines)
+    for outcome in ("failed", "refused", "skipped"):
+        names = [n for n, o in work.outcome.items() if o == outcome]
+        if names:
+            print(f"{count_cells(len(names))} {outcome}: {', '.join(names)}")
+    other = [
+        c.name
+        for c in work.chosen
+        if work.outcome[c.name] in GOOD and of_other_code(work.out / c.name)
+    ]
+    if other:
+        print(f"{count_cells(len(other))} made by other code, kept: {', '.join(other)}")
+    print(f"{count_cells(len({r['cell'] for r in rows}))} in {work.out / 'grid.csv'} and grid.json")
+    return 0 if set(work.outcome.values()) <= set(GOOD) else 1

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from client import local_epochs as fitting
+from client import scoring
+from client import tasks as work
+from client.personal_weights import Personal, Stamp
+from client.site import Site
+from core.errors import UserError
+from core.metrics.scores import OrganSum
+from core.plan.schema import Federation, Loss, Phase, Plan, Preprocess, Strategy, Weighting
+from core.wire.checkpoint import load
+from core.wire.messages import WITHHELD
+from core.wire.partition import frozen_in, network, parts_of, state_hash
+from tests.client.conftest import order, start, watched
+
+MakePlan = Callable[..., Plan]
+MakePhase = Callable[..., Phase]
+
+# --------------------------------------------------------------------------------- description
+
+
+def stored(site: Site, plan: Plan) -> Personal:
+    phase = plan.phases[0]
+    return Personal(site.phase_folder(phase.name), Stamp.of("run", plan, phase))
+
+
+def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: MakePlan) -> None:
+    plan = make_plan(loss=Loss(class_weight="paper"))
+    told = work.describe(site, plan, "f")
+    assert (told.site, told.fingerprint) == ("north", "f")
+    assert told.cases == (3, 1, 1)
+    assert told.annotated == (3, 2)
+    assert told.totals == (3 * 16.0**3, 2 * 16.0**3)
+    assert all(0 < v < t for v, t in zip(told.voxels, told.totals, strict=True))
+    entries = site.entries(plan)
+    brainstem = sum(e.voxels["Brainstem"] for e in entries if e.split == "train")
+    assert told.voxels[0] == brainstem
+    assert "DOE" not in json.dumps(told.to_records())
+
+
+OUTSIDE = Preprocess(spacing_mm=[0.05, 0.05, 0.05], crop=[8, 8, 8])  # 0.4 mm: metres, cm, a slip
+
+
+@pytest.mark.parametrize("weight", ["paper", "none"])
+def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase, weight: str
+) -> None:
+    plan = replace(make_plan(loss=Loss(class_weight=weight)), preprocess=OUTSIDE)
+    told = work.describe(site, plan, "f")
+    entries = [e for e in site.entries(plan) if e.split == "train"]
+    seen = [any(e.voxels.get(o, 0) for e in entries) for o in plan.organ_names]
+    assert not all(seen)
+    assert [n > 0 for n in told.annotated] == seen
+    rows = zip(told.voxels, told.totals, seen, strict=False)  # none are told without weights
+    assert all(v == t == 0 for v, t, s in rows if not s)
+    own = replace(plan, phases=[make_phase(share="none")])
+    with pytest.raises(UserError) as caught:
+        work.describe(site, own, "f")
+    outside = [o for o, inside in zip(plan.organ_names, seen, strict=True) if not inside]
+    assert (caught.value.field, caught.value.value) == ("entries", ", ".join(outside))
+    assert "8 x 8 x 8 voxels, 0.4 x 0.4 x 0.4 mm" in caught.value.problem
+    assert "millimetres" in caught.value.remedy
+
+
+def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:
+    told = work.describe(site, make_plan(loss=Loss(class_weight="none")), "f")
+    assert (told.voxels, told.totals) == ((), ())
+
+
+def test_counts_of_organs_of_personal_phases_do_not_leave(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    own = make_phase("q", organs=["Parotid_L"], share="none")
+    plan = make_plan(make_phase(organs=["Brainstem"]), own, loss=Loss(class_weight="paper"))
+    told = work.describe(site, plan, "f")
+    assert told.annotated == (3, 0)
+    assert told.voxels[1] == told.totals[1] == 0
+
+
+def test_a_site_of_personal_phases_only_tells_no_small_count(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(share="none"), federation=Federation(min_cell=3))
+    told = work.describe(site, plan, "f")
+    assert told.cases == (3, -1, -1)
+    assert all(n == -1 or n >= 3 for n in told.left_out.values())
+
+
+def test_an_organ_that_only_a_personal_phase_lacks_is_told_before_any_round(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(), make_phase("q", organs=["Larynx"], share="none"))
+    with pytest.raises(UserError) as caught:
+        work.describe(site, plan, "f")
+    assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
+
+
+def test_an_organ_that_no_training_case_annotates_is_an_error_of_the_data(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(organs=["Brainstem", "Larynx"], share="none"))
+    prepared.prepare(plan)
+    with pytest.raises(UserError) as caught:
+        work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+    assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
+
+
+# ------------------------------------------------------------------------------- shared rounds
+
+
+def test_a_shared_round_scores_what_comes_in_and_then_trains(
+    prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, steps = make_plan(), []
+    train, score = fitting.train, work.score
+    monkeypatch.setattr(fitting, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
+    monkeypatch.setattr(work, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
+    state, result = work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    assert steps == ["val", "train"]
+    assert set(state) == set(start(plan))
+    assert state_hash(state) != state_hash(start(plan))
+    assert (result.cases, result.annotated, result.steps) == (3, (3, 2), 3)
+    assert len(result.loss) == 5
+    assert result.loss[0] > 0
+    assert {o: s.n for o, s in result.scores["val"].items()} == {"Brainstem": 1, "Parotid_L": 1}
+
+
+def test_rounds_repeat_and_differ_by_their_number(prepared: Site, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    hashes = [
+        state_hash(work.train_shared(prepared, plan, plan.phases[0], order(r), start(plan))[0])
+        for r in (1, 1, 2)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "all-but-head"])
+def test_what_is_frozen_stays_to_the_bit(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, freeze: str
+) -> None:
+    plan = make_plan(make_phase(freeze=freeze))
+    phase = plan.phases[0]
+    parts = parts_of(network(plan, phase), plan, phase)
+    state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+    for name, tensor in start(plan).items():
+        if name in parts.frozen:
+            assert torch.equal(state[name], tensor), name
+    assert state_hash(state, parts.shared) != state_hash(start(plan), parts.shared)
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_what_thaws_changes_from_its_round_on(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, share: str
+) -> None:
+    plan = make_plan(make_phase(freeze="encoder", thaw={"encoder": 2}, share=share))
+    phase, before = plan.phases[0], start(plan)
+    encoder = frozen_in(network(plan, phase), plan, phase, 1)
+    changed = []
+    for round_ in (1, 2):
+        if share == "none":
+            work.train_personal(prepared, plan, phase, order(round_, base_round=round_ - 1), before)
+            after = before | stored(prepared, plan).load(round_).state
+        else:
+            after, _ = work.train_shared(prepared, plan, phase, order(round_), before)
+        changed.append({n for n in encoder if not torch.equal(before[n], after[n])})
+    assert changed[0] == set()
+    assert any(n.endswith("weight") for n in changed[1])
+
+
+def test_fedprox_pulls_towards_what_came_in(prepared: Site, make_plan: MakePlan) -> None:
+    def moved(strategy: Strategy) -> float:
+        plan = make_plan(federation=Federation(strategy=strategy, min_cell=1))
+        phase = replace(plan.phases[0], local_epochs=2)
+        state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+        return sum(float((state[k] - v).pow(2).sum()) for k, v in start(plan).items())
+
+    free = moved(Strategy("fedavg"))
+    assert moved(Strategy("fedprox", 1000.0)) < 0.9 * free
+    assert moved(Strategy("fedprox", 0.0)) == pytest.approx(free, rel=1e-5)
+
+
+# ----------------------------------------------------------------------------- personal rounds
+
+
+def personal_plan(make_plan: MakePlan, make_phase: MakePhase, **changes: Any) -> Plan:
+    return make_plan(make_phase(**({"freeze": "encoder", "share": "none"} | changes)))
+
+
+def rounds(
+    site: Site,
+    plan: Plan,
+    dice: Mapping[int, float],
+    monkeypatch: pytest.MonkeyPatch,
+    last: int,
+    spread: float = 0.0,
+) -> list[Any]:
+    """Personal rounds 1..last, val Dice as given less `spread` an organ: (header, result) each."""
+    now = {"round": 0}
+    monkeypatch.setattr(work, "score", lambda *a, **k: [])
+    monkeypatch.setattr(
+        work,
+        "organ_sums",
+        lambda s, organs: {
+            o: OrganSum(1, 1, dice[now["round"]] - i * spread, 0.0, 0.0)
+            for i, o in enumerate(organs)
+        },
+    )
+    done = []
+    for round_ in range(1, last + 1):
+        now["round"] = round_
+        asked = order(round_, base_round=round_ - 1)
+        done.append(work.train_personal(site, plan, plan.phases[0], asked, start(plan)))
+    return done
+
+
+def test_personal_weights_stay_and_the_best_is_a_whole_model(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    done = rounds(prepared, plan, {1: 0.3, 2: 0.5, 3: 0.4}, monkeypatch, 3)
+    assert [h.best_round for h, _ in done] == [1, 2, 2]
+    assert [(r.cases, r.annotated) for _, r in done] == [(0, ())] * 3
+    folder = prepared.phase_folder("p")
+    state, meta = load(folder / "best.safetensors")
+    assert set(state) == set(start(plan))
+    assert (meta["round"], meta["site"], meta["organs"]) == (2, "north", plan.phases[0].organs)
+    kept = stored(prepared, plan)
+    assert kept.store.rounds() == [2, 3]
+    parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
+    assert set(kept.load(3).state) == set(parts.personal)
+    assert state_hash(kept.load(2).state) == state_hash(state, parts.personal)
+    assert state_hash(kept.load(3).state) != state_hash(kept.load(2).state)
+    for name in parts.frozen:
+        assert torch.equal(state[name], start(plan)[name])
+
+
+def test_a_round_trains_with_the_term_weights_of_the_plan(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = watched(monkeypatch, fitting, "train", "term_weights")
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, weighting=Weighting(terms="shift", shift_end=1.0))
+    rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
+    share = 1 / plan.phases[0].rounds
+    assert given == [{"ce": 1.0, "focal": 0.0}, {"ce": 1 - share, "focal": share}]
+
+
+def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_personal_ones(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = watched(monkeypatch, fitting, "train", "organ_weights")
+    plan = make_plan()
+    organs = plan.phases[0].organs
+    plan = replace(plan, weighting=Weighting(by="dice", organs={organs[0]: 2.0}))
+    phase = plan.phases[0]
+    factors = [float(i + 1) for i in range(len(organs))]
+    work.train_shared(prepared, plan, phase, order(organ_factors=factors), start(plan))
+    assert given == [[2.0, *factors[1:]]]
+
+    given.clear()
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, weighting=Weighting(by="dice", smoothing=0.0))
+    rounds(prepared, plan, {1: 0.7, 2: 0.2}, monkeypatch, 2, spread=0.2)
+    kept = stored(prepared, plan).load(1).organ_factors
+    assert kept == pytest.approx([0.3 / 0.4, 0.5 / 0.4])
+    assert given == [[1.0, 1.0], kept]
+
+
+def test_a_personal_phase_goes_on_with_its_optimiser(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    given = watched(monkeypatch, fitting, "train", "optimiser_state")
+    rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
+    assert given[0] is None
+    saved = stored(prepared, plan).load(1).optimiser
+    assert given[1].keys() == saved.keys()
+    assert given[1]
+
+
+def test_a_site_stops_itself_after_patience(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase, patience=4, local_epochs=2)
+    done = rounds(prepared, plan, {1: 0.5, 2: 0.4, 3: 0.5}, monkeypatch, 3)
+    assert [h.stopped for h, _ in done] == [False, False, True]
+    assert done[-1][0].best_round == 1
+
+
+def test_without_val_cases_the_latest_personal_weights_are_the_best(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase, patience=1)
+    monkeypatch.setattr(work, "mean_dice", lambda *a: -1.0)
+    done = rounds(prepared, plan, {1: 0.5, 2: 0.4}, monkeypatch, 2)
+    assert [(h.best_round, h.stopped) for h, _ in done] == [(1, False), (2, False)]
+
+
+def test_small_cells_are_emptied_before_they_leave(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = personal_plan(make_plan, make_phase)
+    plan = replace(plan, federation=Federation(min_cell=2))
+    _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+    assert result.scores["val"] == {"Brainstem": WITHHELD, "Parotid_L": WITHHELD}
+    asked = order(1, "test", best_round=1)
+    result = work.evaluate(prepared, plan, plan.phases[0], asked, start(plan))
+    assert set(result.scores) == {"val", "test"}
+    assert all(s == WITHHELD for m in result.scores.values() for s in m.values())
+
+
+def test_a_personal_loss_over_few_cases_stays_at_the_site(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    for cell, told in ((3, True), (4, False)):  # three training cases
+        plan = replace(personal_plan(make_plan, make_phase), federation=Federation(min_cell=cell))
+        _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+        assert bool(result.loss) == told
+        assert (result.cases, result.annotated, result.steps) == (0, (), 0)
+
+
+# ----------------------------------------------------------- what stays in a phase that is shared
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    return {n for n in before if not torch.equal(before[n], after[n].cpu())}
+
+
+def test_kept_norms_stay_and_join_the_next_round(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(keep=["norm"]))
+    phase, first = plan.phases[0], start(plan)
+    parts = parts_of(network(plan, phase), plan, phase)
+    assert parts.personal
+    trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+    own = stored(prepared, plan).load(1).state
+    assert set(own) == set(parts.personal)
+    assert moved(first, own | {n: first[n] for n in parts.shared}) <= set(parts.personal)
+    shared = {n: trained[n].detach().clone() for n in parts.shared}
+    told = order(2, "validate", base_round=1)
+    with_own = work.evaluate(prepared, plan, phase, told, first | shared)
+    expected = scoring.score(
+        prepared, plan, phase, work.loaded(plan, phase, first | shared | own), "val"
+    )
+    assert with_own.scores["val"]["Brainstem"].dice == pytest.approx(
+        sum(s.dice for s in expected if s.organ == "Brainstem")
+    )
+
+
+def test_the_best_round_of_a_phase_with_kept_parts_is_a_whole_model_at_the_site(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(keep=["head"]))
+    phase, first = plan.phases[0], start(plan)
+    work.train_shared(prepared, plan, phase, order(), first)
+    work.train_shared(prepared, plan, phase, order(2, base_round=1), first)
+    work.evaluate(prepared, plan, phase, order(2, "test", base_round=2, best_round=1), first)
+    state, meta = load(prepared.phase_folder("p") / "best.safetensors")
+    own = stored(prepared, plan).load(1).state
+    assert meta["round"] == 1
+    assert set(state) == set(first)
+    assert not moved(own, {n: state[n] for n in own})
+
+
+def test_what_a_phase_keeps_trains_first_and_alone(
+    prepared: Site,
+    make_plan: MakePlan,
+    make_phase: MakePhase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = make_plan(make_phase(keep=["head"], local_epochs=3, keep_epochs=1))
+    phase = plan.phases[0]
+    parts = parts_of(network(plan, phase), plan, phase)
+    seen: list[tuple[set[str], int, int]] = []
+    real = fitting.train
+
+    def watch(model: Any, *args: Any, **options: Any) -> Any:
+        free = {n for n, p in model.named_parameters() if p.requires_grad}
+        seen.append((free, options["first_epoch"], options["epochs"]))
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(fitting, "train", watch)
+    _, result = work.train_shared(prepared, plan, phase, order(), start(plan))
+    assert seen == [(set(parts.personal), 0, 1), (set(parts.shared), 1, 2)]
+    assert result.steps == 3 * 3
+
+
+def test_ditto_trains_a_network_beside_the_shared_one(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    far: dict[float, float] = {}
+    for pull in (0.0, 50.0):
+        plan = make_plan(make_phase(ditto=pull))
+        phase, first = plan.phases[0], start(plan)
+        plain, _ = work.train_shared(prepared, make_plan(), make_phase(), order(), first)
+        trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+        assert not moved(plain, trained)  # what is shared knows nothing of it
+        own = stored(prepared, plan).load(1).state
+        far[pull] = float(sum(((own[n] - first[n]) ** 2).sum() for n in own))
+    assert 0 < far[50.0] < 0.5 * far[0.0]
+    result = work.evaluate(
+        prepared, plan, phase, order(1, "test", base_round=1, best_round=1), first
+    )
+    state, _ = load(prepared.phase_folder("p") / "best.safetensors")
+    assert not moved(own, state)
+    assert result.scores["test"]["Brainstem"].n == 1
+
+
+def test_fedprox_does_not_pull_what_stays(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = watched(monkeypatch, fitting, "train", "proximal")
+    federation = Federation(min_cell=1, strategy=Strategy(name="fedprox"))
+    plan = make_plan(make_phase(keep=["norm"]), federation=federation)
+    work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
+    assert set(given[0][1]) == set(parts.shared)
+
+
+def test_rows_of_organs_that_no_case_annotates_go_back_as_they_came() -> None:
+    before = {"head": torch.zeros(3, 2), "body": torch.zeros(2)}
+    trained = {"head": torch.ones(3, 2), "body": torch.ones(2)}
+    made = work.returned(trained, before, [0, 4], ["head"])
+    assert made["head"].tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert torch.equal(made["body"], trained["body"])
+
+
+def test_an_update_leaves_no_longer_than_the_plan_says() -> None:
+    incoming = {"w": torch.zeros(4)}
+    made = work.clipped({"w": torch.full((4,), 3.0), "own": torch.ones(1)}, incoming, 1.5)
+    assert float(made["w"].norm()) == pytest.approx(1.5)
+    assert float(made["own"]) == 1.0
+    short = {"w": torch.full((4,), 0.1)}
+    assert work.clipped(short, incoming, 1.5) is short
+
+
+@pytest.mark.parametrize("name", ["median", "dp"])
+def test_a_site_trains_for_another_strategy(
+    site: Site, make_plan: MakePlan, make_phase: MakePhase, name: str
+) -> None:
+    plan = replace(
+        make_plan(make_phase()),
+        federation=Federation(strategy=Strategy(name=name, clip_norm=0.01)),
+    )
+    state = start(plan)
+    site.prepare(plan)
+    trained, _ = work.train_shared(site, plan, plan.phases[0], order(), state)
+    moved = torch.cat([(trained[n].cpu() - state[n]).flatten() for n in state])
+    assert float(moved.norm()) > 0
+    assert (float(moved.norm()) <= 0.0101) == (name == "dp")

@@ -1,0 +1,388 @@
+"""The loss against MONAI, against a float64 loop over voxels, and with partial labels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import DiceCELoss, DiceLoss, FocalLoss, GeneralizedDiceLoss
+from torch.nn import functional as F
+
+from core.errors import UserError
+from core.plan.schema import Loss
+from core.training.losses import TERMS, class_sums, class_weights, segmentation_loss
+
+C = 3
+SHAPE = (4, 5, 6)
+
+
+def batch(seed=0, cases=2, organs=C, shape=SHAPE, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn((cases, 1 + organs, *shape), generator=generator, dtype=dtype)
+    label = torch.randint(0, 1 + organs, (cases, *shape), generator=generator)
+    label[:, 0, 0, : 1 + organs] = torch.arange(1 + organs)  # every class is present
+    return logits.requires_grad_(), label, torch.ones(cases, organs, dtype=torch.bool)
+
+
+def grad(value, logits):
+    (out,) = torch.autograd.grad(value, logits, retain_graph=True)
+    return out
+
+
+def assert_same(ours, theirs, logits, rtol=1e-6):
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-9)
+    scale = grad(theirs, logits).abs().max().item()
+    torch.testing.assert_close(grad(ours, logits), grad(theirs, logits), rtol=0, atol=rtol * scale)
+
+
+def reference(logits, label, annotated, config, w=None, v=None):
+    """The docstring's formulas, voxel by voxel in float64."""
+    K = logits.shape[1]
+    w = [1.0] * K if w is None else w.tolist()
+    v = [1.0] * K if v is None else [1.0, *v.tolist()]
+    ce = focal = ce_weight = focal_weight = 0.0
+    dices, gdices = [], []
+    for b in range(logits.shape[0]):
+        organs = [i + 1 for i in range(K - 1) if annotated[b, i]]
+        if not organs:
+            continue
+        hidden = [i for i in range(1, K) if i not in organs]
+        classes = [0, *organs]
+        n = dict.fromkeys(classes, 0)
+        inside = {c: torch.zeros((), dtype=torch.float64) for c in classes}
+        mass = dict(inside)
+        for z, y, x in torch.cartesian_prod(*map(torch.arange, label.shape[1:])).tolist():
+            soft = logits[b, :, z, y, x].double().softmax(0)
+            p = {c: soft[c] for c in organs} | {0: soft[[0, *hidden]].sum()}
+            true = int(label[b, z, y, x])
+            true = true if true in organs else 0
+            n[true] += 1
+            inside[true] = inside[true] + p[true]
+            for c in classes:
+                mass[c] = mass[c] + p[c]
+                if c == true:
+                    ce = ce - w[c] * v[c] * p[c].log()
+                    focal = focal - v[c] * (1 - p[c]) ** config.gamma * p[c].log()
+                    ce_weight, focal_weight = ce_weight + w[c] * v[c], focal_weight + v[c]
+                elif config.form == "one_vs_rest":
+                    ce = ce - v[c] * (1 - p[c]).log()
+                    focal = focal - v[c] * p[c] ** config.gamma * (1 - p[c]).log()
+                    ce_weight, focal_weight = ce_weight + v[c], focal_weight + v[c]
+        counted = classes if config.dice_background else organs
+        above = sum(v[c] / n[c] ** 2 * inside[c] for c in counted if n[c])
+        below = sum(v[c] / n[c] ** 2 * (mass[c] + n[c]) for c in counted if n[c])
+        gdices.append(1 - 2 * above / below if any(n[c] for c in counted) else torch.zeros(()))
+        each = [1 - (2 * inside[c] + 1e-5) / (mass[c] + n[c] + 1e-5) for c in counted]
+        share = [v[c] for c in counted]
+        dices.append(sum(a * s for a, s in zip(each, share, strict=True)) / sum(share))
+    return {
+        "ce": ce / ce_weight,
+        "focal": focal / focal_weight,
+        "dice": sum(dices) / len(dices),
+        "gdice": sum(gdices) / len(gdices),
+    }
+
+
+# --- against MONAI and torch ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cross_entropy_is_torchs_weighted_one(dtype):
+    logits, label, known = batch(dtype=dtype)
+    w = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=dtype)
+    ours = segmentation_loss(logits, label, known, Loss(), class_weights=w).ce
+    rtol = 1e-6 if dtype == torch.float64 else 1e-5
+    assert_same(ours, F.cross_entropy(logits, label, weight=w), logits, rtol)
+
+
+def test_focal_is_monais_softmax_focal_over_the_true_class():
+    logits, label, known = batch(dtype=torch.float32)
+    ours = segmentation_loss(logits, label, known, Loss()).focal
+    monai = FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0)(logits, label[:, None])
+    assert_same(ours, monai * (1 + C), logits)  # MONAI's mean runs over one-hot's zeros too
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_dice_is_monais(background):
+    logits, label, known = batch()
+    ours = segmentation_loss(logits, label, known, Loss(dice_background=background)).dice
+    monai = DiceLoss(include_background=background, to_onehot_y=True, softmax=True)
+    assert_same(ours, monai(logits, label[:, None]), logits)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_dice_is_monais_where_a_class_is_absent(background):
+    logits, label, known = batch()
+    label[label == 2] = 0
+    ours = segmentation_loss(logits, label, known, Loss(dice_background=background)).dice
+    monai = DiceLoss(include_background=background, to_onehot_y=True, softmax=True)
+    assert_same(ours, monai(logits, label[:, None]), logits)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_generalised_dice_is_monais_where_every_class_is_present(background):
+    logits, label, known = batch()
+    ours = segmentation_loss(logits, label, known, Loss(dice_background=background)).gdice
+    monai = GeneralizedDiceLoss(
+        include_background=background, to_onehot_y=True, softmax=True, smooth_nr=0, smooth_dr=0
+    )
+    assert_same(ours, monai(logits, label[:, None]), logits)
+
+
+def test_total_is_the_weighted_sum_as_monais_dice_ce():
+    logits, label, known = batch()
+    config = Loss(ce=0.7, focal=0.0, dice=0.3, gdice=0.0)
+    ours = segmentation_loss(logits, label, known, config).total
+    monai = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, lambda_ce=0.7, lambda_dice=0.3
+    )
+    assert_same(ours, monai(logits, label[:, None]), logits)
+
+
+# --- against the loop ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["categorical", "one_vs_rest"])
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("partial", ["all", "some", "one case none"])
+def test_every_term_equals_the_loop(form, background, weighted, partial):
+    logits, label, known = batch(seed=3, shape=(2, 3, 4))
+    label[1][label[1] == 1] = 0  # organ 1 is absent from case 1
+    if partial != "all":
+        known[0, 1] = False
+        known[1] = partial == "some"
+    w = torch.tensor([0.05, 0.6, 0.25, 0.1], dtype=torch.float64) if weighted else None
+    v = torch.tensor([2.0, 0.5, 1.5], dtype=torch.float64) if weighted else None
+    config = Loss(form=form, dice_background=background)
+    ours = segmentation_loss(logits, label, known, config, w, v)
+    loop = reference(logits, label, known, config, w, v)
+    for term in TERMS:
+        assert_same(getattr(ours, term), loop[term], logits)
+
+
+def test_gamma_is_the_focal_exponent():
+    logits, label, known = batch(shape=(2, 2, 4))
+    for form in ("categorical", "one_vs_rest"):
+        for gamma in (0.5, 1.0, 3.5):
+            config = Loss(form=form, gamma=gamma)
+            ours = segmentation_loss(logits, label, known, config).focal
+            assert_same(ours, reference(logits, label, known, config)["focal"], logits)
+
+
+def test_one_vs_rest_has_the_negative_branches_of_equations_1_and_2():
+    p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    logits = p.log().view(1, 3, 1, 1, 1)
+    label = torch.ones((1, 1, 1, 1), dtype=torch.int64)
+    w = torch.tensor([0.1, 0.5, 0.4], dtype=torch.float64)
+    known = torch.ones(1, 2, dtype=torch.bool)
+    got = segmentation_loss(logits, label, known, Loss(form="one_vs_rest"), w)
+    ce = 0.5 * -math.log(0.2) - math.log(1 - 0.7) - math.log(1 - 0.1)
+    focal = -(0.8**2) * math.log(0.2) - 0.7**2 * math.log(0.3) - 0.1**2 * math.log(0.9)
+    assert got.ce.item() == pytest.approx(ce / 2.5)
+    assert got.focal.item() == pytest.approx(focal / 3)
+
+
+def test_one_vs_rest_stays_finite_and_exact_where_p_rounds_to_one():
+    logits = torch.tensor([60.0, 0.0, -60.0]).view(1, 3, 1, 1, 1).requires_grad_()
+    label = torch.ones((1, 1, 1, 1), dtype=torch.int64)
+    known = torch.ones(1, 2, dtype=torch.bool)
+    got = segmentation_loss(logits, label, known, Loss(form="one_vs_rest"))
+    assert got.ce.item() == pytest.approx((60 + 60) / 3)  # -log p_1 = 60 and -log(1 - p_0) = 60
+    assert grad(got.total, logits).isfinite().all()
+
+
+# --- partial labels (D10) ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["categorical", "one_vs_rest"])
+@given(seed=st.integers(0, 10_000), share=st.floats(0.01, 0.98))
+@settings(max_examples=15, deadline=None)
+def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(form, seed, share):
+    logits, label, known = batch(seed=seed, cases=1)
+    known[0, 1] = False
+    label[label == 2] = 0
+    p = logits.detach().softmax(1)
+    moved = p.clone()
+    both = p[:, 0] + p[:, 2]
+    moved[:, 0], moved[:, 2] = share * both, (1 - share) * both
+    config = Loss(form=form, dice=1.0, dice_background=True)
+    before = segmentation_loss(p.log(), label, known, config)
+    after = segmentation_loss(moved.log(), label, known, config)
+    for term in ("total", *TERMS):
+        torch.testing.assert_close(getattr(before, term), getattr(after, term))
+    known[0, 1] = True  # and it is the annotation that does it
+    assert not torch.allclose(
+        segmentation_loss(p.log(), label, known, config).total,
+        segmentation_loss(moved.log(), label, known, config).total,
+    )
+
+
+def test_merged_gradient_is_the_share_of_background():
+    logits, label, known = batch(cases=1)
+    known[0, 0] = known[0, 2] = False
+    label[label != 2] = 0
+    got = grad(segmentation_loss(logits, label, known, Loss(dice_background=True)).total, logits)
+    p = logits.detach().softmax(1)
+    merged = got[:, [0, 1, 3]].sum(1, keepdim=True)
+    share = p[:, [0, 1, 3]] / p[:, [0, 1, 3]].sum(1, keepdim=True)
+    torch.testing.assert_close(got[:, [0, 1, 3]], merged * share)
+    torch.testing.assert_close(got.sum(1), torch.zeros_like(got[:, 0]))
+    small = torch.stack((logits[:, [0, 1, 3]].logsumexp(1), logits[:, 2]), 1)
+    two = segmentation_loss(
+        small, (label == 2).long(), torch.ones(1, 1, dtype=torch.bool), Loss(dice_background=True)
+    )
+    torch.testing.assert_close(got, grad(two.total, logits))
+
+
+def test_label_of_an_unannotated_organ_counts_as_background():
+    logits, label, known = batch()
+    known[:, 2] = False
+    cleared = torch.where(label == 3, 0, label)
+    a = segmentation_loss(logits, label, known, Loss(dice=1.0))
+    b = segmentation_loss(logits, cleared, known, Loss(dice=1.0))
+    assert a.total.item() == b.total.item()
+
+
+def test_case_without_annotation_counts_nowhere():
+    logits, label, known = batch()
+    known[1] = False
+    config = Loss(dice=1.0, dice_background=True)
+    both = segmentation_loss(logits, label, known, config)
+    alone = segmentation_loss(logits[:1], label[:1], known[:1], config)
+    for term in ("total", *TERMS):
+        torch.testing.assert_close(getattr(both, term), getattr(alone, term))
+    none = segmentation_loss(logits, label, torch.zeros_like(known), config)
+    assert none.total.item() == 0
+    assert not grad(none.total, logits).any()
+
+
+# --- weights -------------------------------------------------------------------------------
+
+
+def test_absent_class_has_no_weight_in_generalised_dice():
+    logits, label, known = batch(cases=1, shape=(2, 3, 4))
+    label[label == 2] = 0
+    ours = segmentation_loss(logits, label, known, Loss()).gdice
+    assert_same(ours, reference(logits, label, known, Loss())["gdice"], logits)
+    nothing = segmentation_loss(logits, torch.zeros_like(label), known, Loss()).gdice
+    assert nothing.item() == 0
+    assert not grad(nothing, logits).any()
+
+
+def test_organ_weight_zero_takes_the_organ_out_of_every_term():
+    logits, label, known = batch(cases=1)
+    weights = torch.tensor([1.0, 0.0, 1.0])
+    got = segmentation_loss(logits, label, known, Loss(dice=1.0), organ_weights=weights)
+    p = logits.detach().softmax(1)
+    moved = p.clone()  # other probabilities inside the organ
+    inside = label[0] == 2
+    moved[0, 0][inside], moved[0, 1][inside] = p[0, 1][inside], p[0, 0][inside]
+    got2 = segmentation_loss(moved.log(), label, known, Loss(), organ_weights=weights)
+    torch.testing.assert_close(got.ce, got2.ce)
+    torch.testing.assert_close(got.focal, got2.focal)
+    two = known.clone()
+    two[0, 1] = False
+    dice = segmentation_loss(logits, label, two, Loss())
+    torch.testing.assert_close(got.dice, dice.dice)
+    torch.testing.assert_close(got.gdice, dice.gdice)
+
+
+def test_term_weights_multiply_the_plans():
+    logits, label, known = batch()
+    config = Loss(ce=2.0, focal=1.0, gdice=0.5, dice=0.0)
+    got = segmentation_loss(logits, label, known, config, term_weights={"ce": 0.25, "focal": 0.0})
+    torch.testing.assert_close(got.total, 0.5 * got.ce + 0.5 * got.gdice)
+
+
+@given(st.lists(st.integers(0, 10**8), min_size=2, max_size=12), st.sampled_from(["paper", "sqrt"]))
+def test_class_weights_sum_to_one_and_favour_the_rare(voxels, mode):
+    got = class_weights([float(n) for n in voxels], mode)
+    assert sum(got) == pytest.approx(1.0)
+    seen = sorted((n, w) for n, w in zip(voxels, got, strict=True) if n)
+    if len(seen) > 1:
+        assert all(a[1] >= b[1] for a, b in itertools.pairwise(seen))
+        assert all(w == 0 for n, w in zip(voxels, got, strict=True) if n == 0)
+
+
+def test_class_weights_are_equation_1():
+    raw = [(1000 - n) / n for n in (900, 90, 10)]
+    assert class_weights([900, 90, 10], "paper") == pytest.approx([r / sum(raw) for r in raw])
+    root = [math.sqrt(r) for r in raw]
+    assert class_weights([900, 90, 10], "sqrt") == pytest.approx([r / sum(root) for r in root])
+    assert class_weights([900, 90, 10], "none") == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "bad", [([1.0, 2.0], "inverse"), ([1.0, -2.0], "paper"), ([math.nan], "sqrt")]
+)
+def test_class_weights_refuse(bad):
+    with pytest.raises(UserError, match="remedy"):
+        class_weights(*bad)
+
+
+def test_unknown_form_is_refused():
+    logits, label, known = batch()
+    with pytest.raises(UserError, match=r"loss\.form"):
+        segmentation_loss(logits, label, known, Loss(form="sigmoid"))
+
+
+# --- numerics ------------------------------------------------------------------------------
+
+
+def test_computed_in_float32_under_autocast():
+    logits, label, known = batch(dtype=torch.float32)
+    half = logits.detach().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = segmentation_loss(half, label, known, Loss(dice=1.0))
+    want = segmentation_loss(half.float(), label, known, Loss(dice=1.0))
+    assert got.total.dtype == torch.float32
+    assert got.total.item() == want.total.item()
+
+
+def test_sums_do_not_drift_over_a_large_volume():
+    label = torch.zeros((96, 128, 224), dtype=torch.int64)
+    log_p = torch.full((1, *label.shape), math.log(0.9))
+    for value, one in zip(
+        class_sums(log_p, label, 2.0),
+        (-math.log(0.9), -math.log(0.9) * 0.01, 0.9, 0.9),
+        strict=True,
+    ):
+        assert value.item() == pytest.approx(one * label.numel(), rel=2e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_sums_have_the_right_gradients(gamma):
+    log_p = torch.randn(3, 2, 3, 2, dtype=torch.float64).log_softmax(0).requires_grad_()
+    label = torch.randint(0, 3, (2, 3, 2))
+    assert torch.autograd.gradcheck(lambda x: class_sums(x, label, gamma), log_p)
+
+
+def test_extreme_logits_give_finite_values_and_gradients():
+    logits, label, known = batch(dtype=torch.float32)
+    with torch.no_grad():
+        logits *= 1e4
+    for form in ("categorical", "one_vs_rest"):
+        got = segmentation_loss(logits, label, known, Loss(form=form, dice=1.0, gamma=1.5))
+        assert got.total.isfinite()
+        assert grad(got.total, logits).isfinite().all()
+
+
+def test_keeps_no_one_hot_map():
+    """Autograd keeps the log-probabilities once, and voxel maps."""
+    logits, label, known = batch(cases=1, organs=9, shape=(8, 8, 10), dtype=torch.float32)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        total = segmentation_loss(logits, label, known, Loss()).total
+    voxel_map = 8 * 8 * 10 * 4
+    assert 10 * voxel_map < sum(kept.values()) < 19 * voxel_map
+    assert total.requires_grad

@@ -1,0 +1,225 @@
+"""Checkpoints: the pair on disk, crashes between its two halves, and what MODEL means."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.plan.schema import Model, Preprocess
+from core.wire import checkpoint
+
+META = {
+    "organs": ["Brainstem"],
+    "preprocess": asdict(Preprocess()),
+    "model": asdict(Model()),
+    "round": 3,
+}
+
+
+def _state(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(8, 4, 3, 3, 3, generator=generator),
+        "conv.bias": torch.randn(8, generator=generator),
+    }
+
+
+def _save(folder: Path, seed: int = 0, **meta: object) -> Path:
+    checkpoint.save(folder, "best", _state(seed), {**META, **meta})
+    return folder / "best.safetensors"
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_round_trip_keeps_every_bit_and_the_description(tmp_path: Path) -> None:
+    path = _save(tmp_path / "deep" / "er")
+    state, meta = checkpoint.load(path)
+    assert _equal(state, _state(0))
+    assert meta["round"] == 3
+    assert meta["schema"] == checkpoint.SCHEMA
+    assert len(meta["sha256"]) == 64
+    assert sorted(p.name for p in path.parent.iterdir()) == ["best.json", "best.safetensors"]
+
+
+def test_channels_last_weights_are_stored(tmp_path: Path) -> None:
+    weight = torch.randn(8, 4, 3, 3, 3).to(memory_format=torch.channels_last_3d)
+    checkpoint.save(tmp_path, "last", {"weight": weight}, META)
+    state, _ = checkpoint.load(tmp_path / "last.safetensors")
+    assert torch.equal(state["weight"], weight)
+
+
+def test_an_altered_json_that_waits_for_its_place_is_not_believed(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    edited = json.loads((tmp_path / "best.json").read_text()) | {"organs": ["Parotid_L"]}
+    (tmp_path / ".best.json.next").write_text(json.dumps(edited))
+    assert checkpoint.load(path)[1]["organs"] == ["Brainstem"]
+
+
+def test_altered_weights_are_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        checkpoint.load(path)
+
+
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="remedy"):
+        checkpoint.load(path)
+
+
+def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(
+    tmp_path: Path,
+) -> None:
+    import hashlib
+
+    path = _save(tmp_path)
+    path.write_bytes(b"not a checkpoint")
+    meta = json.loads((tmp_path / "best.json").read_text())
+    meta["sha256"] = hashlib.sha256(b"not a checkpoint").hexdigest()
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 1}))
+    with pytest.raises(UserError, match="not safetensors"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("missing", ["best.json", "best.safetensors"])
+def test_half_a_pair_is_an_error_that_names_the_file(tmp_path: Path, missing: str) -> None:
+    path = _save(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match=missing.replace(".", r"\.")):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00\x01"])
+def test_broken_json_is_a_user_error(tmp_path: Path, text: str) -> None:
+    path = _save(tmp_path)
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(UserError):
+        checkpoint.load(path)
+
+
+def test_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    meta = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 3}))
+    with pytest.raises(UserError, match="schema 3"):
+        checkpoint.load(path)
+
+
+def test_an_edited_json_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    meta = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "round": 4}))
+    with pytest.raises(UserError, match="meta_sha256"):
+        checkpoint.load(path)
+
+
+def test_infinite_score_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        _save(tmp_path, score=float("inf"))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2])
+def test_a_crash_at_any_point_of_replacement_leaves_one_whole_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+) -> None:
+    path = _save(tmp_path, seed=1)
+    done = 0
+    replace = Path.replace
+
+    def crashing(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == replaced:
+            raise KeyboardInterrupt
+        done += 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crashing)
+        if replaced < 2:
+            with pytest.raises(KeyboardInterrupt):
+                _save(tmp_path, seed=2, round=4)
+        else:
+            _save(tmp_path, seed=2, round=4)
+    state, meta = checkpoint.load(path)
+    expected = (1, 3) if replaced == 0 else (2, 4)
+    assert _equal(state, _state(expected[0]))
+    assert meta["round"] == expected[1]
+
+    with monkeypatch.context() as patch:  # a second crash, before anything new is in place
+        patch.setattr(checkpoint, "write_flushed", lambda *_: (_ for _ in ()).throw(OSError(28)))
+        with pytest.raises(OSError, match="28"):
+            _save(tmp_path, seed=5)
+    assert checkpoint.load(path)[1]["round"] == expected[1]
+    _save(tmp_path, seed=3, round=5)
+    assert _equal(checkpoint.load(path)[0], _state(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.json", "best.safetensors"]
+
+
+def test_description_is_required(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="organs, model"):
+        checkpoint.require_described({"preprocess": {}}, tmp_path)
+
+
+def _run(root: Path) -> Path:
+    _save(root / "checkpoints" / "warmup")
+    _save(root / "checkpoints" / "pretrain")
+    for site in ("nyu", "miccai"):
+        _save(root / "sites" / site / "personalise")
+    return root
+
+
+def test_run_folder_means_the_last_phase(tmp_path: Path) -> None:
+    root = tmp_path
+    _save(root / "checkpoints" / "zz-first")
+    _save(root / "checkpoints" / "aa-second")
+    assert checkpoint.resolve_model(root).parent.name == "aa-second"
+    assert checkpoint.resolve_model(root, "zz-first").parent.name == "zz-first"
+
+
+def test_personal_phase_of_several_sites_asks_for_the_site(tmp_path: Path) -> None:
+    root = _run(tmp_path)
+    with pytest.raises(UserError, match=r"--site.*\n?.*miccai, nyu"):
+        checkpoint.resolve_model(root)
+    found = checkpoint.resolve_model(root, site="nyu")
+    assert found == root / "sites" / "nyu" / "personalise" / "best.safetensors"
+    assert checkpoint.resolve_model(root, "pretrain", "nyu").parent.parent.name == "checkpoints"
+    with pytest.raises(UserError, match="elsewhere"):
+        checkpoint.resolve_model(root, site="elsewhere")
+
+
+def test_one_site_with_weights_needs_no_choice(tmp_path: Path) -> None:
+    _save(tmp_path / "checkpoints" / "pretrain")
+    _save(tmp_path / "sites" / "nyu" / "personalise")
+    assert "nyu" in checkpoint.resolve_model(tmp_path).parts
+
+
+def test_folders_and_files_of_a_run_are_models_too(tmp_path: Path) -> None:
+    root = _run(tmp_path)
+    path = root / "checkpoints" / "pretrain" / "best.safetensors"
+    assert checkpoint.resolve_model(path) == path
+    assert checkpoint.resolve_model(path.with_suffix(".json")) == path
+    assert checkpoint.resolve_model(path.parent) == path
+    site = root / "sites" / "nyu"
+    assert checkpoint.resolve_model(site) == site / "personalise" / "best.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "phase", "file"])
+def test_what_is_no_model_is_a_user_error(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "weights.pt").write_text("")
+    _run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    path = {"phase": "run", "file": "weights.pt"}.get(kind, kind)
+    with pytest.raises(UserError, match="remedy"):
+        checkpoint.resolve_model(tmp_path / path, "nope" if kind == "phase" else None)

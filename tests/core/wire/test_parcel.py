@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.wire.parcel import packed, unpacked
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+SHAPE = st.lists(st.integers(0, 3), max_size=4)
+STATES = st.dictionaries(
+    st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(DTYPES), SHAPE),
+    max_size=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(STATES)
+def test_a_state_comes_out_as_it_went_in(kinds: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    state = {
+        name: torch.arange(int(np.prod(shape))).reshape(shape).to(dtype)
+        for name, (dtype, shape) in kinds.items()
+    }
+    again = unpacked(packed(state))
+    assert set(again) == set(state)
+    for name, tensor in state.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].shape == tensor.shape
+        assert torch.equal(again[name], tensor)
+
+
+def test_special_numbers_and_memory_formats_keep_their_bits() -> None:
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    last = torch.randn(2, 3, 4, 4, 4).to(memory_format=torch.channels_last_3d)
+    again = unpacked(packed({"odd": odd, "last": last.requires_grad_()}))
+    assert again["odd"].numpy().tobytes() == odd.numpy().tobytes()
+    assert torch.equal(again["last"], last)
+
+
+def test_one_state_has_one_parcel_whatever_its_order() -> None:
+    state = {"b": torch.ones(2), "a": torch.zeros(3), "c": torch.ones(1, dtype=torch.int64)}
+    turned = dict(reversed(state.items()))
+    assert packed(state) == packed(turned)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64), st.data())
+def test_whatever_bytes_come_they_are_a_state_or_a_value_error(
+    noise: bytes, data: st.DataObject
+) -> None:
+    whole = bytearray(packed({"w": torch.ones(2, 3), "b": torch.ones(3)}))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+    for parcel in (noise, bytes(whole), bytes(whole[:place])):
+        try:
+            state = unpacked(parcel)
+        except ValueError:
+            continue
+        assert all(isinstance(t, torch.Tensor) for t in state.values())
+
+
+def parcel_of(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+@pytest.mark.parametrize("shape", [[0, 2**40, 2**40], [0, 2**63], [-1], [0.5]])
+def test_shapes_that_no_tensor_has(shape: list[float]) -> None:
+    with pytest.raises(ValueError, match="no safetensors file"):
+        unpacked(parcel_of({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
+
+
+def test_a_parcel_holds_the_tensors_and_nothing_else() -> None:
+    state = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
+    parcel = packed(state)
+    length = int.from_bytes(parcel[:8], "little")
+    header = json.loads(parcel[8 : 8 + length])
+    assert set(header) == set(state)
+    assert all(set(v) == {"dtype", "shape", "data_offsets"} for v in header.values())
+    assert len(parcel) == 8 + length + 4 * 6 + 8 * 4
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "note": "hello"}
+    with pytest.raises(ValueError, match="text beside"):
+        unpacked(parcel_of({"w": entry}, b"\0" * 4))
+    with pytest.raises(ValueError, match="text beside"):
+        unpacked(safetensors.torch.save(state, metadata={"host": "x"}))
+
+
+def test_a_larger_parcel_than_expected_is_not_opened() -> None:
+    expected = {"w" * 200: torch.ones(2, 3), **{f"\u00e4{i}": torch.ones(()) for i in range(50)}}
+    assert set(unpacked(packed(expected), expected)) == set(expected)
+    with pytest.raises(ValueError, match="larger"):
+        unpacked(packed(expected | {"more": torch.ones(10_000)}), expected)
