@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 
 Points = npt.NDArray[np.float64]
 KINDS = ("sphere", "ring", "islands", "keyhole")

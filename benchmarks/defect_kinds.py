@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from core.archives.images.volume import Geometry, read_image, write_image
+from core.archives.images.volume import read_image, write_image
+from core.data.geometry import Geometry
 
 Array = npt.NDArray[Any]
 Plant = Callable[[Path, list[Path]], None]

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import row, save, show
 from core.archives.archive import open_archive
-from core.archives.images.volume import Geometry, write_image, write_mask
-from core.data.cache import build_cache
+from core.archives.cache_build import build_cache
+from core.archives.images.volume import write_image, write_mask
 from core.data.dataset import CropDataset
+from core.data.geometry import Geometry
 from core.organs.vocabulary import NINE
 from core.plan.schema import Preprocess
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.archives.images.volume import Geometry, Volume
-from core.data.cached_case import Entry, open_entry, write_entry
+from core.archives.case_writer import write_entry
+from core.archives.images.volume import Volume
+from core.data.cached_case import Entry, open_entry
 from core.data.dataset import load_label, scale_image
+from core.data.geometry import Geometry
 from core.models.stages import unique_state
 from core.plan.schema import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.training.engine import train

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from benchmarks.measure import row, save, show
-from core.data.cached_case import complete
+from core.archives.case_writer import complete
 from simulations.phantom.cases import SIGNATURES, write_site
 
 PLAN = ("smoke", "preprocess={spacing_mm: [8.0, 6.0, 6.0], crop: [32, 32, 48]}")

@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.mutate import mutated
 from core.archives.archive import FORMATS, open_archive
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.load import load
 from hnfed.check.archive_check import check_archive

@@ -18,7 +18,7 @@ from benchmarks.dicom_example import write_series
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import read_structure_set
 from core.archives.formats import dicom
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.organs.volumes import VOLUME_ML
 
 WINDOW = (-160.0, 240.0)

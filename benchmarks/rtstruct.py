@@ -28,7 +28,8 @@ from core.archives.archive import open_archive, read_case
 from core.archives.dicom.contour_raster import rasterise
 from core.archives.dicom.rtstruct import draw
 from core.archives.formats import dicom
-from core.archives.images.volume import Geometry, read_image
+from core.archives.images.volume import read_image
+from core.data.geometry import Geometry
 from core.metrics.scores import dice
 from core.organs.vocabulary import BUILT_IN, resolve, vocabulary
 from hnfed.predict.dicom_references import read_headers

@@ -245,7 +245,7 @@ def _log(context: Context, error: Exception) -> str:
         traceback.print_exception(error)
         traceback.print_exc()
         return ""
-    if site.left_out is not None:
+    if not site.simulated:
         traceback.print_exception(error)
     else:
         try:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from core.archives.images.volume import Geometry
 from core.data.cached_case import Entry
+from core.data.geometry import Geometry
 from core.data.grid import bounding_box, index_transform
 from core.identifiers import organ_name
 from core.metrics.scores import dice

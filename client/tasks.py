@@ -34,7 +34,7 @@ REMEDY_CROP = "correct preprocess.crop and preprocess.spacing_mm (millimetres), 
 
 
 def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
-    """Counts; builds the cache where no other process has.
+    """Counts of the prepared cases.
 
     Counts of organs that the site trains in personal phases only do not leave it (D9); of a site
     that has no other phase no count below `min_cell` does.
@@ -42,7 +42,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     Raises:
         UserError: no training case annotates an organ of a personal phase of this site.
     """
-    entries, left_out = site.described(plan)
+    entries = site.entries(plan)
     trained = [e for e in entries if e.split == "train"]
     own = [p for p in plan.phases if site.name in p.sites]
     for phase in own:
@@ -75,7 +75,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         totals=tuple(float(sum(e.crop_voxels for e in es)) for es in rows.values())
         if weighted
         else (),
-        left_out={k: told(n) for k, n in (dict(left_out) | overlaps(trained)).items()},
+        left_out={k: told(n) for k, n in (dict(site.left_out) | overlaps(trained)).items()},
         versions=versions(),
         annotated_val=annotate("val"),
         annotated_test=annotate("test"),

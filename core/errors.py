@@ -48,7 +48,7 @@ class UserError(ValueError):
         super().__init__(f"{field} = {text}{cause}\n  remedy: {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Comes whole out of another process (`core.parallel`)."""
+        """Comes whole out of another process (`core.archives.parallel`)."""
         return _made_again, (type(self), self.args, self.__dict__)
 
 

@@ -7,16 +7,15 @@ voxels of their CTs, under whatever name an archive has them.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from client.preparing import Prepared, keep, prepare
 from client.site import simulated_site
+from core.archives.parallel import cpus
 from core.data.cached_case import Entry
 from core.errors import UserError
-from core.parallel import cpus
 from core.plan.schema import Config, Plan
 from simulations.baselines import POOLED
 
@@ -34,30 +33,39 @@ class Shared:
     split: str
 
 
-def prepare_sites(config: Config, local: Mapping[str, Any]) -> None:
+def prepare_sites(config: Config, local: Mapping[str, Any]) -> dict[str, Prepared]:
     """Prepares every site's cases, and requires that no site is tested on a case of another.
 
-    The sites' apps find their caches ready then. Nothing is written into the run's folder.
+    The sites' apps find their caches ready then. Nothing is written into the run's folder; see
+    `keep_prepared`.
 
     Args:
         config: as it runs.
         local: the map that the sites' apps get.
 
+    Returns:
+        What was prepared, by site.
+
     Raises:
         UserError: a site's archive or settings cannot be used, or sites share patients.
     """
-    text, cache = json.dumps(local), Path(local["cache"])
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, Prepared] = {}
     jobs = cpus() if config.simulation.engine == "ray" else 1
-    with tempfile.TemporaryDirectory(prefix=".sites.", dir=cache.parent) as folder:
-        for index, name in enumerate(sorted(local["sites"])):
-            site = replace(simulated_site(text, index, ""), run_folder=Path(folder) / name)
-            try:
-                found[name] = site.prepare(config.plan, jobs=jobs)[0]
-            except UserError as error:
-                field = f"simulation.sites.{name}: {error.field}"
-                raise UserError(field, error.value, error.remedy, problem=error.problem) from error
-    require_apart(config.plan, by_archive(found))
+    for index, name in enumerate(sorted(local["sites"])):
+        site = simulated_site(json.dumps(local), index, "")
+        try:
+            found[name] = prepare(site, config.plan, jobs=jobs)
+        except UserError as error:
+            field = f"simulation.sites.{name}: {error.field}"
+            raise UserError(field, error.value, error.remedy, problem=error.problem) from error
+    require_apart(config.plan, by_archive({n: p.entries for n, p in found.items()}))
+    return found
+
+
+def keep_prepared(local: Mapping[str, Any], prepared: Mapping[str, Prepared]) -> None:
+    """Writes into each site's folder what its app goes on with; arguments as of `prepare_sites`."""
+    for index, name in enumerate(sorted(local["sites"])):
+        keep(simulated_site(json.dumps(local), index, ""), prepared[name])
 
 
 def by_archive(found: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list[Entry]]]:

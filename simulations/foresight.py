@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.data.splits import shares_of
+from core.archives.splits import shares_of
 from core.errors import UserError
 from core.plan.schema import Config
 from core.training.optimisation import make_scaler, resolve_device

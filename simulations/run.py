@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from client.site import Source, chosen
+from client.preparing import chosen
+from client.site import Source
 from core.archives.archive import open_archive
+from core.archives.parallel import cpus
 from core.errors import UserError
 from core.files import private_folder
 from core.os_refusals import in_words
-from core.parallel import cpus
 from core.plan.load import load as load_config
 from core.plan.load import plan_from_json
 from core.plan.schema import Config, SimulatedSite, Simulation
@@ -27,7 +28,7 @@ from core.processes import deaf
 from core.text import shown_text
 from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
-from simulations.apart import prepare_sites
+from simulations.apart import keep_prepared, prepare_sites
 from simulations.baselines import POOLED, with_baseline
 from simulations.foresight import require_runnable
 from simulations.site_words import sizes_of_logs, told_failure
@@ -84,8 +85,11 @@ def _simulate(
     started = time.monotonic()
     logs = sizes_of_logs(folder)
     local = _site_map(resolved, folder)
-    prepare_sites(resolved, local)
+    prepared = prepare_sites(resolved, local)
+    for name, site in prepared.items():
+        local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    keep_prepared(local, prepared)
     status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
     minutes = (time.monotonic() - started) / 60
     if status:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.archives.parallel import cpus
 from core.errors import UserError
-from core.parallel import cpus
 from core.processes import deaf, leave_if_told
 from simulations.cell import (
     ROOT,

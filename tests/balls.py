@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 
 BALLS = {"Brainstem": ((26, 24, 24), 5.0, 150.0), "Parotid_L": ((20, 22, 32), 4.0, 260.0)}
 SPLITS = ("train", "train", "train", "val", "test", "test")

@@ -19,11 +19,12 @@ from core.archives.case_folders import NO_RIGHT, CaseFolder
 from core.archives.caselist import Row, read_rows
 from core.archives.hounsfield import refuse
 from core.archives.images.image_file import data_file
-from core.archives.images.volume import Geometry, Volume
+from core.archives.images.volume import Volume
 from core.archives.listing import FORMATS, find, folder_of
 from core.archives.listing import reader as reader_of
+from core.archives.name_matching import NONE, Match, assign, matcher
+from core.data.geometry import Geometry
 from core.errors import CaseError, Finding, UserError, plain_text
-from core.organs.matching import NONE, Match, assign, matcher
 from core.organs.vocabulary import Organ, vocabulary
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Is a case what it says: sizes, sides, places and densities of its organs, size of the patient.
 
 An error leaves an organ out wherever cases are prepared; a warning is told and nothing more.
-Ranges and orders are those of `core.organs.volumes` and `core.organs.positions`.
+Ranges and orders are those of `core.organs.volumes` and `core.archives.organ_positions`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from scipy import ndimage
 
 from core.archives.hounsfield import clipped
 from core.archives.images.volume import Volume
+from core.archives.organ_positions import OFFSETS, ORDERS
 from core.data.grid import affine, bounding_box
 from core.data.roi import body_mask
 from core.errors import Finding
-from core.organs.positions import OFFSETS, ORDERS
 from core.organs.vocabulary import mirrored
 from core.organs.volumes import VOLUME_ML
 

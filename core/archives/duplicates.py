@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.caselist import SPLITS
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import Finding
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.data.grid import (
     Floats,
     affine,

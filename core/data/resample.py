@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 from torch.nn import functional
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.data.grid import Box, Floats, index_transform
 
 ANTI_ALIAS_ABOVE = 1.5

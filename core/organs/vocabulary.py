@@ -2,7 +2,7 @@
 
 A spelling is compared whole, as `core.organs.tokens` does: a word too many (`PRV`, `ring`, `avoid`,
 `z`, `opt`, `05`) makes another structure. The built-in spellings stand in `core.organs.synonyms`;
-what is to be said about a name that is none of them, `core.organs.matching` says.
+what is to be said about a name that is none of them, `core.archives.name_matching` says.
 """
 
 from __future__ import annotations

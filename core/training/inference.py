@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core.archives.images.volume import Geometry
 from core.data.dataset import scale_image
+from core.data.geometry import Geometry
 from core.data.preprocess import prepare_image, restore
 from core.errors import UserError
 from core.models.build import build

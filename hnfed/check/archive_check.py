@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.archives.archive import Archive
+from core.archives.parallel import each
 from core.errors import Finding
 from core.organs.vocabulary import BUILT_IN
-from core.parallel import each
 from hnfed.check.case_check import CaseFacts, examine
 from hnfed.check.cohort_check import duplicates, protocols, split_leaks
 from hnfed.check.text import Hider

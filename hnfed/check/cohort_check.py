@@ -10,7 +10,7 @@ import numpy as np
 from core.archives.archive import Archive
 from core.archives.contour_qa import OPEN_ENDED
 from core.archives.duplicates import copies_of
-from core.data.splits import patients_in_splits
+from core.archives.splits import patients_in_splits
 from core.errors import Finding
 from hnfed.check.case_check import CaseFacts
 

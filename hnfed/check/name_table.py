@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.organs.matching import NONE, Match, matcher
+from core.archives.name_matching import NONE, Match, matcher
 from core.organs.vocabulary import Organ
 
 KINDS = ("ask", "organ", "no")

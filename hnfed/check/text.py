@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from core.archives.archive import Archive
 from core.archives.deidentify import HARMLESS, SHORTEST, replaced, words_of
-from core.data.splits import case_hash
+from core.archives.splits import case_hash
 from core.errors import Finding
 
 if TYPE_CHECKING:

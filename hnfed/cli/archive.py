@@ -119,7 +119,8 @@ def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
     """What `client.site.chosen` returns, after a line on the cases that are not the site's."""
     from dataclasses import replace
 
-    from client.site import COUNT, chosen
+    from client.preparing import chosen
+    from client.site import COUNT
 
     source = replace(site.sources[0], root=str(archive.root), absent=COUNT)  # a check says it all
     own, splits = chosen(source, archive)
@@ -151,7 +152,7 @@ def _names(
 def _prepare(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from client.site import count_codes
+    from client.preparing import count_codes, keep, prepare
     from core.errors import Finding
     from core.files import keep_from_others, require_private
     from hnfed.deploy.site_file import site_from_file
@@ -167,8 +168,10 @@ def _prepare(args: argparse.Namespace) -> int:
             require_private("--cache", args.cache)
         site = replace(site, cache=args.cache)
     told = _Progress("prepared")
-    entries, findings = site.prepare(plan, jobs=args.jobs, progress=told)
-    errors: list[Finding] = [f for f in findings if f.severity == "error"]
+    prepared = prepare(site, plan, jobs=args.jobs, progress=told)
+    keep(site, prepared)
+    entries = prepared.entries
+    errors: list[Finding] = [f for f in prepared.findings if f.severity == "error"]
     parts = {part: sum(e.split == part for e in entries) for part in ("train", "val", "test")}
     shown = ", ".join(f"{part} {n}" for part, n in parts.items())
     print(f"{len(entries)} cases prepared ({shown}); {told.built} new")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,11 +106,12 @@ def _withdraw(kit: Kit, name: str, digest: str | None) -> int:
     return 0 if found else 1
 
 
-def _entries(args: argparse.Namespace, plan: Plan) -> list[Entry] | None:
+def _entries(args: argparse.Namespace, plan: Plan) -> Sequence[Entry] | None:
     """The site's cases as the plan would prepare them; None where no site file was given."""
     if args.site is None:
         return None
+    from client.preparing import prepare
     from hnfed.deploy.site_file import site_from_file
 
     print("preparing the cases that the plan would use ...", flush=True)
-    return site_from_file(args.site, "approve").prepare(plan)[0]
+    return prepare(site_from_file(args.site, "approve"), plan).entries

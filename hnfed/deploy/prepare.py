@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client.site import count_codes
+from client.preparing import keep, prepare
 from core.plan.load import plan_from_json
 from core.processes import end_with_parent
 from hnfed.deploy.site_file import site_from_file
@@ -79,8 +79,9 @@ def main() -> int:
     limit_memory(told["memory_bytes"])
     try:
         site = site_from_file(Path(told["site"]), told["run"])
-        _, findings = site.prepare(plan_from_json(told["plan"]))
-        answer = {"split": site.split_hash(), "left_out": count_codes(findings)}
+        prepared = prepare(site, plan_from_json(told["plan"]))
+        keep(site, prepared)
+        answer = {"split": prepared.split, "left_out": prepared.left_out}
     except Exception as error:
         traceback.print_exc()
         answer = {"code": code_of(error)}

@@ -19,7 +19,8 @@ from core.archives.dicom import rtstruct
 from core.archives.dicom import segmentation as dicomseg_read
 from core.archives.formats import openkbp
 from core.archives.images import nifti, nrrd
-from core.archives.images.volume import Geometry, read_image
+from core.archives.images.volume import read_image
+from core.data.geometry import Geometry
 from core.data.grid import reoriented
 from core.errors import CaseError, UserError
 

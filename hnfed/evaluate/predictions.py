@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from core.archives.dicom.header import read_header
 from core.archives.formats import openkbp, pddca
-from core.archives.images.volume import Geometry
+from core.archives.name_matching import assign, match, matcher
+from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
-from core.organs.matching import assign, match, matcher
 from core.organs.vocabulary import Organ
 from hnfed.evaluate.prediction_sources import (
     LABEL_FILES,

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from core.archives.archive import Archive, CaseRef, open_archive
 from core.archives.case_folders import NO_RIGHT, files_in
 from core.archives.formats import dicom
-from core.archives.images.volume import Geometry, write_labelmap, write_mask
+from core.archives.images.volume import write_labelmap, write_mask
 from core.archives.listing import ANY_LAYOUT, PACKED
+from core.data.geometry import Geometry
 from core.data.grid import bounding_box
 from core.errors import UserError, plain_text
 from core.identifiers import case_name, organ_name

@@ -20,7 +20,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from core.archives.dicom.contour_raster import trace
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.provenance import hnfed_version
 from hnfed.predict.dicom_references import copy_identity
 

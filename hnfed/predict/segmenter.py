@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.schema import Preprocess
 from core.training.inference import (

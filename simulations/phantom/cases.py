@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from core.archives.parallel import each
 from core.errors import UserError
-from core.parallel import each
 from simulations.phantom.scan import NINE, PCM, Case, SiteSignature, make_case
 
 FORMAT_VERSION = 1

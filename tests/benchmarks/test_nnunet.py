@@ -16,7 +16,8 @@ from benchmarks.nnunet import (
     write_raw,
 )
 from core.archives.archive import open_archive
-from core.archives.images.volume import Geometry, Volume, write_image, write_mask
+from core.archives.images.volume import Volume, write_image, write_mask
+from core.data.geometry import Geometry
 
 GRID = Geometry((16, 32, 32), (3.0, 8.0, 8.0))
 

@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app
 from client.site import Site, Source
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 from core.plan.load import plan_json
 from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.wire.messages import Order

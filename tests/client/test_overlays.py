@@ -10,8 +10,10 @@ import pytest
 
 from client import overlays as overlay
 from client.overlays import cut, write_overlays
-from core.archives.images.volume import Geometry, Volume
-from core.data.cached_case import Entry, open_entry, write_entry
+from core.archives.case_writer import write_entry
+from core.archives.images.volume import Volume
+from core.data.cached_case import Entry, open_entry
+from core.data.geometry import Geometry
 from core.organs.vocabulary import BUILT_IN
 from core.plan.schema import Preprocess
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from client.site import Site, Source, chosen, count_codes, simulated_site
+from client.preparing import chosen, count_codes
+from client.site import Site, Source, simulated_site
 from core.archives.archive import open_archive
 from core.errors import Finding, UserError
 from core.plan.schema import Phase, Plan

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from omegaconf.errors import ConfigKeyError
 
-from core import parallel as workers
+from core.archives import parallel as workers
 from core.archives.dicom import header as dicom_header
 from core.archives.dicom import rtstruct
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.plan import load as config
 from core.plan.schema import Plan, Tracking
 from hnfed.predict import dicom_references as dicom_source

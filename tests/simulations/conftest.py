@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hnfed.report.page import write_report
 from simulations.run import simulate
 
 TINY = (
@@ -43,7 +44,7 @@ def run_tiny(
 
     def run(folder: str, *overrides: str, resume: bool = False) -> Path:
         out = tmp_path / folder
-        assert simulate("smoke", [*tiny, *overrides], out, resume=resume) == 0
+        assert simulate("smoke", [*tiny, *overrides], out, resume=resume, report=write_report) == 0
         return out
 
     return run

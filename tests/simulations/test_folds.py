@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.archives.archive import open_archive
-from core.data.splits import assign_splits
+from core.archives.splits import assign_splits
 from core.errors import UserError
 from simulations.cell import wanted
 from simulations.folds import fold_splits, has_own_splits, make_view, view_of

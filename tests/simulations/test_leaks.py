@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from core.archives.archive import FORMATS
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 from hnfed.cli.main import main
 from hnfed.report.page import write_report
 from simulations.run import simulate

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.dicom.contour_plane import combined
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 
 Points = npt.NDArray[np.float64]
 FLAT_SLICES = 0.25

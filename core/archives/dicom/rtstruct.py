@@ -22,7 +22,7 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from core.archives.dicom import contour_raster as raster
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from core.processes import leave_if_told
 

@@ -18,7 +18,7 @@ import pydicom
 
 from core.archives.dicom.frames import frame_groups, item_of, places_of
 from core.archives.dicom.place import Place
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from core.processes import leave_if_told
 

@@ -28,7 +28,7 @@ from core.archives.dicom.rtstruct import StructureSet
 from core.archives.dicom.segmentation import Segmentation
 from core.archives.dicom.series import read_series
 from core.archives.dicom.tree import Key, Series, Tree, read_tree
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import Finding, plain_text
 
 ALL_ONE_PATIENT = 3

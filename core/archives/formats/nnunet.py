@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.case_folders import CaseFolder, files_in, is_file, refused, walk
-from core.archives.images.volume import Geometry, read_image, read_on_grid
+from core.archives.images.volume import read_image, read_on_grid
+from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 
 TABLE = "dataset.json"

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.case_folders import CaseFolder, files_in, walk
-from core.archives.images.volume import Geometry, read_image, read_on_grid
+from core.archives.images.volume import read_image, read_on_grid
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 IMAGE = "img.nrrd"

@@ -23,7 +23,7 @@ from core.data.geometry import Geometry
 from core.errors import CaseError, plain_text
 
 __all__ = [
-    "Geometry", "Volume", "narrow", "read_image", "read_on_grid", "write_image", "write_labelmap",
+    "Volume", "narrow", "read_image", "read_on_grid", "write_image", "write_labelmap",
     "write_mask",
 ]  # fmt: skip
 

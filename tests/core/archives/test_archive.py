@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.archives.archive import Archive, content_hash, open_archive, read_case
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 from core.errors import CaseError, Finding, UserError
 from core.organs.vocabulary import vocabulary
 

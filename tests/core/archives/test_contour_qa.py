@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from core.archives.contour_qa import errors_of, judge, places_of, without_errors
-from core.archives.images.volume import Geometry, Volume
-from core.organs.positions import OFFSETS, ORDERS
+from core.archives.images.volume import Volume
+from core.archives.organ_positions import OFFSETS, ORDERS
+from core.data.geometry import Geometry
 from core.organs.volumes import VOLUME_ML
 
 SIZE = (70, 60, 60)

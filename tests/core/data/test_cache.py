@@ -12,9 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from core.archives.archive import Archive, open_archive
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.cache_build import CacheReport, build_cache
+from core.archives.images.volume import write_image, write_mask
 from core.data import cache
-from core.data.cache import CacheReport, build_cache, open_cache
+from core.data.cache import open_cache
+from core.data.geometry import Geometry
 from core.data.preprocess import prepare_image, prepare_masks
 from core.errors import UserError
 from core.plan.schema import Preprocess
@@ -221,7 +223,7 @@ from pathlib import Path
 import numpy as np
 from core.plan.schema import Preprocess
 from core.archives.archive import open_archive
-from core.data.cache import build_cache
+from core.archives.cache_build import build_cache
 calls, limit = [0], int(sys.argv[3])
 fsync = os.fsync
 def counted(handle):

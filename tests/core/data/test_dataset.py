@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from core.archives.images.volume import Geometry
 from core.data.cached_case import Entry
 from core.data.dataset import CropDataset, load_label, mirror, scale_image
+from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.schema import Augment
 

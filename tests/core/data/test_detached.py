@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from core.archives.archive import CaseRef, content_hash
 from core.archives.images.header import beside, too_large
 from core.archives.images.image_file import data_file
-from core.archives.images.volume import Geometry, read_image
+from core.archives.images.volume import read_image
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict.contours import find_cts
 

@@ -17,7 +17,8 @@ import pytest
 from benchmarks.dicom_example import write_patient
 from core.archives.archive import content_hash, open_archive, read_case, read_image_of
 from core.archives.case_folders import unreadable
-from core.archives.images.volume import Geometry, read_image, write_image
+from core.archives.images.volume import read_image, write_image
+from core.data.geometry import Geometry
 from core.errors import CaseError, Finding, UserError, plain_text
 from core.files import replace_csv, replace_file
 from hnfed.check.archive_check import check_archive

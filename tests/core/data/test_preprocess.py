@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from core.archives.images.volume import Geometry
 from core.data import resample
+from core.data.geometry import Geometry
 from core.data.grid import (
     affine,
     bounding_box,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.archives.archive import open_archive, read_image_of
-from core.data.cache import build_cache
+from core.archives.cache_build import build_cache
 from core.data.cached_case import Entry
 from core.data.dataset import CropDataset, scale_image
 from core.data.preprocess import prepare_image, restore

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from core.organs.matching import match
+from core.archives.name_matching import match
 from core.organs.vocabulary import vocabulary
 from hnfed.check.name_table import name_json, name_rows, name_text
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.archives.images.volume import Geometry, write_image, write_mask
+from core.archives.images.volume import write_image, write_mask
+from core.data.geometry import Geometry
 from hnfed.cli.main import main
 
 PLAN = ("smoke", "preprocess={spacing_mm: [12.0, 12.0, 12.0], crop: [16, 16, 16]}")

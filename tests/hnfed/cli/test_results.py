@@ -21,7 +21,8 @@ from monai.bundle import verify_net_in_out
 from benchmarks.dicom_example import write_series, write_structures
 from core.archives.archive import open_archive
 from core.archives.dicom.rtstruct import draw
-from core.archives.images.volume import Geometry, read_image, write_image
+from core.archives.images.volume import read_image, write_image
+from core.data.geometry import Geometry
 from core.models.build import build
 from core.models.stages import unique_state
 from core.plan.schema import Model, Preprocess

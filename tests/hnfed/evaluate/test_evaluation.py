@@ -14,7 +14,8 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import from_numpy
 
 from core.archives.archive import Archive, open_archive, read_case
-from core.archives.images.volume import Geometry, Volume, write_labelmap, write_mask
+from core.archives.images.volume import Volume, write_labelmap, write_mask
+from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 from core.organs.vocabulary import vocabulary
 from hnfed.evaluate.evaluation import (

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 
 from benchmarks.dicom_example import write_series, write_structures
 from core.archives.archive import open_archive, read_case
-from core.archives.images.volume import Geometry, Volume, write_labelmap, write_mask
+from core.archives.images.volume import Volume, write_labelmap, write_mask
+from core.data.geometry import Geometry
 from core.data.grid import reoriented
 from core.errors import CaseError
 from core.organs.vocabulary import vocabulary

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from core.archives.images.volume import Geometry
 from core.data.cached_case import Entry
+from core.data.geometry import Geometry
 from core.plan.schema import Phase
 from hnfed.guard.case_sets import FILE, require_apart_from_earlier
 from hnfed.guard.policy import Policy, PolicyError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict import contours
 from hnfed.predict.contours import Contours, write_contours

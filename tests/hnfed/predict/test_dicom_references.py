@@ -14,7 +14,7 @@ from pydicom.tag import BaseTag
 
 from benchmarks.dicom_example import write_series
 from core.archives.archive import open_archive
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.dicomseg_write import write_dicomseg

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.archives.images.volume import Geometry, Volume
+from core.archives.images.volume import Volume
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from core.plan.schema import Preprocess
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.data.preprocess import coarse_lps
 from core.data.roi import body_mask
 from hnfed.predict.posture import doubts_of, posture_of

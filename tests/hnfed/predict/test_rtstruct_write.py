@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.dicom_example import uid_of, write_series
 from core.archives.archive import open_archive, read_case
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.dicomseg_write import write_dicomseg

@@ -9,7 +9,7 @@ from matplotlib.path import Path as Polygon
 
 from benchmarks.contour_shapes import KINDS, random_shape
 from core.archives.dicom.contour_raster import INSET_PIXELS, rasterise, trace
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 
 GRID = Geometry((6, 20, 24), (3.0, 1.0, 1.5), (-10.0, 5.0, 40.0))
 

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from benchmarks.dicom_example import uid_of, write_series, write_structures
 from core.archives.archive import open_archive, read_case, read_image_of
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict.contours import Contours, find_cts, write_contours
 from hnfed.predict.dicom_references import read_headers

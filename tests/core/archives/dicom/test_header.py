@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRBigEndian
 from benchmarks.dicom_example import write_series
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.header import read_header
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 
 GRID = Geometry((4, 25, 21), (2.5, 2.0, 1.5), (-15.0, 7.25, 100.0))
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.dicom_example import write_series
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.place import place_of, turned
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.check.archive_check import check_archive
 from hnfed.predict.contours import find_cts

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from benchmarks.dicom_example import write_series, write_structures
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import draw
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 GRID = Geometry((10, 40, 40), (3.0, 1.0, 1.0), (-20.0, -20.0, 0.0))

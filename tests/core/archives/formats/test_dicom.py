@@ -10,7 +10,7 @@ import pytest
 from benchmarks.dicom_example import write_series, write_structures
 from core.archives.archive import open_archive, read_case, read_image_of
 from core.archives.dicom.rtstruct import draw, read_structure_set
-from core.archives.images.volume import Geometry
+from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 
 GRID = Geometry((8, 24, 20), (2.5, 2.0, 1.5), (-15.0, 7.25, 100.0))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from core.archives.archive import content_hash, open_archive, read_case
-from core.archives.images.volume import Geometry, read_image, write_image, write_labelmap
+from core.archives.images.volume import read_image, write_image, write_labelmap
+from core.data.geometry import Geometry
 from core.errors import UserError
 
 GRID = Geometry((6, 10, 12), (3.0, 2.0, 1.5), (-9.0, 4.0, 100.0))

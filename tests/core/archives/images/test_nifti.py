@@ -13,7 +13,8 @@ import pytest
 import SimpleITK as sitk
 
 from core.archives.archive import read_image_of
-from core.archives.images.volume import Geometry, read_image
+from core.archives.images.volume import read_image
+from core.data.geometry import Geometry
 from core.errors import CaseError
 from hnfed.predict.contours import find_cts
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from core.archives.images.nrrd import doubt
-from core.archives.images.volume import Geometry, read_image, write_image
+from core.archives.images.volume import read_image, write_image
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 GRID = Geometry((3, 4, 5), (3.0, 1.0, 1.0), (1e-3, -2.5, 1e2))

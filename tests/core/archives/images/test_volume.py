@@ -10,14 +10,8 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.archives.images.volume import (
-    Geometry,
-    Volume,
-    read_image,
-    write_image,
-    write_labelmap,
-    write_mask,
-)
+from core.archives.images.volume import Volume, read_image, write_image, write_labelmap, write_mask
+from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 
 ROTATED = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from core.archives.parallel import _quota, cpus, each
 from core.errors import UserError
-from core.parallel import _quota, cpus, each
 
 
 def square(value: int) -> int:
@@ -36,7 +36,7 @@ def test_a_worker_that_dies_is_told() -> None:
 
 PARENT = """
 import time
-from core.parallel import _quota, cpus, each
+from core.archives.parallel import _quota, cpus, each
 from tests_of_workers import slow
 if __name__ == "__main__":
     list(each(slow, [1, 2], 2))
@@ -79,7 +79,7 @@ def runs(process: int) -> bool:
 
 def test_the_cpus_are_those_that_this_process_may_use() -> None:
     mine = os.sched_getaffinity(0)
-    command = [sys.executable, "-c", "from core.parallel import cpus; print(cpus())"]
+    command = [sys.executable, "-c", "from core.archives.parallel import cpus; print(cpus())"]
     root = Path(__file__).resolve().parents[2]
 
     def bound() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.organs.matching import assign, match, matcher
+from core.archives.name_matching import assign, match, matcher
 from core.organs.vocabulary import BUILT_IN, mirrored, resolve, vocabulary
 
 VOCAB = vocabulary()

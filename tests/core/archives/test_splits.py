@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.archives.archive import Archive, CaseRef, open_archive
-from core.data.splits import assign_splits, case_hash, split_cases, split_hash, unassigned
+from core.archives.splits import assign_splits, case_hash, split_cases, split_hash, unassigned
 from core.errors import UserError
 
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
