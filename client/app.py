@@ -18,7 +18,7 @@ from torch import Tensor
 from client import tasks as work
 from client.personal_weights import Personal, Stamp, cached_base, keep_base
 from client.prepared import prepared_site
-from client.site import Site, simulated_site
+from core.data.site import Site, simulated_site
 from core.errors import UserError
 from core.logfile import append_log
 from core.models.stages import unique_state

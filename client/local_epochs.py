@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from client.site import Site
 from core.data.cached_case import Entry, annotating
+from core.data.site import Site
 from core.plan.schema import Phase, Plan
 from core.training.engine import TrainResult, train
 from core.training.loss_weights import organ_weights, term_factors

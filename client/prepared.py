@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from client.site import Site, Source
+from core.data.site import Site, Source
 from core.errors import UserError
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from torch import nn
 
 from client.overlays import write_overlays
-from client.site import Site
 from core.data.cached_case import Entry
+from core.data.site import Site
 from core.files import private_folder, replace_csv
 from core.metrics.scores import CaseScore
 from core.organs.vocabulary import vocabulary

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from client.local_epochs import fit
 from client.personal_weights import Kept, Personal, Stamp, mean_dice
 from client.scoring import score, write_cases
-from client.site import Site
 from core.data.cached_case import Entry, annotating
+from core.data.site import Site
 from core.errors import UserError
 from core.metrics.scores import OrganSum, organ_sums
 from core.models.stages import head_rows, unique_state

@@ -157,3 +157,15 @@ def _is(parse: Parse, value: object) -> bool:
 def _tell(problems: list[str], where: str, count: int, what: str) -> None:
     if count:
         problems.append(f"{where}: {count} {what} left out, their names are none of a run")
+
+
+def number(value: object) -> float | None:
+    """The value as a float; None for anything but a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value, or an empty mapping where it is none."""
+    return value if isinstance(value, Mapping) else {}

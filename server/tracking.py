@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.bounded import within
 from core.errors import UserError
 from core.plan.schema import Plan, Tracking
-from core.processes import leave_if_told
+from core.processes import leave_if_told, within
 
 REACH_TIMEOUT_S = 6.0
 INIT_TIMEOUT_S = 10.0

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.preparing import Prepared, keep, prepare
-from client.site import simulated_site
 from core.archives.parallel import cpus
+from core.archives.preparing import Prepared, keep, prepare
 from core.data.cached_case import Entry
+from core.data.site import simulated_site
 from core.errors import UserError
 from core.plan.schema import Config, Plan
 from simulations.baselines import POOLED

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from core.app_bundle import QUIET, stage_app, write_private
 from core.errors import UserError
+from core.packaging.app_bundle import QUIET, stage_app, write_private
 from core.processes import deaf, leaving
 from simulations import supervise
 

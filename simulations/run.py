@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from client.preparing import chosen
-from client.site import Source
 from core.archives.archive import open_archive
 from core.archives.parallel import cpus
+from core.archives.preparing import chosen
+from core.data.site import Source
 from core.errors import UserError
 from core.files import private_folder
 from core.os_refusals import in_words
@@ -160,7 +160,7 @@ def _launch(
             print(f"hnfed: error: {shown_text(told)}", file=sys.stderr)
             return 1
         return 0
-    from core.app_bundle import app_dir
+    from core.packaging.app_bundle import app_dir
     from simulations.launch import run_flower
 
     print("starting Flower and Ray (about 10 s) ...", flush=True)
@@ -258,7 +258,7 @@ def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict
 
 
 def _told(name: str, site: SimulatedSite, root: Path) -> dict[str, Any]:
-    """What a client is told of an archive, see `client.site.Source`."""
+    """What a client is told of an archive, see `core.data.site.Source`."""
     return {
         "root": str(root.resolve()),
         "format": site.format,

@@ -29,6 +29,8 @@ from core.provenance import versions
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
 
+INSTALLED = ("archives", "packaging")  # folders of `core` that no bundle holds
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -302,10 +304,11 @@ def size_bytes(state: Mapping[str, Tensor], names: Sequence[str]) -> int:
 
 @functools.cache
 def fingerprint() -> str:
-    """SHA-256 of the source of `core`, without the command line: other code is refused."""
+    """SHA-256 of the part of `core` that travels in the app bundle: other code is refused."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.name != "cli.py":
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        place = path.relative_to(root)
+        if place.parts[0] not in INSTALLED:
+            digest.update(place.as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

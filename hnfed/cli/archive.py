@@ -19,8 +19,8 @@ from hnfed.cli.results import ARCHIVE_FORMATS, subcommand
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from client.site import Site
     from core.archives.archive import Archive
+    from core.data.site import Site
     from core.plan.schema import Plan
 
 
@@ -116,11 +116,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
-    """What `client.site.chosen` returns, after a line on the cases that are not the site's."""
+    """What `core.data.site.chosen` returns, after a line on the cases that are not the site's."""
     from dataclasses import replace
 
-    from client.preparing import chosen
-    from client.site import COUNT
+    from core.archives.preparing import chosen
+    from core.data.site import COUNT
 
     source = replace(site.sources[0], root=str(archive.root), absent=COUNT)  # a check says it all
     own, splits = chosen(source, archive)
@@ -152,7 +152,7 @@ def _names(
 def _prepare(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from client.preparing import count_codes, keep, prepare
+    from core.archives.preparing import count_codes, keep, prepare
     from core.errors import Finding
     from core.files import keep_from_others, require_private
     from hnfed.deploy.site_file import site_from_file

@@ -20,7 +20,7 @@ from core.archives.archive import Archive, CaseRef, open_archive, read_image_of
 from core.archives.images.volume import Volume
 from core.errors import CaseError, Finding, UserError
 from core.files import replace_csv, replace_file
-from core.metrics import advice
+from core.metrics.advice import advise as advise_sites
 from core.text import shown, shown_text
 from core.training.inference import Doubt
 from hnfed.evaluate.evaluation import (
@@ -44,6 +44,7 @@ from hnfed.predict.contours import (
 from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable
 from hnfed.predict.segmenter import Segmenter, chosen_organs, load_segmenter, organ_list
+from hnfed.report.advice import table as advice_table
 from hnfed.report.page import read_run
 from hnfed.report.view import records
 
@@ -218,7 +219,7 @@ def advise(args: argparse.Namespace) -> int:
         raise UserError("RUN", args.run, "name a run folder such as runs/demo")
     folder = read_run(args.run)
     planned, measured = (records(s.get("phases")) for s in (folder.config, folder.metrics))
-    found = advice.advise(planned, measured, folder.events)
+    found = advise_sites(planned, measured, folder.events)
     if not found:
         raise UserError(
             "RUN",
@@ -226,7 +227,7 @@ def advise(args: argparse.Namespace) -> int:
             "add a phase with candidates: [local, fine-tuned, frozen] (docs/advisor.md)",
             problem="no site has two models of the same organs to choose from",
         )
-    print(shown_text(advice.table(found, str(args.run))))
+    print(shown_text(advice_table(found, str(args.run))))
     if args.json is not None:
         _make_folder(args.json.parent, "--json")
         content = {"schema": 1, "run": folder.metrics.get("run"), "advice": found}

@@ -110,7 +110,7 @@ def _entries(args: argparse.Namespace, plan: Plan) -> Sequence[Entry] | None:
     """The site's cases as the plan would prepare them; None where no site file was given."""
     if args.site is None:
         return None
-    from client.preparing import prepare
+    from core.archives.preparing import prepare
     from hnfed.deploy.site_file import site_from_file
 
     print("preparing the cases that the plan would use ...", flush=True)

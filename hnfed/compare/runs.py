@@ -12,8 +12,7 @@ from typing import Any
 from core.errors import UserError
 from core.files import plain_row
 from core.metrics.scores import pool_sites
-from core.run_json import mapping, number
-from core.run_records import of_run, read_json
+from core.run_records import mapping, number, of_run, read_json
 from hnfed.report.curves import validation_dice
 from hnfed.report.page import RunFolder, read_run
 from hnfed.report.view import phase_names, rounds_of

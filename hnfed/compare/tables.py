@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.run_json import mapping, number
+from core.run_records import mapping, number
 from hnfed.compare.notes import left_out
 from hnfed.compare.runs import ALONE, POOLED
 from hnfed.compare.speed import Speed, mean_curve, mean_of, speed

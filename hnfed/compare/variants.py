@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.errors import UserError
-from core.run_json import mapping, number
+from core.run_records import mapping, number
 from hnfed.compare.runs import Key, Member, PhaseResult, Score, Scored
 
 DATA_KEYS = ("baseline", "data", "sites")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client.preparing import keep, prepare
+from core.archives.preparing import keep, prepare
 from core.plan.load import plan_from_json
 from core.processes import end_with_parent
 from hnfed.deploy.site_file import site_from_file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from client.site import Site
 from core.archives.archive import open_archive
+from core.data.site import Site
 from core.errors import UserError
 from core.organs.vocabulary import vocabulary
 from hnfed.deploy.doctor import FAIL, PASS, Check, failed

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.site import COUNT, REFUSE, Site, Source
 from core.data.quota import GB
+from core.data.site import COUNT, REFUSE, Site, Source
 from core.errors import UserError
 from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name

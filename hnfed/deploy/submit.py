@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.app_bundle import staged_app, toml_of, write_private
 from core.errors import UserError
 from core.files import replace_file
 from core.identifiers import folder_name
 from core.journal import JOURNAL, read_events
+from core.packaging.app_bundle import staged_app, toml_of, write_private
 from core.plan.load import load
 from core.processes import held
 from core.wire.partition import network, parts_of

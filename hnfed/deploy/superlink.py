@@ -26,10 +26,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core.app_bundle import QUIET, staged_app
 from core.errors import UserError
 from core.files import replace_file
 from core.logfile import cut_log
+from core.packaging.app_bundle import QUIET, staged_app
 from core.processes import Stopped, deaf, end, stop_by_signal, tell, with_parent
 from hnfed.deploy.provision import ROSTER
 from hnfed.guard.kit import Kit
@@ -196,7 +196,7 @@ def bundle_sha256(app: Path) -> str:
     """Of the code bundle that `hnfed run` sends; a site compares it before it approves.
 
     Args:
-        app: folder from `core.app_bundle.staged_app`.
+        app: folder from `core.packaging.app_bundle.staged_app`.
     """
     from flwr.cli.build import build_fab_from_disk
 

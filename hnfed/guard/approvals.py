@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.app_bundle import staged_app
 from core.errors import UserError
 from core.files import replace_file
+from core.packaging.app_bundle import staged_app
 from core.text import flagged
 from hnfed.guard.kit import Kit
 from hnfed.guard.persons import Confirmation, different, now

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
-from core.data.cached_case import Entry
-from core.data.phase_cases import cases_of
+from core.data.cached_case import Entry, cases_of
 from core.plan.schema import Phase, Plan
 from core.wire.messages import Order
 from hnfed.guard.rules import Policy, PolicyError

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from core.data.cached_case import Entry
-from core.data.phase_cases import cases_of
+from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
 from core.models.stages import unique_state
 from core.plan.load import plan_hash

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from core.run_json import mapping, number
+from core.run_records import mapping, number
 from hnfed.report import charts
 
 LOSS_NAMES = {

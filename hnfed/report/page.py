@@ -17,10 +17,10 @@ from core.errors import UserError
 from core.files import plain_row, replace_file
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
-from core.run_json import FILTERS
 from core.run_records import is_own_file, of_run, read_json, sound_blocks, sound_events
 from hnfed.report.view import view
 from hnfed.report.volumes import Volumes
+from hnfed.report.wording import FILTERS
 
 REPORT = "report.html"
 PICTURES_A_SITE = 12

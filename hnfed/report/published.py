@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.plan.paper_tables import TABLES, Table
-from core.run_json import number
+from core.run_records import number
 
 UNITS = {"dice": "Dice in percent", "hd95_mm": "95 % Hausdorff distance in mm"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.run_json import number
+from core.run_records import number
 
 Record = Mapping[str, Any]
 SPLITS = ("val", "test")

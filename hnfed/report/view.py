@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from core.metrics.advice import advise, command_to_test, sentence
-from core.run_json import date, mapping, number
+from core.metrics.advice import advise
+from core.run_records import mapping, number
 from hnfed.report import charts
+from hnfed.report.advice import command_to_test, sentence
 from hnfed.report.curves import (
     LOSS_NAMES,
     loss_chart,
@@ -23,6 +24,7 @@ from hnfed.report.published import beside_paper
 from hnfed.report.reasons import meaning, reasons
 from hnfed.report.tables import before_and_after, parts
 from hnfed.report.volumes import volume_charts, without_volumes
+from hnfed.report.wording import date
 
 if TYPE_CHECKING:
     from hnfed.report.page import RunFolder

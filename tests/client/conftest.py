@@ -15,9 +15,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app
-from client.site import Site, Source
 from core.archives.images.volume import write_image, write_mask
+from core.archives.preparing import count_codes, keep, prepare
+from core.data.cached_case import Entry
 from core.data.geometry import Geometry
+from core.data.site import Site, Source
+from core.errors import Finding
 from core.plan.load import plan_json
 from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.wire.messages import Order
@@ -76,13 +79,21 @@ def site(tmp_path: Path, archive: Path, shared_cache: Path) -> Site:
         run_folder=tmp_path / "state" / "run",
         base_folder=tmp_path / "state" / "base",
         secret=b"secret",
+        simulated=True,
     )
 
 
 @pytest.fixture
 def prepared(site: Site, make_plan: Callable[..., Plan]) -> Site:
-    site.prepare(make_plan())
-    return site
+    _, findings = filled(site, make_plan())
+    return replace(site, left_out=count_codes(findings))
+
+
+def filled(site: Site, plan: Plan) -> tuple[tuple[Entry, ...], tuple[Finding, ...]]:
+    """The site's cases, prepared as by installed code; what was found."""
+    made = prepare(site, plan)
+    keep(site, made)
+    return made.entries, made.findings
 
 
 def tiny_plan(*phases: Phase, **changes: Any) -> Plan:

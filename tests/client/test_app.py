@@ -13,7 +13,6 @@ from client import tasks as work
 from client.app import app, site_of
 from client.personal_weights import Personal, Stamp
 from client.prepared import description_of
-from client.site import Site
 from core.errors import UserError
 from core.plan.schema import Phase
 from core.training.optimisation import NonFiniteError
@@ -279,14 +278,6 @@ def test_a_real_site_is_what_its_guard_tells(node: MakeNode) -> None:
     reply = n.ask("query")
     assert code(reply) == OK
     assert reply.content["metrics"]["left_out.E_EXCLUDED"] == 2
-
-
-def test_a_real_site_prepares_nothing(node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    n = node()
-    n.node_config = {"site": description_of(n.site, n.site.split_hash(), {})}
-    n.config["local"] = ""
-    monkeypatch.setattr(Site, "prepare", lambda *a: pytest.fail("prepared"))
-    assert code(n.ask("query")) == OK
 
 
 @pytest.mark.parametrize("told", ["{", "[]", '{"name": "x"}', "site.yaml"])

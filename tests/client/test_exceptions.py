@@ -21,9 +21,9 @@ from tests.client.conftest import MakeNode, MakePhase, code, everything
 PLACES = {
     "query": [
         ("client/app.py", "query"), ("core/plan/load.py", "plan_from_json"),
-        ("client/site.py", "described"), ("client/site.py", "entries"),
-        ("client/site.py", "split_hash"), ("client/tasks.py", "describe"),
-        ("core/provenance.py", "versions"), ("client/site.py", "count_codes"),
+        ("core/data/site.py", "entries"),
+        ("core/data/site.py", "split_hash"), ("client/tasks.py", "describe"),
+        ("core/provenance.py", "versions"),
         ("core/wire/messages.py", "to_records"), ("core/data/cache.py", "open_cache"),
     ],
     "train": [
@@ -32,7 +32,7 @@ PLACES = {
         ("client/personal_weights.py", "keep_base"), ("client/tasks.py", "train_shared"),
         ("client/tasks.py", "loaded"), ("core/models/build.py", "build"),
         ("core/wire/partition.py", "parts_of"), ("core/wire/partition.py", "apply_freeze"),
-        ("client/site.py", "of_phase"), ("core/data/dataset.py", "__getitem__"),
+        ("core/data/site.py", "of_phase"), ("core/data/dataset.py", "__getitem__"),
         ("core/data/dataset.py", "scale_image"), ("core/data/dataset.py", "load_label"),
         ("core/training/engine.py", "train"), ("core/training/engine.py", "validate"),
         ("core/training/losses.py", "segmentation_loss"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from client.local_epochs import frequencies
-from client.site import Site
+from core.data.site import Site
 from core.plan.schema import Loss, Phase, Plan
 from tests.client.conftest import order
 

@@ -11,7 +11,7 @@ import pytest
 
 from client import scoring
 from client import tasks as work
-from client.site import Site
+from core.data.site import Site
 from core.plan.schema import Phase, Plan
 from tests.client.conftest import order, start, watched
 

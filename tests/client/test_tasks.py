@@ -13,14 +13,15 @@ from client import local_epochs as fitting
 from client import scoring
 from client import tasks as work
 from client.personal_weights import Personal, Stamp
-from client.site import Site
+from core.archives.preparing import count_codes
+from core.data.site import Site
 from core.errors import UserError
 from core.metrics.scores import OrganSum
 from core.plan.schema import Federation, Loss, Phase, Plan, Preprocess, Strategy, Weighting
 from core.wire.checkpoint import load
-from core.wire.messages import WITHHELD
+from core.wire.messages import WITHHELD, Description
 from core.wire.partition import frozen_in, network, parts_of, state_hash
-from tests.client.conftest import order, start, watched
+from tests.client.conftest import filled, order, start, watched
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]
@@ -33,9 +34,15 @@ def stored(site: Site, plan: Plan) -> Personal:
     return Personal(site.phase_folder(phase.name), Stamp.of("run", plan, phase))
 
 
+def described(site: Site, plan: Plan) -> Description:
+    """What the site says of itself, once it is prepared."""
+    _, findings = filled(site, plan)
+    return work.describe(replace(site, left_out=count_codes(findings)), plan, "f")
+
+
 def test_a_site_says_counts_of_its_training_cases_only(site: Site, make_plan: MakePlan) -> None:
     plan = make_plan(loss=Loss(class_weight="paper"))
-    told = work.describe(site, plan, "f")
+    told = described(site, plan)
     assert (told.site, told.fingerprint) == ("north", "f")
     assert told.cases == (3, 1, 1)
     assert told.annotated == (3, 2)
@@ -55,7 +62,7 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
     site: Site, make_plan: MakePlan, make_phase: MakePhase, weight: str
 ) -> None:
     plan = replace(make_plan(loss=Loss(class_weight=weight)), preprocess=OUTSIDE)
-    told = work.describe(site, plan, "f")
+    told = described(site, plan)
     entries = [e for e in site.entries(plan) if e.split == "train"]
     seen = [any(e.voxels.get(o, 0) for e in entries) for o in plan.organ_names]
     assert not all(seen)
@@ -64,7 +71,7 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
     assert all(v == t == 0 for v, t, s in rows if not s)
     own = replace(plan, phases=[make_phase(share="none")])
     with pytest.raises(UserError) as caught:
-        work.describe(site, own, "f")
+        described(site, own)
     outside = [o for o, inside in zip(plan.organ_names, seen, strict=True) if not inside]
     assert (caught.value.field, caught.value.value) == ("entries", ", ".join(outside))
     assert "8 x 8 x 8 voxels, 0.4 x 0.4 x 0.4 mm" in caught.value.problem
@@ -72,7 +79,7 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
 
 
 def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:
-    told = work.describe(site, make_plan(loss=Loss(class_weight="none")), "f")
+    told = described(site, make_plan(loss=Loss(class_weight="none")))
     assert (told.voxels, told.totals) == ((), ())
 
 
@@ -81,7 +88,7 @@ def test_counts_of_organs_of_personal_phases_do_not_leave(
 ) -> None:
     own = make_phase("q", organs=["Parotid_L"], share="none")
     plan = make_plan(make_phase(organs=["Brainstem"]), own, loss=Loss(class_weight="paper"))
-    told = work.describe(site, plan, "f")
+    told = described(site, plan)
     assert told.annotated == (3, 0)
     assert told.voxels[1] == told.totals[1] == 0
 
@@ -90,7 +97,7 @@ def test_a_site_of_personal_phases_only_tells_no_small_count(
     site: Site, make_plan: MakePlan, make_phase: MakePhase
 ) -> None:
     plan = make_plan(make_phase(share="none"), federation=Federation(min_cell=3))
-    told = work.describe(site, plan, "f")
+    told = described(site, plan)
     assert told.cases == (3, -1, -1)
     assert all(n == -1 or n >= 3 for n in told.left_out.values())
 
@@ -100,7 +107,7 @@ def test_an_organ_that_only_a_personal_phase_lacks_is_told_before_any_round(
 ) -> None:
     plan = make_plan(make_phase(), make_phase("q", organs=["Larynx"], share="none"))
     with pytest.raises(UserError) as caught:
-        work.describe(site, plan, "f")
+        described(site, plan)
     assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
 
 
@@ -108,7 +115,7 @@ def test_an_organ_that_no_training_case_annotates_is_an_error_of_the_data(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase
 ) -> None:
     plan = make_plan(make_phase(organs=["Brainstem", "Larynx"], share="none"))
-    prepared.prepare(plan)
+    filled(prepared, plan)
     with pytest.raises(UserError) as caught:
         work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
     assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
@@ -453,7 +460,7 @@ def test_a_site_trains_for_another_strategy(
         federation=Federation(strategy=Strategy(name=name, clip_norm=0.01)),
     )
     state = start(plan)
-    site.prepare(plan)
+    filled(site, plan)
     trained, _ = work.train_shared(site, plan, plan.phases[0], order(), state)
     moved = torch.cat([(trained[n].cpu() - state[n]).flatten() for n in state])
     assert float(moved.norm()) > 0

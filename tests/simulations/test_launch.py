@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from core.app_bundle import app_dir, stage_app
 from core.errors import UserError
+from core.packaging.app_bundle import app_dir, stage_app
 from simulations import launch, supervise
 from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from ray.core.generated import gcs_service_pb2
 
-from core.app_bundle import app_dir
+from core.packaging.app_bundle import app_dir
 from simulations import launch, supervise
 from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 

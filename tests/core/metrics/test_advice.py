@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from core.metrics.advice import advise, command_to_test, kind_of, sentence, table
+from core.metrics.advice import advise, kind_of
+from hnfed.report.advice import command_to_test, sentence, table
 
 PLANNED: list[dict[str, Any]] = [
     {

@@ -294,14 +294,14 @@ def test_the_fingerprint_is_of_the_code_of_core(
 ) -> None:
     assert fingerprint() == fingerprint()
     assert len(fingerprint()) == 64
-    (tmp_path / "core").mkdir()
-    monkeypatch.setattr(phases, "__file__", str(tmp_path / "core" / "phases.py"))
+    (tmp_path / "core" / "archives").mkdir(parents=True)
+    monkeypatch.setattr(phases, "__file__", str(tmp_path / "core" / "wire" / "partition.py"))
     compute = fingerprint.__wrapped__
     one = tmp_path / "core" / "one.py"
     one.write_text("x = 1\n")
     first = compute()
     assert compute() == first
-    (tmp_path / "core" / "cli.py").write_text("y = 1\n")
+    (tmp_path / "core" / "archives" / "dicom.py").write_text("y = 1\n")
     assert compute() == first
     one.write_text("x = 2\n")
     assert compute() != first

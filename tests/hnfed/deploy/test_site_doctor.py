@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from client.site import Site, Source
+from core.data.site import Site, Source
 from hnfed.deploy.doctor import FAIL, PASS, Check
 from hnfed.deploy.site_doctor import examine_site
 from hnfed.guard.kit import Kit

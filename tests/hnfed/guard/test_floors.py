@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.cached_case import Entry
+from core.data.cached_case import Entry, cases_of
 from core.data.geometry import Geometry
-from core.data.phase_cases import cases_of
 from core.plan.schema import Phase, Plan, Preprocess, Train, Weighting
 from core.wire.messages import Order
 from hnfed.guard.floors import distinct, require_apart, steps

@@ -19,8 +19,8 @@ from core.errors import UserError
 from core.journal import append_event
 from core.plan.load import to_yaml
 from core.plan.schema import Config, Federation, Phase
-from core.run_json import amount, count, duration
 from hnfed.report.page import write_report
+from hnfed.report.wording import amount, count, duration
 
 ORGANS = [
     "Brainstem", "OpticChiasm", "Bone_Mandible", "OpticNrv_L", "OpticNrv_R",

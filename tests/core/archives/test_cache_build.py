@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from core.archives import cache_build as cache
 from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import CacheReport, build_cache
 from core.archives.images.volume import write_image, write_mask
-from core.data import cache
 from core.data.cache import open_cache
 from core.data.geometry import Geometry
 from core.data.preprocess import prepare_image, prepare_masks

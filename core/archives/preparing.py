@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
-from client.site import COUNT, FINDINGS, SPLIT, Site, Source
 from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import Progress, build_cache
 from core.archives.caselist import read_rows
 from core.archives.splits import assign_splits, split_hash, unassigned
 from core.data.cached_case import Entry
+from core.data.site import COUNT, FINDINGS, SPLIT, Site, Source
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
 from core.organs.vocabulary import vocabulary, vocabulary_at_site

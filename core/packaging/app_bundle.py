@@ -29,7 +29,7 @@ def app_dir() -> Path:
     Raises:
         UserError: hnfed is not installed from its source tree.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         raise UserError(
             "installation", root, "clone the repository and run: pip install -e .",

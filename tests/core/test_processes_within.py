@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from core.bounded import within
+from core.processes import within
 
 
 def test_a_call_in_time_gives_what_it_returns_or_raises() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from client.preparing import chosen, count_codes
-from client.site import Site, Source, simulated_site
 from core.archives.archive import open_archive
+from core.archives.preparing import chosen, count_codes
+from core.data.site import Site, Source, simulated_site
 from core.errors import Finding, UserError
 from core.plan.schema import Phase, Plan
+from tests.client.conftest import filled
 
 MakePlan = Callable[..., Plan]
 MakePhase = Callable[..., Phase]
@@ -31,7 +32,7 @@ def test_prepare_fills_the_cache_and_training_needs_nothing_else(
     shutil.copytree(archive, copy)
     site = replace(site, sources=(Source(root=str(copy)),), cache=tmp_path / "cache")
     plan = make_plan()
-    entries, findings = site.prepare(plan)
+    entries, findings = filled(site, plan)
     assert len(entries) == 5
     assert count_codes(findings) == {}
     shutil.rmtree(copy)
@@ -52,7 +53,7 @@ def test_explicit_splits_by_number_exclusions_and_what_is_absent(
     )
     site = replace(site, sources=(source,), cache=tmp_path / "cache")
     plan = make_plan()
-    _, findings = site.prepare(plan)
+    _, findings = filled(site, plan)
     assert splits(site, plan) == {"0": "train", "3": "val", "4": "test"}
     assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1}
 
@@ -100,11 +101,11 @@ def test_a_split_that_changes_under_a_run_is_of_the_next_run(
     shutil.copytree(archive, copy)
     site = replace(site, sources=(Source(root=str(copy)),), cache=tmp_path / "cache")
     later = replace(site, run_folder=tmp_path / "state" / "later")
-    before, _ = site.prepare(plan)
+    before, _ = filled(site, plan)
     text = (copy / "cases.csv").read_text()
     text = text.replace("test", "swap").replace("val", "test").replace("swap", "val")
     (copy / "cases.csv").write_text(text)
-    after, _ = later.prepare(plan)
+    after, _ = filled(later, plan)
     assert [e.split for e in before] == ["train", "train", "train", "val", "test"]
     assert [e.split for e in site.entries(plan)] == [e.split for e in before]
     assert [e.split for e in later.entries(plan)] == ["train", "train", "train", "test", "val"]
@@ -129,7 +130,7 @@ def test_every_finding_is_named_at_the_site_and_counted_outside(
         sources=(Source(root=str(copy), exclude=["2", "88"], absent="count"),),
         cache=tmp_path / "cache",
     )
-    _, findings = site.prepare(make_plan())
+    _, findings = filled(site, make_plan())
     expected = {
         ("E_EXCLUDED", "error", "DOE_Jane_1950_2"),
         ("E_IMAGE_UNREADABLE", "error", "DOE_Jane_1950_1"),
@@ -152,7 +153,7 @@ def test_findings_of_several_archives_are_told_apart(
 ) -> None:
     sources = tuple(Source(root=str(archive), label=n, exclude=["4"]) for n in ("east", "west"))
     site = replace(site, sources=sources, cache=tmp_path / "cache")
-    entries, findings = site.prepare(make_plan())
+    entries, findings = filled(site, make_plan())
     named = [f.case for f in findings if f.code == "E_EXCLUDED"]
     assert named == ["east/DOE_Jane_1950_4", "west/DOE_Jane_1950_4"]
     assert [e.case for e in entries] == [
@@ -172,7 +173,7 @@ def test_of_cases_of_other_sites_nothing_is_told(
     (copy / "cases.csv").write_text("\n".join([f"{header},site", *rows]))
     source = Source(root=str(copy), label="north")
     site = replace(site, name="north", sources=(source,), cache=tmp_path / "cache")
-    entries, findings = site.prepare(make_plan())
+    entries, findings = filled(site, make_plan())
     assert [e.case[-1] for e in entries] == ["0", "3", "4"]
     assert count_codes(findings) == {"W_CASE_ABSENT": 1}
     assert "gone_north" in (site.run_folder / "findings.csv").read_text()
@@ -206,7 +207,7 @@ def test_lists_that_leave_a_case_open_are_refused(
     source = Source(root=str(twins), **lists)
     site = replace(site, sources=(source,), cache=tmp_path / "cache")
     with pytest.raises(UserError, match=problem) as caught:
-        site.prepare(make_plan())
+        filled(site, make_plan())
     assert caught.value.field == field
 
 
@@ -216,7 +217,7 @@ def test_full_ids_tell_cases_of_one_number_apart(
     lists: dict[str, list[str]] = {"train": ["A_007", "008", "C_8"], "test": ["B_007"]}
     source = Source(root=str(twins), splits=lists)
     site = replace(site, sources=(source,), cache=tmp_path / "cache")
-    entries, findings = site.prepare(make_plan())
+    entries, findings = filled(site, make_plan())
     assert {e.case: e.split for e in entries} == {
         "A_007": "train",
         "B_007": "test",
@@ -253,7 +254,7 @@ def test_the_split_hash_is_of_the_whole_split_and_tells_nothing_without_the_secr
     site: Site, make_plan: MakePlan, make_phase: MakePhase, archive: Path
 ) -> None:
     def digest(site: Site, *phases: Phase) -> str:
-        site.prepare(make_plan(*phases))
+        filled(site, make_plan(*phases))
         return site.split_hash()
 
     first = digest(site)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.cache import open_cache
-from core.data.cached_case import Entry
-from core.data.phase_cases import cases_of
+from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
 from core.identifiers import phase_name, site_name
 from core.plan.schema import Phase, Plan
@@ -92,7 +91,7 @@ class Site:
         ]
 
     def of_phase(self, plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        """The cases of a split that the phase uses (`core.data.phase_cases`)."""
+        """The cases of a split that the phase uses (`core.data.cached_case.cases_of`)."""
         return cases_of(self.entries(plan), plan, phase, split)
 
     def split_hash(self) -> str:

@@ -1,17 +1,12 @@
-"""What stands in a run's JSON, and how people read it."""
+"""How people read what stands in a run's JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-
-def number(value: object) -> float | None:
-    """The value as a float; None for anything but a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value)
+from core.run_records import number
 
 
 def date(value: object) -> str:
@@ -76,8 +71,3 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "change": change,
     "count": count,
 }
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """The value, or an empty mapping where it is none."""
-    return value if isinstance(value, Mapping) else {}
