@@ -24,7 +24,7 @@ HNFED = {
     "evaluate": {"core"},
     "check": {"core"},
     "report": {"core"},
-    "predict": {"core", "hnfed.evaluate", "hnfed.report"},
+    "predict": {"core", "hnfed.evaluate", "hnfed.report", "hnfed.screen"},
     "compare": {"core", "hnfed.evaluate", "hnfed.report"},
     "deploy": {"core", "client", "server", "hnfed.guard", "hnfed.report"},
 }

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -393,8 +392,3 @@ def _flat(value: Any, prefix: str = "") -> list[str]:
 
 def _flat_under(values: Mapping[str, Any], key: str) -> list[str]:
     return [k for k in _flat(values) if k == key or k.startswith(key + ".")]
-
-
-def finite(value: float) -> bool:
-    """True for a number that is neither NaN nor infinite."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -8,9 +8,8 @@ from core.errors import UserError
 from core.identifiers import organ_name, phase_name, site_name
 from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
-from core.plan.load import finite
 from core.plan.paper_tables import TABLES
-from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, numbers, require_in_range
+from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, finite, numbers, require_in_range
 from core.plan.schema import Config, Phase, Plan, Simulation, Strategy
 from core.plan.secure import check_secure
 

@@ -18,7 +18,7 @@ from core.errors import Finding
 from core.organs.vocabulary import BUILT_IN
 from hnfed.check.case_check import CaseFacts, examine
 from hnfed.check.cohort_check import duplicates, protocols, split_leaks
-from hnfed.check.text import Hider
+from hnfed.check.hider import Hider
 
 Progress = Callable[[int, int], None]
 NO_ORGAN = "E_NO_ORGAN"

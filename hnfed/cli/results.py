@@ -225,16 +225,22 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict(args: argparse.Namespace) -> int:
-    from hnfed.cli.commands import predict
+def _choice(args: argparse.Namespace) -> Any:
+    from hnfed.predict.segmenter import Choice
 
-    return predict(args)
+    return Choice(args.model or (), args.phase, args.site, args.organs, args.device)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from hnfed.predict.prediction import predict
+
+    return predict(args.input, args.output, _choice(args), formats=args.format, force=args.force)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from hnfed.cli.commands import evaluate
 
-    return evaluate(args)
+    return evaluate(args, _choice(args))
 
 
 def _report(args: argparse.Namespace) -> int:

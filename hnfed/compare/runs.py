@@ -14,7 +14,7 @@ from core.files import plain_row
 from core.metrics.scores import pool_sites
 from core.run_records import mapping, number, of_run, read_json
 from hnfed.report.curves import validation_dice
-from hnfed.report.page import RunFolder, read_run
+from hnfed.report.run import RunFolder, read_run
 from hnfed.report.view import phase_names, rounds_of
 
 POOLED = "pooled"

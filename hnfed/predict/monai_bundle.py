@@ -6,7 +6,6 @@ The bundle runs with MONAI's own commands where hnfed is installed, and is what
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,11 @@ from core.organs.vocabulary import BUILT_IN
 from core.provenance import hnfed_version, versions
 from core.wire import checkpoint
 from core.wire.described import input_of
-from hnfed.cli.commands import predict
 from hnfed.evaluate.statistics import estimate
 from hnfed.predict.contours import FORMATS
-from hnfed.report.page import read_run
+from hnfed.predict.prediction import predict
+from hnfed.predict.segmenter import Choice
+from hnfed.report.run import read_run
 
 SCHEMA_URL = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -112,12 +112,7 @@ def run(root: str, source: str, output: str, formats: Sequence[str] | str = ("nr
     for name in chosen:
         if name not in FORMATS:
             raise UserError("formats", name, f"use {', '.join(FORMATS)}")
-    return predict(
-        argparse.Namespace(
-            input=Path(source), output=Path(output), model=[root], phase=None, site=None,
-            organs=None, device="auto", format=tuple(chosen),
-        )
-    )  # fmt: skip
+    return predict(Path(source), Path(output), Choice((root,)), formats=chosen)
 
 
 def _metadata(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
@@ -52,14 +51,33 @@ class Segmenter:
         return select_labels(labels, self.known, self.organs), chosen
 
 
-def load_segmenter(args: argparse.Namespace) -> Segmenter:
-    """Loads the models of a command line (its options model, phase, site, device, organs).
+@dataclass(frozen=True)
+class Choice:
+    """Which models draw which organs, and where.
+
+    Attributes:
+        models: run folders, checkpoints or model bundles; probabilities of several are averaged.
+        phase: of a run folder; None for the last one.
+        site: whose own weights; None for the shared ones.
+        organs: only these; None for all.
+        device: auto | cpu | cuda:N.
+    """
+
+    models: Sequence[str]
+    phase: str | None = None
+    site: str | None = None
+    organs: Sequence[str] | None = None
+    device: str = "auto"
+
+
+def load_segmenter(choice: Choice) -> Segmenter:
+    """Loads the models that were chosen.
 
     Raises:
         UserError: a model cannot be loaded, or does not know an organ asked for.
     """
-    paths = [resolve_model(model, args.phase, args.site) for model in args.model]
-    models, metas = load_models(paths, args.device)
+    paths = [resolve_model(model, choice.phase, choice.site) for model in choice.models]
+    models, metas = load_models(paths, choice.device)
     for path, meta in zip(paths, metas, strict=True):
         print(
             f"model: {path} (phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
@@ -75,9 +93,9 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     def draw(
         image: npt.NDArray[Any], geometry: Geometry
     ) -> tuple[npt.NDArray[np.uint8], list[Doubt]]:
-        return predict_doubted(models, metas, image, geometry, args.device)
+        return predict_doubted(models, metas, image, geometry, choice.device)
 
-    organs = chosen_organs(args.organs, known)
+    organs = chosen_organs(choice.organs, known)
     return Segmenter(draw, known, organs, common_preprocess(metas), "; ".join(described))
 
 

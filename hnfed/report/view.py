@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -22,12 +22,10 @@ from hnfed.report.curves import (
 )
 from hnfed.report.published import beside_paper
 from hnfed.report.reasons import meaning, reasons
+from hnfed.report.run import RunFolder
 from hnfed.report.tables import before_and_after, parts
 from hnfed.report.volumes import volume_charts, without_volumes
 from hnfed.report.wording import date
-
-if TYPE_CHECKING:
-    from hnfed.report.page import RunFolder
 
 COLOURS = 6
 

@@ -225,7 +225,7 @@ def test_the_log_grows(node: MakeNode) -> None:
 
 def test_an_error_in_query_evaluate_and_an_empty_message(node: MakeNode) -> None:
     n = node()
-    n.site = replace(n.site, sources=(replace(n.site.sources[0], root=f"/nowhere/{PATIENT}"),))
+    n.site = replace(n.site, cache=Path(f"/nowhere/{PATIENT}"))
     for kind in ("query", "train", "evaluate"):
         message = Message(RecordDict(), 2, kind)
         message.metadata.__dict__["_message_id"] = "1"

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.run_records import read_json, require_shallow
 from hnfed.compare.comparison import compare
-from hnfed.report.page import read_run, write_report
+from hnfed.report.page import write_report
+from hnfed.report.run import read_run
 
 CELL = {"n": 3, "missed": 0, "dice": 0.8, "hd95_mm": 4.0}
 PHASE = {

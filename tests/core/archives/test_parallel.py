@@ -53,7 +53,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     (tmp_path / "tests_of_workers.py").write_text(SLOW)
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "notes").mkdir()
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join([str(root), str(tmp_path)])
     environment = {**os.environ, "PYTHONPATH": path, "NOTES": str(tmp_path / "notes")}
     process = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=environment)
@@ -80,7 +80,7 @@ def runs(process: int) -> bool:
 def test_the_cpus_are_those_that_this_process_may_use() -> None:
     mine = os.sched_getaffinity(0)
     command = [sys.executable, "-c", "from core.archives.parallel import cpus; print(cpus())"]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
 
     def bound() -> None:
         os.sched_setaffinity(0, {min(mine)})

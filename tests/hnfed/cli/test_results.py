@@ -29,7 +29,7 @@ from core.plan.schema import Model, Preprocess
 from core.wire import checkpoint
 from hnfed.cli.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ORGANS = ["Brainstem", "Parotid_L"]
 
 

@@ -27,7 +27,7 @@ from hnfed.cli import main as cli
 from hnfed.cli.main import main
 from tests.conftest import lose_a_signal
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True, scope="module")

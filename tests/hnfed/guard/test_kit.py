@@ -34,5 +34,5 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_git_does_not_take_kits_up() -> None:
-    ignored = Path(__file__).resolve().parents[2] / ".gitignore"
+    ignored = Path(__file__).resolve().parents[3] / ".gitignore"
     assert "/kits/" in ignored.read_text(encoding="utf-8").splitlines()

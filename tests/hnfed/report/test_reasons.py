@@ -8,8 +8,8 @@ from pathlib import Path
 from core.wire.messages import CODES
 from hnfed.report.reasons import MEANINGS, NOTED, meaning, reasons
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [*sorted((ROOT / "core" / "data").glob("*.py")), ROOT / "client" / "site.py"]
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = sorted(p for name in ("archives", "data") for p in (ROOT / "core" / name).rglob("*.py"))
 # Of two codes the text holds a part, to look for those that begin with it.
 PARTS = {"E_IMAGE", "E_LABEL", "W_CASE_", "W_EXCLUDE_"}
 FOREIGN = {"E_SPLIT_PATIENT"}  # of `hnfed check` alone

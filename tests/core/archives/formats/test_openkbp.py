@@ -7,7 +7,7 @@ from core.archives.archive import Archive, content_hash, open_archive, read_case
 from core.archives.formats.openkbp import SIDE
 from core.errors import CaseError, Finding
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
 SPACING = (4.0, 3.5, 2.5)  # row, column, slice
 ORGANS = ("Brainstem", "Parotid_L", "Parotid_R", "SpinalCord", "Larynx")
 

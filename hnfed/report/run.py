@@ -1,0 +1,174 @@
+"""A run folder as its report and a comparison need it; the folder may come from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import yamltext
+from core.errors import UserError
+from core.files import plain_row
+from core.journal import JOURNAL, read_events
+from core.processes import leave_if_told
+from core.run_records import is_own_file, read_json, sound_blocks, sound_events
+from hnfed.report.volumes import Volumes
+
+PICTURES_A_SITE = 12
+PICTURE_BYTES = 2_000_000
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One overlay, ready for the page."""
+
+    organ: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything the report is made from; what is missing is empty.
+
+    Attributes:
+        name: of the folder.
+        config: `config.yaml`.
+        events: the journal.
+        metrics: `metrics.json`.
+        dice: (site, phase) -> organ -> Dice of each test case, without the case.
+        volumes: (site, phase) -> organ -> case -> true and predicted volume in mL; the case joins
+            phases, and is not shown. Empty where a test did not write volumes.
+        pictures: (site, phase) -> overlays.
+        problems: files that could not be used, one sentence each.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    events: list[dict[str, Any]]
+    metrics: Mapping[str, Any]
+    dice: Mapping[tuple[str, str], Mapping[str, list[float]]]
+    volumes: Mapping[tuple[str, str], Mapping[str, Volumes]]
+    pictures: Mapping[tuple[str, str], list[Picture]]
+    problems: tuple[str, ...]
+
+
+def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
+    """Reads a run folder, its pictures where wanted; errors as for `write_report`."""
+    problems: list[str] = []
+    files = [run / name for name in ("config.yaml", JOURNAL, "metrics.json")]
+    if not any(path.is_file() for path in files):
+        raise UserError("RUN", run, f"give a run folder: it holds {JOURNAL} and metrics.json")
+    whole = {path.name for path in files if _own(path, run, problems)}
+    events = read_events(run / JOURNAL) if JOURNAL in whole else []
+    broken = [str(e.get("line")) for e in events if e["event"] == "unreadable"]
+    if broken:
+        problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
+    dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
+    volumes: dict[tuple[str, str], Mapping[str, Volumes]] = {}
+    drawn: dict[tuple[str, str], list[Picture]] = {}
+    for folder in sorted(run.glob("sites/*/*")):
+        key = (folder.parent.name, folder.name)
+        if _own(folder / "cases.csv", run, problems):
+            dice[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
+        if pictures and (folder / "overlays").is_dir():
+            drawn[key] = _read_pictures(folder / "overlays", run, " ".join(key), problems)
+    return RunFolder(
+        name=run.resolve().name,
+        config=_read_config(run / "config.yaml", problems) if "config.yaml" in whole else {},
+        events=sound_events(
+            [event for event in events if event["event"] != "unreadable"], problems, JOURNAL
+        ),
+        metrics=_read_metrics(run / "metrics.json", problems) if "metrics.json" in whole else {},
+        dice=dice,
+        volumes=volumes,
+        pictures=drawn,
+        problems=tuple(problems),
+    )
+
+
+def _own(path: Path, run: Path, problems: list[str]) -> bool:
+    """Whether a file may be read; one that is there and may not, or that must be there, is told."""
+    if is_own_file(path, run):
+        return True
+    name = path.relative_to(run).as_posix()
+    if path.exists() or path.is_symlink():
+        problems.append(f"{name} is left out: a link out of the folder, no file, or too large")
+    elif path.parent == run and path.name != JOURNAL:
+        scores = ": no test scores" if path.name == "metrics.json" else ""
+        problems.append(f"{name} is missing{scores}")
+    return False
+
+
+def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        values = yamltext.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        leave_if_told()
+        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+        return {}
+    except Exception as error:  # PyYAML's errors have no base class but this
+        leave_if_told()
+        problems.append(f"{path.name} is not YAML ({type(error).__name__})")
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return sound_blocks({str(k): v for k, v in values.items()}, problems, path.name)
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        problems.append(f"{path.name} cannot be read: no test scores")
+        return {}
+    return sound_blocks(values, problems, path.name)
+
+
+def _read_cases(
+    path: Path, problems: list[str]
+) -> tuple[dict[str, list[float]], dict[str, dict[str, tuple[float, float]]]]:
+    """Dice by organ, without its case; true and predicted mL by organ and case, where given."""
+    scores: dict[str, list[float]] = {}
+    volumes: dict[str, dict[str, tuple[float, float]]] = {}
+    name = "/".join(path.parts[-3:])
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in map(plain_row, csv.DictReader(file)):
+                organ = str(row["organ"])
+                scores.setdefault(organ, []).append(float(row["dice"]))
+                if row.get("volume_ml"):
+                    both = float(row["volume_ml"]), float(row["predicted_ml"])
+                    volumes.setdefault(organ, {})[str(row["case"])] = both
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
+    return scores, volumes
+
+
+def _read_pictures(folder: Path, run: Path, name: str, problems: list[str]) -> list[Picture]:
+    """The first pictures of a site, as data URIs; how many more there are becomes a problem."""
+    pictures, unusable = [], 0
+    paths = sorted(folder.glob("*.png"))
+    for path in paths[:PICTURES_A_SITE]:
+        fits = is_own_file(path, run) and path.stat().st_size <= PICTURE_BYTES
+        content = path.read_bytes() if fits else b""
+        if not content.startswith(PNG):
+            unusable += 1
+            continue
+        organ = re.sub(r"^\d+_", "", path.stem)
+        source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+        pictures.append(Picture(organ, source))
+    if len(paths) > PICTURES_A_SITE:
+        more = len(paths) - PICTURES_A_SITE
+        problems.append(f"{name}: {more} more pictures lie in its overlays folder")
+    if unusable:
+        problems.append(
+            f"{name}: {unusable} pictures are no PNG files of this folder, of at most 2 MB"
+        )
+    return pictures
