@@ -343,8 +343,8 @@ def test_rows_without_a_case_and_cases_without_a_row_are_counted(tmp_path: Path)
     archive = listed(tmp_path, "case,split,path\nc1,train,c1\nc9,test,c9\nc8,test,\n")
     assert [r.case for r in archive.cases] == ["c1", "c2", "c3"]
     assert codes(archive.findings) == [
-        ("W_CASE_ABSENT", "c9", ""),
-        ("W_CASE_ABSENT", "c8", ""),
+        ("E_CASE_ABSENT", "c9", ""),
+        ("E_CASE_ABSENT", "c8", ""),
         ("W_CASE_UNLISTED", "c2", ""),
         ("W_CASE_UNLISTED", "c3", ""),
     ]
