@@ -48,6 +48,7 @@ MEANINGS = {
     "W_DICOM_UNREADABLE": "DICOM files that cannot be read",
     "W_EXCLUDE_UNKNOWN": "a case to be excluded is not in the archive",
     "W_OVERLAP_RESOLVED": "organs overlap: the training map gives the voxels to the smaller one",
+    "W_PACKED": "packed files, which may hold cases, are not opened",
     "W_STRUCTURE_SET_ALONE": "a structure set without the CT that it is drawn on",
 }
 NOTED = {
