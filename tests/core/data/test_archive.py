@@ -390,3 +390,16 @@ def test_any_bytes_as_list_are_read_or_refused(
     except UserError:
         return
     assert len(archive.cases) == 1
+
+
+def test_capital_letters_of_a_file_system_lose_no_case_and_no_organ(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1")
+    case = tmp_path / "c1"
+    (case / "structures" / "BrainStem.nrrd").rename(case / "structures" / "BRAINSTEM.NRRD")
+    (case / "structures").rename(case / "STRUCTURES")
+    (case / "img.nrrd").rename(case / "IMG.NRRD")
+    archive = open_archive(tmp_path)
+    volume, findings = read_case(archive, archive.cases[0], ["Brainstem", "Parotid_L"])
+    assert sorted(volume.masks) == ["Brainstem", "Parotid_L"]
+    np.testing.assert_array_equal(volume.image, ct())
+    assert (archive.findings, findings) == ((), ())
