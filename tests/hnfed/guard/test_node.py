@@ -281,8 +281,11 @@ def test_a_round_without_a_query_before_finds_nothing_prepared(hospital: Hospita
 
 DESCRIBED = f"""
 if message.metadata.message_type == "query":
+    import json
+    site = json.loads(str(context.node_config["site"]))
+    split = open(site["run_folder"] + "/split.hmac").read() if site else "{"1" * 64}"
     content["header"] = ConfigRecord({{"site": "north", "fingerprint": "{"0" * 64}",
-                                      "split_hash": "{"1" * 64}", "code": "OK"}})
+                                      "split_hash": split, "code": "OK"}})
     content["metrics"] = MetricRecord({{"cases": [3, 1, 1]}})
     return Message(content, reply_to=message)
 """
@@ -390,6 +393,7 @@ def test_code_that_hangs_or_dies_is_ended_and_told(hospital: Hospital) -> None:
     begun = time.monotonic()
     assert hospital.ask("train", hospital.order()).code == "E_TIME"
     assert time.monotonic() - begun < 60
+    hospital.policy(*LENIENT)
     ruled_by(hospital, bundle_that("import os\nos._exit(7)"))
     assert hospital.ask("train", hospital.order()).code == "E_INTERNAL"
     assert "exit code 7" in hospital.log
@@ -403,13 +407,14 @@ def test_code_that_hangs_or_dies_is_ended_and_told(hospital: Hospital) -> None:
 GUARD = """
 import sys
 from pathlib import Path
-from hnfed.guard.closed import Limits, work
+from hnfed.guard.closed import Limits, Workers
 from hnfed.guard.log import Log
 root = Path(sys.argv[1])
 task = {"kind": "train", "code": sys.argv[2], "device": "cpu", "gpu_memory_share": 1.0,
         "walls": None, "records": {"order": {"run": "r", "phase": "p", "round": 1}},
         "run_config": {}, "node_config": {"site": "{}"}}
-work(task, {}, Limits(600, 1000), scratch=root, log=Log(root))
+with Workers(root / "scratch", Log(root)).taken() as worker:
+    worker.work(task, {}, Limits(600, 1000))
 """
 
 
@@ -420,11 +425,11 @@ def test_code_at_work_does_not_outlive_the_guard(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(bundle)) as files:
         files.extractall(tmp_path / "code")
     guard = subprocess.Popen([sys.executable, "-c", GUARD, tmp_path, tmp_path / "code"])
-    pid = tmp_path / "pid"
     limit = time.monotonic() + 90
-    while not (pid.is_file() and pid.read_text()) and time.monotonic() < limit:
+    while not (written := [p.read_text() for p in tmp_path.glob("scratch/*/pid")] or [""])[0]:
+        assert time.monotonic() < limit
         time.sleep(0.2)
-    worker = int(pid.read_text())
+    worker = int(written[0])
     assert Path(f"/proc/{worker}").exists()
     guard.send_signal(signal.SIGKILL)
     guard.wait()
