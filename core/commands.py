@@ -33,6 +33,7 @@ from core.evaluation import (
 )
 from core.evaluation import evaluate as score_archive
 from core.files import replace_csv, replace_file
+from core.os_refusals import in_words
 from core.predicted import find_predictions, read_prediction
 from core.prediction import Doubt
 from core.report import read_run
@@ -233,7 +234,10 @@ def _make_folder(folder: Path, field: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(field, folder, "choose another place", problem=str(error)) from error
+        told = in_words(error)
+        problem, remedy = (told.problem, told.remedy) if told else (str(error), "")
+        remedy = remedy or "choose another place"
+        raise UserError(field, folder, remedy, problem=problem) from error
     if not os.access(folder, os.W_OK):
         raise UserError(field, folder, "choose another place", problem="no permission to write")
 

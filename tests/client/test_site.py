@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from client.site import Site, Source, chosen, count_codes, simulated_site
+from client.site import COUNT, Site, Source, chosen, count_codes, simulated_site
 from core.data.archive import open_archive
 from core.errors import Finding, UserError
 from core.plan import Phase, Plan
@@ -171,9 +171,13 @@ def test_of_cases_of_other_sites_nothing_is_told(
     (copy / "cases.csv").write_text("\n".join([f"{header},site", *rows]))
     source = Source(root=str(copy), label="north")
     site = replace(site, name="north", sources=(source,), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"cases\.csv = gone_north: no such case") as caught:
+        site.prepare(make_plan())
+    assert "absent: count" in caught.value.remedy
+    site = replace(site, sources=(replace(source, absent=COUNT),))
     entries, findings = site.prepare(make_plan())
     assert [e.case[-1] for e in entries] == ["0", "3", "4"]
-    assert count_codes(findings) == {"W_CASE_ABSENT": 1}
+    assert count_codes(findings) == {"E_CASE_ABSENT": 1}
     assert "gone_north" in (site.run_folder / "findings.csv").read_text()
 
 
