@@ -121,6 +121,11 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
             f"least_augmentation: {share} (the coordinator: "
             f"augment.probability={policy.least_augmentation} or more)"
         )
+    if (strongest := strength(plan.augment)) > policy.largest_augmentation:
+        raise PolicyError(
+            f"largest_augmentation: {strongest:.3g} times the shipped strength: what is moved out "
+            "of the crop, or bleached, leaves the others alone"
+        )
     widest = max(plan.model.channels, default=1)
     if math.prod(plan.preprocess.crop) < policy.fewest_voxels_channel * widest:
         raise PolicyError(
@@ -164,6 +169,19 @@ def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
 
 def augmentation(settings: Augment) -> float:
     """Probability with which a case is deformed; 0 where the deformation is a weak one."""
+    strong = all(share >= HALF for share in _deformations(settings))
+    return settings.probability if settings.enabled and strong else 0.0
+
+
+def strength(settings: Augment) -> float:
+    """How many times as strong as the shipped one the augmentation is, where that is the most."""
+    shipped = Augment()
+    names = ("noise", "brightness", "contrast", "gamma")
+    intensities = [getattr(settings, name) / getattr(shipped, name) for name in names]
+    return max(*_deformations(settings), *intensities) if settings.enabled else 0.0
+
+
+def _deformations(settings: Augment) -> list[float]:
     shipped = Augment()
     pairs = [
         *zip(settings.rotate_deg, shipped.rotate_deg, strict=True),
@@ -171,5 +189,4 @@ def augmentation(settings: Augment) -> float:
         (settings.scale, shipped.scale),
         (settings.elastic_mm, shipped.elastic_mm),
     ]
-    strong = all(ours >= HALF * theirs for ours, theirs in pairs)
-    return settings.probability if settings.enabled and strong else 0.0
+    return [ours / theirs for ours, theirs in pairs]

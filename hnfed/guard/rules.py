@@ -26,6 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "fewest_local_epochs": (1, 10_000),
     "largest_batch": (1, 1024),
     "least_augmentation": (0.0, 1.0),
+    "largest_augmentation": (1.0, 1000.0),
     "smallest_lr": (0.0, 10.0),
     "largest_lr": (1e-9, 10.0),
     "largest_momentum": (0.0, 1.0),
@@ -63,6 +64,7 @@ class Policy:
         optimizers: that may make an update that leaves.
         largest_batch: cases a step.
         least_augmentation: least probability of a deformation at half the shipped strength or more.
+        largest_augmentation: no strength is more than so many times the shipped one.
         smallest_lr, largest_lr: bounds on the learning rate at the top of the schedule.
         largest_momentum: of SGD.
         largest_clip_norm: every step's gradient is clipped to this length or a shorter one.
@@ -98,6 +100,7 @@ class Policy:
     optimizers: tuple[str, ...] = ("adamw",)
     largest_batch: int = 4
     least_augmentation: float = 0.5
+    largest_augmentation: float = 3.0
     smallest_lr: float = 0.002
     largest_lr: float = 0.02
     largest_momentum: float = 0.99

@@ -109,6 +109,8 @@ BAD: dict[str, Callable[[], Plan]] = {
     "largest_clip_norm: 0": lambda: plan(train=Train(clip_norm=0.0)),
     "largest_clip_norm: 1000": lambda: plan(train=Train(clip_norm=1e6)),
     "least_augmentation": lambda: plan(augment=Augment(enabled=False)),
+    "largest_augmentation: 41": lambda: plan(augment=Augment(translate_mm=[500.0, 8.0, 8.0])),
+    "largest_augmentation: 125": lambda: plan(augment=Augment(brightness=10.0)),
     "largest_organ_ratio": lambda: plan(weighting=Weighting(organs={"Brainstem": 1e-9})),
     "largest_organ_ratio: ": lambda: plan(weighting=Weighting(by="dice", bound=1e6)),
     "fewest_cases": lambda: plan(phase(max_cases=1)),
