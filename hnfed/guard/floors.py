@@ -24,7 +24,8 @@ def require_entries(
     A phase that sends no weights, or trains nothing, needs none. A phase with an organ that fewer
     than `fewest_cases_organ` cases here annotate, but more than none, is refused as a whole: its
     head row, and what it moves in the rest, would be theirs alone. An organ that no case here
-    annotates is none of this site's rows, and does no harm.
+    annotates is none of this site's rows, and does no harm. A case without a voxel of the organ in
+    its crop counts as one that does not annotate it: a plan chooses the crop.
 
     Args:
         policy: of the site.
@@ -43,10 +44,12 @@ def require_entries(
     if found < policy.fewest_cases:
         raise PolicyError(f"fewest_cases: {found} distinct cases in phase {phase.name}")
     for organ in phase.organs:
-        count = len(distinct([e for e in entries if organ in e.annotated]))
+        there = [e for e in entries if organ in e.annotated and e.voxels.get(organ, 0)]
+        count = len(distinct(there))
         if 0 < count < policy.fewest_cases_organ:
             raise PolicyError(
-                f"fewest_cases_organ: {count} distinct cases annotate {organ} in phase {phase.name}"
+                f"fewest_cases_organ: {count} distinct cases annotate {organ} in phase "
+                f"{phase.name}, with a voxel of it in the crop"
             )
     taken = steps(plan, phase, len(entries))
     if taken < policy.fewest_steps:
