@@ -135,12 +135,18 @@ def _environment(scratch: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
     """An empty folder for one message; nothing of it stays, nor of an earlier one."""
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True, mode=0o700)
+    _cleared(root)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(tempfile.mkdtemp(dir=root))
     try:
         yield folder
     finally:
+        _cleared(root)
+
+
+def _cleared(root: Path) -> None:
+    """Removes a folder as far as that can be: what was made so that it cannot stops no order."""
+    with contextlib.suppress(RecursionError):  # folders in folders
         shutil.rmtree(root, ignore_errors=True)
 
 
