@@ -114,6 +114,10 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
         raise PolicyError(f"smallest_lr, largest_lr: {rate} in phase {name}")
     if settings.optimizer == "sgd" and settings.momentum > policy.largest_momentum:
         raise PolicyError(f"largest_momentum: {settings.momentum}")
+    if 0 < settings.clip_norm < policy.smallest_clip_norm:
+        raise PolicyError(f"smallest_clip_norm: {settings.clip_norm}")
+    if (weight := loss_weight(plan)) < policy.smallest_loss_weight:
+        raise PolicyError(f"smallest_loss_weight: {weight:.3g}")
     if not 0 < settings.clip_norm <= policy.largest_clip_norm:
         raise PolicyError(f"largest_clip_norm: {settings.clip_norm} (0 clips nothing)")
     if (share := augmentation(plan.augment)) < policy.least_augmentation:
@@ -131,7 +135,7 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
         raise PolicyError(
             f"fewest_voxels_channel: a crop of {plan.preprocess.crop} for {widest} channels"
         )
-    weights = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
+    weights = [1.0, *(plan.weighting.organs.get(o, 1.0) for o in phase.organs)]
     bound = plan.weighting.bound if plan.weighting.by == "dice" else 1.0
     if min(weights) <= 0 or max(weights) / min(weights) * bound > policy.largest_organ_ratio:
         raise PolicyError(f"largest_organ_ratio: {weights}, times {bound}, in phase {name}")
@@ -165,6 +169,14 @@ def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
             f"{len(sites)} sites (the coordinator: add sites to the plan's phases; or write a "
             "smaller number into policy.yaml)"
         )
+
+
+def loss_weight(plan: Plan) -> float:
+    """Weight of the heaviest loss term, in the round in which that is the least."""
+    loss = plan.loss
+    if plan.weighting.terms == "static":
+        return max(loss.ce, loss.focal, loss.dice, loss.gdice)
+    return max(loss.dice, loss.gdice, min(loss.ce, loss.focal) / 2)  # moves from one to the other
 
 
 def augmentation(settings: Augment) -> float:

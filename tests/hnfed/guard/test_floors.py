@@ -145,6 +145,8 @@ def test_an_honest_servers_order_passes() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"organ_factors": [1e-9, 1e-9]},
+        {"voxels": [0.9999, 0.0], "totals": [1.0, 1.0]},
         {"organ_factors": [1.0, 0.0]},
         {"organ_factors": [1.0, 1e9]},
         {"voxels": [600.0, 1.0], "totals": [512.0, 512.0]},
