@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,6 +22,8 @@ from hnfed.guard.exit import code_of
 from hnfed.guard.log import Log
 from hnfed.guard.node import PreparationError
 from hnfed.guard.policy import read_policy
+from hnfed.guard.sandbox import limit_memory
+from hnfed.guard.walls import GIB
 
 COMMAND = (sys.executable, "-I", "-m", "hnfed.deploy.prepare")
 
@@ -28,7 +31,7 @@ COMMAND = (sys.executable, "-I", "-m", "hnfed.deploy.prepare")
 def prepared_apart(
     site_file: Path, policy_file: Path, plan: str, run: str
 ) -> tuple[str, Mapping[str, int]]:
-    """Prepares a site's cases for a plan, within the time that its policy gives an order.
+    """Prepares a site's cases for a plan, within the time and memory that its policy gives.
 
     What was prepared by then stays: the next query goes on from there.
 
@@ -45,8 +48,10 @@ def prepared_apart(
         PreparationError: with the code for the server; the site's log says why.
     """
     log = Log(site_from_file(site_file, run).base_folder.parent)
-    order = json.dumps({"site": str(site_file), "plan": plan, "run": run})
-    longest_s = read_policy(policy_file).longest_s
+    policy = read_policy(policy_file)
+    memory, longest_s = int(policy.memory_gb * GIB), policy.longest_s
+    told = {"site": str(site_file), "plan": plan, "run": run, "memory_bytes": memory}
+    order = json.dumps(told)
     try:
         done = subprocess.run(
             COMMAND, input=order, capture_output=True, text=True, errors="replace", check=False,
@@ -58,18 +63,20 @@ def prepared_apart(
         raise PreparationError("E_TIME") from error
     log.add(done.stderr)
     try:
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise PreparationError("E_INTERNAL") from error
-    if "code" in told:
-        raise PreparationError(str(told["code"]))
-    return str(told["split"]), {str(k): int(n) for k, n in told["left_out"].items()}
+        killed = done.returncode == -signal.SIGKILL
+        raise PreparationError("E_MEMORY" if killed else "E_INTERNAL") from error
+    if "code" in answer:
+        raise PreparationError(str(answer["code"]))
+    return str(answer["split"]), {str(k): int(n) for k, n in answer["left_out"].items()}
 
 
 def main() -> int:
     """The process: what to do comes by standard input, what was done goes to standard output."""
     os.umask(0o077)
     told = json.loads(sys.stdin.read())
+    limit_memory(told["memory_bytes"])
     try:
         site = site_from_file(Path(told["site"]), told["run"])
         _, findings = site.prepare(plan_from_json(told["plan"]))

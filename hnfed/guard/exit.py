@@ -73,6 +73,7 @@ def release(
     policy: Policy | None,
     *,
     cases: int | None = None,
+    split: str = "",
     receipts: Receipts | None = None,
     keyring: Keyring | None = None,
     incoming: bytes = b"",
@@ -84,6 +85,7 @@ def release(
         asked: the order.
         policy: of the site; a simulated site has none.
         cases: training cases that the phase uses here, as the guard counted them.
+        split: keyed hash of the split, as the guard had it made; "" where a simulation has no pin.
         receipts: of the site; they grow by a line before the reply goes.
         keyring: of the site; what leaves is masked where the plan asks for sums only.
         incoming: the parcel of weights that came with the order; b"" where none did.
@@ -103,7 +105,7 @@ def release(
     code = config.get("code")
     if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
         return refusal(code, asked.site, asked, receipts=receipts)  # a word; nothing of its own
-    _require_own_words(config, asked)
+    _require_own_words(config, asked, split)
     require_form(asked.kind, asked.plan, asked.phase, metrics)
     if policy is not None:
         config, metrics = hidden(
@@ -116,16 +118,16 @@ def release(
             site=asked.site,
             cases=cases,
         )
-    shapes: Mapping[str, Tensor] = {}
+    expected: Mapping[str, Tensor] = {}
     if asked.kind == "train" and asked.phase is not None and code == OK:
-        shapes = shared_shapes(plan_json(asked.plan), asked.phase.name)
-    if reply.parcel and not shapes:
+        expected = shared_shapes(plan_json(asked.plan), asked.phase.name)
+    if reply.parcel and not expected:
         raise OutboxError("weights: nothing of this phase leaves")
     try:
-        state = unpacked(reply.parcel, shapes) if reply.parcel else {}
+        state = unpacked(reply.parcel, expected) if reply.parcel else {}
     except ValueError as error:
         raise OutboxError(f"weights: {error}") from error
-    require_allowed(config, metrics, state, {n: tuple(t.shape) for n, t in shapes.items()})
+    require_allowed(config, metrics, state, expected)
     parcel = packed(state) if state else b""
     if not sums:  # the guard alone needs these, and only then
         metrics = {k: v for k, v in metrics.items() if k not in FOR_MASKING}
@@ -210,7 +212,7 @@ def most_bytes(plan: str) -> int:
     return 2 * largest + 4 * 2**20
 
 
-def _require_own_words(config: Mapping[str, Any], asked: Asked) -> None:
+def _require_own_words(config: Mapping[str, Any], asked: Asked, split: str) -> None:
     """A reply says who this site is and what it was asked; it has no words of its own.
 
     Raises:
@@ -219,6 +221,8 @@ def _require_own_words(config: Mapping[str, Any], asked: Asked) -> None:
     code = config.get("code")
     if asked.kind == "query" and code == OK:
         expected: dict[str, Any] = {"site": asked.site}
+        if split:
+            expected["split_hash"] = split
         _require_description(config)
     else:
         order = asked.order

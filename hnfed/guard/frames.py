@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import Any
 
+COLD = "cold"  # a worker's argument: no libraries before its order
 BLOBS = "blobs"
 MOST_HEAD, MOST_BLOBS = 8 * 2**20, 16
 _LENGTH = struct.Struct(">Q")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from core.config import plan_from_json, plan_hash
 from core.data.entry import Entry
 from core.kit import Kit
 from core.plan import Phase, Plan
-from core.protocol import NEED_BASE, Order
+from core.protocol import NEED_BASE, OK, Order
 from core.receipt import Countersignature
 from hnfed.guard import closed, exit, order, pins
+from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
 from hnfed.guard.case_sets import require_apart_from_earlier
 from hnfed.guard.countersigned import note
@@ -110,19 +111,24 @@ def serve(house: House, connection: Connection) -> None:
         FleetError: the connection is lost.
     """
     desk, refused = Desk(house, connection), 0
-    while True:
-        arrival = connection.receive()
-        if arrival is None:
-            time.sleep(POLL_SECONDS)
-            continue
-        done = False
-        try:
-            done = desk.handle(arrival)
-        except RunOverError:
-            house.say("the run has ended meanwhile; its last order is left as it is")
-        refused = 0 if done else min(refused + 1, 10)
-        if refused:
-            time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
+    try:
+        while True:
+            if not refused:
+                desk.get_ready()
+            arrival = connection.receive()
+            if arrival is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            done = False
+            try:
+                done = desk.handle(arrival)
+            except RunOverError:
+                house.say("the run has ended meanwhile; its last order is left as it is")
+            refused = 0 if done else min(refused + 1, 10)
+            if refused:
+                time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
+    finally:
+        desk.close()
 
 
 class Desk:
@@ -134,6 +140,15 @@ class Desk:
         self.log = Log(house.state)
         self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
         self._bundles: dict[str, bytes] = {}
+        self._workers = closed.Workers(house.guard / "scratch", self.log)
+
+    def get_ready(self) -> None:
+        """For the next order: its process loads what it needs, while nothing is asked."""
+        self._workers.get_ready()
+
+    def close(self) -> None:
+        """Ends what waits for the next order."""
+        self._workers.close()
 
     def handle(self, arrival: Arrival) -> bool:
         """Answers one message; with a code where anything is wrong with it.
@@ -205,10 +220,13 @@ class Desk:
             asked,
             policy,
             cases=case.cases,
+            split=pin.split,
             receipts=self.receipts,
             keyring=keyring,
             incoming=incoming if isinstance(incoming, bytes) else b"",
         )
+        if asked.phase is not None and released.config["code"] == OK:
+            self._count(case, pin, asked)
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -245,9 +263,15 @@ class Desk:
     def _prepared(self, case: Case, plan: str, pin: Pin) -> Pin:
         """The cache is made by installed code; the pin remembers the split."""
         split, left_out = self.house.prepare(plan, case.run)
-        made = Pin(pin.plan, split, dict(left_out))
+        made = pins.split_again(pin, split, left_out)
         pins.keep(self.house.guard, case.run, made)
         return made
+
+    def _count(self, case: Case, pin: Pin, asked: order.Asked) -> None:
+        """Before an answer to an order of a phase leaves."""
+        note_answer(self.house.guard, pin.plan, asked)
+        if not pin.answered:
+            pins.keep(self.house.guard, case.run, replace(pin, answered=True))
 
     def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> int:
         """What the order would be worked on with is what the policy allows; training cases."""
@@ -257,6 +281,7 @@ class Desk:
         if not pin.split:
             raise PreparationError("E_STATE")
         require_order(policy, asked.plan, asked.phase, asked.order)
+        require_unanswered(self.house.guard, policy, pin.plan, asked)
         entries = self.house.entries(asked.plan, asked.phase, pin.split)
         if asked.kind == "train":
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
@@ -293,7 +318,7 @@ class Desk:
         run_folder, base_folder = house.state / asked.run, house.state / "base"
         for folder in (run_folder, base_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closed.scratch_folder(house.guard / "scratch") as scratch:
+        with self._workers.taken() as worker:
             task = {
                 "kind": asked.kind,
                 "code": str(code),
@@ -303,7 +328,7 @@ class Desk:
                     policy,
                     house.device,
                     read=(code, house.cache),
-                    write=(run_folder, base_folder, scratch),
+                    write=(run_folder, base_folder, worker.scratch),
                     secrets=(house.kit.folder, house.guard / pins.FOLDER, house.guard / SUMS),
                 ),
                 "records": {"order": asked.order.to_config()},
@@ -313,7 +338,7 @@ class Desk:
             }
             blobs = {name: records[name] for name in order.PARCELS[asked.kind] if name in records}
             limits = closed.Limits(policy.longest_s, exit.plan_bytes(asked.plan))
-            values, out = closed.work(task, blobs, limits, scratch=scratch, log=self.log)
+            values, out = worker.work(task, blobs, limits)
         return _reply_of(values, out)
 
     def _code(self, content: bytes) -> Path:

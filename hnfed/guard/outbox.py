@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,7 +68,6 @@ MASKED = {
     "masked": "counts, losses, scores under masks: only their sum over the sites can be read",
 }
 LARGEST, LONGEST = 1e15, 256
-TYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)
 
 
 class OutboxError(RuntimeError):
@@ -79,7 +78,7 @@ def require_allowed(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    shapes: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Tensor],
 ) -> None:
     """Requires that a reply holds nothing but what may leave.
 
@@ -87,7 +86,7 @@ def require_allowed(
         config: text, whole numbers and truth values.
         metrics: numbers and lists of numbers.
         state: tensors.
-        shapes: of the tensors that may leave in this phase.
+        expected: the tensors that may leave in this phase: their shapes and types count.
 
     Raises:
         OutboxError: a name, type, length or range that is not on the list.
@@ -111,9 +110,10 @@ def require_allowed(
         if len(listed) > LONGEST or not all(_is_number(v) for v in listed):
             raise OutboxError(f"metrics: value of {key}")
     for name, tensor in state.items():
-        if name not in shapes or not NAME.fullmatch(name):
+        known = expected.get(name)
+        if known is None or not NAME.fullmatch(name):
             raise OutboxError(f"tensor: {name!r}")
-        if tuple(tensor.shape) != tuple(shapes[name]) or tensor.dtype not in TYPES:
+        if tensor.shape != known.shape or tensor.dtype != known.dtype:
             raise OutboxError(f"tensor: shape or type of {name}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError("weights", name, "lower train.lr")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from core.errors import UserError
@@ -25,11 +25,13 @@ class Pin:
         plan: hash of the plan.
         split: keyed hash of the split that was prepared for it; "" before the query.
         left_out: reason code -> how many cases were left out then.
+        answered: an order of a phase was answered: the split stays as it is.
     """
 
     plan: str
     split: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    answered: bool = False
 
 
 def pinned(guard: Path, run: str, plan: str) -> Pin:
@@ -54,6 +56,21 @@ def pinned(guard: Path, run: str, plan: str) -> Pin:
     if pin.plan != plan:
         raise PolicyError(f"plan: run {run} began with plan {pin.plan[:16]}, not {plan[:16]}")
     return pin
+
+
+def split_again(pin: Pin, split: str, left_out: Mapping[str, int]) -> Pin:
+    """The pin with the split that a query has just prepared.
+
+    Raises:
+        PolicyError: another one than what earlier answers of this run came from: taken one from the
+            other, they would tell of what was added to the archive, or taken away.
+    """
+    if pin.answered and pin.split != split:
+        raise PolicyError(
+            "split: the archive, or the list of its split, has changed since this run's first "
+            "answer; restore it, or the coordinator begins a new run"
+        )
+    return replace(pin, split=split, left_out=dict(left_out))
 
 
 def keep(guard: Path, run: str, pin: Pin) -> None:

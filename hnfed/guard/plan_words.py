@@ -57,6 +57,8 @@ def in_words(
     lines += [
         "  before the first round: numbers of cases, of annotated cases and of voxels by organ, "
         "and how often what was left out and why",
+        f"  again: each round's task is answered up to {policy.most_answers} times, over all runs "
+        "of this plan (most_answers)",
         "  never: images, contours, case ids, file names, figures of single cases",
         *([WEIGHTS] if any(p.share != "none" and p.rounds for p in own) else []),
         "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",

@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "most_channels": (1, 65_536),
     "most_parameters": (1, 10**10),
     "most_epochs": (1, 10**7),
+    "most_answers": (1, 10**6),
     "memory_gb": (0.5, 4096.0),
     "gpu_memory_share": (1e-3, 1.0),
     "pending_mb": (1.0, 1e5),
@@ -79,7 +80,8 @@ class Policy:
         fewest_voxels_channel: voxels of the crop for each channel of the widest level.
         most_crop_voxels, most_channels, most_parameters: size of the input and of the network.
         most_epochs: rounds times local epochs of a phase.
-        memory_gb: address space of the process that trains.
+        most_answers: for each round of a plan, how often a task of it is answered, over all runs.
+        memory_gb: private memory of the process that prepares, and of the one that trains.
         gpu_memory_share: of the device's memory, what training may take.
         pending_mb: disk for plans that wait for approval.
         scores: control scores and losses may go to the server.
@@ -120,6 +122,7 @@ class Policy:
     most_channels: int = 512
     most_parameters: int = 100_000_000
     most_epochs: int = 2000
+    most_answers: int = 3
     memory_gb: float = 64.0
     gpu_memory_share: float = 1.0
     pending_mb: float = 100.0

@@ -162,7 +162,9 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
     with contextlib.suppress(PermissionError):  # it leads a group already
         os.setsid()
     _drop_descriptors(keep)
-    _limit(walls)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if walls.memory_bytes is not None:
+        limit_memory(walls.memory_bytes, addresses=not walls.devices)
     prctl(SET_DUMPABLE, 0)
     prctl(SET_NO_NEW_PRIVILEGES, 1)
     landlock.restrict(_rules(walls))
@@ -175,6 +177,18 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
         truncate=known < landlock.SINCE_TRUNCATE,
     )
     _prove()
+
+
+def limit_memory(most_bytes: int, *, addresses: bool = True) -> None:
+    """Bounds this process, for good: what goes beyond raises `MemoryError`.
+
+    Args:
+        most_bytes: of private memory.
+        addresses: reserved ones too; a GPU's driver reserves more than any machine has memory.
+    """
+    _lower(resource.RLIMIT_DATA, most_bytes)
+    if addresses:
+        _lower(resource.RLIMIT_AS, most_bytes + RESERVED_BYTES)
 
 
 def enforceable() -> Enforceable:
@@ -267,15 +281,6 @@ def _is_private(descriptor: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def _limit(walls: Walls) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if walls.memory_bytes is None:
-        return
-    _lower(resource.RLIMIT_DATA, walls.memory_bytes)
-    if not walls.devices:  # a GPU's driver reserves more addresses than any machine has memory
-        _lower(resource.RLIMIT_AS, walls.memory_bytes + RESERVED_BYTES)
 
 
 def _lower(kind: int, most: int) -> None:

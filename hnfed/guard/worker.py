@@ -1,12 +1,14 @@
 """One message, answered by the approved bundle in a process of its own that is closed in first.
 
-Started by the guard with an empty environment and one open socket. Until the walls stand nothing
-of the bundle is on the path, and no thread runs. What comes in and what goes out are values and
-bytes (`frames`); the guard believes none of them.
+Started by the guard with an empty environment and one open socket. Where there is no order yet it
+loads the libraries that training needs, and waits. Until the walls stand nothing of the bundle is
+on the path, and no thread runs. What comes in and what goes out are values and bytes (`frames`);
+the guard believes none of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -19,11 +21,18 @@ from hnfed.guard import frames
 from hnfed.guard.sandbox import Walls, enter
 
 OURS = ("core", "client", "server", "simulations")  # packages that the bundle brings
+# That the bundle's code imports, and that take seconds to load.
+LIBRARIES = (
+    "torch", "flwr.app", "flwr.clientapp", "safetensors.torch", "omegaconf", "scipy.ndimage",
+    "torch.export", "filelock", "pydicom",
+)  # fmt: skip
 MOST_BYTES = 2**33
 
 
 def main() -> None:
     """Reads one order from the inherited socket, answers it, and ends."""
+    if frames.COLD not in sys.argv:
+        _load_libraries()
     channel = socket.socket(fileno=int(sys.argv[1]))
     task, blobs = frames.receive(channel, MOST_BYTES)
     walls = task["walls"]
@@ -94,6 +103,15 @@ def answer(
         else:
             values["records"][name] = dict(record)
     return values, out
+
+
+def _load_libraries() -> None:
+    """What is installed here; it begins anew without them where one of them starts a thread."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if len(os.listdir("/proc/self/task")) > 1:  # walls are for a process with one
+        os.execv(sys.executable, [*sys.orig_argv, frames.COLD])
 
 
 def _limit_gpu(share: float, device: str) -> None:

@@ -115,9 +115,9 @@ def named(place: Place) -> Place:
     return place
 
 
-def searched(place: Place, proxy: Proxy) -> Iterator[tuple[str, bytes]]:
+def searched(place: Place, wire: bytes) -> Iterator[tuple[str, bytes]]:
     """All that left the sites, and all that lies at the coordinator's."""
-    yield "the wire", bytes(proxy.kept)
+    yield "the wire", wire
     for path in (place.folder / "kits" / "server").rglob("*"):
         if path.is_file():
             yield str(path.relative_to(place.folder)), path.read_bytes()
@@ -132,8 +132,10 @@ def leaky(place: Place, site: str) -> Machine:
 
 
 def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, proxy = named, Proxy(named.kit("server"), named.kit(LEAKY[0]), free_port(), keep=True)
-    for site in LEAKY:
+    place, server_kit = named, named.kit("server")
+    # One each: the server takes a site's certificate with that site's key alone.
+    proxies = [Proxy(server_kit, place.kit(site), free_port(), keep=True) for site in LEAKY]
+    for site, proxy in zip(LEAKY, proxies, strict=True):
         dial_through(place.kit(site), proxy.port)
     left = place.folder / "raise.txt"
     texts = zip(RAISED, TEXTS, strict=True)
@@ -154,16 +156,19 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     plan["federation"] |= {"min_sites": 1}
     plan["tracking"] = {"mode": "offline"}
     (place.folder / "wire.yaml").write_text(yaml.safe_dump(plan))
-    server, kit = place.server(), place.folder / "kits" / "server"
+    server, kit = place.server(), server_kit.folder
     clients = [place.client("miccai"), *(leaky(place, site) for site in LEAKY)]
     try:
+        for client in clients:
+            assert client.says("connected", 90), client.log.read_text()
         run = hnfed(place.folder / "wire.log", "run", place.folder / "wire.yaml", "--server", kit,
                     "--name", "wire")  # fmt: skip
         assert run.process.wait(2200) == 0, run.log.read_text()
     finally:
         for machine in (*clients, server):
             machine.end()
-        proxy.close()
+        for proxy in proxies:
+            proxy.close()
     assert left.read_text() == "", "each place was reached, and its exception raised"
     events = read_events(kit / "runs" / "wire" / "journal.jsonl")
     codes = [e["code"] for e in events if e["event"] == "rejected"]
@@ -171,14 +176,14 @@ def test_no_identifier_leaves_a_site(named: Place, monkeypatch: pytest.MonkeyPat
     files = hits = 0
     host = socket.gethostname()
     words = TOKENS + [w for w in (host, pwd.getpwuid(os.getuid()).pw_name) if len(w) > 5]
-    for name, content in searched(place, proxy):
+    wire = b"".join(bytes(proxy.kept) for proxy in proxies)
+    for name, content in searched(place, wire):
         files += 1
         for word in words:
             found = [form for form in forms(word) if form in content]
             if found and not (name.startswith("kits/server") and word == host):
                 hits += 1
                 print(f"{word} in {name}: {found[0][:40]!r}")
-    wire = bytes(proxy.kept)
     assert b"pretrain" in wire, "what passed is readable: the search can find"
     assert re.search(rb"split_hash", wire)
     print(f"{len(words)} words in {files} files and {len(wire)} bytes of traffic: {hits} hits; "

@@ -27,6 +27,7 @@ from hnfed.deploy.node import Voice, alone
 from hnfed.guard import closed, node
 from hnfed.guard.approvals import approve, withdraw
 from hnfed.guard.fleet import Arrival, FleetError, RunOverError
+from hnfed.guard.log import Log
 from hnfed.guard.receipts import public_key, read_receipts, verify
 from tests.client.conftest import tiny_phase, tiny_plan
 from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital, Said, Wire
@@ -284,8 +285,11 @@ def test_a_round_without_a_query_before_finds_nothing_prepared(hospital: Hospita
 
 DESCRIBED = f"""
 if message.metadata.message_type == "query":
+    import json
+    site = json.loads(str(context.node_config["site"]))
+    split = open(site["run_folder"] + "/split.hmac").read() if site else "{"1" * 64}"
     content["header"] = ConfigRecord({{"site": "north", "fingerprint": "{"0" * 64}",
-                                      "split_hash": "{"1" * 64}", "code": "OK"}})
+                                      "split_hash": split, "code": "OK"}})
     content["metrics"] = MetricRecord({{"cases": [3, 1, 1]}})
     return Message(content, reply_to=message)
 """
@@ -394,6 +398,7 @@ def test_code_that_hangs_or_dies_is_ended_and_told(hospital: Hospital) -> None:
     begun = time.monotonic()
     assert hospital.ask("train", hospital.order()).code == "E_TIME"
     assert time.monotonic() - begun < 60
+    hospital.policy(*LENIENT)
     ruled_by(hospital, bundle_that("import os\nos._exit(7)"))
     assert hospital.ask("train", hospital.order()).code == "E_INTERNAL"
     assert "exit code 7" in hospital.log
@@ -408,7 +413,7 @@ def test_what_was_withdrawn_while_it_was_worked_on_does_not_leave(hospital: Hosp
     pin_without_archive(hospital)
     ruled_by(hospital, bundle_that("pass"))
     assert hospital.ask("evaluate", hospital.order(task="validate")).code == "OK", hospital.log
-    whole = closed.work
+    whole = closed.Worker.work
 
     def then(change: Callable[[], object]) -> Said:
         def work(*given: Any, **more: Any) -> Any:
@@ -416,7 +421,7 @@ def test_what_was_withdrawn_while_it_was_worked_on_does_not_leave(hospital: Hosp
             change()
             return done
 
-        with mock.patch.object(closed, "work", work):
+        with mock.patch.object(closed.Worker, "work", work):
             return hospital.ask("evaluate", hospital.order(task="validate"))
 
     assert then(lambda: hospital.policy(*LENIENT, "organs: [Larynx]")).code == "E_POLICY"
@@ -427,14 +432,12 @@ def test_what_was_withdrawn_while_it_was_worked_on_does_not_leave(hospital: Hosp
 def test_what_code_left_behind_stops_no_later_order(tmp_path: Path) -> None:
     """Folders in folders that cannot be taken away, nor be walked down."""
     root = tmp_path / "scratch"
-    with closed.scratch_folder(root) as folder:
-        (folder / "x").write_text("")
-        with (
-            mock.patch.object(shutil, "rmtree", side_effect=RecursionError),
-            closed.scratch_folder(root) as second,
-        ):
-            assert second != folder
-            assert not list(second.iterdir())
+    (root / "left").mkdir(parents=True)
+    with mock.patch.object(shutil, "rmtree", side_effect=RecursionError):
+        worker = closed.Worker(root, Log(tmp_path))
+        assert not list(worker.scratch.iterdir())
+        worker.end(0.0)
+    assert (root / "left").is_dir()
 
 
 def test_two_nodes_do_not_share_a_state_folder(tmp_path: Path) -> None:
@@ -450,13 +453,14 @@ def test_two_nodes_do_not_share_a_state_folder(tmp_path: Path) -> None:
 GUARD = """
 import sys
 from pathlib import Path
-from hnfed.guard.closed import Limits, work
+from hnfed.guard.closed import Limits, Workers
 from hnfed.guard.log import Log
 root = Path(sys.argv[1])
 task = {"kind": "train", "code": sys.argv[2], "device": "cpu", "gpu_memory_share": 1.0,
         "walls": None, "records": {"order": {"run": "r", "phase": "p", "round": 1}},
         "run_config": {}, "node_config": {"site": "{}"}}
-work(task, {}, Limits(600, 1000), scratch=root, log=Log(root))
+with Workers(root / "scratch", Log(root)).taken() as worker:
+    worker.work(task, {}, Limits(600, 1000))
 """
 
 
@@ -467,11 +471,11 @@ def test_code_at_work_does_not_outlive_the_guard(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(bundle)) as files:
         files.extractall(tmp_path / "code")
     guard = subprocess.Popen([sys.executable, "-c", GUARD, tmp_path, tmp_path / "code"])
-    pid = tmp_path / "pid"
     limit = time.monotonic() + 90
-    while not (pid.is_file() and pid.read_text()) and time.monotonic() < limit:
+    while not (written := [p.read_text() for p in tmp_path.glob("scratch/*/pid")] or [""])[0]:
+        assert time.monotonic() < limit
         time.sleep(0.2)
-    worker = int(pid.read_text())
+    worker = int(written[0])
     assert Path(f"/proc/{worker}").exists()
     guard.send_signal(signal.SIGKILL)
     guard.wait()

@@ -33,7 +33,12 @@ def test_a_description_carries_no_words_of_its_own(more: dict[str, Any]) -> None
     order = Order("run", "", 0, "")
     asked = Asked("query", "north", "run", tiny_plan(), order, None)
     numbers = {"cases": [3, 1, 1]}
-    assert exit.release(exit.Reply(described(), numbers), asked, None).config == described()
+    made = exit.release(exit.Reply(described(), numbers), asked, None, split="b" * 64)
+    assert made.config == described()
+    with pytest.raises(OutboxError, match="split_hash"):  # the guard knows the split that it made
+        exit.release(
+            exit.Reply(described(split_hash="d" * 64), numbers), asked, None, split="b" * 64
+        )
     with pytest.raises(OutboxError, match="config"):
         exit.release(exit.Reply(described() | more, numbers), asked, None)
 
