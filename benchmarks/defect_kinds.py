@@ -335,7 +335,7 @@ KINDS: dict[str, Kind] = {
     "one scan exported twice": Kind("W_DUPLICATE_LIKELY", _again(_noisy), cases=3),
     "one patient in two splits": Kind("E_SPLIT_PATIENT", _two_splits, cases=2),
     "two protocols": Kind("W_PROTOCOL_MIXED", _protocol, cases=7),
-    "list names an absent case": Kind("W_CASE_ABSENT", _absent),
+    "list names an absent case": Kind("E_CASE_ABSENT", _absent),
     "case that the list lacks": Kind(
         "W_CASE_UNLISTED",
         lambda root, cases: _list(root, f"case,split\n{cases[0].name},train\n"),

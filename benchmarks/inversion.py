@@ -14,6 +14,8 @@ patients of its own. Three attacks, none of which knows what a head looks like:
   the reply points (Geiping et al., Inverting gradients, NeurIPS 2020, eq. 4), with the contours of
   the attacker's own patients.
 
+A fourth, `inversion_singled`, sends weights that one case alone moves, and is met by no floor.
+
 Each reply is made by `core.training.engine.train` as a site makes it: of one case in one step, and
 of what a kit's ``policy.yaml`` lets through at the least. `value` is the largest absolute
 correlation of any reconstruction, and of their mean, with any training crop. `ratio` is the same
@@ -34,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import inversion_singled
 from benchmarks.inversion_attacks import (
     ORGANS,
     RES3DUNET,
@@ -127,6 +130,7 @@ def rows(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
         name = f"res3dunet, at the floors, lr {lr}: blocks"
         tried(name, floor_plan(FEWEST, lr=lr), own, blocks, True)
     found.append(row("the mean of others' heads, no reply needed", *_head(own, head)))
+    found += _singled(folder)
     if quick:
         return found
     tried("res3dunet, one case: matching", attack_plan(FEWEST, CROP), one, _matched, False)
@@ -136,6 +140,25 @@ def rows(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
     for freeze in FREEZE:
         name = f"unetr, at the floors, freeze {freeze}: matching"
         tried(name, floor_plan(UNETR, freeze), own, _matched, False)
+    return found
+
+
+def _singled(folder: Path) -> list[dict[str, Any]]:
+    """Weights that single a case out: the two that open first, at the floors; no floor meets it."""
+    crop = inversion_singled.CROP
+    own, others = patients(folder, CASES, crop), patients(folder, CASES, crop, 100)
+    plan = inversion_singled.singling_plan(LEAST)
+    truths, head = images_of(own, plan), images_of(others, plan).mean(0, keepdim=True)
+    found = []
+    opened = sorted(inversion_singled.openings(plan, own), reverse=True)
+    for number, threshold in enumerate(opened[:2], start=1):
+        sent = inversion_singled.singling(plan, threshold)
+        reply = reply_of(plan, own, sent, inversion_singled.weights_of(plan))
+        guess = inversion_singled.voxels_of(reply)
+        name = f"res3dunet, at the floors: case {number} singled out"
+        rest = beyond(guess, truths, head)
+        found.append(row(name, likeness(guess, truths), "|r|", "limit 0.3", rest))
+        print(f"{name:<56} {found[-1]['value']:6.3f} {rest:6.3f}", flush=True)
     return found
 
 

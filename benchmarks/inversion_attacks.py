@@ -20,6 +20,7 @@ from core.data.geometry import Geometry
 from core.models.stages import unique_state
 from core.plan.schema import Augment, Loss, Model, Phase, Plan, Preprocess, Train
 from core.training.engine import train
+from core.wire.messages import Order
 from core.wire.partition import apply_freeze, frozen_in, load_state, network, parts_of, start_state
 from simulations.phantom.cases import SIGNATURES
 from simulations.phantom.scan import make_case
@@ -94,13 +95,19 @@ def attack_plan(model: Model, crop: Sequence[int], freeze: str = "none", **train
     )
 
 
-def reply_of(plan: Plan, entries: Sequence[Entry], sent: State | None = None) -> Reply:
+def reply_of(
+    plan: Plan,
+    entries: Sequence[Entry],
+    sent: State | None = None,
+    class_weights: Sequence[float] | None = None,
+) -> Reply:
     """What a site with these cases would send back for the first round of the plan.
 
     Args:
         plan: of the attacker.
         entries: training cases of the site.
         sent: weights that the attacker sends; by default those of the plan's seed.
+        class_weights: from the frequencies that come with the order.
     """
     phase = plan.phases[0]
     model = network(plan, phase)
@@ -118,11 +125,18 @@ def reply_of(plan: Plan, entries: Sequence[Entry], sent: State | None = None) ->
         first_epoch=0,
         total_epochs=epochs,
         seed=1,
+        class_weights=class_weights,
     )
     shared = parts_of(model, plan, phase).shared
     after = {n: v.detach().clone() for n, v in unique_state(model).items() if n in shared}
     labels = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in entries])
     return Reply(plan, before, after, labels)
+
+
+def order_of(plan: Plan, frequencies: Sequence[float]) -> Order:
+    """The order of the first round, with class frequencies of the attacker's."""
+    voxels, totals = list(frequencies), [1.0] * len(frequencies)
+    return Order("run", plan.phases[0].name, 1, "train", voxels=voxels, totals=totals)
 
 
 def patches(reply: Reply) -> Tensor:

@@ -21,8 +21,8 @@ from core.plan.schema import Federation, Model, Phase, Plan
 from core.secure.hello import Hello
 from core.secure.layout import HELLO, SUMMED, travelling
 from core.wire.messages import Description, Header, Order, Result
-from core.wire.parcel import packed, unpacked
 from core.wire.partition import fingerprint, network, parts_of, start_state
+from core.wire.state import packed, unpacked
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.order import Asked

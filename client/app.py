@@ -26,8 +26,8 @@ from core.plan.load import plan_from_json
 from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError, out_of_memory
 from core.wire.messages import NEED_BASE, OK, Header, Order
-from core.wire.parcel import packed, unpacked
 from core.wire.partition import fingerprint, network, parts_of, start_state
+from core.wire.state import packed, unpacked
 
 app = ClientApp()
 Handler = Callable[[Message, Context], Message]

@@ -20,7 +20,6 @@ from core.models.stages import head_rows, unique_state
 from core.plan.schema import Phase, Plan, crop_words
 from core.provenance import versions
 from core.training.loss_weights import organ_factors
-from core.training.updates import length, shortened
 from core.wire.messages import Description, Header, Order, Result, withhold
 from core.wire.partition import (
     load_state,
@@ -28,6 +27,7 @@ from core.wire.partition import (
     parts_of,
     weights_meta,
 )
+from core.wire.state import length, shortened
 
 State = dict[str, Tensor]
 REMEDY_CROP = "correct preprocess.crop and preprocess.spacing_mm (millimetres), or the contours"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import CaseError, Finding, UserError
+from core.os_refusals import in_words
 from core.text import shown, shown_text
 
 SHOWN_FINDINGS = 12
@@ -20,7 +21,10 @@ def make_folder(folder: Path, field: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(field, folder, "choose another place", problem=str(error)) from error
+        told = in_words(error)
+        problem, remedy = (told.problem, told.remedy) if told else (str(error), "")
+        remedy = remedy or "choose another place"
+        raise UserError(field, folder, remedy, problem=problem) from error
     if not os.access(folder, os.W_OK):
         raise UserError(field, folder, "choose another place", problem="no permission to write")
 

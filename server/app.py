@@ -25,6 +25,7 @@ from core.wire.messages import Description
 from core.wire.partition import fingerprint, require_same_input
 from server.dispatch import RunFailed, RunIncomplete, quorum_of
 from server.enrolment import bounds_of, call_roster, require_same_split
+from server.plainly import speak_plainly
 from server.progress import State
 from server.record import Recorder, tell
 from server.round_record import told_mean
@@ -33,18 +34,18 @@ from server.run_folder import LOCK, completed
 from server.secure_start import secure_start
 
 app = ServerApp()
+ALONE = "flwr run by itself does not bring it"
+HOW_TO_START = (
+    "start it by hnfed: `hnfed simulate PLAN` on this machine, or "
+    "`hnfed run PLAN --server KIT` where the federation's server is"
+)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs the plan that `run_config` holds (D1)."""
-    given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
-    if not given["plan"]:
-        remedy = "start it by hnfed: hnfed simulate PLAN on this machine, or hnfed run PLAN"
-        nothing = UserError("plan", "(none)", remedy, problem="flwr run by itself brings no plan")
-        tell(f"error: {nothing}")
-        raise nothing
-    plan = plan_from_json(given["plan"])
+    speak_plainly()
+    given, plan = _brought(context)
     out = run_folder_of(given["out"])
     (out / LOCK).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(out):
@@ -55,6 +56,28 @@ def main(grid: Grid, context: Context) -> None:
         recorder.receipts.signs_with(_kit())
         whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
         _main(grid, plan, recorder, given, whole=whole)
+
+
+def _brought(context: Context) -> tuple[dict[str, str], Plan]:
+    """The settings that hnfed brings, and the plan among them.
+
+    Raises:
+        UserError: `flwr run` by itself brings none, or something that is no plan; told.
+    """
+    given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
+    try:
+        absent = [key for key in ("plan", "run_id", "out") if not given[key]]
+        if absent:
+            raise UserError(absent[0], "(none)", HOW_TO_START, problem=ALONE)
+        try:
+            return given, plan_from_json(given["plan"])
+        except UserError as error:
+            if given["plan"].lstrip().startswith("{"):
+                raise
+            raise UserError("plan", error.value, HOW_TO_START, problem=error.problem) from None
+    except UserError as error:
+        tell(f"error: {error}")
+        raise
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from core.plan.schema import Federation, Phase, Plan
 from core.plan.secure import ALL
 from core.secure.layout import Sum, Travelling
 from core.wire.messages import FINAL, OF_THE_PLAN, Description, Order
-from core.wire.parcel import packed
 from core.wire.partition import size_bytes, state_hash
+from core.wire.state import packed
 from server.exchange import Exchange, exchange, record_of
 from server.guards import AWAY, Accepted, Rejected, inspect
 from server.progress import Progress, State

@@ -109,7 +109,7 @@ def exchange(
 
 
 def record_of(parcel: bytes) -> ArrayRecord:
-    """The record that carries a parcel of weights (`core.wire.parcel`)."""
+    """The record that carries a parcel of weights (`core.wire.state`)."""
     return ArrayRecord({"weights": Array("uint8", (len(parcel),), "safetensors", parcel)})
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from core.metrics.scores import OrganSum
 from core.plan.schema import Guards, Phase
-from core.training.updates import beyond
 from core.wire.messages import CODES, OK, Header, Result
-from core.wire.parcel import unpacked
+from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")

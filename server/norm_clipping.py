@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from core.plan.schema import Guards
-from core.training.updates import length, shortened
+from core.wire.state import length, shortened
 from server.guards import Accepted
 
 # With two updates nothing says which of them is the odd one.

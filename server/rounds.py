@@ -13,7 +13,6 @@ from core.models.stages import head_rows
 from core.plan.schema import Phase, Plan
 from core.plan.secure import ALL
 from core.secure.layout import Sum, travelling
-from core.training.updates import beyond
 from core.wire.messages import OK, Description, Header, published
 from core.wire.partition import (
     network,
@@ -23,6 +22,7 @@ from core.wire.partition import (
     trainable_by_round,
     weights_meta,
 )
+from core.wire.state import beyond
 from server.aggregate import aggregate
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split

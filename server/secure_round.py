@@ -28,7 +28,7 @@ from core.secure.layout import (
 )
 from core.secure.masked_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
 from core.wire.messages import CODES, OK, Description, Header, Result
-from core.wire.parcel import unpacked
+from core.wire.state import unpacked
 from server.guards import Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS
 

@@ -81,9 +81,16 @@ def _tell(work: Callable[[], None], outcome: Queue[BaseException | None]) -> Non
     try:
         work()
     except BaseException as error:
-        outcome.put(error.__cause__ or error)  # Flower wraps what it was
+        outcome.put(_first_cause(error))
     else:
         outcome.put(RuntimeError("Flower's engine ended before the run did"))
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What it was before Flower wrapped it, once or twice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _watch_start(outcome: Queue[BaseException | None]) -> None:

@@ -1,11 +1,17 @@
-"""What of a simulation can be known before anything is prepared: device, precision, splits."""
+"""What of a simulation can be known before anything is prepared: device, limits, splits."""
 
 from __future__ import annotations
+
+import resource
 
 from core.archives.splits import shares_of
 from core.errors import UserError
 from core.plan.schema import Config
 from core.training.optimisation import make_scaler, resolve_device
+
+# Ray's processes map memory that they never use: 8 GB of address space leave a run without sites,
+# 14 GB are enough on two cores.
+RAY_SPACE_BYTES = 12 * 1024**3
 
 
 def require_runnable(config: Config) -> None:
@@ -21,6 +27,28 @@ def require_runnable(config: Config) -> None:
             "simulation.device", error.value, error.remedy, problem=error.problem
         ) from None
     make_scaler(config.train, device)
+    if config.simulation.engine == "ray":
+        require_space(resource.getrlimit(resource.RLIMIT_AS)[0])
     for name, site in config.simulation.sites.items():
         if not site.splits:
             shares_of(site.split, f"simulation.sites.{name}.split")
+
+
+def require_space(allowed: int) -> None:
+    """Requires address space for Ray; with too little its processes abort, or wait for each other.
+
+    Args:
+        allowed: bytes that a process may map (``ulimit -v``), or `resource.RLIM_INFINITY`.
+
+    Raises:
+        UserError: names the limit.
+    """
+    if allowed == resource.RLIM_INFINITY or allowed >= RAY_SPACE_BYTES:
+        return
+    raise UserError(
+        "ulimit -v",
+        f"{allowed / 1024**3:.1f} GB of address space",
+        "lift it (ulimit -v unlimited) and bound memory by a container or a cgroup instead, or set "
+        "simulation.engine=inline",
+        problem=f"Ray's processes map more than {RAY_SPACE_BYTES // 1024**3} GB",
+    )

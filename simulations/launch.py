@@ -171,7 +171,9 @@ def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log:
 
 
 def _words(code: int) -> str:
-    return "killed; is memory short?" if code == -signal.SIGKILL else "unexpected"
+    """What an exit code says: SIGKILL is mostly the system's, SIGABRT mostly a library's."""
+    ends = {-signal.SIGKILL: "killed", -signal.SIGABRT: "aborted", -signal.SIGBUS: "bus error"}
+    return f"{ends[code]}; is memory short?" if code in ends else "unexpected"
 
 
 def _environment(home: Path, extra: Mapping[str, str], keep_heap: bool) -> dict[str, str]:

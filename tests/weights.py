@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from core.wire.parcel import unpacked
+from core.wire.state import unpacked
 
 
 def weights_in(record: ArrayRecord) -> dict[str, Tensor]:

@@ -155,8 +155,8 @@ def _name(
         if folder is None:
             doubt = "several folders of that name" if names[row.case] > 1 else "no such folder"
             message = f"cases.csv lists {row.case!r}: {doubt}"
-            remedy = "correct the row, or add the case's path to it"
-            findings.append(Finding("W_CASE_ABSENT", "warning", row.case, "", message, remedy))
+            remedy = "correct the row, add the case's path to it, or take it out"
+            findings.append(Finding("E_CASE_ABSENT", "error", row.case, "", message, remedy))
         else:
             cases[row.case] = (folder, row)
     listed = {id(folder) for folder, _ in cases.values()}

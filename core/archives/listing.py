@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from core.archives.case_folders import NO_RIGHT, CaseFolder, refused, unreadable
+from core.archives.case_folders import NO_RIGHT, CaseFolder, refused, unreadable, walk
 from core.archives.formats import dicom, nnunet, openkbp, pddca
-from core.errors import UserError
+from core.errors import Finding, UserError, plain_text
 
 FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
 PACKED = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
+# What is packed by itself where a layout has it so, and read: .nii.gz, .csv.gz, .raw.gz ...
+ONE_FILE, OF_CASES = frozenset({".gz", ".bz2", ".xz"}), ("", ".dcm", ".ima", ".tar", ".nrrd")
 SHOWN_REASONS, NO_CASE = 3, "no case below this folder"
 ANY_LAYOUT = (
     "give a folder that holds CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and "
@@ -63,9 +65,9 @@ def find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str,
     barred = unreadable(root)
     if found:
         name, cases = next(iter(found.items()))
-        return name, _with_barred(name, cases, barred)
+        return name, [*_with_barred(name, cases, barred), *_packed(root)]
     name = next((n for n, cases in listed.items() if any(c.remarks for c in cases)), tried[0])
-    cases = _with_barred(name, listed[name], barred)
+    cases = [*_with_barred(name, listed[name], barred), *_packed(root)]
     reasons = [remark for case in cases for remark in case.remarks]
     if empty and reasons:
         return name, cases
@@ -76,6 +78,25 @@ def find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str,
         if reason.code != "W_DICOM_UNREADABLE":
             remedy = reason.remedy if len(reasons) == 1 else "see what `hnfed check` says of it"
     raise UserError("root", root, remedy, problem=problem)
+
+
+def _packed(root: Path) -> list[CaseFolder]:
+    """One folder without an image, which tells of packed files: cases may be in them."""
+    found = [folder / name for folder, _, files in walk(root) for name in files if _holds(name)]
+    if not found:
+        return []
+    message = f"{len(found)} packed files are not opened ({plain_text(found[0].name)!r} is one)"
+    remedy = "unpack those that hold cases, and remove them; else nothing to do"
+    remark = Finding("W_PACKED", "warning", "", "", message, remedy)
+    return [CaseFolder(found[0], (), (), case=found[0].name, remarks=(remark,))]
+
+
+def _holds(name: str) -> bool:
+    """Whether a file's name says that cases may be packed in it."""
+    path = Path(name)
+    last = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return last in PACKED and (last not in ONE_FILE or inner in OF_CASES)
 
 
 def _with_barred(

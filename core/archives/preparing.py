@@ -19,7 +19,7 @@ from core.organs.vocabulary import vocabulary, vocabulary_at_site
 from core.plan.schema import Plan
 
 COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are not used, or that no one has
-NOT_THERE = ("W_CASE_ABSENT",)  # findings of an archive on cases that it does not have
+NOT_THERE = ("E_CASE_ABSENT",)  # findings of an archive on cases that it does not have
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
         in vain; the splits that it lists by case, or None.
 
     Raises:
-        UserError: a listed case that the archive lacks (with ``absent: count`` a finding instead),
-            a number that several ids end in, a case in two splits, or a site that the archive's
-            ``cases.csv`` does not know.
+        UserError: a case that the site or the archive's ``cases.csv`` lists and the archive lacks
+            (with ``absent: count`` a finding instead), a number that several ids end in, a case
+            in two splits, or a site that the archive's ``cases.csv`` does not know.
     """
     present = {r.case for r in archive.cases}
     known = present | {f.case for f in archive.findings if f.case and f.code not in NOT_THERE}
@@ -193,7 +193,11 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
         cases = tuple(r for r in cases if r.site == source.label)
         rows = read_rows(archive.root / "cases.csv") or ()
         foreign = {r.case for r in rows if r.site and r.site != source.label}
-    findings = [*(f for f in archive.findings if f.case not in foreign), *findings]
+    own = [f for f in archive.findings if f.case not in foreign]
+    if source.absent != COUNT and not explicit:
+        lost = [f.case for f in own if f.code in NOT_THERE]
+        _require_there(str(archive.root / "cases.csv"), sorted(lost), known)
+    findings = [*own, *findings]
     return replace(archive, cases=cases, findings=tuple(findings)), explicit or None
 
 

@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.files import flush_folder, write_flushed
 from core.text import shown
 from core.wire.described import input_of, require_sound, require_tensors
-from core.wire.parcel import packed
+from core.wire.state import packed
 
 META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
 SCHEMA = 2  # 1 had no checksum of the JSON itself

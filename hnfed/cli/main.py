@@ -23,6 +23,8 @@ from core.text import shown_text  # noqa: E402
 from hnfed.cli import doctor, join, site  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
+# How a library that does not come into memory, or gets no thread, says so.
+NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't start new thread")
 EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
@@ -72,8 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> UserError | None:
     """What of an unforeseen error a user can act on: the operating system's no, short memory."""
-    if isinstance(error, MemoryError):
-        remedy = "end other programs, use fewer --jobs, or a machine with more memory"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        remedy = (
+            "end other programs, use fewer --jobs, lift the limit (ulimit -v, ulimit -u, the "
+            "container's), or take a machine with more memory"
+        )
         return UserError("memory", str(error)[:200] or "used up", remedy)
     return in_words(error) if isinstance(error, OSError) else None
 

@@ -176,6 +176,7 @@ def _receipts(args: argparse.Namespace) -> int:
 
 
 def _verify(kit: Kit, state: Path) -> int:
+    from core.text import shown
     from hnfed.guard.countersigned import missing
     from hnfed.guard.receipts import public_key, read_lines, verify
 
@@ -184,7 +185,7 @@ def _verify(kit: Kit, state: Path) -> int:
     lost, last = missing(state, kit.role, kit.ca.read_bytes())
     print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")
     for text in (*wrong, *lost):
-        print(f"wrong: {text}")
+        print(shown(f"wrong: {text}"))
     if not wrong and not lost:
         print("each is as it was written, and none is missing before the last countersigned one")
     return 1 if wrong or lost else 0

@@ -6,6 +6,7 @@ it says to the person at the site begins with a word that only its supervisor kn
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -31,6 +32,7 @@ from hnfed.guard.policy import read_policy
 from hnfed.guard.proxy import http_options
 from hnfed.guard.walls import warning_of
 
+LOCK = "node.lock"
 SHOWN = 400  # signs of a line for the person at the site
 ALIVE_SECONDS = 10.0  # between two signs of life
 SAY, ALIVE, CONNECTED = "say", "alive", "connected"
@@ -47,6 +49,9 @@ def main() -> int:
     if warning := warning_of(policy.sandbox):
         voice.say(warning)
     house = house_of(kit, site_file, voice.say)
+    if (held := alone(house.guard)) is None:
+        voice.say(f"another client works on {house.state}: give each kit a state folder of its own")
+        return 1
     try:
         connection = dialled(kit, site_from_file(site_file, "node").proxy, voice.alive)
     except FleetError as error:
@@ -62,7 +67,24 @@ def main() -> int:
         return 128 + stopped.number
     finally:
         connection.close()
+        os.close(held)
     return 0
+
+
+def alone(guard: Path) -> int | None:
+    """Holds the guard's folder, which two nodes at once would tear from under each other.
+
+    Returns:
+        A descriptor that holds it until it is closed; None where another process does.
+    """
+    guard.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(guard / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
 
 
 class Voice:

@@ -19,7 +19,7 @@ from core.files import replace_file
 from core.packaging.app_bundle import staged_app
 from core.text import flagged
 from hnfed.guard.kit import Kit
-from hnfed.guard.persons import Confirmation, different, now
+from hnfed.guard.persons import UNNAMED, Confirmation, different, now
 from hnfed.guard.rules import Policy
 from hnfed.guard.unpack import BundleError, members
 
@@ -148,7 +148,7 @@ def approved(kit: Kit) -> list[Pinned]:
 
 
 def _pinned(entry: Mapping[str, Any]) -> Pinned:
-    unnamed = {"person": "(unnamed)", "account": "", "behind": "", "at": str(entry.get("at", ""))}
+    unnamed = {"person": UNNAMED, "account": "", "behind": "", "at": str(entry.get("at", ""))}
     told = entry.get("persons") or [unnamed]
     return Pinned(str(entry["sha256"]), tuple(Confirmation.of_json(p) for p in told))
 

@@ -103,8 +103,8 @@ class Worker:
     """
 
     def __init__(self, root: Path, log: Log, *, waits: bool = False) -> None:
-        shutil.rmtree(root, ignore_errors=True)  # nothing of an earlier one stays
-        root.mkdir(parents=True, mode=0o700)
+        _cleared(root)  # nothing of an earlier one stays
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._root, self.scratch = root, Path(tempfile.mkdtemp(dir=root))
         self._channel, theirs = socket.socketpair()
         how = [] if waits else [frames.COLD]
@@ -180,11 +180,17 @@ class Worker:
         self._child.wait()
         self._reader.join(END_SECONDS)
         self._stdout.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        _cleared(self._root)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
+
+
+def _cleared(root: Path) -> None:
+    """Removes a folder as far as that can be: what was made so that it cannot stops no order."""
+    with contextlib.suppress(RecursionError):  # folders in folders
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _environment(scratch: Path) -> dict[str, str]:

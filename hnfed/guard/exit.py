@@ -23,12 +23,12 @@ from core.plan.schema import Plan
 from core.provenance import versions
 from core.training.optimisation import NonFiniteError, out_of_memory
 from core.wire.messages import CODES, NEED_BASE, OK, Header
-from core.wire.parcel import packed, unpacked
 from core.wire.partition import network, parts_of
+from core.wire.state import packed, unpacked
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
-from hnfed.guard.outbox import OutboxError, require_allowed
+from hnfed.guard.outbox import OutboxError, require_allowed, require_form
 from hnfed.guard.policy import Policy, PolicyError, hidden
 from hnfed.guard.receipts import write_receipt
 
@@ -106,6 +106,7 @@ def release(
     if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
         return refusal(code, asked.site, asked, receipts=receipts)  # a word; nothing of its own
     _require_own_words(config, asked, split)
+    require_form(asked.kind, asked.plan, asked.phase, metrics)
     if policy is not None:
         config, metrics = hidden(
             policy,

@@ -14,6 +14,8 @@ from core.plan.schema import Phase, Plan
 from core.wire.messages import Order
 from hnfed.guard.rules import Policy, PolicyError
 
+MOST_ORGAN = 0.9  # of a crop; what the background lacks is taken from the organs' weights
+
 
 def require_entries(
     policy: Policy, plan: Plan, phase: Phase, order_round: int, entries: Sequence[Entry]
@@ -23,7 +25,8 @@ def require_entries(
     A phase that sends no weights, or trains nothing, needs none. A phase with an organ that fewer
     than `fewest_cases_organ` cases here annotate, but more than none, is refused as a whole: its
     head row, and what it moves in the rest, would be theirs alone. An organ that no case here
-    annotates is none of this site's rows, and does no harm.
+    annotates is none of this site's rows, and does no harm. A case without a voxel of the organ in
+    its crop counts as one that does not annotate it: a plan chooses the crop.
 
     Args:
         policy: of the site.
@@ -42,10 +45,12 @@ def require_entries(
     if found < policy.fewest_cases:
         raise PolicyError(f"fewest_cases: {found} distinct cases in phase {phase.name}")
     for organ in phase.organs:
-        count = len(distinct([e for e in entries if organ in e.annotated]))
+        there = [e for e in entries if organ in e.annotated and e.voxels.get(organ, 0)]
+        count = len(distinct(there))
         if 0 < count < policy.fewest_cases_organ:
             raise PolicyError(
-                f"fewest_cases_organ: {count} distinct cases annotate {organ} in phase {phase.name}"
+                f"fewest_cases_organ: {count} distinct cases annotate {organ} in phase "
+                f"{phase.name}, with a voxel of it in the crop"
             )
     taken = steps(plan, phase, len(entries))
     if taken < policy.fewest_steps:
@@ -111,11 +116,11 @@ def require_order(policy: Policy, plan: Plan, phase: Phase, order: Order) -> Non
         return
     static = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
     if order.organ_factors:
-        weights = [w * f for w, f in zip(static, order.organ_factors, strict=True)]
+        weights = [1.0, *(w * f for w, f in zip(static, order.organ_factors, strict=True))]
         if min(weights) <= 0 or max(weights) / min(weights) > policy.largest_organ_ratio:
             raise PolicyError(f"largest_organ_ratio: {order.organ_factors} came with the order")
     pairs = list(zip(order.voxels, order.totals, strict=True))
     if not all(0 <= v <= t and math.isfinite(t) for v, t in pairs):
         raise PolicyError("class frequencies: an organ has more voxels than there are")
-    if sum(v / t for v, t in pairs if t) >= 1:
-        raise PolicyError("class frequencies: they leave no background")
+    if sum(v / t for v, t in pairs if t) > MOST_ORGAN:
+        raise PolicyError("class frequencies: they leave next to no background")

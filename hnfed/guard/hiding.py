@@ -42,7 +42,7 @@ def hidden(
         site: this site's name, which tells its phases in a query; by default as in `config`.
         cases: training cases of a personal phase, as counted by the guard; None if it did not.
     """
-    told = dict(metrics)
+    told = _counted(metrics)
     cell = max(policy.min_cell, plan.federation.min_cell)
     if kind == "query":
         _describe(told, policy, plan, site or str(config.get("site", "")), cell)
@@ -55,6 +55,12 @@ def hidden(
         for key in [k for k in told if k.partition(".")[0] in SPLITS]:
             del told[key]
     return dict(config), told
+
+
+def _counted(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers, without scores of which it is not told how many cases stand behind them."""
+    uncounted = [s for s in SPLITS if not metrics.get(f"{s}.n")]
+    return {k: v for k, v in metrics.items() if k.partition(".")[0] not in uncounted}
 
 
 def _describe(told: dict[str, Any], policy: Policy, plan: Plan, site: str, cell: int) -> None:

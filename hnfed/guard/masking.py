@@ -39,7 +39,7 @@ from core.secure.masked_sum import (
     fixed,
 )
 from core.wire.messages import OK, Description, Result
-from core.wire.parcel import packed, unpacked
+from core.wire.state import packed, unpacked
 from hnfed.guard.masking_session import (
     Keyring,
     MaskingError,

@@ -213,6 +213,7 @@ class Desk:
             case.cases = self._require_entries(asked, policy, pin)
         reply = self._worked_on(asked, settings, records, pin, policy, content)
         reply = _with_startup(reply, time.monotonic() - begun)
+        policy = self._still_allowed(content, plan)
         incoming = records.get("arrays")
         released = exit.release(
             reply,
@@ -229,6 +230,19 @@ class Desk:
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
+
+    def _still_allowed(self, content: bytes, plan: Plan) -> Policy:
+        """What a person here took back while the order was worked on does not leave.
+
+        Returns:
+            The policy as it is now.
+        """
+        house = self.house
+        policy = read_policy(house.kit.folder / "policy.yaml")
+        require_approved(content, house.kit, policy)
+        require_plan(plan, house.name, policy)
+        require_agreed(house.kit.folder, plan, policy)
+        return policy
 
     def _bundle(self, arrival: Arrival, run: Run) -> bytes:
         """A run's bundle; fetched once, judged by its content alone."""

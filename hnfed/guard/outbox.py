@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError
-from core.wire.messages import CODES
+from core.wire.messages import CODES, LOSS_TERMS
 
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -60,6 +61,7 @@ NUMBERS |= {
     for split, words in (("val", "validation"), ("test", "test"))
     for name, text in SUMS.items()
 }
+PER_ORGAN = ("annotated", "voxels", "totals", "annotated_val", "annotated_test")  # of a query
 # What the guard itself adds under secure aggregation, where all else is emptied.
 MASKED = {
     "hello": "this site's key of the run, and which organs it has cases of, under its signature",
@@ -115,6 +117,39 @@ def require_allowed(
             raise OutboxError(f"tensor: shape or type of {name}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError("weights", name, "lower train.lr")
+
+
+def require_form(kind: str, plan: Plan, phase: Phase | None, metrics: Mapping[str, Any]) -> None:
+    """Requires the numbers that a reply of this kind has, and as many as it has.
+
+    What is on the list elsewhere, or longer than there are organs, would be room for other things.
+
+    Args:
+        kind: query, train or evaluate.
+        plan: of the run.
+        phase: of the order; None in a query.
+        metrics: numbers and lists of numbers.
+
+    Raises:
+        OutboxError: another one, or another length.
+    """
+    if phase is None:
+        lengths = {"cases": 3} | dict.fromkeys(PER_ORGAN, len(plan.organ_names))
+        scalars: tuple[str, ...] = ()
+    else:
+        sums = [f"{split}.{name}" for split in ("val", "test") for name in SUMS]
+        lengths = dict.fromkeys(("annotated", *sums), len(phase.organs))
+        lengths["loss"] = len(LOSS_TERMS)
+        scalars = ("cases", "steps", "skipped", "seconds", "startup")
+    for key, value in metrics.items():
+        if phase is None and LEFT_OUT.fullmatch(key):
+            fits = not isinstance(value, list)
+        elif key in lengths:
+            fits = isinstance(value, list) and len(value) == lengths[key]
+        else:
+            fits = key in scalars and not isinstance(value, list)
+        if not fits:
+            raise OutboxError(f"metrics: {key!r} of a {kind}")
 
 
 def _is_number(value: object) -> bool:

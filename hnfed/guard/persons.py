@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any, Self
 from core.errors import UserError
 
 LONGEST = 100
+UNNAMED = "(unnamed)"  # in a list of an earlier version
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,17 @@ def now(person: str = "") -> Confirmation:
 
 
 def different(given: Sequence[Confirmation]) -> int:
-    """How many persons agreed: names that differ in more than their case and spaces."""
-    return len({" ".join(c.person.casefold().split()) for c in given})
+    """How many persons agreed: names that differ in more than their case, spaces and encoding.
+
+    An agreement of an earlier version, without a name, may be anybody's: it stands for a person
+    where it is the only one.
+    """
+    named = {_folded(c.person) for c in given if c.person != UNNAMED}
+    return len(named) or min(len(given), 1)
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def one_account(given: Sequence[Confirmation]) -> bool:

@@ -21,6 +21,10 @@ SHARED = (
     "numbers of cases and of voxels by organ, losses, and sums of Dice and HD95 by organ over the "
     "validation and test cases"
 )
+WEIGHTS = (
+    "  but weights are made of images: whoever takes over the coordinator's machine can send some "
+    "that make a reply show one CT (docs/privacy.md)"
+)
 PERSONAL = "scores by organ, emptied where fewer than {cell} cases stand behind them"
 
 
@@ -55,6 +59,7 @@ def in_words(
         f"  again: each round's task is answered up to {policy.most_answers} times, over all runs "
         "of this plan (most_answers)",
         "  never: images, contours, case ids, file names, figures of single cases",
+        *([WEIGHTS] if any(p.share != "none" and p.rounds for p in own) else []),
         "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",
     ]
     return [shown(line) for line in lines]

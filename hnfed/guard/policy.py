@@ -114,6 +114,10 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
         raise PolicyError(f"smallest_lr, largest_lr: {rate} in phase {name}")
     if settings.optimizer == "sgd" and settings.momentum > policy.largest_momentum:
         raise PolicyError(f"largest_momentum: {settings.momentum}")
+    if 0 < settings.clip_norm < policy.smallest_clip_norm:
+        raise PolicyError(f"smallest_clip_norm: {settings.clip_norm}")
+    if (weight := loss_weight(plan)) < policy.smallest_loss_weight:
+        raise PolicyError(f"smallest_loss_weight: {weight:.3g}")
     if not 0 < settings.clip_norm <= policy.largest_clip_norm:
         raise PolicyError(f"largest_clip_norm: {settings.clip_norm} (0 clips nothing)")
     if (share := augmentation(plan.augment)) < policy.least_augmentation:
@@ -121,12 +125,17 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
             f"least_augmentation: {share} (the coordinator: "
             f"augment.probability={policy.least_augmentation} or more)"
         )
+    if (strongest := strength(plan.augment)) > policy.largest_augmentation:
+        raise PolicyError(
+            f"largest_augmentation: {strongest:.3g} times the shipped strength: what is moved out "
+            "of the crop, or bleached, leaves the others alone"
+        )
     widest = max(plan.model.channels, default=1)
     if math.prod(plan.preprocess.crop) < policy.fewest_voxels_channel * widest:
         raise PolicyError(
             f"fewest_voxels_channel: a crop of {plan.preprocess.crop} for {widest} channels"
         )
-    weights = [plan.weighting.organs.get(o, 1.0) for o in phase.organs]
+    weights = [1.0, *(plan.weighting.organs.get(o, 1.0) for o in phase.organs)]
     bound = plan.weighting.bound if plan.weighting.by == "dice" else 1.0
     if min(weights) <= 0 or max(weights) / min(weights) * bound > policy.largest_organ_ratio:
         raise PolicyError(f"largest_organ_ratio: {weights}, times {bound}, in phase {name}")
@@ -162,8 +171,29 @@ def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
         )
 
 
+def loss_weight(plan: Plan) -> float:
+    """Weight of the heaviest loss term, in the round in which that is the least."""
+    loss = plan.loss
+    if plan.weighting.terms == "static":
+        return max(loss.ce, loss.focal, loss.dice, loss.gdice)
+    return max(loss.dice, loss.gdice, min(loss.ce, loss.focal) / 2)  # moves from one to the other
+
+
 def augmentation(settings: Augment) -> float:
     """Probability with which a case is deformed; 0 where the deformation is a weak one."""
+    strong = all(share >= HALF for share in _deformations(settings))
+    return settings.probability if settings.enabled and strong else 0.0
+
+
+def strength(settings: Augment) -> float:
+    """How many times as strong as the shipped one the augmentation is, where that is the most."""
+    shipped = Augment()
+    names = ("noise", "brightness", "contrast", "gamma")
+    intensities = [getattr(settings, name) / getattr(shipped, name) for name in names]
+    return max(*_deformations(settings), *intensities) if settings.enabled else 0.0
+
+
+def _deformations(settings: Augment) -> list[float]:
     shipped = Augment()
     pairs = [
         *zip(settings.rotate_deg, shipped.rotate_deg, strict=True),
@@ -171,5 +201,4 @@ def augmentation(settings: Augment) -> float:
         (settings.scale, shipped.scale),
         (settings.elastic_mm, shipped.elastic_mm),
     ]
-    strong = all(ours >= HALF * theirs for ours, theirs in pairs)
-    return settings.probability if settings.enabled and strong else 0.0
+    return [ours / theirs for ours, theirs in pairs]

@@ -26,10 +26,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "fewest_local_epochs": (1, 10_000),
     "largest_batch": (1, 1024),
     "least_augmentation": (0.0, 1.0),
+    "largest_augmentation": (1.0, 1000.0),
     "smallest_lr": (0.0, 10.0),
     "largest_lr": (1e-9, 10.0),
     "largest_momentum": (0.0, 1.0),
+    "smallest_clip_norm": (0.0, 1e6),
     "largest_clip_norm": (1e-6, 1e6),
+    "smallest_loss_weight": (0.0, 1e6),
     "largest_organ_ratio": (1.0, 1e9),
     "largest_stride": (1, 64),
     "fewest_voxels_channel": (1, 10**9),
@@ -64,10 +67,15 @@ class Policy:
         optimizers: that may make an update that leaves.
         largest_batch: cases a step.
         least_augmentation: least probability of a deformation at half the shipped strength or more.
+        largest_augmentation: no strength is more than so many times the shipped one.
         smallest_lr, largest_lr: bounds on the learning rate at the top of the schedule.
         largest_momentum: of SGD.
-        largest_clip_norm: every step's gradient is clipped to this length or a shorter one.
-        largest_organ_ratio: between the weights of two organs of a phase.
+        smallest_clip_norm, largest_clip_norm: bounds on the length that every step's gradient is
+            clipped to.
+        smallest_loss_weight: of the loss terms one has this weight or more in each round. Below
+            Adam's epsilon, where a short clip and a light loss bring a gradient, a step is linear
+            in it, as one of SGD.
+        largest_organ_ratio: between the weights of two organs of a phase, and of background.
         largest_stride: between two levels of a network, along any axis.
         fewest_voxels_channel: voxels of the crop for each channel of the widest level.
         most_crop_voxels, most_channels, most_parameters: size of the input and of the network.
@@ -100,10 +108,13 @@ class Policy:
     optimizers: tuple[str, ...] = ("adamw",)
     largest_batch: int = 4
     least_augmentation: float = 0.5
+    largest_augmentation: float = 3.0
     smallest_lr: float = 0.002
     largest_lr: float = 0.02
     largest_momentum: float = 0.99
+    smallest_clip_norm: float = 0.1
     largest_clip_norm: float = 12.0
+    smallest_loss_weight: float = 0.01
     largest_organ_ratio: float = 16.0
     largest_stride: int = 2
     fewest_voxels_channel: int = 1000
@@ -147,9 +158,10 @@ def read_policy(path: Path) -> Policy:
             raise UserError(f"policy: {key}", value, remedy, problem="unknown key")
         made[str(key)] = _value(str(key), value, getattr(Policy(), key))
     policy = Policy(**made)
-    if policy.smallest_lr > policy.largest_lr:
-        remedy = f"give at most largest_lr, {policy.largest_lr}"
-        raise UserError("policy: smallest_lr", policy.smallest_lr, remedy)
+    for key in ("lr", "clip_norm"):
+        least, most = getattr(policy, f"smallest_{key}"), getattr(policy, f"largest_{key}")
+        if least > most:
+            raise UserError(f"policy: smallest_{key}", least, f"give at most largest_{key}, {most}")
     return policy
 
 

@@ -14,6 +14,9 @@ REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "tkill": (200, 130),
+    # which of the account's processes run, and when
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setattr": (314, 274),
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
     # out of the process group, which is ended as a whole
     "setpgid": (109, 154), "setsid": (112, 157),
     # what processes of one account share by a key or a name

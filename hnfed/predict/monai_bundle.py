@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import jinja2
 import torch
+from torch import Tensor
 
 from core.errors import UserError
 from core.files import replace_file
@@ -65,6 +67,18 @@ def export(run: Path, out: Path, phase: str | None = None, site: str | None = No
     source = checkpoint.resolve_model(run, phase, site)
     state, meta = checkpoint.load(source)
     checkpoint.require_described(meta, source)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".hnfed-", dir=out) as aside:
+        files = _fill(Path(aside), run, source, state, meta)
+        for part in sorted(Path(aside).iterdir()):  # whole, or not at all
+            part.replace(out / part.name)
+    return files
+
+
+def _fill(
+    out: Path, run: Path, source: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> list[Path]:
+    """Writes a bundle's files into a folder; returns them, relative to it."""
     kept = {key: meta[key] for key in TOLD if key in meta}
     checkpoint.save(out / "models", "best", state, kept)
     scores = _scores(run, str(meta.get("phase", "")))

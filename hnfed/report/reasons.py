@@ -34,6 +34,7 @@ MEANINGS = {
     "E_NO_ORGAN": "a case without an organ that can be used",
     "E_NO_CT": "a study with images, none of them a CT",
     "E_NOT_READABLE": "a file or folder that the operating system does not let be read",
+    "E_CASE_ABSENT": "cases.csv lists a case that is not in the archive",
     "E_SERIES_MIXED": "a CT series whose images are of several scans",
     "E_ORGAN_PLACE": "an organ where it cannot be",
     "E_ORGAN_SIDE": "an organ on the other side of the patient",
@@ -47,6 +48,7 @@ MEANINGS = {
     "W_DICOM_UNREADABLE": "DICOM files that cannot be read",
     "W_EXCLUDE_UNKNOWN": "a case to be excluded is not in the archive",
     "W_OVERLAP_RESOLVED": "organs overlap: the training map gives the voxels to the smaller one",
+    "W_PACKED": "packed files, which may hold cases, are not opened",
     "W_STRUCTURE_SET_ALONE": "a structure set without the CT that it is drawn on",
 }
 NOTED = {

@@ -24,8 +24,8 @@ from core.errors import Finding
 from core.plan.load import plan_json
 from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train
 from core.wire.messages import Order
-from core.wire.parcel import packed
 from core.wire.partition import fingerprint, network, parts_of, start_state, state_hash
+from core.wire.state import packed
 from server.exchange import record_of
 
 BALLS = {"Brainstem": ((13, 12, 12), 3.0, 150.0), "Parotid_L": ((10, 11, 16), 2.5, 260.0)}

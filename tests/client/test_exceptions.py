@@ -40,7 +40,7 @@ PLACES = {
         ("core/training/optimisation.py", "resolve_device"),
         ("core/metrics/scores.py", "organ_sums"),
         ("core/metrics/scores.py", "score_case"), ("core/wire/messages.py", "to_metrics"),
-        ("core/wire/parcel.py", "unpacked"),
+        ("core/wire/state.py", "unpacked"),
     ],
     "evaluate": [("client/tasks.py", "evaluate"), ("client/scoring.py", "score")],
 }  # fmt: skip

@@ -17,8 +17,8 @@ from core.metrics.scores import OrganSum
 from core.plan.load import plan_json
 from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess
 from core.wire.messages import NEED_BASE, Description, Header, Order, Result
-from core.wire.parcel import packed
 from core.wire.partition import fingerprint, state_hash
+from core.wire.state import packed
 from server.exchange import record_of
 from tests.weights import weights_in
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
+import logging
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.supercore.logger import FLOWER_LOGGER
 
 from core.errors import UserError
 from core.plan.load import load
@@ -40,11 +43,44 @@ def test_an_organ_that_no_site_has_in_a_crop_is_named_with_the_crop() -> None:
     assert "spacing_mm" in caught.value.remedy
 
 
-def test_flowers_own_start_without_a_plan_says_how_to_start(
+NOTHING = dict.fromkeys(("plan", "run_id", "out", "resume", "tracking", "local"), "")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({}, "plan = (none)"),
+        ({"plan": "smoke"}, "run_id = (none)"),
+        ({"plan": "smoke", "run_id": "a", "out": "b"}, "plan = smoke: no JSON"),
+        ({"plan": "3", "run_id": "a", "out": "b"}, "plan = 3"),
+    ],
+)
+def test_flowers_own_start_says_how_to_start_and_flower_adds_no_traceback(
+    given: dict[str, str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = Context(1, 1, {}, RecordDict(), {**NOTHING, **given})
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    FLOWER_LOGGER.addHandler(handler)
+    try:
+        with pytest.raises(UserError, match="hnfed simulate PLAN") as caught:
+            server_app.main(Mock(), context)
+        FLOWER_LOGGER.error("%s raised an exception", "Simulation", exc_info=caught.value)
+        FLOWER_LOGGER.error("what nobody foresaw", exc_info=KeyError("x"))
+    finally:
+        FLOWER_LOGGER.removeHandler(handler)
+    told = capsys.readouterr().out
+    assert field in told
+    assert "hnfed run PLAN --server KIT" in told
+    plain, unforeseen = heard.getvalue().split("what nobody foresaw")
+    assert plain == "Simulation raised an exception\n"
+    assert "KeyError: 'x'" in unforeseen
+
+
+def test_a_damaged_plan_is_told_by_what_is_wrong_with_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    nothing = dict.fromkeys(("plan", "run_id", "out", "resume", "tracking", "local"), "")
-    context = Context(1, 1, {}, RecordDict(), nothing)
-    with pytest.raises(UserError, match="hnfed simulate PLAN"):
-        server_app.main(Mock(), context)
-    assert "flwr run by itself brings no plan" in capsys.readouterr().out
+    values = {**NOTHING, "plan": '{"rounds": 3}', "run_id": "a", "out": "b"}
+    with pytest.raises(UserError, match="rounds"):
+        server_app.main(Mock(), Context(1, 1, {}, RecordDict(), values))
+    assert "rounds" in capsys.readouterr().out

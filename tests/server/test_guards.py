@@ -14,7 +14,7 @@ from torch import Tensor
 from core.metrics.scores import OrganSum
 from core.plan.schema import Guards, Phase
 from core.wire.messages import CODES, NEED_BASE, Header, Result
-from core.wire.parcel import packed
+from core.wire.state import packed
 from server.exchange import record_of
 from server.guards import Accepted, Rejected, inspect
 

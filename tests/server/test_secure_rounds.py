@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from core.errors import UserError
 from core.plan.schema import Phase
 from core.wire.messages import Description, Order
-from core.wire.parcel import packed
+from core.wire.state import packed
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.simulated import let_out
 from hnfed.guard.simulated_keys import simulated_keyring

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from core.journal import read_events
 from core.training.optimisation import NonFiniteError
 from hnfed.cli.main import main
 from server.record import Recorder
+from simulations import engine, launch
+from simulations.foresight import require_space
 from simulations.run import _Screen, simulate
 from simulations.site_words import words_since
 
@@ -120,6 +124,8 @@ def test_no_memory_and_no_permission_are_no_surprise(
     for error, words in (
         (PermissionError(errno.EACCES, "x", "/somewhere"), "file = /somewhere: no permission"),
         (MemoryError("Unable to allocate 9 GiB"), "memory = Unable to allocate 9 GiB"),
+        (ImportError("libx.so: failed to map segment from shared object"), "memory = libx.so"),
+        (RuntimeError("can't start new thread"), "memory = can't start new thread"),
     ):
 
         def raising(*_: Any, error: Exception = error, **__: Any) -> None:
@@ -158,3 +164,26 @@ def test_only_what_a_log_got_since_is_told(tmp_path: Path) -> None:
     assert words_since(tmp_path, before) == {"nyu": ["cache = /x: damaged\n  remedy: delete it"]}
     log.write_text(f"{head}MemoryError\n")  # begun anew meanwhile
     assert words_since(tmp_path, before) == {"nyu": ["MemoryError"]}
+
+
+def test_less_address_space_than_ray_maps_is_said_before_anything_is_made(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 8 GB Ray's processes waited for each other until the roster's time was over."""
+    monkeypatch.setattr("simulations.foresight.resource.getrlimit", lambda _: (8 * 1024**3, -1))
+    with pytest.raises(UserError, match=r"ulimit -v = 8\.0 GB.*\n.*simulation\.engine=inline"):
+        simulate("smoke", [*tiny, "simulation.engine=ray"], tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    require_space(resource.RLIM_INFINITY)
+    require_space(16 * 1024**3)
+
+
+def test_the_first_cause_of_an_engines_end_is_told_not_flowers_wrapping() -> None:
+    first = MemoryError("no room for an actor")
+    crashed, ended = RuntimeError("Simulation Runtime crashed."), RuntimeError("Ending simulation.")
+    crashed.__cause__, ended.__cause__ = first, crashed
+    assert engine._first_cause(ended) is first
+    assert engine._first_cause(first) is first
+    assert launch._words(-signal.SIGABRT) == "aborted; is memory short?"
+    assert launch._words(-signal.SIGKILL) == "killed; is memory short?"
+    assert launch._words(3) == "unexpected"

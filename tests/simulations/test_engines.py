@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from core.wire.checkpoint import load
@@ -22,6 +23,16 @@ def scores(run: Path) -> list[object]:
     return [(p["name"], p["best_round"], p["sites"], p["mean"]) for p in phases]
 
 
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is none in every variable: local traffic must take no proxy."""
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "GRPC_PROXY"):
+        for given in (name, name.lower()):
+            monkeypatch.setenv(given, "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet.example")
+
+
+@pytest.mark.usefixtures("proxies")
 def test_ray_and_inline_give_equal_weights_and_scores(run_tiny: Callable[..., Path]) -> None:
     ray, inline = run_tiny("ray", "simulation.engine=ray"), run_tiny("inline")
     for name in WEIGHTS:

@@ -46,7 +46,8 @@ class Roi:
         name: as the planning system calls it.
         number: its ROI number.
         frame: UID of the frame of reference that it is drawn in, or "".
-        contours: coordinates of each closed contour, as they stand in the file. Closed are
+        contours: coordinates of each closed contour, as they stand in the file; b"" for one that
+            is cut short (fewer points than its own count of them). Closed are
             CLOSED_PLANAR, CLOSEDPLANAR_XOR, INTERPOLATED_PLANAR, those without a type, and those
             OPEN_PLANAR whose ends are no further apart than two neighbours among their points.
         others: contours of other kinds (points, open lines); they hold no area.
@@ -169,6 +170,8 @@ def _numbers(text: bytes) -> npt.NDArray[np.float64]:
 
 
 def _points(text: bytes, path: Path) -> npt.NDArray[np.float64]:
+    if not text:
+        raise _unreadable(path, "a contour holds fewer points than it counts: it is cut short")
     try:
         values = _numbers(text)
     except ValueError as error:
@@ -261,13 +264,22 @@ def _contours(item: Any) -> tuple[tuple[bytes, ...], int, bool]:
     areas: list[bytes] = []
     others, xor = 0, False
     for contour in item.get("ContourSequence") or ():
-        text, kind = _coordinates(contour), _text(contour, "ContourGeometricType")
-        if text and (kind in AREAS or (kind == "OPEN_PLANAR" and _ends_meet(text))):
+        text, kind = _coordinates(contour), _text(contour, "ContourGeometricType").upper()
+        if _lacks_points(contour, text):
+            areas.append(b"")
+        elif text and (kind in AREAS or (kind == "OPEN_PLANAR" and _ends_meet(text))):
             areas.append(text)
             xor |= kind == XOR
         else:
             others += 1
     return tuple(areas), others, xor
+
+
+def _lacks_points(contour: Any, text: bytes) -> bool:
+    """Whether a contour holds fewer points than it counts; some writers count the coordinates."""
+    told = _text(contour, "NumberOfContourPoints")
+    held = text.count(b"\\") + 1
+    return bool(text) and told.isdecimal() and int(told) * 3 > held and int(told) != held
 
 
 def _ends_meet(text: bytes) -> bool:

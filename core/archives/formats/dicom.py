@@ -181,6 +181,15 @@ def _case(
         how = "the one with structures" if paths else "the longest"
         message = f"{len(passed)} other CT series of the study ({sizes} slices) passed over: "
         say("W_SERIES_SECOND", f"{message}{how}, of {one.slices} slices, is read")
+    torn = [o for o in series if one.uid and (o.patient, o.uid) == (one.patient, one.uid)]
+    if len(torn) > 1:
+        sizes = ", ".join(str(other.slices) for other in torn if other.key != one.key)
+        say(
+            "W_SERIES_TORN",
+            f"its series UID ({one.slices} slices here) is that of {sizes} slices of another study "
+            "of this patient too: each is read by itself",
+            "where it is one scan, give all its images one StudyInstanceUID; else nothing to do",
+        )
     if one.copies:
         say("W_SLICE_COPIES", f"{one.copies} files are copies of slices that are read")
     if tree.localizers[one.owner]:

@@ -6,6 +6,7 @@ challenge 2015", Medical Physics 44, 2020-2036, 2017.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.archives.images.volume import read_image, read_on_grid
 from core.data.geometry import Geometry
 from core.errors import CaseError
 
-IMAGE = "img.nrrd"
+IMAGE, STRUCTURES = "img.nrrd", "structures"
 
 
 def find(root: Path) -> list[CaseFolder]:
@@ -27,16 +28,24 @@ def find(root: Path) -> list[CaseFolder]:
     """
     found = []
     for folder, subfolders, files in walk(root):
-        structures = _structures(folder / "structures") if "structures" in subfolders else ()
-        if IMAGE in files or structures:
+        below, image = _called(STRUCTURES, subfolders), _called(IMAGE, files)
+        structures = _structures(folder / below) if below else ()
+        if image or structures:
             subfolders.clear()
-            image = (folder / IMAGE,) if IMAGE in files else ()
-            found.append(CaseFolder(folder, image, structures))
+            found.append(CaseFolder(folder, (folder / image,) if image else (), structures))
     return found
 
 
+def _called(wanted: str, names: Sequence[str]) -> str:
+    """The name itself, else the one that differs in capital letters alone; "" without one."""
+    if wanted in names:
+        return wanted
+    alike = [name for name in names if name.lower() == wanted]
+    return alike[0] if len(alike) == 1 else ""
+
+
 def _structures(folder: Path) -> tuple[Path, ...]:
-    return tuple(path for path in files_in(folder) if path.suffix == ".nrrd")
+    return tuple(path for path in files_in(folder) if path.suffix.lower() == ".nrrd")
 
 
 def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:

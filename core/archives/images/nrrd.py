@@ -39,6 +39,11 @@ _FIELDS = {
 _BYTES = {"char": 1, "int8": 1, "uint8": 1, "int16": 2, "short": 2, "ushort": 2, "uint16": 2}
 _WIDE = {"double": 8, "int64": 8, "uint64": 8, "longlong": 8, "float": 4}
 _ELSEWHERE = "data file"
+_MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???", "none"}
+_SPACES = {
+    "right-anterior-superior", "ras", "left-anterior-superior", "las",
+    "left-posterior-superior", "lps",
+}  # fmt: skip
 
 
 def doubt(path: Path) -> str:
@@ -58,7 +63,7 @@ def doubt(path: Path) -> str:
         if found is None:
             return problem
         data = found
-    return _sizes(fields, data.stat().st_size) or _spacing(fields)
+    return _sizes(fields, data.stat().st_size) or _spacing(fields) or _place(fields)
 
 
 def data_file(path: Path) -> Path | None:
@@ -133,6 +138,17 @@ def _sizes(fields: dict[str, str], file_bytes: int) -> str:
     packed = fields["encoding"] in ("gzip", "gz", "bzip2", "bz2")
     if needed > file_bytes * (RATIO if packed else 1):
         return "file ends early: the header tells of more than it can hold"
+    return ""
+
+
+def _place(fields: dict[str, str]) -> str:
+    """SimpleITK takes millimetres in the patient for granted, whatever the header says of them."""
+    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))}
+    if strange := sorted(units - _MILLIMETRES):
+        return f"space units {', '.join(strange)[:40]!r}: write it in mm"
+    space = re.sub(r"[-\s]+", "-", fields.get("space", "").lower())
+    if space and space not in _SPACES:
+        return f"space {space[:40]!r} does not say where left, front and top of the patient are"
     return ""
 
 

@@ -344,8 +344,8 @@ def test_rows_without_a_case_and_cases_without_a_row_are_counted(tmp_path: Path)
     archive = listed(tmp_path, "case,split,path\nc1,train,c1\nc9,test,c9\nc8,test,\n")
     assert [r.case for r in archive.cases] == ["c1", "c2", "c3"]
     assert codes(archive.findings) == [
-        ("W_CASE_ABSENT", "c9", ""),
-        ("W_CASE_ABSENT", "c8", ""),
+        ("E_CASE_ABSENT", "c9", ""),
+        ("E_CASE_ABSENT", "c8", ""),
         ("W_CASE_UNLISTED", "c2", ""),
         ("W_CASE_UNLISTED", "c3", ""),
     ]
@@ -391,3 +391,16 @@ def test_any_bytes_as_list_are_read_or_refused(
     except UserError:
         return
     assert len(archive.cases) == 1
+
+
+def test_capital_letters_of_a_file_system_lose_no_case_and_no_organ(tmp_path: Path) -> None:
+    write_case(tmp_path / "c1")
+    case = tmp_path / "c1"
+    (case / "structures" / "BrainStem.nrrd").rename(case / "structures" / "BRAINSTEM.NRRD")
+    (case / "structures").rename(case / "STRUCTURES")
+    (case / "img.nrrd").rename(case / "IMG.NRRD")
+    archive = open_archive(tmp_path)
+    volume, findings = read_case(archive, archive.cases[0], ["Brainstem", "Parotid_L"])
+    assert sorted(volume.masks) == ["Brainstem", "Parotid_L"]
+    np.testing.assert_array_equal(volume.image, ct())
+    assert (archive.findings, findings) == ((), ())

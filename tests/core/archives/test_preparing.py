@@ -12,7 +12,7 @@ import pytest
 
 from core.archives.archive import open_archive
 from core.archives.preparing import chosen, count_codes
-from core.data.site import Site, Source, simulated_site
+from core.data.site import COUNT, Site, Source, simulated_site
 from core.errors import Finding, UserError
 from core.plan.schema import Phase, Plan
 from tests.client.conftest import filled
@@ -173,9 +173,13 @@ def test_of_cases_of_other_sites_nothing_is_told(
     (copy / "cases.csv").write_text("\n".join([f"{header},site", *rows]))
     source = Source(root=str(copy), label="north")
     site = replace(site, name="north", sources=(source,), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=r"cases\.csv = gone_north: no such case") as caught:
+        filled(site, make_plan())
+    assert "absent: count" in caught.value.remedy
+    site = replace(site, sources=(replace(source, absent=COUNT),))
     entries, findings = filled(site, make_plan())
     assert [e.case[-1] for e in entries] == ["0", "3", "4"]
-    assert count_codes(findings) == {"W_CASE_ABSENT": 1}
+    assert count_codes(findings) == {"E_CASE_ABSENT": 1}
     assert "gone_north" in (site.run_folder / "findings.csv").read_text()
 
 

@@ -111,6 +111,18 @@ def test_series_without_a_uid_are_told_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image_of(archive, ref)[0], pictures[ref.case])
 
 
+def test_a_scan_that_two_studies_tear_apart_is_told(tmp_path: Path) -> None:
+    def half(level: int, data: Any) -> None:
+        if level >= 4:
+            data.StudyInstanceUID = uid_of("other study")
+
+    write_series(tmp_path / "p", picture(1), GRID, change=half)
+    archive = open_archive(tmp_path)
+    assert len(archive.cases) == 2
+    assert [f.code for f in archive.findings] == ["W_SERIES_TORN"] * 2
+    assert "(4 slices here) is that of 4 slices of another study" in archive.findings[0].message
+
+
 def test_a_copy_has_equal_pixels_however_they_are_packed(tmp_path: Path) -> None:
     values = picture(1)
     write_series(tmp_path / "p", values, GRID)

@@ -259,3 +259,19 @@ def test_a_pipe_and_a_broken_link_are_no_files(tmp_path: Path) -> None:
     archive = open_archive(tmp_path)
     assert len(archive.cases) == 1
     assert archive.findings == ()
+
+
+@pytest.mark.parametrize("name", ["b.zip", "b/000.dcm.gz", "b.tar.gz", "b/IMAGE.GZ"])
+def test_cases_that_are_packed_beside_others_are_told(tmp_path: Path, name: str) -> None:
+    case(tmp_path / "a")
+    for other in (name, "ct.nii.gz", "ct.raw.gz", "table.csv.gz"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"x")
+    archive = open_archive(tmp_path)
+    assert [ref.case for ref in archive.cases] == ["a"]
+    (finding,) = archive.findings
+    assert (finding.code, finding.severity) == ("W_PACKED", "warning")
+    assert finding.message == f"1 packed files are not opened ({Path(name).name!r} is one)"
+    (tmp_path / "a" / "img.nrrd").unlink()
+    with pytest.raises(UserError, match="1 packed files are not opened"):
+        open_archive(tmp_path)

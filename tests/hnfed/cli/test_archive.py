@@ -92,7 +92,7 @@ def test_check_of_a_site_leaves_the_cases_of_others(site: Path, tmp_path: Path, 
     assert "2 cases (pddca), 2 usable" in said
     report = json.loads(target.read_text())
     assert report["cases"] == 2
-    assert "W_CASE_ABSENT" not in {f["code"] for f in report["findings"]}
+    assert "E_CASE_ABSENT" not in {f["code"] for f in report["findings"]}
     assert main(arguments) == 1
     assert "5 cases (pddca)" in capsys.readouterr().out
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -523,6 +525,25 @@ def test_a_bundle_gives_the_same_voxels(
     assert "splits" not in json.loads((bundle / "models" / "best.json").read_text())
     assert _run("export", run, "--phase", "pretrain", "-o", bundle) == 1
     assert "new or empty" in capsys.readouterr().err
+
+
+def test_a_bundle_is_whole_or_not_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full after the weights left a folder that no second try would write into."""
+    bundle, words = tmp_path / "bundle", ("export", run, "--phase", "pretrain", "-o")
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as now:
+        now.setattr("hnfed.predict.monai_bundle.replace_file", full)
+        assert _run(*words, bundle) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert list(bundle.iterdir()) == []
+    assert _run(*words, bundle) == 0
+    names = sorted(path.name for path in bundle.iterdir())
+    assert names == ["SHA256SUMS", "configs", "docs", "labels.json", "models"]
 
 
 def test_the_card_withholds_what_the_run_withholds(run: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from core.plan.load import plan_json
 from core.plan.schema import Plan
 from core.wire.messages import Order
-from core.wire.parcel import packed, unpacked
 from core.wire.partition import fingerprint, start_state
+from core.wire.state import packed, unpacked
 from hnfed.deploy.node import house_of
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.approvals import approve, installed

@@ -65,6 +65,13 @@ def test_an_organ_that_one_case_annotates_does_not_select_it() -> None:
     check(entries, replace(PHASE, organs=["Brainstem"]))
 
 
+def test_a_crop_that_holds_an_organ_of_one_case_alone_does_not_select_it() -> None:
+    outside = [replace(entry(i), voxels={"Brainstem": 1}) for i in range(7)]
+    with pytest.raises(PolicyError, match="fewest_cases_organ: 1 distinct cases annotate Parotid"):
+        check([*outside, entry(7)])
+    check([*outside, replace(entry(7), voxels={"Brainstem": 1, "Parotid_L": 0})])
+
+
 def test_max_cases_does_not_select_one() -> None:
     entries = [entry(i, ("Brainstem",)) for i in range(20)] + [entry(99)]
     with pytest.raises(PolicyError, match="fewest_cases: 1 distinct"):
@@ -137,6 +144,8 @@ def test_an_honest_servers_order_passes() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"organ_factors": [1e-9, 1e-9]},
+        {"voxels": [0.9999, 0.0], "totals": [1.0, 1.0]},
         {"organ_factors": [1.0, 0.0]},
         {"organ_factors": [1.0, 1e9]},
         {"voxels": [600.0, 1.0], "totals": [512.0, 512.0]},

@@ -73,6 +73,14 @@ def test_no_count_of_a_personal_phase_leaves() -> None:
     assert "loss" not in hidden(Policy(), "train", PLAN, OWN, header(), result(), cases=10)[1]
 
 
+def test_scores_of_which_no_count_is_told_do_not_leave() -> None:
+    """A reply without `val.n` showed the sums of two cases, whatever `min_cell`."""
+    metrics = {k: v for k, v in result(["Larynx"]).items() if k not in ("val.n", "test.n")}
+    for policy in (Policy(), Policy(counts=False)):
+        told = hidden(policy, "train", PLAN, OWN, header(), metrics, cases=12)[1]
+        assert not [k for k in told if k.partition(".")[0] in ("val", "test")]
+
+
 def test_frequencies_leave_only_where_the_loss_needs_them() -> None:
     plan = replace(PLAN, loss=Loss(class_weight="none"))
     told = hidden(Policy(), "query", plan, None, *description())[1]

@@ -27,6 +27,7 @@ from benchmarks.inversion_attacks import (
     reply_of,
 )
 from core.data.cached_case import Entry
+from core.data.dataset import CropDataset
 from core.plan.schema import Plan, Train
 from hnfed.guard.policy import Policy, PolicyError, require_entries, require_plan
 
@@ -85,6 +86,8 @@ def test_the_floor_plan_stands_exactly_at_the_floors(own: list[Entry]) -> None:
     assert refusals(replace(plan, augment=weaker), own) == "least_augmentation"
     rarer = replace(plan.augment, probability=0.49)
     assert refusals(replace(plan, augment=rarer), own) == "least_augmentation"
+    stronger = replace(plan.augment, elastic_mm=12.1)
+    assert refusals(replace(plan, augment=stronger), own) == "largest_augmentation"
     wider = replace(FEWEST, channels=[4, 5])
     assert refusals(replace(plan, model=wider), own) == "fewest_voxels_channel"
     plain = Train(optimizer="sgd", lr=0.01)
@@ -102,3 +105,17 @@ def test_share_none_sends_nothing_to_invert(own: list[Entry], freeze: str) -> No
     from core.wire.partition import network, parts_of
 
     assert parts_of(network(plan, phase), plan, phase).shared == ()
+
+
+def test_an_augmentation_that_erases_all_cases_but_one_is_refused(own: list[Entry]) -> None:
+    """A plan's seed decides who is moved out of the crop; no weights are needed for that."""
+    plan = floor_plan(FEWEST)
+    far = replace(plan.augment, translate_mm=[500.0] * 3)
+    phase, window = plan.phases[0], plan.preprocess.window_hu
+    left = []
+    for seed in range(100):
+        epoch = CropDataset(own, phase.organs, far, window, seed)
+        images = [epoch[i]["image"] for i in range(len(epoch))]
+        left.append(sum(bool((image > -1).any()) for image in images))
+    assert 1 in left
+    assert refusals(replace(plan, augment=far), own) == "largest_augmentation"

@@ -18,8 +18,8 @@ from core.secure.hello import Hello, require_signed
 from core.secure.layout import flat, summed, tallied, travelling
 from core.secure.masked_sum import NUMBER_BITS, UPDATE_BITS, opened
 from core.wire.messages import Description, Header, Order, Result
-from core.wire.parcel import unpacked
 from core.wire.partition import fingerprint, start_state
+from core.wire.state import unpacked
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit, read_kit

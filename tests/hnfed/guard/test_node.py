@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +22,15 @@ from unittest import mock
 import pytest
 
 from core.plan.schema import Train
-from core.wire.parcel import packed
-from hnfed.deploy.node import Voice
-from hnfed.guard import node
-from hnfed.guard.approvals import approve
+from core.wire.state import packed
+from hnfed.deploy.node import Voice, alone
+from hnfed.guard import closed, node
+from hnfed.guard.approvals import approve, withdraw
 from hnfed.guard.fleet import Arrival, FleetError, RunOverError
+from hnfed.guard.log import Log
 from hnfed.guard.receipts import public_key, read_receipts, verify
 from tests.client.conftest import tiny_phase, tiny_plan
-from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital, Wire
+from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital, Said, Wire
 
 # An app without a network: what it tries, and what it says, is up to each test.
 APP = """
@@ -345,7 +349,8 @@ def test_approved_code_sees_its_folders_and_nothing_else(
     assert not [line for line in hospital.said if "approve" in line]
 
 
-CASES = [SimpleNamespace(case="c", split="train", annotated=frozenset(ORGANS), image_sha256="")]
+CASE = {"case": "c", "split": "train", "annotated": frozenset(ORGANS), "image_sha256": ""}
+CASES = [SimpleNamespace(**CASE, voxels=dict.fromkeys(ORGANS, 1))]
 SAYS = {
     "another site": "more['site'] = 'south'",
     "another run": "more['run'] = 'r-000002'",
@@ -402,6 +407,47 @@ def test_code_that_hangs_or_dies_is_ended_and_told(hospital: Hospital) -> None:
     assert said.code == "E_INTERNAL"
     assert "DOE" in hospital.log
     assert "DOE" not in repr(said)
+
+
+def test_what_was_withdrawn_while_it_was_worked_on_does_not_leave(hospital: Hospital) -> None:
+    pin_without_archive(hospital)
+    ruled_by(hospital, bundle_that("pass"))
+    assert hospital.ask("evaluate", hospital.order(task="validate")).code == "OK", hospital.log
+    whole = closed.Worker.work
+
+    def then(change: Callable[[], object]) -> Said:
+        def work(*given: Any, **more: Any) -> Any:
+            done = whole(*given, **more)
+            change()
+            return done
+
+        with mock.patch.object(closed.Worker, "work", work):
+            return hospital.ask("evaluate", hospital.order(task="validate"))
+
+    assert then(lambda: hospital.policy(*LENIENT, "organs: [Larynx]")).code == "E_POLICY"
+    hospital.policy(*LENIENT)
+    assert then(lambda: withdraw(hospital.kit)).code == "E_BUNDLE"
+
+
+def test_what_code_left_behind_stops_no_later_order(tmp_path: Path) -> None:
+    """Folders in folders that cannot be taken away, nor be walked down."""
+    root = tmp_path / "scratch"
+    (root / "left").mkdir(parents=True)
+    with mock.patch.object(shutil, "rmtree", side_effect=RecursionError):
+        worker = closed.Worker(root, Log(tmp_path))
+        assert not list(worker.scratch.iterdir())
+        worker.end(0.0)
+    assert (root / "left").is_dir()
+
+
+def test_two_nodes_do_not_share_a_state_folder(tmp_path: Path) -> None:
+    held = alone(tmp_path / "guard")
+    assert held is not None
+    assert alone(tmp_path / "guard") is None
+    os.close(held)
+    again = alone(tmp_path / "guard")
+    assert again is not None
+    os.close(again)
 
 
 GUARD = """

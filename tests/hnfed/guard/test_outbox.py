@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.metrics.scores import OrganSum
+from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError
 from core.wire.messages import CODES, Description, Header, Result
 from hnfed.guard.outbox import (
@@ -18,6 +19,7 @@ from hnfed.guard.outbox import (
     NUMBERS,
     OutboxError,
     require_allowed,
+    require_form,
 )
 
 SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
@@ -189,3 +191,29 @@ def test_the_list_names_what_the_protocol_sends_and_no_more() -> None:
     )
     assert set(CONFIG) == set(config) | {f.name for f in fields(Header)} | {"receipt"}
     assert set(NUMBERS) == set(metrics) | set(result.to_metrics(["A"]))
+
+
+FORM = Plan(phases=[Phase("p", ["nyu"], ["Brainstem", "Larynx"])])
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics"),
+    [
+        ("query", {"val.dice": [0.5, 0.25]}),
+        ("query", {"loss": [1.0] * 5}),
+        ("query", {"cases": [3, 1, 1, 77]}),
+        ("query", {"left_out.E_X": [1, 2]}),
+        ("train", {"voxels": [1.5, 2.5]}),
+        ("train", {"left_out.E_X": 123456}),
+        ("train", {"annotated": [1, 2, 3]}),
+        ("train", {"loss": [0.5] * 200}),
+        ("train", {"steps": [1, 2]}),
+        ("evaluate", {"test.n": [1.0] * 256}),
+    ],
+)
+def test_a_reply_has_the_numbers_of_its_kind_and_no_more(
+    kind: str, metrics: dict[str, object]
+) -> None:
+    phase = None if kind == "query" else FORM.phases[0]
+    with pytest.raises(OutboxError, match="metrics: "):
+        require_form(kind, FORM, phase, metrics)

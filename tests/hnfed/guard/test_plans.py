@@ -10,6 +10,7 @@ from core.errors import UserError
 from core.plan.load import plan_hash
 from core.plan.schema import Model, Phase, Plan, Preprocess
 from hnfed.guard import persons, plans
+from hnfed.guard.persons import Confirmation, different
 from hnfed.guard.plan_words import in_words
 from hnfed.guard.policy import Policy, PolicyError
 
@@ -119,3 +120,16 @@ def test_the_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     (entry,) = json.loads((tmp_path / "plans.json").read_text())
     assert entry["persons"][0]["person"] == "Ada"
     assert set(entry["persons"][0]) == {"person", "account", "behind", "at"}
+
+
+def test_a_name_in_another_encoding_is_the_same_person() -> None:
+    who = Confirmation("Jos\u00e9  Diaz", "a", "", "")
+    again = replace(who, person="Jose\u0301 DIAZ")
+    wide = replace(who, person="\uff2a\uff4f\uff53\u00e9 Diaz")
+    assert different([who, again, wide]) == 1
+
+
+def test_an_agreement_without_a_name_is_no_second_person() -> None:
+    nobody, somebody = Confirmation("(unnamed)", "", "", ""), Confirmation("Ann", "a", "", "")
+    assert different([nobody]) == 1
+    assert different([nobody, somebody]) == 1

@@ -9,7 +9,17 @@ import pytest
 
 from core.errors import UserError
 from core.plan.load import load, read_yaml
-from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess, Train, Weighting
+from core.plan.schema import (
+    Augment,
+    Federation,
+    Loss,
+    Model,
+    Phase,
+    Plan,
+    Preprocess,
+    Train,
+    Weighting,
+)
 from hnfed.deploy.provision import Federation as Kits
 from hnfed.deploy.provision import provision
 from hnfed.guard.policy import Policy, PolicyError, augmentation, read_policy, require_plan
@@ -106,9 +116,18 @@ BAD: dict[str, Callable[[], Plan]] = {
     "optimizers": lambda: plan(train=Train(optimizer="sgd")),
     "smallest_lr": lambda: plan(phase(lr=1e-30)),
     "largest_lr": lambda: plan(train=Train(lr=0.5)),
+    "smallest_clip_norm": lambda: plan(train=Train(clip_norm=1e-9)),
+    "smallest_loss_weight: 1e-09": lambda: plan(
+        loss=Loss(ce=1e-9, focal=1e-9, dice=1e-9, gdice=1e-9)
+    ),
+    "smallest_loss_weight: 0": lambda: plan(
+        loss=Loss(ce=1.0, focal=0.0, dice=0.0, gdice=0.0), weighting=Weighting(terms="shift")
+    ),
     "largest_clip_norm: 0": lambda: plan(train=Train(clip_norm=0.0)),
     "largest_clip_norm: 1000": lambda: plan(train=Train(clip_norm=1e6)),
     "least_augmentation": lambda: plan(augment=Augment(enabled=False)),
+    "largest_augmentation: 41": lambda: plan(augment=Augment(translate_mm=[500.0, 8.0, 8.0])),
+    "largest_augmentation: 125": lambda: plan(augment=Augment(brightness=10.0)),
     "largest_organ_ratio": lambda: plan(weighting=Weighting(organs={"Brainstem": 1e-9})),
     "largest_organ_ratio: ": lambda: plan(weighting=Weighting(by="dice", bound=1e6)),
     "fewest_cases": lambda: plan(phase(max_cases=1)),

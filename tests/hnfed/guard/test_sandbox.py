@@ -46,6 +46,7 @@ WITHOUT_WALLS = {
     "environ_of_the_parent", "descriptors_of_the_parent", "descriptor_of_the_parent",
     "own_environ", "signal_to_the_parent", "signal_to_a_thread_of_the_parent",
     "leave_the_session", "leave_the_group", "limit_of_the_parent", "descriptor_by_pidfd",
+    "priority_of_the_parent", "schedule_of_the_parent",
     "owner_of_signals", "inherited_descriptor", "typing_on_a_terminal", "system_v_memory",
 }  # fmt: skip
 

@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Context, Message, Metadata, MetricRecord, Rec
 from core.plan.load import plan_json
 from core.plan.schema import Plan
 from core.wire.messages import Header, Order
-from core.wire.parcel import packed
 from core.wire.partition import fingerprint, start_state
+from core.wire.state import packed
 from hnfed.guard import exit
 from hnfed.guard.simulated import read, release
 from server.exchange import record_of

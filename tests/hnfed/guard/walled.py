@@ -380,6 +380,17 @@ def limit_of_the_parent() -> None:
 
 
 @attack
+def priority_of_the_parent() -> None:
+    kind, parent = os.PRIO_PROCESS, PARENT
+    os.setpriority(kind, parent, os.getpriority(kind, parent))
+
+
+@attack
+def schedule_of_the_parent() -> None:
+    os.sched_setscheduler(PARENT, os.SCHED_OTHER, os.sched_param(0))
+
+
+@attack
 def descriptor_by_pidfd() -> None:
     os.pidfd_open(PARENT)
 

@@ -63,6 +63,7 @@ def written(folder: Path, rois: Any, **options: Any) -> Path:
         ("OPEN_PLANAR",),
         ("",),
         ("CLOSEDPLANAR_XOR",),
+        ("closed_planar ",),
     ],
 )
 def test_every_closed_contour_is_drawn(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -70,6 +71,25 @@ def test_every_closed_contour_is_drawn(tmp_path: Path, names: tuple[str, ...]) -
     mask, told = draw(path, "Brainstem", GRID)
     np.testing.assert_array_equal(mask, truth(10, 20))
     assert told == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "cut"), [(4, False), (12, False), (2, False), ("", False), (5, True), (60, True)]
+)
+def test_a_contour_that_is_cut_short_is_no_smaller_contour(
+    tmp_path: Path, count: Any, cut: bool
+) -> None:
+    """Four points of 60: the line that closes them is nobody's. 12 is the number of coordinates."""
+
+    def change(data: Any) -> None:
+        data.ROIContourSequence[0].ContourSequence[3].NumberOfContourPoints = count
+
+    written(tmp_path, {"Brainstem": box(10, 20), "Larynx": box(10, 20)}, change=change)
+    volume, findings = read_case(*case_of(tmp_path), ["Brainstem", "Larynx"])
+    assert sorted(volume.masks) == (["Larynx"] if cut else ["Brainstem", "Larynx"])
+    told = [(f.code, f.organ) for f in findings]
+    assert told == ([("E_LABEL_UNREADABLE", "Brainstem")] if cut else [])
+    assert all("cut short" in f.message for f in findings)
 
 
 def test_an_open_line_holds_no_area_and_is_told(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_what_others_write_passes(image: Path) -> None:
         (b"space directions: (", b"space directions: (((" + b"1" * 99, "reads"),
         (b"endian: little", b"endian: little\nnonsense", "no field"),
         (b"encoding: gzip\n", b"", "missing"),
+        (b"endian: little", b'endian: little\nspace units: "cm" "cm" "cm"', "write it in mm"),
+        (b"left-posterior-superior", b"scanner-xyz", "does not say where left"),
     ],
 )
 def test_damage_is_named_before_simpleitk_sees_it(

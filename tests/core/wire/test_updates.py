@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.training.updates import beyond, length, shortened
+from core.wire.state import beyond, length, shortened
 
 BEFORE = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.5]]), "n": torch.tensor([7])}
 AFTER = {"w": torch.tensor([4.0, 2.0]), "b": torch.tensor([[4.5]]), "n": torch.tensor([9])}

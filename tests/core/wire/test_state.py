@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.wire.parcel import packed, unpacked
+from core.wire.state import packed, unpacked
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 SHAPE = st.lists(st.integers(0, 3), max_size=4)
