@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -50,6 +52,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1")  # never through a proxy
 BOILERPLATE = re.compile(r"INFO :$|SIGTERM handler is not set")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SOCKET_PATH_BYTES = 107 - 75  # what Ray's session leaves of a Unix socket's path
+STOPPED_SECONDS = 60
+STOOD = "stopped by a signal, and not let go on for {} s"
 
 
 def run_flower(
@@ -115,11 +119,13 @@ def run_flower(
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
+            stood = _watched(process)
             _follow(process, on_line, log)
         finally:
             code = _clean_up(process, home)
         if code not in (0, 1):  # it never came to say why
-            last = f"{supervise.FAILED_MARK}its process ended with {code} ({_words(code)})"
+            words = STOOD.format(STOPPED_SECONDS) if stood.is_set() else _words(code)
+            last = f"{supervise.FAILED_MARK}its process ended with {code} ({words})"
             log.write(last + "\n")
             on_line(last)
     return min(abs(code), 1)
@@ -168,6 +174,36 @@ def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log:
             log.flush()
             if not BOILERPLATE.search(line):
                 on_line(line)
+
+
+def _watched(process: subprocess.Popen[str]) -> threading.Event:
+    """Ends a child that somebody has stopped (SIGSTOP) and nobody lets go on: it would say nothing.
+
+    Only checks count, not the clock: a launch that is stopped as a whole loses nothing.
+
+    Returns:
+        Set once that was done.
+    """
+    stood = threading.Event()
+
+    def watch() -> None:
+        checks = 0
+        while process.poll() is None and checks < STOPPED_SECONDS:
+            checks = checks + 1 if _is_stopped(process.pid) else 0
+            time.sleep(1.0)
+        if process.poll() is None:
+            stood.set()
+            process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return stood
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def _words(code: int) -> str:

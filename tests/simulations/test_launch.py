@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 from pathlib import Path
 
@@ -236,3 +237,15 @@ def test_no_room_for_the_launch_is_told_with_its_remedy(
         monkeypatch.setattr(owner, name, full)
         with pytest.raises(UserError, match=r"(?s)TMPDIR.*No space"):
             launch.run_flower(tiny_app, {}, sites=1, work_dir=tmp_path, on_line=print)
+
+
+def test_a_child_that_is_stopped_for_good_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said nothing more, and the command waited for its next line for ever."""
+    monkeypatch.setattr(launch, "STOPPED_SECONDS", 2)
+    with subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True) as child:
+        stood = launch._watched(child)
+        time.sleep(1.5)
+        assert child.poll() is None, "who works is left alone"
+        child.send_signal(signal.SIGSTOP)
+        assert child.wait(20) == -signal.SIGKILL
+        assert stood.is_set()
