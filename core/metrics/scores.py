@@ -87,7 +87,7 @@ def dice(pred: Mask, truth: Mask) -> float:
 
     Args:
         pred: (Z, Y, X) bool.
-        truth: (Z, Y, X) bool, not empty (an empty truth is no case, see decision 18).
+        truth: (Z, Y, X) bool, not empty (an empty truth is no case, D18).
     """
     assert truth.any(), "empty truth"
     both = int(np.count_nonzero(pred & truth))
