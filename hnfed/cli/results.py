@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.archives.formats.table import FORMATS
 from core.errors import UserError
 
 CONTOUR_FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
-ARCHIVE_FORMATS = ("auto", "pddca", "dicom", "nnunet", "openkbp")
 SPLITS = ("test", "val", "train", "all")
 
 Handler = Callable[[argparse.Namespace], int]
@@ -141,7 +141,8 @@ def _add_evaluate(subparsers: Any) -> None:
         required=True,
         help="archive with the reference contours",
     )
-    add("--format", choices=ARCHIVE_FORMATS, default="auto", help="format of DATA (default: auto)")
+    formats = ("auto", *FORMATS)
+    add("--format", choices=formats, default="auto", help="format of DATA (default: auto)")
     add(
         "--split",
         choices=SPLITS,
