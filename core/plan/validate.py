@@ -11,7 +11,7 @@ from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
 from core.plan.paper_tables import TABLES
 from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, finite, numbers, require_in_range
-from core.plan.schema import Config, Phase, Plan, Simulation, Strategy
+from core.plan.schema import LOSS_TERMS, Config, Phase, Plan, Simulation, Strategy
 from core.plan.secure import check_secure
 
 MAX_ORGANS = 32  # bits of a cache entry
@@ -81,11 +81,9 @@ def _check_sections(plan: Plan) -> None:
         raise UserError("preprocess.window_hu", pre.window_hu, "give [low, high] with low < high")
     if len(plan.augment.rotate_deg) != 3 or len(plan.augment.translate_mm) != 3:
         raise UserError("augment", "rotate_deg, translate_mm", "give three numbers each: [z, y, x]")
-    loss = plan.loss
-    if min(loss.ce, loss.focal, loss.dice, loss.gdice) < 0 or not any(
-        (loss.ce, loss.focal, loss.dice, loss.gdice)
-    ):
-        raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
+    terms = [getattr(plan.loss, term) for term in LOSS_TERMS]
+    if min(terms) < 0 or not any(terms):
+        raise UserError("loss", ", ".join(LOSS_TERMS), "give weights >= 0, at least one above 0")
     _one_of("federation.guards.norm", plan.federation.guards.norm)
     factor = plan.federation.round_timeout_factor
     if factor != 0 and factor < 1:

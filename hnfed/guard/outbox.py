@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.plan.schema import Phase, Plan
+from core.plan.schema import LOSSES, Phase, Plan
 from core.training.optimisation import NonFiniteError
-from core.wire.messages import CODES, LOSS_TERMS
+from core.wire.messages import CODES
 
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -139,7 +139,7 @@ def require_form(kind: str, plan: Plan, phase: Phase | None, metrics: Mapping[st
     else:
         sums = [f"{split}.{name}" for split in ("val", "test") for name in SUMS]
         lengths = dict.fromkeys(("annotated", *sums), len(phase.organs))
-        lengths["loss"] = len(LOSS_TERMS)
+        lengths["loss"] = len(LOSSES)
         scalars = ("cases", "steps", "skipped", "seconds", "startup")
     for key, value in metrics.items():
         if phase is None and LEFT_OUT.fullmatch(key):
