@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.metrics.scores import OrganSum
+from core.metrics.scores import SUM_FIELDS, OrganSum
 from core.models.stages import head_rows, unique_state
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import LOSSES, Phase, Plan
 from core.secure.hello import Hello, fewest, members
 from core.secure.masked_sum import Floats, Segment
-from core.wire.messages import SUM_FIELDS, Result
+from core.wire.messages import Result
 from core.wire.partition import network, parts_of
 
 SUMMED, HELLO = "masked", "hello"  # names on the wire

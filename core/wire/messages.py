@@ -14,14 +14,13 @@ from typing import Any, Self
 
 from core.errors import UserError
 from core.identifiers import digest, phase_name, round_number, run_id, site_name, word
-from core.metrics.scores import SUPPRESSED, OrganSum, pool_sites
+from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, pool_sites
 from core.plan.schema import LOSSES
 
 OK = "OK"
 NEED_BASE = "NEED_BASE"
 TASKS = ("", "tally", "train", "validate", "test", "finish")
 LONGEST_LIST = 64  # of an order: one number an organ
-SUM_FIELDS = ("n", "detected", "dice", "hd95_mm", "penalised_mm")
 
 CODES = {
     OK: "the site did what it was asked",
@@ -340,13 +339,8 @@ def _numbers(values: Any, length: int) -> list[float]:
 
 
 def _organ_sum(rows: Mapping[str, list[float]], i: int) -> OrganSum:
-    return OrganSum(
-        n=int(rows["n"][i]),
-        detected=int(rows["detected"][i]),
-        dice=rows["dice"][i],
-        hd95_mm=rows["hd95_mm"][i],
-        penalised_mm=rows["penalised_mm"][i],
-    )
+    values: dict[str, Any] = {name: row[i] for name, row in rows.items()}
+    return OrganSum(**values | {name: int(values[name]) for name in ("n", "detected")})
 
 
 WITHHELD = OrganSum(n=-1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.metrics.scores import MEASURES
 from core.plan.schema import LOSSES, Phase, Plan
 from core.training.optimisation import NonFiniteError
 from core.wire.messages import CODES
@@ -52,9 +53,7 @@ NUMBERS = {
 SUMS = {
     "n": "by organ, how many cases",
     "detected": "by organ, how many cases in which it was found",
-    "dice": "by organ, sum of Dice over the cases",
-    "hd95_mm": "by organ, sum of HD95 over the cases in which it was found",
-    "penalised_mm": "by organ, sum of HD95 over all cases, a miss as the crop's diagonal",
+    **{m.field: f"by organ, {m.words}" for m in MEASURES.values()},
 }
 NUMBERS |= {
     f"{split}.{name}": f"{text} ({words})"

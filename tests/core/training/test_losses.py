@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from core.plan.schema import LOSS_TERMS, LOSSES, Loss
-from core.training.losses import class_sums, class_weights, segmentation_loss
+from core.training.losses import LossTerms, class_sums, class_weights, segmentation_loss
 
 C = 3
 SHAPE = (4, 5, 6)
@@ -386,3 +387,7 @@ def test_keeps_no_one_hot_map():
     voxel_map = 8 * 8 * 10 * 4
     assert 10 * voxel_map < sum(kept.values()) < 19 * voxel_map
     assert total.requires_grad
+
+
+def test_what_the_loss_returns_is_what_the_plan_names() -> None:
+    assert tuple(f.name for f in dataclasses.fields(LossTerms)) == LOSSES
