@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from core.data.cached_case import Entry, annotating
 from core.data.site import Site
-from core.plan.schema import Phase, Plan
+from core.plan.schema import LOSSES, Phase, Plan
 from core.training.engine import TrainResult, train
 from core.training.loss_weights import organ_weights, term_factors
 from core.training.losses import class_weights
-from core.wire.messages import LOSS_TERMS, Order, Result
+from core.wire.messages import Order, Result
 from core.wire.partition import apply_freeze, frozen_in, parts_of, seed_of
 
 State = dict[str, Tensor]
@@ -62,7 +62,7 @@ def fit(
     return Result(
         cases=len(entries),
         annotated=tuple(len(annotating(entries, o)) for o in phase.organs),
-        loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSS_TERMS),
+        loss=tuple(sum(r.loss[k] * r.steps for r in done) / steps for k in LOSSES),
         steps=steps,
         skipped=sum(r.skipped_nonfinite for r in done),
         seconds=sum(r.seconds for r in done),

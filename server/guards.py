@@ -11,14 +11,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
-from core.metrics.scores import OrganSum
+from core.metrics.scores import MEASURES, OrganSum
 from core.plan.schema import Guards, Phase
 from core.wire.messages import CODES, OK, Header, Result
 from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
-LONGEST_MM = 1e4  # no distance in a patient is longer
 AWAY = 5  # Flower's code of a node without a connection
 FLOWER_WORDS = {
     0: "the site's process died (memory?)",
@@ -129,11 +128,8 @@ def _possible(s: OrganSum, most: int) -> bool:
     """Sums that at most `most` cases can have; -1 cases stand for a cell that is withheld."""
     if s.n < 0:
         return s.n == -1
-    return (
-        s.detected <= s.n <= most
-        and 0 <= s.dice <= s.n + 1e-6
-        and min(s.detected, s.hd95_mm, s.penalised_mm) >= 0
-        and max(s.hd95_mm, s.penalised_mm) <= s.n * LONGEST_MM
+    return 0 <= s.detected <= s.n <= most and all(
+        0 <= getattr(s, m.field) <= s.n * m.highest + 1e-6 for m in MEASURES.values()
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.plan.schema import Phase, Plan
+from core.plan.schema import LOSS_TERMS, LOSSES, Phase, Plan
 from core.training.loss_weights import organ_weights, term_factors
-from core.wire.messages import LOSS_TERMS, published
+from core.wire.messages import published
 from server.exchange import Exchange
 from server.guards import Accepted
 from server.progress import Progress
@@ -54,7 +54,7 @@ def round_event(
     startup = min(startup, slowest - compute)
     moving = min(done.moving, slowest - compute - startup) if startup else 0.0
     cells, mean = published(sums, phase.organs, min_cell)
-    terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSS_TERMS)}
+    terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSSES)}
     return {
         "event": "round",
         "phase": phase.name,
@@ -84,7 +84,7 @@ def published_weights(
     Organ weights that follow the scores tell the scores: withheld, as {}, where a score is (D5).
     """
     moved = term_factors(plan.weighting, event["round"], phase.rounds)
-    terms = {t: getattr(plan.loss, t) * moved.get(t, 1.0) for t in LOSS_TERMS if t != "total"}
+    terms = {t: getattr(plan.loss, t) * moved.get(t, 1.0) for t in LOSS_TERMS}
     if plan.weighting.by != "static" and _withholds(event):
         return {"terms": terms, "organs": {}}
     weights = organ_weights(plan.weighting, phase.organs, factors)

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.errors import UserError
+from core.metrics.scores import MEASURES
 from core.plan.schema import Phase, Plan
 from core.secure.hello import LONGEST, Hello, fewest, members
 from core.secure.layout import (
@@ -249,7 +250,7 @@ def add_up(secure: Secure, phase: Phase, task: str, replies: Sequence[Masked], m
     counts = [result.cases, result.steps, result.skipped, *result.annotated, found.shortened]
     cells = [c for sums in result.scores.values() for c in sums.values()]
     counts += [n for c in cells for n in (c.n, c.detected)]
-    sums = [v for c in cells for v in (c.dice, c.hd95_mm, c.penalised_mm)]
+    sums = [getattr(c, m.field) for c in cells for m in MEASURES.values()]
     if min([*counts, *sums, found.square]) < -1e-3 or max([*result.annotated, 0]) > result.cases:
         raise ValueError("masks")
     if result.cases > most or any(c.dice > c.n + 1e-3 or c.n > most for c in cells):

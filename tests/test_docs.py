@@ -70,4 +70,37 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_no_page_holds_a_mark_that_was_to_be_filled_in() -> None:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        assert "@@" not in page.read_text(encoding="utf-8"), page.name
+        text = page.read_text(encoding="utf-8").replace("\n@@\n", "\n")  # of a diff
+        assert "@@" not in text, page.name
+
+
+def prose(page: Path) -> str:
+    """A page without its code: no blocks, no spans."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def test_the_glossary_has_each_term_once_in_order() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    sections = [
+        [t for t in re.findall(r"^\| ([^|]+?) \|", part, flags=re.M) if t not in ("term", "---")]
+        for part in text.split("\n## ")[1:]
+    ]
+    terms = [term for section in sections for term in section]
+    assert len(terms) > 60
+    assert len(set(terms)) == len(terms)
+    assert all(section == sorted(section, key=str.lower) for section in sections)
+
+
+def test_a_bundle_is_an_app_bundle_or_a_model_bundle() -> None:
+    """As the glossary has it; decisions tell of one kind each, and say so where they begin."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    unclear = re.compile(r"(?<!\bapp )(?<!\bmodel )(?<!\bMONAI )(?<!\bcode )\bbundles?\b", re.I)
+    found = [
+        f"{page.name}: {line.strip()[:80]}"
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for line in " ".join(prose(page).split("\n")).split(". ")
+        if unclear.search(line)
+    ]
+    assert found == []

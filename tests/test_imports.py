@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from core.archives.formats.table import FORMATS, FORMATS_IN
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "server", "client", "simulations", "hnfed", "benchmarks")
 MAY_IMPORT = {
@@ -61,6 +63,8 @@ def graph() -> dict[str, set[str]]:
     for path in (p for package in PACKAGES for p in files(package) if p.name != "__init__.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         found[name] = {m for _, n in imports(path) if (m := module_of(n))}
+    table = found["core.archives.formats.table"]  # imports its rows' modules by name
+    table |= {m for name in FORMATS if (m := module_of(f"{FORMATS_IN}.{name}"))}
     return found
 
 

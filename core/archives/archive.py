@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from core.archives.case_folders import NO_RIGHT, CaseFolder
 from core.archives.caselist import Row, read_rows
+from core.archives.formats.table import FORMATS
+from core.archives.formats.table import reader as reader_of
 from core.archives.hounsfield import refuse
 from core.archives.images.image_file import data_file
 from core.archives.images.volume import Volume
-from core.archives.listing import FORMATS, find, folder_of
-from core.archives.listing import reader as reader_of
+from core.archives.listing import find, folder_of
 from core.archives.name_matching import NONE, Match, assign, matcher
 from core.data.geometry import Geometry
 from core.errors import CaseError, Finding, UserError, plain_text

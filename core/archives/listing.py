@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 from core.archives.case_folders import NO_RIGHT, CaseFolder, refused, unreadable, walk
-from core.archives.formats import dicom, nnunet, openkbp, pddca
+from core.archives.formats.table import FORMATS, any_layout, reader
 from core.errors import Finding, UserError, plain_text
 
-FORMATS = ("pddca", "dicom", "nnunet", "openkbp")
 PACKED = frozenset({".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
 # What is packed by itself where a layout has it so, and read: .nii.gz, .csv.gz, .raw.gz ...
 ONE_FILE, OF_CASES = frozenset({".gz", ".bz2", ".xz"}), ("", ".dcm", ".ima", ".tar", ".nrrd")
 SHOWN_REASONS, NO_CASE = 3, "no case below this folder"
-ANY_LAYOUT = (
-    "give a folder that holds CASE/img.nrrd with CASE/structures/NAME.nrrd (pddca), CT series and "
-    "RTSTRUCTs (dicom), dataset.json with imagesTr and labelsTr (nnunet), or pt_N/ct.csv (openkbp)"
-)
 
 
 def folder_of(root: Path) -> Path:
@@ -53,11 +47,8 @@ def find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str,
     Raises:
         UserError: no case, two formats in one folder, a format that is not read.
     """
-    tried = FORMATS if format == "auto" else (format,)
-    listed = {
-        name: dicom.find(root, structure_set) if name == "dicom" else reader(name).find(root)
-        for name in tried
-    }
+    tried = tuple(FORMATS) if format == "auto" else (format,)
+    listed = {name: _listed(name, root, structure_set) for name in tried}
     found = {name: cases for name, cases in listed.items() if any(c.files for c in cases)}
     if len(found) > 1:
         remedy = "name the one to read with `format`, or give a folder that holds one"
@@ -71,13 +62,21 @@ def find(root: Path, format: str, structure_set: str, empty: bool) -> tuple[str,
     reasons = [remark for case in cases for remark in case.remarks]
     if empty and reasons:
         return name, cases
-    remedy = ANY_LAYOUT
+    remedy = any_layout()
     problem = NO_CASE
     for reason in list({r.message: r for r in reasons}.values())[:SHOWN_REASONS]:
         problem += f"; {reason.message}"
         if reason.code != "W_DICOM_UNREADABLE":
             remedy = reason.remedy if len(reasons) == 1 else "see what `hnfed check` says of it"
     raise UserError("root", root, remedy, problem=problem)
+
+
+def _listed(format: str, root: Path, structure_set: str) -> list[CaseFolder]:
+    """The case folders that the format's reader finds."""
+    find_cases = reader(format).find
+    sets = FORMATS[format].structure_sets
+    found: list[CaseFolder] = find_cases(root, structure_set) if sets else find_cases(root)
+    return found
 
 
 def _packed(root: Path) -> list[CaseFolder]:
@@ -112,7 +111,7 @@ def _with_barred(
         of_case = [
             i
             for i, case in enumerate(told)
-            if format in ("pddca", "nnunet")
+            if FORMATS[format].fixed_folders
             and case.folder == place.parent
             and not (case.files and case.structures)
         ]
@@ -122,19 +121,3 @@ def _with_barred(
         if not of_case:
             told.append(refused(place, why, place))
     return told
-
-
-def reader(format: str) -> ModuleType:
-    """The module that reads a format: `find`, `read_ct`, `read_mask`."""
-    match format:
-        case "pddca":
-            return pddca
-        case "dicom":
-            return dicom
-        case "nnunet":
-            return nnunet
-        case "openkbp":
-            return openkbp
-        case _:
-            remedy = f"use auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            raise UserError("format", format, remedy, problem="no archive format that is read")

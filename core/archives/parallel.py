@@ -15,13 +15,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from core.archives.formats.table import FORMATS, FORMATS_IN
 from core.errors import UserError
 from core.processes import end_with_parent, leave_if_told
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 WATCH_SECONDS = 0.5
-PRELOADED = ("core.data.cache", "hnfed.check.case_check")
+PRELOADED = (
+    "core.data.cache",
+    "hnfed.check.case_check",
+    *(f"{FORMATS_IN}.{name}" for name in FORMATS),
+)
 _job: Callable[[Any], Any] | None = None
 
 

@@ -9,7 +9,7 @@ Google's surface-distance weighs surface elements by area, and both give other n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,7 @@ Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
 PERCENTILE = 95.0
-SUPPRESSED: Mapping[str, Any] = {
-    "n": None,
-    "missed": None,
-    "dice": None,
-    "hd95_mm": None,
-    "hd95_mm_penalised": None,
-    "suppressed": True,
-}
+LONGEST_MM = 1e4  # no distance in a patient is longer
 
 
 @dataclass(frozen=True)
@@ -73,13 +66,67 @@ class OrganSum:
 
     def plus(self, other: OrganSum) -> OrganSum:
         """Returns the sums over both sets of cases."""
-        return OrganSum(
-            self.n + other.n,
-            self.detected + other.detected,
-            self.dice + other.dice,
-            self.hd95_mm + other.hd95_mm,
-            self.penalised_mm + other.penalised_mm,
-        )
+        return OrganSum(*(getattr(self, f) + getattr(other, f) for f in SUM_FIELDS))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is told of an organ over a site's cases: summed there, published as a mean.
+
+    Attributes:
+        field: of `OrganSum`, where its sum stands and by which it travels.
+        over: ``n`` or ``detected``: whose cases count.
+        value: of one case that counts.
+        highest: of one case; the lowest is 0.
+        words: what the sum is, for the list of what may leave a site.
+        heading: of its column in the report.
+        unit: "" for a share of 1.
+    """
+
+    field: str
+    over: str
+    value: Callable[[CaseScore], float]
+    highest: float
+    words: str
+    heading: str
+    unit: str = ""
+
+    def cases(self, n: Any, detected: Any) -> Any:
+        """Those of both that count, be they numbers or lists."""
+        return n if self.over == "n" else detected
+
+
+def _hd95_mm(score: CaseScore) -> float:
+    return score.penalty_mm if score.hd95_mm is None else score.hd95_mm
+
+
+# By key of a published cell. Messages, guard, server and report read them here.
+MEASURES: Mapping[str, Measure] = {
+    "dice": Measure("dice", "n", lambda s: s.dice, 1.0, "sum of Dice over the cases", "Dice"),
+    "hd95_mm": Measure(
+        "hd95_mm",
+        "detected",
+        _hd95_mm,
+        LONGEST_MM,
+        "sum of HD95 over the cases in which it was found",
+        "HD95",
+        "mm",
+    ),
+    "hd95_mm_penalised": Measure(
+        "penalised_mm",
+        "n",
+        _hd95_mm,
+        LONGEST_MM,
+        "sum of HD95 over all cases, a miss as the crop's diagonal",
+        "penalised",
+        "mm",
+    ),
+}
+SUM_FIELDS = ("n", "detected", *(m.field for m in MEASURES.values()))
+SUPPRESSED: Mapping[str, Any] = {
+    **dict.fromkeys(("n", "missed", *MEASURES)),
+    "suppressed": True,
+}
 
 
 def dice(pred: Mask, truth: Mask) -> float:
@@ -87,7 +134,7 @@ def dice(pred: Mask, truth: Mask) -> float:
 
     Args:
         pred: (Z, Y, X) bool.
-        truth: (Z, Y, X) bool, not empty (an empty truth is no case, see decision 18).
+        truth: (Z, Y, X) bool, not empty (an empty truth is no case, D18).
     """
     assert truth.any(), "empty truth"
     both = int(np.count_nonzero(pred & truth))
@@ -169,11 +216,9 @@ def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, 
     for s in scores:
         if s.organ not in sums:
             continue
-        if s.hd95_mm is None:
-            one = OrganSum(1, 0, s.dice, 0.0, s.penalty_mm)
-        else:
-            one = OrganSum(1, 1, s.dice, s.hd95_mm, s.hd95_mm)
-        sums[s.organ] = sums[s.organ].plus(one)
+        found = int(s.hd95_mm is not None)
+        told = {m.field: m.value(s) if m.cases(1, found) else 0.0 for m in MEASURES.values()}
+        sums[s.organ] = sums[s.organ].plus(OrganSum(1, found, **told))
     return sums
 
 
@@ -218,10 +263,7 @@ def pool_sites(
         if None in found and not cells[organ]["n"]:
             cells[organ] = dict(SUPPRESSED)
     shown = [cell for cell in cells.values() if cell["n"]]
-    means = {
-        key: _mean([cell[key] for cell in shown if cell[key] is not None])
-        for key in ("dice", "hd95_mm", "hd95_mm_penalised")
-    }
+    means = {key: _mean([cell[key] for cell in shown if cell[key] is not None]) for key in MEASURES}
     totals = {key: sum(cell[key] for cell in shown) for key in ("missed", "n")}
     return {**means, **totals, "organs": cells}
 
@@ -242,13 +284,10 @@ def _pool(sums: Sequence[OrganSum], min_cell: int) -> dict[str, Any]:
 def _cell(s: OrganSum, min_cell: int) -> dict[str, Any]:
     if 0 < s.n < min_cell:
         return dict(SUPPRESSED)
-    return {
-        "n": s.n,
-        "missed": s.n - s.detected,
-        "dice": _ratio(s.dice, s.n),
-        "hd95_mm": _ratio(s.hd95_mm, s.detected),
-        "hd95_mm_penalised": _ratio(s.penalised_mm, s.n),
+    means = {
+        key: _ratio(getattr(s, m.field), m.cases(s.n, s.detected)) for key, m in MEASURES.items()
     }
+    return {"n": s.n, "missed": s.n - s.detected, **means}
 
 
 def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:
@@ -259,10 +298,11 @@ def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:
     if not value.get("n") or value.get("dice") is None:
         return None
     n, missed = int(value["n"]), int(value.get("missed") or 0)
-    mean, penalised = value.get("hd95_mm"), value.get("hd95_mm_penalised")
-    distance = 0.0 if n == missed else math.nan if mean is None else mean * (n - missed)
-    total = math.nan if penalised is None else penalised * n
-    return OrganSum(n, n - missed, value["dice"] * n, distance, total)
+    sums = {}
+    for key, measure in MEASURES.items():
+        mean, count = value.get(key), measure.cases(n, n - missed)
+        sums[measure.field] = 0.0 if not count else math.nan if mean is None else mean * count
+    return OrganSum(n, n - missed, **sums)
 
 
 def _ratio(total: float, count: int) -> float | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
+from core.plan.schema import LOSS_TERMS
 
 MAX_VOXELS = 2**25  # of a crop; the paper's has 2.75 million
 MAX_PARAMETERS = 250_000_000  # of a network; UNETR as published has 93 million
@@ -89,10 +90,7 @@ RANGES: Mapping[str, Range] = {
     "model.channels.*": Range(1, 2048),
     "model.strides.*.*": Range(1, 16),
     "model.prior": Range(0, 1, above=True, below=True),
-    "loss.ce": WEIGHT,
-    "loss.focal": WEIGHT,
-    "loss.dice": WEIGHT,
-    "loss.gdice": WEIGHT,
+    **{f"loss.{term}": WEIGHT for term in LOSS_TERMS},
     "loss.gamma": Range(0, 20),
     "weighting.shift_end": Range(0, 1, above=True),
     "weighting.organs.*": WEIGHT,

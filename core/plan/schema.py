@@ -7,6 +7,7 @@ one machine only (`tracking`, `simulation`), outside the plan hash.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,16 @@ class Loss:
     gamma: float = 2.0
     class_weight: str = "sqrt"
     dice_background: bool = False
+
+
+# Terms of the loss: key of their weight in `Loss`, and their name for people.
+LOSS_TERMS: Mapping[str, str] = {
+    "ce": "cross entropy",
+    "focal": "focal",
+    "dice": "Dice",
+    "gdice": "generalised Dice",
+}
+LOSSES = ("total", *LOSS_TERMS)  # what training tells of the loss, in this order
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from core.errors import UserError
 from core.identifiers import organ_name, phase_name, site_name
@@ -10,12 +11,35 @@ from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
 from core.plan.paper_tables import TABLES
 from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, finite, numbers, require_in_range
-from core.plan.schema import Config, Phase, Plan, Simulation, Strategy
+from core.plan.schema import LOSS_TERMS, Config, Phase, Plan, Simulation, Strategy
 from core.plan.secure import check_secure
 
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
 STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
+# Values that are one of a few, as `core.plan.ranges.RANGES` names numbers; of a list each entry, of
+# a mapping each key.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "model.norm": ("instance", "group"),
+    "loss.form": ("categorical", "one_vs_rest"),
+    "loss.class_weight": ("paper", "sqrt", "none"),
+    "train.optimizer": ("adamw", "sgd"),
+    "train.schedule": ("poly", "cosine", "constant"),
+    "train.amp": ("off", "bf16", "fp16"),
+    "weighting.terms": ("static", "shift"),
+    "weighting.by": ("static", "dice"),
+    "phases.*.share": ("all", "trainable", "none"),
+    "phases.*.freeze": FREEZE,
+    "phases.*.head_init": ("random", "background", "mean"),
+    "phases.*.candidates": KINDS,
+    "federation.strategy.name": STRATEGIES,
+    "federation.guards.norm": ("clip", "reject", "off"),
+    "simulation.engine": ("ray", "inline"),
+    "simulation.baseline": ("", "local-only", "pooled"),
+    "simulation.published": tuple(TABLES),
+    "simulation.sites.*.splits": ("train", "val", "test"),
+    "simulation.sites.*.absent": ("refuse", "count"),
+}
 
 
 def check(plan: Plan) -> None:
@@ -40,12 +64,12 @@ def check(plan: Plan) -> None:
 
 def _check_sections(plan: Plan) -> None:
     pre = plan.preprocess
-    _one_of("model.norm", plan.model.norm, ("instance", "group"))
-    _one_of("loss.form", plan.loss.form, ("categorical", "one_vs_rest"))
-    _one_of("loss.class_weight", plan.loss.class_weight, ("paper", "sqrt", "none"))
-    _one_of("train.optimizer", plan.train.optimizer, ("adamw", "sgd"))
-    _one_of("train.schedule", plan.train.schedule, ("poly", "cosine", "constant"))
-    _one_of("train.amp", plan.train.amp, ("off", "bf16", "fp16"))
+    _one_of("model.norm", plan.model.norm)
+    _one_of("loss.form", plan.loss.form)
+    _one_of("loss.class_weight", plan.loss.class_weight)
+    _one_of("train.optimizer", plan.train.optimizer)
+    _one_of("train.schedule", plan.train.schedule)
+    _one_of("train.amp", plan.train.amp)
     _strategy(plan.federation.strategy)
     if len(pre.spacing_mm) != 3 or min(pre.spacing_mm) <= 0:
         raise UserError(
@@ -57,12 +81,10 @@ def _check_sections(plan: Plan) -> None:
         raise UserError("preprocess.window_hu", pre.window_hu, "give [low, high] with low < high")
     if len(plan.augment.rotate_deg) != 3 or len(plan.augment.translate_mm) != 3:
         raise UserError("augment", "rotate_deg, translate_mm", "give three numbers each: [z, y, x]")
-    loss = plan.loss
-    if min(loss.ce, loss.focal, loss.dice, loss.gdice) < 0 or not any(
-        (loss.ce, loss.focal, loss.dice, loss.gdice)
-    ):
-        raise UserError("loss", "ce, focal, dice, gdice", "give weights >= 0, at least one above 0")
-    _one_of("federation.guards.norm", plan.federation.guards.norm, ("clip", "reject", "off"))
+    terms = [getattr(plan.loss, term) for term in LOSS_TERMS]
+    if min(terms) < 0 or not any(terms):
+        raise UserError("loss", ", ".join(LOSS_TERMS), "give weights >= 0, at least one above 0")
+    _one_of("federation.guards.norm", plan.federation.guards.norm)
     factor = plan.federation.round_timeout_factor
     if factor != 0 and factor < 1:
         remedy = "give 0 (off), or a number of at least 1"
@@ -92,12 +114,12 @@ def _check_sections(plan: Plan) -> None:
         raise UserError("augment.mirror", plan.augment.mirror, "give a share in [0, 1]")
     if not 0 < plan.model.prior < 1:
         raise UserError("model.prior", plan.model.prior, "give a probability in (0, 1)")
-    _one_of("weighting.terms", plan.weighting.terms, ("static", "shift"))
+    _one_of("weighting.terms", plan.weighting.terms)
     if not 0 < plan.weighting.shift_end <= 1:
         raise UserError(
             "weighting.shift_end", plan.weighting.shift_end, "give a share of the phase in (0, 1]"
         )
-    _one_of("weighting.by", plan.weighting.by, ("static", "dice"))
+    _one_of("weighting.by", plan.weighting.by)
     if plan.weighting.bound < 1:
         raise UserError("weighting.bound", plan.weighting.bound, "give a number >= 1")
     if not 0 <= plan.weighting.smoothing < 1:
@@ -155,9 +177,9 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             f"add the other side to {key}.organs, or set it to false",
             problem=f"of {', '.join(alone)} the phase has one side only",
         )
-    _one_of(f"{key}.share", phase.share, ("all", "trainable", "none"))
+    _one_of("phases.*.share", phase.share, key)
     if isinstance(phase.freeze, str):
-        _one_of(f"{key}.freeze", phase.freeze, FREEZE)
+        _one_of("phases.*.freeze", phase.freeze, key)
     elif not isinstance(phase.freeze, list):
         raise UserError(f"{key}.freeze", phase.freeze, f"one of {FREEZE} or a list of stage names")
     for part, start in phase.thaw.items():
@@ -166,7 +188,7 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
                 f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
             )
     _check_kept(key, phase)
-    _one_of(f"{key}.head_init", phase.head_init, ("random", "background", "mean"))
+    _one_of("phases.*.head_init", phase.head_init, key)
     if phase.head_init != "random" and phase.init == "scratch":
         raise UserError(
             f"{key}.head_init",
@@ -226,7 +248,7 @@ def _check_kept(key: str, phase: Phase) -> None:
 
 def _check_candidates(key: str, phase: Phase, before: Phase | None) -> None:
     for kind in phase.candidates:
-        _one_of(f"{key}.candidates", kind, KINDS)
+        _one_of("phases.*.candidates", kind, key)
     if len(set(phase.candidates)) != len(phase.candidates) or phase.candidates == ["global"]:
         raise UserError(
             f"{key}.candidates", phase.candidates, "list each once, at least one beside 'global'"
@@ -255,10 +277,10 @@ def _check_candidates(key: str, phase: Phase, before: Phase | None) -> None:
 
 
 def _check_simulation(plan: Plan, simulation: Simulation) -> None:
-    _one_of("simulation.engine", simulation.engine, ("ray", "inline"))
-    _one_of("simulation.baseline", simulation.baseline, ("", "local-only", "pooled"))
+    _one_of("simulation.engine", simulation.engine)
+    _one_of("simulation.baseline", simulation.baseline)
     for name in simulation.published:
-        _one_of("simulation.published", name, tuple(TABLES))
+        _one_of("simulation.published", name)
     require_known(simulation.volumes, vocabulary(plan.organs), "simulation.volumes")
     for organ in simulation.volumes:
         if organ not in plan.organ_names:
@@ -280,8 +302,8 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
     for name, site in simulation.sites.items():
         site_name(name, f"simulation.sites.{name}")
         for part in site.splits:
-            _one_of(f"simulation.sites.{name}.splits", part, ("train", "val", "test"))
-        _one_of(f"simulation.sites.{name}.absent", site.absent, ("refuse", "count"))
+            _one_of("simulation.sites.*.splits", part, f"simulation.sites.{name}")
+        _one_of("simulation.sites.*.absent", site.absent, f"simulation.sites.{name}")
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
@@ -307,7 +329,7 @@ def require_simulated(config: Config) -> None:
 
 
 def _strategy(settings: Strategy) -> None:
-    _one_of("federation.strategy.name", settings.name, STRATEGIES)
+    _one_of("federation.strategy.name", settings.name)
     field = "federation.strategy."
     if not 0 <= settings.trim < 0.5:
         raise UserError(field + "trim", settings.trim, "give a share of at least 0, below 0.5")
@@ -319,6 +341,9 @@ def _strategy(settings: Strategy) -> None:
         raise UserError(field + "noise_multiplier", settings.noise_multiplier, "give a number >= 0")
 
 
-def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(rule: str, value: object, entry: str = "") -> None:
+    """Requires one of the `CHOICES` of a rule; `entry` is the key of the section with the value."""
+    allowed = CHOICES[rule]
     if value not in allowed:
+        key = f"{entry}.{rule.rpartition('.')[2]}" if entry else rule
         raise UserError(key, value, f"use one of: {', '.join(repr(a) for a in allowed)}")

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.metrics.scores import OrganSum
+from core.metrics.scores import SUM_FIELDS, OrganSum
 from core.models.stages import head_rows, unique_state
 from core.plan.load import plan_from_json, plan_json
-from core.plan.schema import Phase, Plan
+from core.plan.schema import LOSSES, Phase, Plan
 from core.secure.hello import Hello, fewest, members
 from core.secure.masked_sum import Floats, Segment
-from core.wire.messages import LOSS_TERMS, SUM_FIELDS, Result
+from core.wire.messages import Result
 from core.wire.partition import network, parts_of
 
 SUMMED, HELLO = "masked", "hello"  # names on the wire
@@ -136,7 +136,7 @@ def number_segments(
     sums = [Segment(len(SUM_FIELDS), m) for m in organ_members(plan, phase, hellos, SCORED[task])]
     if task != "train":
         return sums
-    whole = Segment(len(WHOLE) + len(LOSS_TERMS), frozenset(hellos))
+    whole = Segment(len(WHOLE) + len(LOSSES), frozenset(hellos))
     counts = [Segment(1, m) for m in organ_members(plan, phase, hellos, "train")]
     return [whole, *counts, *sums]
 
@@ -155,7 +155,7 @@ def numbers(phase: Phase, task: str, result: Result, square: float, shortened: b
     if task == "train":
         told = bool(result.loss)
         values += [result.cases, result.steps, result.skipped, result.seconds, square]
-        values += [float(shortened), float(told), *(result.loss or [0.0] * len(LOSS_TERMS))]
+        values += [float(shortened), float(told), *(result.loss or [0.0] * len(LOSSES))]
         values += list(result.annotated) or [0.0] * len(phase.organs)
     sums = result.scores.get(SCORED[task], {})
     for organ in phase.organs:
@@ -183,7 +183,7 @@ def summed(phase: Phase, task: str, vector: Floats) -> Sum:
     """Inverse of `numbers`, of a sum."""
     values = [float(v) for v in vector]
     organs, fields_ = len(phase.organs), len(SUM_FIELDS)
-    head = len(WHOLE) + len(LOSS_TERMS) if task == "train" else 0
+    head = len(WHOLE) + len(LOSSES) if task == "train" else 0
     whole, rest = values[:head], values[head:]
     annotated: tuple[int, ...] = ()
     if head:

@@ -23,7 +23,7 @@ from core.data.dataset import CropDataset, scale_image
 from core.data.preprocess import restore
 from core.errors import UserError
 from core.metrics.scores import CaseScore, score_case
-from core.plan.schema import Plan
+from core.plan.schema import LOSSES, Plan
 from core.processes import leave_if_told
 from core.training.inference import predict_volume, probabilities_of
 from core.training.losses import LossTerms, segmentation_loss
@@ -55,15 +55,13 @@ __all__ = [
     "validate",
 ]
 
-TERMS = ("total", "ce", "focal", "dice", "gdice")
-
 
 @dataclass(frozen=True)
 class TrainResult:
     """What one call of `train` did.
 
     Attributes:
-        loss: means over the steps taken: total, ce, focal, dice, gdice; ``proximal`` where that
+        loss: means over the steps taken: `LOSSES` of `core.plan.schema`; ``proximal`` where that
             term was asked for (it is not part of ``total``).
         steps: optimiser steps taken.
         seconds: wall-clock time.
@@ -215,7 +213,7 @@ class _Tally:
     """Sums losses on the device; one transfer at the end."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
         self.samples = self.steps = self.seen = 0
         self.proximal = False
 
@@ -227,7 +225,7 @@ class _Tally:
         self.samples += samples
         self.proximal |= proximal is not None
         last = proximal if proximal is not None else terms.total.new_zeros(())
-        values = [getattr(terms, name).detach() for name in TERMS] + [last]
+        values = [getattr(terms, name).detach() for name in LOSSES] + [last]
         self.sums += samples * torch.stack([v.to(self.sums) for v in values])
 
     def result(self, seconds: float) -> TrainResult:
@@ -238,7 +236,7 @@ class _Tally:
                 "lower train.lr, set train.amp to off, or start from sound weights",
                 problem="no step had a finite loss and gradient",
             )
-        names = (*TERMS, "proximal") if self.proximal else TERMS
+        names = (*LOSSES, "proximal") if self.proximal else LOSSES
         means = (self.sums / self.samples).tolist()
         loss = dict(zip(names, means, strict=False))
         largest = max(map(abs, means))

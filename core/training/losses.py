@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.plan.schema import Loss
+from core.plan.schema import LOSS_TERMS, Loss
 
 SMOOTH = 1e-5  # of the Dice term, as in MONAI's DiceLoss
-TERMS = ("ce", "focal", "dice", "gdice")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def segmentation_loss(
         }
         factors = term_weights or {}
         total = torch.zeros((), dtype=z.dtype, device=z.device)
-        for name in TERMS:
+        for name in LOSS_TERMS:
             weight = getattr(settings, name) * factors.get(name, 1.0)
             if weight:
                 total = total + weight * terms[name]

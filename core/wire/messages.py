@@ -14,14 +14,13 @@ from typing import Any, Self
 
 from core.errors import UserError
 from core.identifiers import digest, phase_name, round_number, run_id, site_name, word
-from core.metrics.scores import SUPPRESSED, OrganSum, pool_sites
+from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, pool_sites
+from core.plan.schema import LOSSES
 
 OK = "OK"
 NEED_BASE = "NEED_BASE"
-LOSS_TERMS = ("total", "ce", "focal", "dice", "gdice")
 TASKS = ("", "tally", "train", "validate", "test", "finish")
 LONGEST_LIST = 64  # of an order: one number an organ
-SUM_FIELDS = ("n", "detected", "dice", "hd95_mm", "penalised_mm")
 
 CODES = {
     OK: "the site did what it was asked",
@@ -177,7 +176,7 @@ class Result:
     Attributes:
         cases: training cases used; 0 where the site does not tell.
         annotated: per organ of the phase, training cases that annotate it; empty where not told.
-        loss: mean of `LOSS_TERMS` over the steps; empty where nothing was trained.
+        loss: mean of `LOSSES` over the steps; empty where nothing was trained.
         seconds: of computing at the site.
         startup: seconds that the process of this exchange took to begin; 0 where it runs on.
         scores: per split (``val``, ``test``) and organ, sums over the cases (control scores, D5).
@@ -226,7 +225,7 @@ class Result:
         loss = tuple(float(v) for v in metrics.get("loss", ()))
         if annotated and len(annotated) != len(organs):
             raise ValueError("annotated")
-        if loss and (len(loss) != len(LOSS_TERMS)):
+        if loss and (len(loss) != len(LOSSES)):
             raise ValueError("loss")
         return cls(
             cases=int(metrics["cases"]),
@@ -340,13 +339,8 @@ def _numbers(values: Any, length: int) -> list[float]:
 
 
 def _organ_sum(rows: Mapping[str, list[float]], i: int) -> OrganSum:
-    return OrganSum(
-        n=int(rows["n"][i]),
-        detected=int(rows["detected"][i]),
-        dice=rows["dice"][i],
-        hd95_mm=rows["hd95_mm"][i],
-        penalised_mm=rows["penalised_mm"][i],
-    )
+    values: dict[str, Any] = {name: row[i] for name, row in rows.items()}
+    return OrganSum(**values | {name: int(values[name]) for name in ("n", "detected")})
 
 
 WITHHELD = OrganSum(n=-1)

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.archives.formats.table import FORMATS
 from core.errors import UserError
 from core.text import shown_text
-from hnfed.cli.results import ARCHIVE_FORMATS, subcommand
+from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ def _add_check(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("data", metavar="DATA", type=Path, help="folder of the archive")
-    add("--format", choices=ARCHIVE_FORMATS, help="format of DATA (default: the site's, or auto)")
+    formats = ("auto", *FORMATS)
+    add("--format", choices=formats, help="format of DATA (default: the site's, or auto)")
     text = "the site's own cases alone, with its spellings, splits and secret"
     add("--site", metavar="SITE.yaml", type=Path, help=text)
     add("--json", metavar="FILE", type=Path, help="write the findings as JSON")

@@ -13,6 +13,7 @@ from hnfed.packages import require_own
 require_own()  # before any of them is imported: their names are common ones
 
 import hnfed.cli.archive  # noqa: E402
+import hnfed.cli.config  # noqa: E402
 import hnfed.cli.results  # noqa: E402
 import hnfed.cli.server  # noqa: E402
 import hnfed.cli.simulate  # noqa: E402
@@ -27,8 +28,8 @@ RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pas
 NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't start new thread")
 EXAMPLES = """examples:
   hnfed simulate demo
-  hnfed simulate openkbp simulation.data=../shared/data/openkbp --out runs/openkbp
-  hnfed grid transfer simulation.data=../shared/data/openkbp --list
+  hnfed simulate openkbp simulation.data=DIR --out runs/openkbp
+  hnfed grid transfer simulation.data=DIR --list
   hnfed predict -i ct.nrrd -o contours --model runs/demo
   hnfed config show demo"""
 
@@ -109,11 +110,28 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+    parser.add_argument("--version", action=_Version, help="show versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     hnfed.cli.simulate.register(commands, RELEASE)
     for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
         part.register(commands)
+    hnfed.cli.config.register(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions that a report of an error needs; imports none of the packages."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from core.provenance import versions
+
+        found = dict.fromkeys(("hnfed", "torch", "flwr"), "not installed") | versions()
+        told = {"": "hnfed", "Python ": "python", "torch ": "torch", "flwr ": "flwr"}
+        print("hnfed " + ", ".join(f"{word}{found[name]}" for word, name in told.items()))
+        parser.exit()
 
 
 def _print_any_name() -> None:

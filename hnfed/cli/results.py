@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.archives.formats.table import FORMATS
 from core.errors import UserError
 
 CONTOUR_FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
-ARCHIVE_FORMATS = ("auto", "pddca", "dicom", "nnunet", "openkbp")
 SPLITS = ("test", "val", "train", "all")
-WIDTH = 56
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -49,16 +47,6 @@ def register(subparsers: Any) -> None:
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
     advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
-    config = subparsers.add_parser("config", help="look at configurations")
-    show = subcommand(
-        config.add_subparsers(dest="config_command", required=True, metavar="COMMAND"),
-        "show",
-        "the resolved configuration, and where each value comes from",
-        _config_show,
-        "hnfed config show demo train.lr=0.001",
-    )
-    show.add_argument("config", metavar="CONFIG", help="a name in configs/, or a YAML file")
-    show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
 
 
 def subcommand(
@@ -153,7 +141,8 @@ def _add_evaluate(subparsers: Any) -> None:
         required=True,
         help="archive with the reference contours",
     )
-    add("--format", choices=ARCHIVE_FORMATS, default="auto", help="format of DATA (default: auto)")
+    formats = ("auto", *FORMATS)
+    add("--format", choices=formats, default="auto", help="format of DATA (default: auto)")
     add(
         "--split",
         choices=SPLITS,
@@ -266,29 +255,3 @@ def _advise(args: argparse.Namespace) -> int:
     from hnfed.cli.commands import advise
 
     return advise(args)
-
-
-def _config_show(args: argparse.Namespace) -> int:
-    import dataclasses
-
-    from core.plan.load import load
-
-    config, sources = load(args.config, args.overrides)
-    for key, value in _flattened(dataclasses.asdict(config)).items():
-        print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
-    return 0
-
-
-def _flattened(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value as JSON; a list is one value, a list of sections is not."""
-    if isinstance(value, dict) and value:
-        items = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = {str(i): item for i, item in enumerate(value)}.items()
-    else:
-        return {prefix: json.dumps(value)}
-    return {
-        key: text
-        for name, item in items
-        for key, text in _flattened(item, f"{prefix}.{name}" if prefix else str(name)).items()
-    }

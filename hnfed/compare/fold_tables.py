@@ -1,6 +1,6 @@
 """Variants of a cross-validated study, over all folds together: per site, per organ, in pairs.
 
-python -m hnfed.compare.fold_tables GRID --reference federated
+python -m hnfed.compare.fold_tables STUDY_FOLDER --reference federated
 
 Every patient is a test patient of one fold. Variants are compared over the patients that both
 judged (`hnfed.evaluate.statistics.paired`), p values are Holm's within each block.
@@ -47,12 +47,14 @@ def read_grid(grid: Path) -> tuple[dict[str, Scores], dict[str, int]]:
             patients = found[cell["variant"]]
             if key in patients and key not in seen:
                 problem = f"{cell['variant']}: a patient is a test patient of two folds or seeds"
-                raise UserError("GRID", grid, "give the cells of one seed", problem=problem)
+                raise UserError("STUDY_FOLDER", grid, "give the cells of one seed", problem=problem)
             seen.add(key)
             patients.setdefault(key, {})[organ] = dice
             folds[cell["variant"]].add(cell["fold"])
     if not found:
-        raise UserError("GRID", grid, "give the folder of a study with folds (`hnfed grid`)")
+        raise UserError(
+            "STUDY_FOLDER", grid, "give the folder of a study with folds (`hnfed grid`)"
+        )
     return dict(found), {variant: len(held) for variant, held in folds.items()}
 
 
@@ -124,7 +126,9 @@ def _range(told: object, sign: str = "") -> str:
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("grid", type=Path, help="folder of a study with folds")
+    parser.add_argument(
+        "grid", metavar="STUDY_FOLDER", type=Path, help="folder of a study with folds"
+    )
     parser.add_argument("--reference", default="federated")
     options = parser.parse_args()
     try:

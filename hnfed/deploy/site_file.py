@@ -26,7 +26,7 @@ CACHE_GB, BASE_GB = 200.0, 10.0  # 200 GB hold some 10,000 cases
 
 
 def site_from_file(path: Path, run: str) -> Site:
-    """The site of a site file (`interface.md`).
+    """The site of a site file (docs/deployment.md).
 
     Raises:
         UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or

@@ -105,7 +105,7 @@ def measure(
 
 
 def summary(scores: Sequence[CaseMeasures], organs: Sequence[str]) -> dict[str, Any]:
-    """Each organ over its cases, and the mean over organs (they weigh equally; decision 18).
+    """Each organ over its cases, and the mean over organs (they weigh equally; D18).
 
     Returns:
         ``{"organs": {organ: cell}, "mean": cell}``; a cell holds n, missed, the `MEASURES` and

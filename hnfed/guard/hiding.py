@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.metrics.scores import MEASURES, SUM_FIELDS
 from core.plan.schema import Phase, Plan
-from core.wire.messages import SUM_FIELDS
 from hnfed.guard.rules import Policy
 
 SPLITS = ("val", "test")
@@ -121,8 +121,9 @@ def _uncounted(told: dict[str, Any], kind: str) -> None:
 def _as_means(told: dict[str, Any], split: str) -> None:
     """Sums over n cases become those of one case with their mean; -1 and 0 cases stay so."""
     counts, found = told[f"{split}.n"], told[f"{split}.detected"]
-    for name, by in (("dice", counts), ("hd95_mm", found), ("penalised_mm", counts)):
-        values = zip(told[f"{split}.{name}"], by, strict=True)
+    for measure in MEASURES.values():
+        name = measure.field
+        values = zip(told[f"{split}.{name}"], measure.cases(counts, found), strict=True)
         told[f"{split}.{name}"] = [v / n if n > 0 else v for v, n in values]
     for name in ("n", "detected"):
         told[f"{split}.{name}"] = [min(n, 1.0) for n in told[f"{split}.{name}"]]

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.plan.schema import Phase, Plan
+from core.metrics.scores import MEASURES
+from core.plan.schema import LOSSES, Phase, Plan
 from core.training.optimisation import NonFiniteError
-from core.wire.messages import CODES, LOSS_TERMS
+from core.wire.messages import CODES
 
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -52,9 +53,7 @@ NUMBERS = {
 SUMS = {
     "n": "by organ, how many cases",
     "detected": "by organ, how many cases in which it was found",
-    "dice": "by organ, sum of Dice over the cases",
-    "hd95_mm": "by organ, sum of HD95 over the cases in which it was found",
-    "penalised_mm": "by organ, sum of HD95 over all cases, a miss as the crop's diagonal",
+    **{m.field: f"by organ, {m.words}" for m in MEASURES.values()},
 }
 NUMBERS |= {
     f"{split}.{name}": f"{text} ({words})"
@@ -139,7 +138,7 @@ def require_form(kind: str, plan: Plan, phase: Phase | None, metrics: Mapping[st
     else:
         sums = [f"{split}.{name}" for split in ("val", "test") for name in SUMS]
         lengths = dict.fromkeys(("annotated", *sums), len(phase.organs))
-        lengths["loss"] = len(LOSS_TERMS)
+        lengths["loss"] = len(LOSSES)
         scalars = ("cases", "steps", "skipped", "seconds", "startup")
     for key, value in metrics.items():
         if phase is None and LEFT_OUT.fullmatch(key):

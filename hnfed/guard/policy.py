@@ -14,7 +14,7 @@ import torch
 
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
-from core.plan.schema import Augment, Phase, Plan
+from core.plan.schema import LOSS_TERMS, Augment, Phase, Plan
 from core.secure.layout import summed_sites
 from core.wire.partition import network
 from hnfed.guard.floors import require_entries, require_order
@@ -173,10 +173,11 @@ def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
 
 def loss_weight(plan: Plan) -> float:
     """Weight of the heaviest loss term, in the round in which that is the least."""
-    loss = plan.loss
+    weights = {term: float(getattr(plan.loss, term)) for term in LOSS_TERMS}
     if plan.weighting.terms == "static":
-        return max(loss.ce, loss.focal, loss.dice, loss.gdice)
-    return max(loss.dice, loss.gdice, min(loss.ce, loss.focal) / 2)  # moves from one to the other
+        return max(weights.values())
+    moving = min(weights.pop("ce"), weights.pop("focal"))  # from one to the other
+    return max(*weights.values(), moving / 2)
 
 
 def augmentation(settings: Augment) -> float:

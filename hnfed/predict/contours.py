@@ -16,8 +16,9 @@ import numpy.typing as npt
 from core.archives.archive import Archive, CaseRef, open_archive
 from core.archives.case_folders import NO_RIGHT, files_in
 from core.archives.formats import dicom
+from core.archives.formats.table import any_layout
 from core.archives.images.volume import write_labelmap, write_mask
-from core.archives.listing import ANY_LAYOUT, PACKED
+from core.archives.listing import PACKED
 from core.data.geometry import Geometry
 from core.data.grid import bounding_box
 from core.errors import UserError, plain_text
@@ -64,7 +65,7 @@ def find_cts(path: Path) -> Archive:
     try:
         return open_archive(path)
     except UserError as error:
-        remedy = _REMEDY if error.remedy == ANY_LAYOUT else error.remedy
+        remedy = _REMEDY if error.remedy == any_layout() else error.remedy
         raise UserError("--input", path, remedy, problem=error.problem) from error
 
 

@@ -7,16 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from core.plan.schema import LOSS_TERMS
 from core.run_records import mapping, number
 from hnfed.report import charts
 
-LOSS_NAMES = {
-    "total": "total",
-    "ce": "cross entropy",
-    "focal": "focal",
-    "dice": "Dice",
-    "gdice": "generalised Dice",
-}
+LOSS_NAMES = {"total": "total", **LOSS_TERMS}
 Event = Mapping[str, Any]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from core.metrics.advice import advise
+from core.metrics.scores import MEASURES
 from core.run_records import mapping, number
 from hnfed.report import charts
 from hnfed.report.advice import command_to_test, sentence
@@ -59,6 +60,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "styles": styles,
         "described": described,
         "phases": phases,
+        "measures": MEASURES,
         "volumes": volume_charts(organs, names, folder.volumes),
         "published": beside_paper(folder.config, metrics),
         "left": reasons(described, left_out=True),
@@ -171,7 +173,7 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "seconds": number(block.get("seconds", end.get("seconds"))),
         "cost": _cost(rounds, block),
         "loss": loss_chart(rounds),
-        "loss_terms": loss_terms(rounds),
+        "loss_terms": [(LOSS_NAMES[term], style) for term, style in loss_terms(rounds)],
         "dice": mean_chart(rounds, best, block),
         "term_weights": weight_charts(rounds, "terms", LOSS_NAMES),
         "organ_weights": weight_charts(rounds, "organs", {}),
@@ -215,7 +217,7 @@ def _means(cells: Iterable[Cell]) -> dict[str, Any]:
     """Unweighted means over the published organs, sums of counts (D18)."""
     shown = [cell for cell in cells if cell.get("n")]
     result: dict[str, Any] = {}
-    for key in ("dice", "hd95_mm", "hd95_mm_penalised"):
+    for key in MEASURES:
         values = [v for v in (number(cell.get(key)) for cell in shown) if v is not None]
         result[key] = sum(values) / len(values) if values else None
     for key in ("n", "missed"):

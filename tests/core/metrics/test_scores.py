@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -16,6 +17,8 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
 from core.metrics.scores import (
+    MEASURES,
+    SUM_FIELDS,
     SUPPRESSED,
     CaseScore,
     OrganSum,
@@ -318,3 +321,9 @@ def test_published_cells_pool_like_the_sums_behind_them():
 def test_sums_add_up():
     a, b = OrganSum(2, 1, 0.5, 3.0, 103.0), OrganSum(1, 1, 0.7, 1.0, 1.0)
     assert a.plus(b) == OrganSum(3, 2, 1.2, 4.0, 104.0)
+
+
+def test_the_measures_are_the_fields_of_a_sum_in_order() -> None:
+    """`plus` and the messages go by the table; a field without its row would be lost."""
+    assert tuple(f.name for f in dataclasses.fields(OrganSum)) == SUM_FIELDS
+    assert set(SUPPRESSED) == {"n", "missed", *MEASURES, "suppressed"}

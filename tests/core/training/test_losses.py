@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -13,8 +14,8 @@ from monai.losses import DiceCELoss, DiceLoss, FocalLoss, GeneralizedDiceLoss
 from torch.nn import functional as F
 
 from core.errors import UserError
-from core.plan.schema import Loss
-from core.training.losses import TERMS, class_sums, class_weights, segmentation_loss
+from core.plan.schema import LOSS_TERMS, LOSSES, Loss
+from core.training.losses import LossTerms, class_sums, class_weights, segmentation_loss
 
 C = 3
 SHAPE = (4, 5, 6)
@@ -161,7 +162,7 @@ def test_every_term_equals_the_loop(form, background, weighted, partial):
     config = Loss(form=form, dice_background=background)
     ours = segmentation_loss(logits, label, known, config, w, v)
     loop = reference(logits, label, known, config, w, v)
-    for term in TERMS:
+    for term in LOSS_TERMS:
         assert_same(getattr(ours, term), loop[term], logits)
 
 
@@ -213,7 +214,7 @@ def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(f
     config = Loss(form=form, dice=1.0, dice_background=True)
     before = segmentation_loss(p.log(), label, known, config)
     after = segmentation_loss(moved.log(), label, known, config)
-    for term in ("total", *TERMS):
+    for term in LOSSES:
         torch.testing.assert_close(getattr(before, term), getattr(after, term))
     known[0, 1] = True  # and it is the annotation that does it
     assert not torch.allclose(
@@ -254,7 +255,7 @@ def test_case_without_annotation_counts_nowhere():
     config = Loss(dice=1.0, dice_background=True)
     both = segmentation_loss(logits, label, known, config)
     alone = segmentation_loss(logits[:1], label[:1], known[:1], config)
-    for term in ("total", *TERMS):
+    for term in LOSSES:
         torch.testing.assert_close(getattr(both, term), getattr(alone, term))
     none = segmentation_loss(logits, label, torch.zeros_like(known), config)
     assert none.total.item() == 0
@@ -386,3 +387,7 @@ def test_keeps_no_one_hot_map():
     voxel_map = 8 * 8 * 10 * 4
     assert 10 * voxel_map < sum(kept.values()) < 19 * voxel_map
     assert total.requires_grad
+
+
+def test_what_the_loss_returns_is_what_the_plan_names() -> None:
+    assert tuple(f.name for f in dataclasses.fields(LossTerms)) == LOSSES

@@ -1,4 +1,4 @@
-"""The subcommands predict, evaluate, report, config show: from the command line to files."""
+"""The subcommands predict, evaluate, report: from the command line to files."""
 
 from __future__ import annotations
 
@@ -293,33 +293,6 @@ def test_without_splits_the_remedy_is_said(
 # report, config show, usage
 
 
-def test_config_show_says_where_values_come_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "preprocess: {crop: [32, 32, 32]}\n"
-        "phases: [{name: one, sites: [a], organs: [Brainstem]}]\n"
-        "simulation: {sites: {a: {phantom: nyu, cases: 4}}}\n"
-        "train: {lr: 0.5}\n"
-    )
-    assert _run("config", "show", file, "train.lr=0.25", "phases.one.rounds=3") == 0
-    shown = {
-        line.split(" = ")[0]: line.split(" = ")[1].split()
-        for line in capsys.readouterr().out.splitlines()
-    }
-    assert shown["train.lr"] == ["0.25", "#", "override"]
-    assert shown["phases.0.rounds"] == ["3", "#", "override"]
-    assert shown["phases.0.organs"] == ['["Brainstem"]', "#", "mine.yaml"]
-    assert shown["preprocess.crop"] == ["[32,", "32,", "32]", "#", "mine.yaml"]
-    assert shown["train.batch"][1:] == ["#", "default"]
-
-
-def test_config_show_suggests_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("config", "show", "demo", "trian.lr=1") == 1
-    assert "trian" in capsys.readouterr().err
-
-
 def test_report_wants_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("report", tmp_path / "none") == 1
     assert "run folder" in capsys.readouterr().err
@@ -339,8 +312,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         ["evaluate", "--data", "a", "--model", "b", "--pred", "c"],
         ["evaluate", "--data", "a", "--pred", "b", "--split", "tests"],
         ["report"],
-        ["config"],
-        ["config", "show"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
@@ -349,7 +320,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "report", "config show"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report"])
 def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     import argparse
 

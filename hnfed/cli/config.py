@@ -1,0 +1,66 @@
+"""The subcommands of `hnfed config`: a plan with all its values, and its JSON schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from hnfed.cli.results import subcommand
+
+WIDTH = 56
+
+
+def register(commands: Any) -> None:
+    """Adds config and its subcommands to those of a command line."""
+    config = commands.add_parser("config", help="look at configurations")
+    looks = config.add_subparsers(dest="config_command", required=True, metavar="COMMAND")
+    show = subcommand(
+        looks,
+        "show",
+        "the resolved configuration, and where each value comes from",
+        _show,
+        "hnfed config show demo train.lr=0.001",
+    )
+    show.add_argument("config", metavar="CONFIG", help="a name in configs/, or a YAML file")
+    show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+    subcommand(
+        looks,
+        "schema",
+        "the JSON schema of a plan, for editors: keys, types, ranges, choices",
+        _schema,
+        "hnfed config schema > plan.schema.json",
+    )
+
+
+def _show(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from core.plan.load import load
+
+    config, sources = load(args.config, args.overrides)
+    for key, value in _flattened(dataclasses.asdict(config)).items():
+        print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from hnfed.plan_schema import plan_schema
+
+    print(json.dumps(plan_schema(), indent=2, allow_nan=False))
+    return 0
+
+
+def _flattened(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> value as JSON; a list is one value, a list of sections is not."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = {str(i): item for i, item in enumerate(value)}.items()
+    else:
+        return {prefix: json.dumps(value)}
+    return {
+        key: text
+        for name, item in items
+        for key, text in _flattened(item, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
