@@ -17,14 +17,14 @@ from core.data.geometry import Geometry
 from core.plan import load as config
 from core.plan.schema import Plan, Tracking
 from hnfed.predict import dicom_references as dicom_source
-from hnfed.report import page as report
+from hnfed.report import run as report
 from server.tracking import open_tracker
 from tests.conftest import lose_a_signal
 
 pytestmark = pytest.mark.usefixtures("leaving")
 
 
-YAML = "hnfed.report.page.yamltext.parse"
+YAML = "hnfed.report.run.yamltext.parse"
 DCMREAD = "core.archives.dicom.rtstruct.pydicom.dcmread"
 
 

@@ -109,7 +109,7 @@ def test_what_a_signal_raised_and_a_library_lost_is_raised_again(
 def test_a_second_signal_leaves_no_child_behind() -> None:
     script = (
         "import subprocess, sys, time\n"
-        "from core import service\n"
+        "from core import processes as service\n"
         "service.GRACE_SECONDS = 1.5\n"
         "service.stop_by_signal()\n"
         "child = subprocess.Popen(['bash', '-c', \"trap '' TERM; echo up; sleep 60\"],\n"

@@ -264,7 +264,7 @@ def half_dead_server() -> Iterator[str]:
 ONLINE = """
 import json, os, sys, time
 from pathlib import Path
-from core import tracking
+from server import tracking
 from core.plan.schema import Tracking
 tracking.REACH_TIMEOUT_S, tracking.INIT_TIMEOUT_S = 2.0, 3.0
 start = time.monotonic()
@@ -332,7 +332,7 @@ def test_a_failing_wandb_costs_the_tracking_not_the_run(
 STOPPED = """
 import json, os, signal, sys, time
 from pathlib import Path
-from core import tracking
+from server import tracking
 from core.plan.schema import Tracking
 tracking.CALL_LIMIT_S["offline"] = 3.0
 tracker = tracking.open_tracker(Tracking(), run_id="a", folder=Path(sys.argv[1]), config={})

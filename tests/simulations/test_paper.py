@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.plan.load import load
+from hnfed.report.page import write_report
 from simulations.run import simulate
 
 PHASES = {
@@ -34,7 +35,7 @@ def test_a_plan_of_the_paper_runs_on_phantoms(plan: str, tiny: list[str], tmp_pa
     shared += ["simulation.phantom_spacing_mm=[4.0, 3.0, 3.0]"]
     shared += ["preprocess={spacing_mm: [4.0, 3.0, 3.0], crop: [48, 40, 48]}"]
     overrides = [*shared, *small, "tracking.mode=disabled"]
-    assert simulate(name, overrides, tmp_path / "run") == 0
+    assert simulate(name, overrides, tmp_path / "run", report=write_report) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert [p["name"] for p in metrics["phases"]] == PHASES[plan]
     assert all(p["mean"]["n"] > 0 for p in metrics["phases"])

@@ -178,9 +178,8 @@ def test_a_simulation_publishes_every_cell_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], used: int
 ) -> None:
     monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
-    monkeypatch.setattr("simulations.run.prepare_sites", lambda *_, **__: None)
+    monkeypatch.setattr("simulations.run.prepare_sites", lambda *_, **__: {})
     monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
-    monkeypatch.setattr("hnfed.report.page.write_report", lambda folder: folder)
     simulate("smoke", given, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert stored["federation"]["min_cell"] == used
@@ -276,7 +275,6 @@ def test_run_folders_without_a_name_get_numbers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("simulations.run._launch", lambda *a: 0)
-    monkeypatch.setattr("hnfed.report.page.write_report", lambda run: run / "report.html")
     for _ in range(2):
         assert simulate("smoke", tiny, None) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["smoke", "smoke-2"]
@@ -295,7 +293,6 @@ def test_ray_gets_the_same_apps_and_plan(
         return 3
 
     monkeypatch.setattr(launch, "run_flower", run_flower)
-    monkeypatch.setattr("hnfed.report.page.write_report", lambda run: run / "report.html")
     out = tmp_path / "x"
     assert simulate("smoke", [*tiny, "simulation.engine=ray"], out) == 3
     assert given["sites"] == 2

@@ -36,9 +36,9 @@ def test_an_archive_that_takes_all_memory_is_told_as_that(
     (tmp_path / "policy.yaml").write_text("memory_gb: 1\n")
     monkeypatch.chdir(tmp_path)
     greedy = (
-        "import core.data.site; from hnfed.deploy import prepare\n"
+        "from hnfed.deploy import prepare\n"
         "def take(*a, **k): bytearray(18 << 30)\n"  # more than 1 GB and what libraries reserve
-        "core.data.site.Site.prepare = take\n"
+        "prepare.prepare = take\n"
         "prepare.plan_from_json = lambda text: None\n"
         "prepare.main()"
     )

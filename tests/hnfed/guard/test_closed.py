@@ -29,10 +29,10 @@ def app(message, context):
 @pytest.fixture
 def task(tmp_path: Path) -> dict[str, Any]:
     code = tmp_path / "code"
-    for name in ("client", "core"):
+    for name in ("client", "core", "core/wire"):
         (code / name).mkdir(parents=True)
         (code / name / "__init__.py").touch()
-    (code / "core" / "protocol.py").touch()
+    (code / "core" / "wire" / "messages.py").touch()
     (code / "client" / "app.py").write_text(APP)
     return {
         "kind": "train", "code": str(code), "device": "cpu", "gpu_memory_share": 1.0,

@@ -11,6 +11,7 @@ import torch
 from core.journal import read_events
 from core.wire.checkpoint import load
 from hnfed.cli.main import RELEASE
+from hnfed.report.page import write_report
 from simulations.run import simulate
 from tests.simulations.conftest import TINY
 
@@ -31,7 +32,7 @@ def run(folder: Path, cache: Path, *, secure: bool) -> Path:
         "weighting.by=dice",
         f"federation.secure_aggregation={str(secure).lower()}",
     ]
-    assert simulate("smoke", overrides, folder, release=RELEASE) == 0
+    assert simulate("smoke", overrides, folder, release=RELEASE, report=write_report) == 0
     return folder
 
 
