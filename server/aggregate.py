@@ -2,78 +2,127 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from core.plan.schema import Phase, Plan
+from core.plan.schema import Phase, Plan, Strategy
 from core.wire.messages import Description
 from server.enrolment import declared
 from server.guards import Accepted
-from server.strategy import ARRAYS, METRICS, WEIGHT, Aggregator, build_strategy, trimmed
+from server.strategy import (
+    ARRAYS,
+    METRICS,
+    STRATEGIES,
+    WEIGHT,
+    Moments,
+    State,
+    build_strategy,
+    moments_of,
+    trimmed,
+)
 
-State = Mapping[str, Tensor]
+
+@dataclass(frozen=True)
+class Federated:
+    """What stays the same over the rounds of a phase.
+
+    Attributes:
+        plan: names the strategy.
+        phase: of the rounds.
+        described: what each site said of itself; used where a reply tells no counts.
+        heads: names of the parameters whose dim 0 is (background, organ 1, ...).
+    """
+
+    plan: Plan
+    phase: Phase
+    described: Mapping[str, Description]
+    heads: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What a round's average leaves.
+
+    Attributes:
+        state: all weights.
+        moments: what the strategy carries to the next round.
+        notes: what a reader of the journal should know.
+    """
+
+    state: dict[str, Tensor]
+    moments: Moments
+    notes: list[str]
 
 
 def aggregate(
-    plan: Plan,
-    phase: Phase,
-    described: Mapping[str, Description],
-    heads: Sequence[str],
-    state: State,
-    good: Mapping[str, Accepted],
-    round_: int,
-) -> tuple[dict[str, Tensor], list[str]]:
+    about: Federated, state: State, moments: Moments, good: Mapping[str, Accepted], round_: int
+) -> Aggregated:
     """All accepted replies of a round -> the next weights.
 
     Args:
-        plan: names the strategy.
-        phase: of the round.
-        described: what each site said of itself; used where a reply tells no counts.
-        heads: names of the parameters whose dim 0 is (background, organ 1, ...).
+        about: the phase.
         state: all weights before the round.
+        moments: what the strategy carried from the round before.
         good: accepted replies by site; their messages become those that the strategy averages.
         round_: number of the round.
-
-    Returns:
-        The new weights, and what a reader of the journal should know.
     """
+    plan, phase = about.plan, about.phase
     settings, sites, notes = plan.federation.strategy, sorted(good), []
     told = all(good[s].result.annotated for s in sites)
     if not told and settings.by_rows:
         notes.append("not every site tells its counts: all sites weigh equally")
     if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
         notes.append(f"round {round_}: nothing is trimmed from {len(good)} updates")
-    strategy = build_strategy(settings, len(good))
-    new = average(strategy, round_, state, good, equal=not told or not settings.by_rows)
+    equal = not told or not settings.by_rows
+    new, carried = average(settings, round_, state, moments, good, equal=equal)
     if not settings.by_rows:
-        return new, notes
+        return Aggregated(new, carried, notes)
     weights = [
         [float(c) for c in good[s].result.annotated]
         if told
-        else declared(described[s], plan, phase)
+        else declared(about.described[s], plan, phase)
         for s in sites
     ]
-    new, kept = aggregate_head(state, new, [good[s].state for s in sites], weights, heads)
+    new, kept = aggregate_head(state, new, [good[s].state for s in sites], weights, about.heads)
     if kept:
         names = ", ".join(phase.organs[c] for c in kept)
         notes.append(f"round {round_}: nobody annotates {names}; the head keeps its rows")
-    return new, notes
+    return Aggregated(new, carried, notes)
 
 
 def average(
-    strategy: Aggregator, round_: int, state: State, good: Mapping[str, Accepted], *, equal: bool
-) -> dict[str, Tensor]:
+    settings: Strategy,
+    round_: int,
+    state: State,
+    moments: Moments,
+    good: Mapping[str, Accepted],
+    *,
+    equal: bool,
+) -> tuple[dict[str, Tensor], Moments]:
     """The strategy's average of the replies, sorted by site, into a copy of `state`.
 
+    Under a strategy with moments a value that no site moved stays as it is: momentum moves no
+    organ's row that nobody annotates and no stage that has not thawed, nor does the rounding of
+    their mean, which FedAdam would enlarge.
+
     Args:
-        strategy: Flower's.
+        settings: name the strategy.
         round_: number of the round.
         state: all weights before the round.
+        moments: what the strategy carried from the round before.
         good: accepted replies by site; their messages become those that the strategy averages.
         equal: every site weighs 1 instead of its training cases.
+
+    Returns:
+        The weights, and what the strategy carries to the next round.
     """
+    before = {name: state[name] for name in good[min(good)].state}
+    strategy = build_strategy(settings, len(good), before, moments)
     replies = []
     for site in sorted(good):
         message = good[site].message
@@ -87,7 +136,12 @@ def average(
     new = dict(state)
     for name, tensor in averaged.to_torch_state_dict().items():
         new[name] = tensor.to(state[name].dtype)
-    return new
+        if STRATEGIES[settings.name].moments:
+            same = [one.state[name] == state[name] for one in good.values()]
+            new[name] = torch.where(
+                functools.reduce(torch.logical_and, same), state[name], new[name]
+            )
+    return new, moments_of(strategy, settings, before)
 
 
 def aggregate_head(

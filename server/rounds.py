@@ -23,7 +23,7 @@ from core.wire.partition import (
     weights_meta,
 )
 from core.wire.state import beyond
-from server.aggregate import aggregate
+from server.aggregate import Federated, aggregate
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
 from server.exchange import Exchange
@@ -34,6 +34,7 @@ from server.record import Recorder, tell
 from server.round_record import best_round, published_weights, round_event, round_line
 from server.score_outliers import repeated, standing_out, words
 from server.secure_round import Masked, Secure, averaged, longest
+from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
 
 
 class PhaseRun:
@@ -62,7 +63,9 @@ class PhaseRun:
         model = network(plan, phase)
         self.parts = parts_of(model, plan, phase)
         self.trainable = trainable_by_round(model, plan, phase)
-        self.heads = [n for n in head_rows(model) if n in self.parts.shared]
+        heads = [n for n in head_rows(model) if n in self.parts.shared]
+        self.federated = Federated(plan, phase, self.described, heads)
+        self.moments: Moments = {}  # what the strategy carries to the next round
         self.start = start_state(plan, phase, previous)
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
@@ -114,7 +117,7 @@ class PhaseRun:
         best = self.start
         if not self.personal:
             self._score_last(state, progress)
-            best = self.store.get(max(progress.best_round, 0))[0]
+            best = separated(self.store.get(max(progress.best_round, 0))[0])[0]
         block = self._close(best, progress)
         self.recorder.say(
             {
@@ -158,8 +161,16 @@ class PhaseRun:
     def _begin(self, resume: bool) -> tuple[State, Progress]:
         found = self._last_whole() if resume else None
         if found is not None:
-            state, meta = found
+            state, self.moments = separated(found[0])
+            meta = found[1]
             require_same_split(meta, self.described, "--resume", self.recorder.run)
+            require_moments(
+                self.plan.federation.strategy,
+                self.moments,
+                meta.get("moments"),
+                {n: self.start[n] for n in self.parts.shared},
+                f"{self.phase.name}, round {meta['round']}",
+            )
             tell(f"{self.phase.name}: resumed after round {meta['round']}")
             progress = Progress.from_json(meta["progress"])
             self.event = dict(meta["event"])
@@ -214,6 +225,7 @@ class PhaseRun:
             done, good, rejected = self.sites.trained(state, progress)
         missing = dict(rejected)
         clipped: dict[str, float] = {}
+        moments = self.moments
         progress.round += 1
         if self.personal:
             for site, reply in good.items():
@@ -240,15 +252,14 @@ class PhaseRun:
                 new, notes = self._added(self.secure, state, replies, found, progress)
             else:
                 good, clipped = self._limited(good, state, rejected, progress.round)
-                new, notes = aggregate(
-                    self.plan, self.phase, self.described, self.heads, state, good, progress.round
-                )
+                made = aggregate(self.federated, state, self.moments, good, progress.round)
+                new, moments, notes = made.state, made.moments, made.notes
             for note in notes:
                 self.recorder.note(note, self.phase.name)
             if far := beyond({n: new[n] for n in self.parts.shared}, state):
                 note = f"round {progress.round}: the average of {far} is unusable; the weights of "
                 self.recorder.note(f"{note}before are kept", self.phase.name)
-                new = dict(state)
+                new, moments = dict(state), self.moments
         seconds = time.monotonic() - started
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
@@ -274,6 +285,7 @@ class PhaseRun:
             event["trainable"] = self.trainable[progress.round]
         self._require_whole(progress, missing)
         progress.missing = missing
+        self.moments = moments
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
@@ -465,10 +477,12 @@ class PhaseRun:
     def _commit(
         self, state: State, progress: Progress, event: Mapping[str, Any] | None = None
     ) -> None:
-        """Weights, where the phase stands, and the event that tells of the round, in one piece."""
+        """Weights, moments, where the phase stands, and the round's event, in one piece."""
         meta = self.meta | {"round": progress.round, "progress": progress.to_json()}
         meta["event"] = self.event = dict(event or self.event)
-        self.store.put(progress.round, state, meta)
+        if STRATEGIES[self.plan.federation.strategy.name].moments:
+            meta["moments"] = sorted(self.moments)  # so that one that is missing is missed
+        self.store.put(progress.round, joined(state, self.moments), meta)
         self.store.prune({progress.round, progress.round - 1, max(progress.best_round, 0)})
         if not self.phase.best_at_site:
             self._export("last", state, progress.round, None)

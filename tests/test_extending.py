@@ -129,6 +129,30 @@ def test_a_loss_term(changed: Command, tmp_path: Path) -> None:
     assert schema["properties"]["loss"]["properties"]["tversky"]["minimum"] == 0
 
 
+@perform_one("An aggregation strategy")
+def test_an_aggregation_strategy_with_moments(changed: Command, tmp_path: Path) -> None:
+    plan = ["smoke", *TINY, f"simulation.cache={tmp_path / 'c'}", "phases.pretrain.rounds=3"]
+    plan += ["phases.personalise.rounds=1", "federation.strategy.name=fedyogi"]
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    changed("-m", "hnfed.cli.main", "simulate", *plan, "--out", whole)
+    code = (
+        "import os, sys\n"
+        "from hnfed.cli.main import main\n"
+        "from server.rounds import PhaseRun\n"
+        "def dies(self, event, seconds):\n"
+        "    if event['round'] == 2: os._exit(0)\n"
+        "PhaseRun._announce = dies\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    changed("-c", code, "simulate", *plan, "--out", ended)
+    assert sorted(p.name for p in (ended / "state" / "pretrain").glob("*.json"))[-1] == (
+        "round-00002.json"
+    )
+    changed("-m", "hnfed.cli.main", "simulate", *plan, "--out", ended, "--resume")
+    stem = Path("checkpoints", "pretrain", "last.safetensors")
+    assert (ended / stem).read_bytes() == (whole / stem).read_bytes()
+
+
 @perform_one("A metric of a federation")
 def test_a_metric_from_voxel_to_report(changed: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"

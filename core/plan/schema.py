@@ -137,9 +137,23 @@ class Phase:
         return self.share == "none" or bool(self.keep)
 
 
+# Names of strategies: True where head rows are averaged by the cases that annotate their organ
+# (D11). How each is made of Flower's stands in `server.strategy`.
+STRATEGIES = {
+    "fedavg": True,
+    "fedprox": True,
+    "median": False,
+    "trimmed-mean": False,
+    "krum": False,
+    "dp": False,
+    "fedadam": False,
+    "fedavgm": False,
+}
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """Aggregation by one of Flower's strategies; `trim`, `malicious` and so on are theirs."""
+    """Aggregation by one of Flower's strategies; `trim`, `eta` and so on are theirs."""
 
     name: str = "fedavg"
     proximal_mu: float = 0.01
@@ -147,11 +161,17 @@ class Strategy:
     malicious: int = 1
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
+    eta: float = 0.01
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.9
 
     @property
     def by_rows(self) -> bool:
         """True where head rows are averaged by the cases that annotate their organ (D11)."""
-        return self.name in ("fedavg", "fedprox")
+        return STRATEGIES[self.name]
 
 
 @dataclass(frozen=True)

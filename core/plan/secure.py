@@ -24,7 +24,8 @@ def check_secure(plan: Plan) -> None:
             "federation.strategy.name",
             settings.strategy.name,
             f"write fedavg or fedprox, or {KEY}: false",
-            problem="it needs the update of each site, and the server learns their sum only",
+            problem="it needs each site's update or their plain mean, and the server learns sums "
+            "weighted by cases only",
         )
     if settings.guards.norm == "reject":
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from core.errors import UserError
 from core.identifiers import organ_name, phase_name, site_name
@@ -11,15 +11,14 @@ from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
 from core.plan.paper_tables import TABLES
 from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, finite, numbers, require_in_range
-from core.plan.schema import LOSS_TERMS, Config, Phase, Plan, Simulation, Strategy
+from core.plan.schema import LOSS_TERMS, STRATEGIES, Config, Phase, Plan, Simulation
 from core.plan.secure import check_secure
 
 MAX_ORGANS = 32  # bits of a cache entry
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
-STRATEGIES = ("fedavg", "fedprox", "median", "trimmed-mean", "krum", "dp")
 # Values that are one of a few, as `core.plan.ranges.RANGES` names numbers; of a list each entry, of
 # a mapping each key.
-CHOICES: Mapping[str, tuple[str, ...]] = {
+CHOICES: Mapping[str, Collection[str]] = {
     "model.norm": ("instance", "group"),
     "loss.form": ("categorical", "one_vs_rest"),
     "loss.class_weight": ("paper", "sqrt", "none"),
@@ -70,7 +69,7 @@ def _check_sections(plan: Plan) -> None:
     _one_of("train.optimizer", plan.train.optimizer)
     _one_of("train.schedule", plan.train.schedule)
     _one_of("train.amp", plan.train.amp)
-    _strategy(plan.federation.strategy)
+    _one_of("federation.strategy.name", plan.federation.strategy.name)
     if len(pre.spacing_mm) != 3 or min(pre.spacing_mm) <= 0:
         raise UserError(
             "preprocess.spacing_mm", pre.spacing_mm, "give three positive mm: [z, y, x]"
@@ -326,19 +325,6 @@ def require_simulated(config: Config) -> None:
             f"define it under simulation.sites, or use one of {sorted(config.simulation.sites)}",
             problem="no such site in this simulation",
         )
-
-
-def _strategy(settings: Strategy) -> None:
-    _one_of("federation.strategy.name", settings.name)
-    field = "federation.strategy."
-    if not 0 <= settings.trim < 0.5:
-        raise UserError(field + "trim", settings.trim, "give a share of at least 0, below 0.5")
-    if settings.malicious < 0:
-        raise UserError(field + "malicious", settings.malicious, "give a number of sites >= 0")
-    if settings.clip_norm <= 0:
-        raise UserError(field + "clip_norm", settings.clip_norm, "give a length above 0")
-    if settings.noise_multiplier < 0:
-        raise UserError(field + "noise_multiplier", settings.noise_multiplier, "give a number >= 0")
 
 
 def _one_of(rule: str, value: object, entry: str = "") -> None:

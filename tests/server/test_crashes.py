@@ -19,7 +19,7 @@ import server.aggregate
 import server.dispatch
 import server.rounds
 from core.journal import JOURNAL, read_events
-from core.plan.schema import Phase
+from core.plan.schema import Phase, Strategy
 from core.wire.checkpoint import load
 from core.wire.round_checkpoints import RoundStore
 from server.record import Recorder
@@ -142,18 +142,21 @@ def digest(run: Federated) -> dict[str, str]:
     return found
 
 
-def made(federate: Make, folder: str) -> Federated:
+def made(federate: Make, folder: str, strategy: str = "fedavg") -> Federated:
     phases = [
         Phase(name="p", sites=SITES, organs=ORGANS, rounds=ROUNDS["p"]),
         Phase(name="q", sites=SITES, organs=ORGANS, rounds=ROUNDS["q"], init="p"),
     ]
-    return federate(tiny_plan(*phases), folder=folder)
+    plan = tiny_plan(*phases, strategy=Strategy(name=strategy))
+    return federate(plan, folder=folder)
 
 
-def check(federate: Make, tmp_path: Path, name: str, calm: Federated) -> None:
+def check(
+    federate: Make, tmp_path: Path, name: str, calm: Federated, strategy: str = "fedavg"
+) -> None:
     """One death and one resume, held against the undisturbed run."""
     folder = name.replace(" ", "-").replace("'", "")
-    run, orders = made(federate, folder), tmp_path / f"{folder}.orders"
+    run, orders = made(federate, folder, strategy), tmp_path / f"{folder}.orders"
     assert lived(run, orders, POINTS[name], resume=False) == signal.SIGKILL, name
     assert lived(run, orders, None, resume=True) == 0, name
     assert digest(run) == digest(calm), name
@@ -179,6 +182,16 @@ def test_a_death_leaves_no_trace(
     federate: Make, tmp_path: Path, calm: Federated, name: str
 ) -> None:
     check(federate, tmp_path, name, calm)
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
+def test_a_death_between_a_commit_and_the_next_round_costs_no_moment(
+    federate: Make, tmp_path: Path, strategy: str
+) -> None:
+    calm = made(federate, "calm", strategy)
+    assert lived(calm, tmp_path / "calm.orders", None, resume=False) == 0
+    for name in ("between the renames", "after the journal"):
+        check(federate, tmp_path, name, calm, strategy)
 
 
 @pytest.mark.chaos

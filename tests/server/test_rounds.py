@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +229,11 @@ def test_an_average_that_is_unusable_is_not_committed(
     real, broken = rounds.aggregate, [True, False]
 
     def aggregate(*arguments: Any) -> Any:
-        new, notes = real(*arguments)
+        made = real(*arguments)
         if broken.pop(0):
-            new = {name: tensor * float("inf") for name, tensor in new.items()}
-        return new, notes
+            state = {name: tensor * float("inf") for name, tensor in made.state.items()}
+            return replace(made, state=state)
+        return made
 
     monkeypatch.setattr(rounds, "aggregate", aggregate)
     run.run()
@@ -552,8 +554,6 @@ def test_a_quorum_never_asks_for_more_sites_than_a_phase_has(
 
 
 def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_plan: Make) -> None:
-    from dataclasses import replace
-
     seen: list[tuple[str, Any]] = []
 
     def watch(message: Message, reply: Message) -> Message:

@@ -26,7 +26,7 @@ def test_a_plan_of_three_sites_passes() -> None:
     check(plan(Phase(name="p", sites=SITES, organs=["Brainstem"]), own))
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum", "dp"])
+@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum", "dp", "fedadam", "fedavgm"])
 def test_strategies_that_need_each_update_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"federation\.strategy\.name = {name}(.|\n)*fedavg"):
         check(plan(strategy=Strategy(name=name)))
