@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client import tasks as work
+from client import tasks
 from client.personal_weights import Personal, Stamp, cached_base, keep_base
 from client.prepared import prepared_site
 from core.data.site import Site, simulated_site
@@ -72,7 +72,7 @@ def guarded(handler: Handler) -> Handler:
 def query(message: Message, context: Context) -> Message:
     """Who the site is and what it has; builds its cache where no other process has."""
     site, plan = site_of(context), plan_from_json(str(context.run_config["plan"]))
-    config, metrics = work.describe(site, plan, fingerprint()).to_records()
+    config, metrics = tasks.describe(site, plan, fingerprint()).to_records()
     return _message(message, config, metrics)
 
 
@@ -86,9 +86,9 @@ def train(message: Message, context: Context) -> Message:
     if state is None:
         return _need_base(message, site, order)
     if phase.share == "none":
-        header, result = work.train_personal(site, plan, phase, order, state)
+        header, result = tasks.train_personal(site, plan, phase, order, state)
         return _message(message, header.to_config(), result.to_metrics(phase.organs))
-    trained, result = work.train_shared(site, plan, phase, order, state)
+    trained, result = tasks.train_shared(site, plan, phase, order, state)
     header = Header(site.name, order.run, order.phase, order.round, OK)
     shared = parts_of(network(plan, phase), plan, phase).shared
     metrics = result.to_metrics(phase.organs)
@@ -104,7 +104,7 @@ def evaluate(message: Message, context: Context) -> Message:
     state = _incoming(message, site, plan, order)
     if state is None:
         return _need_base(message, site, order)
-    result = work.evaluate(site, plan, phase, order, state)
+    result = tasks.evaluate(site, plan, phase, order, state)
     header = Header(site.name, order.run, order.phase, order.round, OK)
     return _message(message, header.to_config(), result.to_metrics(phase.organs))
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from core.text import shown_text
 
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
+Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -155,9 +156,6 @@ def _raise(number: int) -> NoReturn:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
-
-
-Result = TypeVar("Result")
 
 
 def within(seconds: float, call: Callable[[], Result]) -> Result:

@@ -14,7 +14,7 @@ from typing import Any
 from core.archives.parallel import cpus
 from core.archives.preparing import Prepared, keep, prepare
 from core.data.cached_case import Entry
-from core.data.site import simulated_site
+from core.data.site import Site, simulated_site
 from core.errors import UserError
 from core.plan.schema import Config, Plan
 from simulations.baselines import POOLED
@@ -51,8 +51,7 @@ def prepare_sites(config: Config, local: Mapping[str, Any]) -> dict[str, Prepare
     """
     found: dict[str, Prepared] = {}
     jobs = cpus() if config.simulation.engine == "ray" else 1
-    for index, name in enumerate(sorted(local["sites"])):
-        site = simulated_site(json.dumps(local), index, "")
+    for name, site in _sites(local).items():
         try:
             found[name] = prepare(site, config.plan, jobs=jobs)
         except UserError as error:
@@ -64,8 +63,14 @@ def prepare_sites(config: Config, local: Mapping[str, Any]) -> dict[str, Prepare
 
 def keep_prepared(local: Mapping[str, Any], prepared: Mapping[str, Prepared]) -> None:
     """Writes into each site's folder what its app goes on with; arguments as of `prepare_sites`."""
-    for index, name in enumerate(sorted(local["sites"])):
-        keep(simulated_site(json.dumps(local), index, ""), prepared[name])
+    for name, site in _sites(local).items():
+        keep(site, prepared[name])
+
+
+def _sites(local: Mapping[str, Any]) -> dict[str, Site]:
+    """The sites of a map, as their apps will see them."""
+    text = json.dumps(local)
+    return {n: simulated_site(text, i, "") for i, n in enumerate(sorted(local["sites"]))}
 
 
 def by_archive(found: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list[Entry]]]:

@@ -50,7 +50,7 @@ class Site:
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
-        proxy: by which the server is reached, see `hnfed.guard.proxy.proxy_of`.
+        proxy: by which the server is reached; "" for what the environment names.
         overlays: how many test cases are drawn after a phase; 0 for none.
         left_out: reason code -> how many cases were left out as they were prepared.
         cache_bytes: most that its cache may hold; 0 for no limit.

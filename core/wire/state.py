@@ -17,6 +17,9 @@ from torch import Tensor
 
 TOLD = {"dtype", "shape", "data_offsets"}
 HEADER_BYTES = 400  # more than the header says of a tensor beside its name
+# Of a round's step, as a multiple of the tensor's own size, or of 1 if that is less.
+FARTHEST = 10.0
+State = Mapping[str, Tensor]
 
 
 def packed(state: Mapping[str, Tensor]) -> bytes:
@@ -54,14 +57,6 @@ def unpacked(parcel: bytes, expected: Mapping[str, Tensor] | None = None) -> dic
 def _most(state: Mapping[str, Tensor]) -> int:
     names = sum(6 * len(name) + HEADER_BYTES for name in state)
     return HEADER_BYTES + names + sum(t.numel() * t.element_size() for t in state.values())
-
-
-State = Mapping[str, Tensor]
-
-
-FARTHEST = (
-    10.0  # of a round's step, as a multiple of the tensor's own size, or of 1 if that is less
-)
 
 
 def length(after: State, before: State) -> float:

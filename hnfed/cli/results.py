@@ -9,8 +9,8 @@ from typing import Any
 
 from core.archives.formats.table import FORMATS
 from core.errors import UserError
+from hnfed.predict.formats import CONTOUR_FORMATS
 
-CONTOUR_FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
 SPLITS = ("test", "val", "train", "all")
 
 Handler = Callable[[argparse.Namespace], int]

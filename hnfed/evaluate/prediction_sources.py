@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from core.archives.dicom import rtstruct
-from core.archives.dicom import segmentation as dicomseg_read
+from core.archives.dicom import rtstruct, segmentation
 from core.archives.formats import openkbp
 from core.archives.images import nifti, nrrd
 from core.archives.images.volume import read_image
@@ -61,8 +60,8 @@ def structures_in(path: Path) -> dict[str, Source]:
         return _of_slicer(path)
     if suffixes.endswith(_IMAGES):
         return {}
-    if dicomseg_read.is_segmentation(path):
-        return {one.name: Source(path, one.name) for one in dicomseg_read.read(path).rois}
+    if segmentation.is_segmentation(path):
+        return {one.name: Source(path, one.name) for one in segmentation.read(path).rois}
     found = rtstruct.read_structure_set(path)
     return {roi.name: Source(path, roi.name) for roi in found.rois if roi.contours}
 
@@ -88,8 +87,8 @@ def read_source(
         if path.suffix == ".csv":
             return openkbp.read_mask(path, image, geometry)[0]
         if source.name:
-            if dicomseg_read.is_segmentation(path):
-                return dicomseg_read.draw(path, source.name, geometry)
+            if segmentation.is_segmentation(path):
+                return segmentation.draw(path, source.name, geometry)
             return rtstruct.draw(path, source.name, geometry)[0]
         stamp = path.stat()
         array, grid = _image(path, stamp.st_mtime_ns, stamp.st_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.plan.load import plan_hash
+from core.plan.load import load, plan_from_json, plan_hash
 from core.plan.schema import Phase, Plan
 from core.text import shown
 from core.wire.partition import network, parts_of
@@ -137,10 +138,6 @@ def plan_of(text: str) -> Plan:
     Raises:
         UserError: none of them, or one that makes no sense.
     """
-    from pathlib import Path
-
-    from core.plan.load import load, plan_from_json
-
     path = Path(text)
     if path.suffix == ".json" and path.is_file():
         try:

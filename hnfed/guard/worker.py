@@ -24,7 +24,7 @@ OURS = ("core", "client", "server", "simulations")  # packages that the bundle b
 # That the bundle's code imports, and that take seconds to load.
 LIBRARIES = (
     "torch", "flwr.app", "flwr.clientapp", "safetensors.torch", "omegaconf", "scipy.ndimage",
-    "torch.export", "filelock", "pydicom",
+    "torch.export", "filelock", "SimpleITK",
 )  # fmt: skip
 MOST_BYTES = 2**33
 

@@ -28,8 +28,6 @@ from hnfed.evaluate.predictions import is_image, stem_of
 from hnfed.predict.dicomseg_write import write_dicomseg
 from hnfed.predict.rtstruct_write import Drawn, write_rtstruct
 
-FORMATS = ("nrrd", "nifti", "segnrrd", "rtstruct", "dicomseg")
-DICOM_FORMATS = ("rtstruct", "dicomseg")
 OTHER_COLOUR = (200, 200, 200)
 _REMEDY = "give a CT as NRRD or NIfTI, a folder of such files or of DICOM, or an archive"
 
@@ -143,7 +141,7 @@ def write_contours(
     Args:
         folder: OUTPUT.
         drawn: what to write.
-        formats: of `FORMATS`; those of `DICOM_FORMATS` need `Contours.headers`.
+        formats: of `hnfed.predict.formats`; those of `DICOM_FORMATS` need `Contours.headers`.
         remarks: further files, their text by the ending that follows ``CASE``.
 
     Returns:

@@ -27,7 +27,7 @@ from core.provenance import hnfed_version, versions
 from core.wire import checkpoint
 from core.wire.described import input_of
 from hnfed.evaluate.statistics import estimate
-from hnfed.predict.contours import FORMATS
+from hnfed.predict.formats import CONTOUR_FORMATS
 from hnfed.predict.prediction import predict
 from hnfed.predict.segmenter import Choice
 from hnfed.report.run import read_run
@@ -124,8 +124,8 @@ def run(root: str, source: str, output: str, formats: Sequence[str] | str = ("nr
     """
     chosen = formats.split(",") if isinstance(formats, str) else list(formats)
     for name in chosen:
-        if name not in FORMATS:
-            raise UserError("formats", name, f"use {', '.join(FORMATS)}")
+        if name not in CONTOUR_FORMATS:
+            raise UserError("formats", name, f"use {', '.join(CONTOUR_FORMATS)}")
     return predict(Path(source), Path(output), Choice((root,)), formats=chosen)
 
 

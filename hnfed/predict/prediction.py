@@ -14,13 +14,13 @@ from core.errors import CaseError, Finding, UserError
 from core.text import shown
 from core.training.inference import Doubt
 from hnfed.predict.contours import (
-    DICOM_FORMATS,
     Contours,
     find_cts,
     write_contours,
     write_label_table,
 )
 from hnfed.predict.dicom_references import read_headers
+from hnfed.predict.formats import DICOM_FORMATS
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable
 from hnfed.predict.segmenter import Choice, Segmenter, load_segmenter
 from hnfed.screen import Progress, left_out, make_folder, print_findings
@@ -40,7 +40,7 @@ def predict(
         source: a CT, a folder of CTs, or an archive.
         output: folder for the contours.
         choice: of models and organs.
-        formats: names of `hnfed.predict.contours.FORMATS`.
+        formats: names of `hnfed.predict.formats.CONTOUR_FORMATS`.
         force: contour also what looks wrong; the doubt is written beside it.
 
     Returns:

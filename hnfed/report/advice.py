@@ -7,6 +7,9 @@ from typing import Any
 
 from hnfed.report.wording import FILTERS
 
+COLUMNS = ("", "option", "phase", "val Dice", "epochs", "compute", "to site", "from site")
+WIDTHS = (1, 10, 28, 8, 7, 12, 9, 9)
+
 Record = Mapping[str, Any]
 
 
@@ -66,12 +69,6 @@ def table(advice: Sequence[Record], run: str) -> str:
             lines.append(f"test it alone: {command_to_test(entry, run)}")
         lines.append("")
     return "\n".join(lines[:-1])
-
-
-COLUMNS = ("", "option", "phase", "val Dice", "epochs", "compute", "to site", "from site")
-
-
-WIDTHS = (1, 10, 28, 8, 7, 12, 9, 9)
 
 
 def _cells(option: Record, *, chosen: bool) -> tuple[str, ...]:

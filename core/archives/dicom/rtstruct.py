@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataelem import RawDataElement
 
-from core.archives.dicom import contour_raster as raster
+from core.archives.dicom import contour_raster
 from core.data.geometry import Geometry
 from core.errors import CaseError
 from core.processes import leave_if_told
@@ -137,7 +137,9 @@ def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool
             "export the structure set again, with a number of its own for each structure",
             problem=f"ROI number {roi.number} is also that of {others}: whose contours are whose?",
         )
-    drawn = raster.rasterise([_points(text, path) for text in roi.contours], geometry, xor=roi.xor)
+    drawn = contour_raster.rasterise(
+        [_points(text, path) for text in roi.contours], geometry, xor=roi.xor
+    )
     flat = drawn.points + roi.others
     remarks = (
         (flat, "contours of one or two points, or open, hold no area"),

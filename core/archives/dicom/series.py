@@ -12,7 +12,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from core.archives.case_folders import is_file
-from core.archives.dicom import frames as dicom_frames
+from core.archives.dicom import frames
 from core.archives.dicom.place import TAGS, Place, place_of, turned
 from core.archives.images.plain_path import plain
 from core.data.geometry import Geometry, require_possible
@@ -46,7 +46,7 @@ def read_series(files: Sequence[Path]) -> tuple[npt.NDArray[Any], Geometry]:
             ``E_IMAGE_VALUES``. Each with positions in mm along the normal.
     """
     if len(files) == 1:
-        planes, places = dicom_frames.read_frames(files[0])
+        planes, places = frames.read_frames(files[0])
     else:
         planes, places = _read_slices(files)
     if len(places) < 2:

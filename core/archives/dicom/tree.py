@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.archives.dicom import rtstruct
-from core.archives.dicom import segmentation as dicomseg_read
+from core.archives.dicom import rtstruct, segmentation
 from core.archives.dicom.header import candidates, read_header
 from core.archives.dicom.rtstruct import StructureSet
 from core.archives.dicom.segmentation import Segmentation
@@ -113,7 +112,7 @@ def read_tree(root: Path) -> Tree:
             continue
         kind = header["Modality"]
         if kind in ("RTSTRUCT", "SEG"):
-            read = rtstruct.read_structure_set if kind == "RTSTRUCT" else dicomseg_read.read
+            read = rtstruct.read_structure_set if kind == "RTSTRUCT" else segmentation.read
             try:
                 tree.sets[path] = read(path)
             except CaseError as error:

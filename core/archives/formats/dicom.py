@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.case_folders import CaseFolder
-from core.archives.dicom import rtstruct
-from core.archives.dicom import segmentation as dicomseg_read
+from core.archives.dicom import rtstruct, segmentation
 from core.archives.dicom.match import drawn_on, why_alone
 from core.archives.dicom.rtstruct import StructureSet
 from core.archives.dicom.segmentation import Segmentation
@@ -145,8 +144,8 @@ def read_mask(
         geometry: the CT's grid.
         name: of the structure.
     """
-    if dicomseg_read.is_segmentation(path):
-        return dicomseg_read.draw(path, name, geometry), ""
+    if segmentation.is_segmentation(path):
+        return segmentation.draw(path, name, geometry), ""
     return rtstruct.draw(path, name, geometry)
 
 

@@ -17,8 +17,9 @@ from core.data.grid import reoriented
 from core.errors import CaseError
 from core.organs.vocabulary import vocabulary
 from hnfed.evaluate.predictions import find_predictions, read_prediction
-from hnfed.predict.contours import FORMATS, Contours, write_contours, write_label_table
+from hnfed.predict.contours import Contours, write_contours, write_label_table
 from hnfed.predict.dicom_references import read_headers
+from hnfed.predict.formats import CONTOUR_FORMATS
 
 GRID = Geometry((8, 30, 24), (3.0, 1.0, 1.5), (-20.0, -10.0, 5.0))
 ORGANS = ("Brainstem", "Parotid_L")
@@ -58,7 +59,7 @@ def require_equal(folder: Path, volume: Volume) -> None:
         np.testing.assert_array_equal(masks[organ], volume.masks[organ])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CONTOUR_FORMATS)
 def test_what_predict_writes_can_be_scored(case: Any, tmp_path: Path, format: str) -> None:
     volume, headers = case
     drawn = Contours("p", labels_of(volume), ORGANS, volume.geometry, headers=headers)
