@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import row, save, show
+from benchmarks.measure import AtMost, row, save, show
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.rtstruct import draw
 from core.archives.images.volume import read_on_grid
 from core.data.geometry import Geometry
 from core.errors import UserError
-from core.metrics.scores import dice, hd95_mm
-from core.metrics.surfaces import border, distances_mm, foreground
+from core.metrics.scores import Outline, score_organ
+from core.metrics.surfaces import border, foreground
 
 Mask = npt.NDArray[np.bool_]
 TOLERANCE_MM = 1.0  # of the surface Dice
@@ -53,14 +53,14 @@ def measured(ours: Mask, truth: Mask, geometry: Geometry) -> dict[str, float]:
         truth: (Z, Y, X), not empty.
         geometry: the CT's grid.
     """
-    farthest = hd95_mm(ours, truth, geometry.spacing_mm)
-    change = abs(float(ours.sum()) / float(truth.sum()) - 1)
-    if farthest is None:
-        return dict(zip(MEASURES, (0.0, 0.0, np.inf, np.inf, change), strict=True))
-    edges = border(ours, foreground(ours)), border(truth, foreground(truth))
-    away = np.concatenate(distances_mm(*edges, truth.shape, geometry.spacing_mm))
+    found = foreground(ours)
+    drawn = Outline(found, border(ours, found))
+    score, directed = score_organ("", "", drawn, truth, geometry.spacing_mm, np.inf)
+    away = np.full(1, np.inf) if directed is None else np.concatenate(directed)
     near = float((away <= TOLERANCE_MM).mean())
-    values = dice(ours, truth), near, farthest, float(away.mean()), change
+    farthest = np.inf if score.hd95_mm is None else score.hd95_mm
+    change = abs(score.predicted_ml / score.volume_ml - 1)
+    values = score.dice, near, farthest, float(away.mean()), change
     return dict(zip(MEASURES, values, strict=True))
 
 
@@ -79,8 +79,9 @@ def compare(folder: Path) -> list[dict[str, Any]]:
         path = folder / told["groundtruth_dir"] / f"{name}.nii.gz"
         values = measured(ours, read_on_grid(path, geometry) > 0, geometry)
         for measure, limit in (LIMITS | LIMITS_OF.get(name, {})).items():
-            value, most = values[measure], measure not in AT_LEAST
-            rows.append(row(f"{name}: {measure}", value, "", left_out, value, limit, at_most=most))
+            value = values[measure]
+            bound = limit if measure in AT_LEAST else AtMost(limit)
+            rows.append(row(f"{name}: {measure}", value, "", left_out, value, bound))
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch.nn import functional
 
 from core.archives.case_writer import write_entry
 from core.archives.images.volume import Volume
+from core.data.cache import Recipe
 from core.data.cached_case import Entry, open_entry
 from core.data.dataset import load_label, scale_image
 from core.data.geometry import Geometry
 from core.models.stages import unique_state
 from core.plan.schema import Augment, Loss, Model, Phase, Plan, Preprocess, Train
-from core.training.engine import train
+from core.training.engine import Epochs, train
+from core.training.losses import LossWeights
 from core.wire.messages import Order
 from core.wire.partition import apply_freeze, frozen_in, load_state, network, parts_of, start_state
 from simulations.phantom.cases import SIGNATURES
@@ -70,7 +72,7 @@ def patients(folder: Path, count: int, crop: Sequence[int], first: int = 0) -> l
         volume = Volume(f"{index}", case.image, grid, masks)
         key = f"{index}-{'x'.join(map(str, crop))}"
         (folder / "entries").mkdir(exist_ok=True)
-        write_entry(folder / "entries" / key, volume, [], ORGANS, settings, [], "")
+        write_entry(folder / "entries" / key, volume, [], Recipe(ORGANS, settings), [], "")
         line = {"key": key, "case": f"{index}", "split": "train"}
         found.append(open_entry(folder, line, ORGANS))
     return found
@@ -114,19 +116,8 @@ def reply_of(
     before = dict(sent or start_state(plan, phase, None))
     load_state(model, before)
     apply_freeze(model, frozen_in(model, plan, phase, 1))
-    epochs = phase.local_epochs
-    train(
-        model,
-        entries,
-        phase.organs,
-        plan,
-        device="cpu",
-        epochs=epochs,
-        first_epoch=0,
-        total_epochs=epochs,
-        seed=1,
-        class_weights=class_weights,
-    )
+    epochs = Epochs(0, phase.local_epochs, 1, LossWeights(class_weights))
+    train(model, entries, plan, replace(phase, rounds=1), "cpu", epochs)
     shared = parts_of(model, plan, phase).shared
     after = {n: v.detach().clone() for n, v in unique_state(model).items() if n in shared}
     labels = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in entries])

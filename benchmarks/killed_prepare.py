@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from benchmarks.measure import row, save, show
+from benchmarks.measure import AtMost, row, save, show
 from core.archives.case_writer import complete
-from simulations.phantom.cases import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
 PLAN = ("smoke", "preprocess={spacing_mm: [8.0, 6.0, 6.0], crop: [32, 32, 48]}")
 WAIT_SECONDS, LEAVE_SECONDS = 120.0, 20.0
@@ -74,7 +74,7 @@ class Tally:
 
 def write_example(folder: Path, cases: int) -> Path:
     """Writes a phantom archive and its site file; returns the site file."""
-    write_site(folder / "archive", SIGNATURES["miccai"], cases, 3, (8.0, 6.0, 6.0))
+    write_site(folder / "archive", Cohort(SIGNATURES["miccai"], cases, 3, (8.0, 6.0, 6.0)))
     site = folder / "site.yaml"
     lines = ["name: miccai", *(f"{k}: {folder / k}" for k in ("cache", "state"))]
     site.write_text("\n".join([*lines, f"root: {folder / 'archive'}"]) + "\n")
@@ -179,7 +179,7 @@ def main() -> int:
     print(f"broken {tally.broken}, rebuilt {tally.rebuilt}, locked {tally.locked}, ", end="")
     print(f"orphans {tally.orphans}; left to build {missing}, built {new}, then {again[1]}")
     what = f"{options.kills} kills, {options.jobs} processes"
-    rows = [row("prepare killed: faults", faults, "", what, faults, 0, at_most=True)]
+    rows = [row("prepare killed: faults", faults, "", what, faults, AtMost(0))]
     show(rows)
     if options.json:
         save(options.json, rows)

@@ -18,7 +18,7 @@ from monai.losses.dice import GeneralizedDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from torch import nn
 
-from benchmarks.measure import row, save, seconds, show
+from benchmarks.measure import AtMost, row, save, seconds, show
 from core.plan.schema import Loss
 from core.training.losses import segmentation_loss
 
@@ -96,8 +96,7 @@ def rows(crop: Sequence[int] = CROP, repeats: int = 3) -> list[dict[str, Any]]:
             "MB",
             against,
             memory["ours"] / memory["monai"],
-            LEANER,
-            at_most=True,
+            AtMost(LEANER),
         ),
         row(f"loss {at} value, relative difference", relative, "", against),
         row(f"loss {at} gradient, difference / max", off, "", against),

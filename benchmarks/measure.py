@@ -33,6 +33,10 @@ def seconds(
     return best
 
 
+class AtMost(float):
+    """A target that is not to be exceeded."""
+
+
 def row(
     name: str,
     value: float,
@@ -40,13 +44,11 @@ def row(
     against: str = "",
     ratio: float | None = None,
     target: float | None = None,
-    *,
-    at_most: bool = False,
 ) -> dict[str, Any]:
-    """Returns one row; `met` says whether `ratio` is at least (`at_most`: at most) `target`."""
+    """Returns one row; `met` says whether `ratio` is at least (`AtMost`: at most) `target`."""
     met = None
     if ratio is not None and target is not None:
-        met = ratio <= target if at_most else ratio >= target
+        met = ratio <= target if isinstance(target, AtMost) else ratio >= target
     return dict(zip(KEYS, (name, value, unit, against, ratio, target, met), strict=True))
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measure import row, save, show
+from benchmarks.measure import AtMost, row, save, show
 
 SECONDS, MEGABYTES, HANG_SECONDS = 2.0, 1000.0, 30.0
 
@@ -133,7 +133,7 @@ def main() -> int:
         print(f"{kind:<16} " + "  ".join(f"{k} {n}" for k, n in sorted(counts.items())))
     print(f"slowest {slowest:.2f} s, largest {largest:.0f} MB, {time.monotonic() - start:.0f} s")
     what = f"{options.count} damaged files"
-    rows = [row("mutations: broken promises", len(bad), "", what, len(bad), 0, at_most=True)]
+    rows = [row("mutations: broken promises", len(bad), "", what, len(bad), AtMost(0))]
     show(rows)
     if options.json:
         save(options.json, rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.dicom_example import write_series
+from benchmarks.dicom_example import Series
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import read_structure_set
 from core.archives.formats import dicom
@@ -41,7 +41,7 @@ def draw(run: Path, archive: Path, case: str, phase: str, out: Path) -> None:
     volume, _ = read_case(found, ref, tuple(VOLUME_ML))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        write_series(place / "ct" / "phantom", volume.image.astype(np.int16), volume.geometry)
+        Series(volume.image.astype(np.int16), volume.geometry).write(place / "ct" / "phantom")
         told = ["--model", str(run), "--phase", phase, "--format", "rtstruct"]
         command = [sys.executable, "-P", "-m", "hnfed.cli.main", "predict"]
         where = ["-i", str(place / "ct"), "-o", str(place / "out")]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.dicom_example import write_series
-from benchmarks.measure import row, save, show
+from benchmarks.dicom_example import Series
+from benchmarks.measure import AtMost, row, save, show
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import draw
 from core.archives.formats import dicom
@@ -141,7 +141,7 @@ def compare(archive_root: Path, cases: int, programs: Mapping[str, Path]) -> lis
             place = Path(folder)
             image = _square(np.clip(volume.image, -1024, 3071).astype(np.int16), -1024)
             square = replace(volume.geometry, size=image.shape)
-            write_series(place / "ct", image, square)
+            Series(image, square).write(place / "ct")
             files = sorted((place / "ct").iterdir())
             _, geometry = dicom.read_ct(tuple(files))
             drawn = [
@@ -168,10 +168,11 @@ def compare(archive_root: Path, cases: int, programs: Mapping[str, Path]) -> lis
         most, least, why = LIMITS.get(reader, (VOLUME_SHARE, LEAST_DICE, ""))
         exact = sum(v[2] == 1.0 for v in values)
         against = f"{exact} of {len(values)} organs exact; worst {worst[3]}"
-        rows.append(row(f"{reader}: largest volume change", worst[1], "", against, abs(worst[1]),
-                        most, at_most=True))  # fmt: skip
-        rows.append(row(f"{reader}: lowest Dice", lowest[2], "", why or lowest[3], lowest[2],
-                        least))  # fmt: skip
+        change, least_dice = abs(worst[1]), lowest[2]
+        rows += [
+            row(f"{reader}: largest volume change", worst[1], "", against, change, AtMost(most)),
+            row(f"{reader}: lowest Dice", least_dice, "", why or lowest[3], least_dice, least),
+        ]
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import row, save, seconds, show
+from benchmarks.measure import AtMost, row, save, seconds, show
 from core.metrics.scores import OrganSum
 from core.plan.schema import Federation, Model, Phase, Plan
 from core.secure.hello import Hello
@@ -107,12 +107,12 @@ def rows(name: str, sites: int, folder: Path, repeats: int = 3) -> list[dict[str
     told, bound = sum(map(len, peers)), cpu["ours"] / LONGEST_S
     ratio, error = most / len(parcel), off / 1e-6
     return [
-        row(f"{about} cpu", cpu["ours"], "s", "0.3 s", bound, 1.0, at_most=True),
+        row(f"{about} cpu", cpu["ours"], "s", "0.3 s", bound, AtMost(1.0)),
         row(f"{about} wall", wall["ours"], "s", "0.3 s", wall["ours"] / LONGEST_S),
         row(f"{about} plain parcel cpu", cpu["plain"], "s"),
-        row(f"{about} bytes", most, "B", "fp32 weights", ratio, MOST_BYTES, at_most=True),
+        row(f"{about} bytes", most, "B", "fp32 weights", ratio, AtMost(MOST_BYTES)),
         row(f"{about} order", told, "B", "fp32 weights", told / len(parcel)),
-        row(f"{about} error", off, "", "mean in float64", error, 1.0, at_most=True),
+        row(f"{about} error", off, "", "mean in float64", error, AtMost(1.0)),
     ]
 
 

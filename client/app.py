@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client import tasks
+from client.local_epochs import Task
 from client.personal_weights import Personal, Stamp, cached_base, keep_base
 from client.prepared import prepared_site
 from core.data.site import Site, simulated_site
@@ -25,7 +26,7 @@ from core.models.stages import unique_state
 from core.plan.load import plan_from_json
 from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError, out_of_memory
-from core.wire.messages import NEED_BASE, OK, Header, Order
+from core.wire.messages import NEED_BASE, Header, Order
 from core.wire.partition import fingerprint, network, parts_of, start_state
 from core.wire.state import packed, unpacked
 
@@ -80,50 +81,48 @@ def query(message: Message, context: Context) -> Message:
 @guarded
 def train(message: Message, context: Context) -> Message:
     """One round of training."""
-    site, plan, order = _unpack(message, context)
-    phase = plan.phase(order.phase)
-    state = _incoming(message, site, plan, order)
+    task = _unpack(message, context)
+    state, phase = _incoming(message, task), task.phase
     if state is None:
-        return _need_base(message, site, order)
+        return _need_base(message, task)
     if phase.share == "none":
-        header, result = tasks.train_personal(site, plan, phase, order, state)
+        header, result = tasks.train_personal(task, state)
         return _message(message, header.to_config(), result.to_metrics(phase.organs))
-    trained, result = tasks.train_shared(site, plan, phase, order, state)
-    header = Header(site.name, order.run, order.phase, order.round, OK)
-    shared = parts_of(network(plan, phase), plan, phase).shared
+    trained, result = tasks.train_shared(task, state)
+    shared = parts_of(network(task.plan, phase), task.plan, phase).shared
+    parcel = packed({n: trained[n] for n in shared})
     metrics = result.to_metrics(phase.organs)
-    return _message(message, header.to_config(), metrics, packed({n: trained[n] for n in shared}))
+    return _message(message, task.header().to_config(), metrics, parcel)
 
 
 @app.evaluate()
 @guarded
 def evaluate(message: Message, context: Context) -> Message:
     """Scores of the last weights on val, or of the chosen best on test."""
-    site, plan, order = _unpack(message, context)
-    phase = plan.phase(order.phase)
-    state = _incoming(message, site, plan, order)
+    task = _unpack(message, context)
+    state = _incoming(message, task)
     if state is None:
-        return _need_base(message, site, order)
-    result = tasks.evaluate(site, plan, phase, order, state)
-    header = Header(site.name, order.run, order.phase, order.round, OK)
-    return _message(message, header.to_config(), result.to_metrics(phase.organs))
+        return _need_base(message, task)
+    metrics = tasks.evaluate(task, state).to_metrics(task.phase.organs)
+    return _message(message, task.header().to_config(), metrics)
 
 
-def _unpack(message: Message, context: Context) -> tuple[Site, Plan, Order]:
+def _unpack(message: Message, context: Context) -> Task:
     order = _order_of(message)
     plan = plan_from_json(str(context.run_config["plan"]))
     if order.fingerprint != fingerprint():
         raise CodeDiffersError
     site = site_of(context)
-    if site.name not in plan.phase(order.phase).sites:
+    phase = plan.phase(order.phase)
+    if site.name not in phase.sites:
         raise NotOursError
-    return site, plan, order
+    return Task(site, plan, phase, order)
 
 
-def _incoming(message: Message, site: Site, plan: Plan, order: Order) -> dict[str, Tensor] | None:
+def _incoming(message: Message, task: Task) -> dict[str, Tensor] | None:
     """Base and shared weights together; None where the base is not here yet (D8)."""
     state: dict[str, Tensor] = {}
-    phase = plan.phase(order.phase)
+    site, plan, phase, order = task.site, task.plan, task.phase, task.order
     if order.base_hash:
         base = cached_base(site.base_folder, order.base_hash)
         if base is None and "base" in message.content:
@@ -150,7 +149,7 @@ def _asked(plan: Plan, phase: Phase, part: str) -> dict[str, Tensor]:
     return {name: state[name] for name in names}
 
 
-def _arrays(message: Message, key: str, asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _arrays(message: Message, key: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a parcel, which are those asked for: no other name, shape or type.
 
     Raises:
@@ -162,18 +161,17 @@ def _arrays(message: Message, key: str, asked: Mapping[str, Tensor]) -> dict[str
     if len(values) != 1:
         raise UserError(key, f"{len(values)} parcels", remedy)
     try:
-        state = unpacked(values[0].data, asked)
+        state = unpacked(values[0].data, expected)
     except ValueError as error:
         raise UserError(key, str(error), remedy) from None
     told = {n: (tuple(t.shape), t.dtype) for n, t in state.items()}
-    if told != {n: (tuple(t.shape), t.dtype) for n, t in asked.items()}:
+    if told != {n: (tuple(t.shape), t.dtype) for n, t in expected.items()}:
         raise UserError(key, f"{len(state)} tensors", remedy, problem="not those of the phase")
     return state
 
 
-def _need_base(message: Message, site: Site, order: Order) -> Message:
-    header = Header(site.name, order.run, order.phase, order.round, NEED_BASE)
-    return _message(message, header.to_config(), {})
+def _need_base(message: Message, task: Task) -> Message:
+    return _message(message, task.header(code=NEED_BASE).to_config(), {})
 
 
 def _message(

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from core.data.cached_case import Entry, annotating
 from core.data.site import Site
 from core.plan.schema import LOSSES, Phase, Plan
-from core.training.engine import TrainResult, train
+from core.training.engine import Epochs, TrainResult, train
 from core.training.loss_weights import organ_weights, term_factors
-from core.training.losses import class_weights
-from core.wire.messages import Order, Result
+from core.training.losses import LossWeights, class_weights
+from core.wire.messages import Header, Order, Result
 from core.wire.partition import apply_freeze, frozen_in, parts_of, seed_of
 
 State = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Task:
+    """An order as a site carries it out: who, of which plan and phase, and what is asked for."""
+
+    site: Site
+    plan: Plan
+    phase: Phase
+    order: Order
+
+    def entries(self, split: str) -> list[Entry]:
+        """The site's prepared cases of the phase."""
+        return self.site.of_phase(self.plan, self.phase, split)
+
+    def header(self, **changes: Any) -> Header:
+        """Of the reply, where all went well."""
+        order = self.order
+        return Header(self.site.name, order.run, order.phase, order.round, **changes)
+
+
 def fit(
-    site: Site,
-    plan: Plan,
-    phase: Phase,
-    order: Order,
+    task: Task,
     model: nn.Module,
     entries: Sequence[Entry],
     factors: Sequence[float],
@@ -34,30 +52,22 @@ def fit(
 
     With `keep_epochs` what the site keeps trains first, alone, and then the rest, alone (FedRep).
     """
+    site, plan, phase, order = task.site, task.plan, task.phase, task.order
+    weights = LossWeights(
+        frequencies(plan, phase, order, entries),
+        organ_weights(plan.weighting, phase.organs, factors),
+        term_factors(plan.weighting, order.round, phase.rounds),
+    )
+    seed = seed_of(plan.seed, phase.name, order.round, site.name)
     epoch = (order.round - 1) * phase.local_epochs
     done: list[TrainResult] = []
     memory: State = {}
-    for frozen, epochs in turns(model, plan, phase, order.round):
+    for frozen, count in turns(model, plan, phase, order.round):
         apply_freeze(model, frozen)
-        result, memory = train(
-            model,
-            entries,
-            phase.organs,
-            plan,
-            device=site.device,
-            epochs=epochs,
-            first_epoch=epoch,
-            total_epochs=phase.rounds * phase.local_epochs,
-            seed=seed_of(plan.seed, phase.name, order.round, site.name),
-            lr=phase.lr,
-            class_weights=frequencies(plan, phase, order, entries),
-            organ_weights=organ_weights(plan.weighting, phase.organs, factors),
-            term_weights=term_factors(plan.weighting, order.round, phase.rounds),
-            optimiser_state=optimiser_state,
-            proximal=pull,
-        )
+        epochs = Epochs(epoch, count, seed, weights, optimiser_state, pull)
+        result, memory = train(model, entries, plan, phase, site.device, epochs)
         done.append(result)
-        epoch += epochs
+        epoch += count
     steps = sum(r.steps for r in done)
     return Result(
         cases=len(entries),

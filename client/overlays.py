@@ -23,6 +23,7 @@ Colour = tuple[int, int, int]
 
 MARGIN_MM = 18.0
 LARGEST_MM = 140.0
+ROWS = 6  # pictures of a case at most
 GREY_HU = (-160.0, 240.0)
 BACKGROUND = "#14171c"
 
@@ -48,42 +49,33 @@ def write_overlays(
     folder: Path,
     entry: Entry,
     labelmap: npt.NDArray[np.uint8],
-    truth: Mapping[str, Bools],
     organs: Sequence[str],
     colours: Mapping[str, Colour],
-    image: npt.NDArray[Any] | None = None,
-    *,
-    rows: int = 6,
 ) -> list[Path]:
     """Writes one picture an organ: the CT with true contours beside the CT with predicted ones.
 
-    The slice is the axial one where the true organ is largest. File names are a running number and
-    the organ, without the case.
+    The slice is the axial one where the true organ is largest, with the network's crop as image. Of
+    more than `ROWS` organs so many are drawn, evenly from the worst Dice to the best. File names
+    are a running number and the organ, without the case.
 
     Args:
         folder: where the pictures go; what lies there is kept.
         entry: the prepared case.
         labelmap: uint8 (Z, Y, X) on the CT's own grid, i + 1 = `organs[i]`.
-        truth: original masks (Z, Y, X) of the annotated organs on the same grid.
-        organs: organs of the phase.
+        organs: organs of the phase; those that the case annotates are drawn.
         colours: red, green, blue (0 to 255) by organ; others are white.
-        image: the CT (Z, Y, X) in HU on its own grid; by default the network's crop stands for it.
-        rows: at most so many organs; where there are more, evenly from the worst Dice to the best.
 
     Returns:
         The files, in the order of `organs`.
     """
     assert labelmap.shape == entry.source.size, (labelmap.shape, entry.source.size)
-    scores = {
-        organ: dice(labelmap == i + 1, truth[organ])
-        for i, organ in enumerate(organs)
-        if organ in truth and truth[organ].any()
-    }
+    truth = entry.truth(organs)
+    scores = {o: dice(labelmap == i + 1, truth[o]) for i, o in enumerate(organs) if o in truth}
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((_number(path) for path in folder.glob("*.png")), default=0)
     paths = []
-    for organ in _chosen(scores, rows):
-        piece = cut(organ, entry, labelmap, truth, organs, image)
+    for organ in _chosen(scores):
+        piece = cut(organ, entry, labelmap, truth, organs)
         path = folder / f"{number:03d}_{organ_name(organ)}.png"
         missed = not (labelmap == organs.index(organ) + 1).any()
         _draw(path, piece, organ, scores[organ], missed, colours)
@@ -98,9 +90,15 @@ def cut(
     labelmap: npt.NDArray[np.uint8],
     truth: Mapping[str, Bools],
     organs: Sequence[str],
-    image: npt.NDArray[Any] | None,
 ) -> Slice:
-    """Cuts the slice of one organ out of a case; arguments as for `write_overlays`.
+    """Cuts the slice of one organ out of a case.
+
+    Args:
+        organ: which.
+        entry: the prepared case.
+        labelmap: as of `write_overlays`.
+        truth: original masks (Z, Y, X) of the annotated organs on the same grid.
+        organs: organs of the phase.
 
     Returns:
         A square round the true organ with `MARGIN_MM` at the longer sides, at most `LARGEST_MM`
@@ -122,13 +120,8 @@ def cut(
     )
     label = _turned(labelmap, order, flips)[window]
     others = {name: _turned(array, order, flips)[window] for name, array in truth.items()}
-    if image is None:
-        grey = _from_crop(entry, order, flips, window)
-    else:
-        assert image.shape == entry.source.size, (image.shape, entry.source.size)
-        grey = _turned(image, order, flips)[window].astype(np.float32)
     return Slice(
-        image=grey,
+        image=_from_crop(entry, order, flips, window),
         truth={name: others[name] for name in organs if name in others and others[name].any()},
         prediction={n: label == i + 1 for i, n in enumerate(organs) if (label == i + 1).any()},
         pixel_mm=(spacing[1], spacing[2]),
@@ -141,11 +134,11 @@ def _number(path: Path) -> int:
     return int(found.group()) if found else 0
 
 
-def _chosen(scores: Mapping[str, float], rows: int) -> list[str]:
-    """At most `rows` organs, evenly from the worst to the best score, in the given order."""
+def _chosen(scores: Mapping[str, float]) -> list[str]:
+    """At most `ROWS` organs, evenly from the worst to the best score, in the given order."""
     ranked = sorted(scores, key=lambda organ: scores[organ])
-    if len(ranked) > rows:
-        ranked = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, rows)]
+    if len(ranked) > ROWS:
+        ranked = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, ROWS)]
     return [organ for organ in scores if organ in ranked]
 
 

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from client.local_epochs import Task
 from client.overlays import write_overlays
 from core.data.cached_case import Entry
 from core.data.site import Site
 from core.files import private_folder, replace_csv
 from core.metrics.scores import CaseScore
 from core.organs.vocabulary import vocabulary
-from core.plan.schema import Phase, Plan
+from core.plan.schema import Phase
 from core.training.engine import validate
 
 
-def score(
-    site: Site, plan: Plan, phase: Phase, model: nn.Module, split: str, *, draw: bool = False
-) -> list[CaseScore]:
+def score(task: Task, model: nn.Module, split: str, *, draw: bool = False) -> list[CaseScore]:
     """Scores of a split on each CT's own grid; draws the first cases where the site allows it."""
-    entries = site.of_phase(plan, phase, split)
-    drawn: list[Any] = []
+    site, plan, phase = task.site, task.plan, task.phase
+    drawn: list[str] = []
     colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
 
     def on_case(entry: Entry, labelmap: npt.NDArray[np.uint8]) -> None:
         if draw and len(drawn) < site.overlays:
             drawn.append(entry.case)
-            write_overlays(
-                site.phase_folder(phase.name) / "overlays",
-                entry,
-                labelmap,
-                entry.truth(phase.organs),
-                phase.organs,
-                colours,
-            )
+            folder = site.phase_folder(phase.name) / "overlays"
+            write_overlays(folder, entry, labelmap, phase.organs, colours)
 
-    return validate(
-        model,
-        entries,
-        phase.organs,
-        plan,
-        site.device,
-        average_mirrored=phase.average_mirrored,
-        on_case=on_case,
-    )
+    return validate(model, task.entries(split), plan, phase, site.device, on_case)
 
 
 def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:

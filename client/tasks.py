@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from client.local_epochs import fit
+from client.local_epochs import Task, fit
 from client.personal_weights import Kept, Personal, Stamp, mean_dice
 from client.scoring import score, write_cases
 from core.data.cached_case import Entry, annotating
@@ -20,13 +20,8 @@ from core.models.stages import head_rows, unique_state
 from core.plan.schema import Phase, Plan, crop_words
 from core.provenance import versions
 from core.training.loss_weights import organ_factors
-from core.wire.messages import Description, Header, Order, Result, withhold
-from core.wire.partition import (
-    load_state,
-    network,
-    parts_of,
-    weights_meta,
-)
+from core.wire.messages import Description, Header, Result, withhold
+from core.wire.partition import load_state, network, parts_of, weights_meta
 from core.wire.state import length, shortened
 
 State = dict[str, Tensor]
@@ -82,9 +77,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
     )
 
 
-def train_shared(
-    site: Site, plan: Plan, phase: Phase, order: Order, state: State
-) -> tuple[State, Result]:
+def train_shared(task: Task, state: State) -> tuple[State, Result]:
     """One round of a shared phase: scores the incoming weights on val, then trains (D4).
 
     What the phase keeps here joins the incoming weights, and is stored by round (D7). With `ditto`
@@ -92,29 +85,27 @@ def train_shared(
     trained on the same cases and pulled towards the weights that came in.
 
     Args:
-        site: who.
-        plan: what the federation agreed on.
-        phase: of the order.
-        order: which round.
+        task: which round.
         state: all weights that came in (base and shared).
 
     Returns:
         The trained weights and the numbers for the server.
     """
     started = time.perf_counter()
+    plan, phase, order = task.plan, task.phase, task.order
     parts = parts_of(network(plan, phase), plan, phase)
-    personal, kept = opened(site, plan, phase, order)
+    personal, kept = opened(task)
     model = own = loaded(plan, phase, state | kept.state)
-    scores = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
-    entries = site.of_phase(plan, phase, "train")
+    scores = organ_sums(score(task, model, "val"), phase.organs)
+    entries = task.entries("train")
     incoming = {n: state[n] for n in parts.shared}
     strategy, factors = plan.federation.strategy, order.organ_factors
     pull = (strategy.proximal_mu, incoming) if strategy.name == "fedprox" else None
     if phase.ditto is not None:
         model = loaded(plan, phase, state)
         beside = (phase.ditto, incoming)
-        fit(site, plan, phase, order, own, entries, factors, pull=beside)
-    result, _ = fit(site, plan, phase, order, model, entries, factors, pull=pull)
+        fit(task, own, entries, factors, pull=beside)
+    result, _ = fit(task, model, entries, factors, pull=pull)
     if parts.personal:
         now = unique_state(own)
         mine = Kept({n: now[n].detach().cpu().clone() for n in parts.personal}, {}, 0, -1.0)
@@ -156,29 +147,23 @@ def clipped(trained: State, incoming: State, norm: float) -> State:
     return trained | shortened(after, incoming, norm / long) if long > norm else trained
 
 
-def train_personal(
-    site: Site, plan: Plan, phase: Phase, order: Order, state: State
-) -> tuple[Header, Result]:
+def train_personal(task: Task, state: State) -> tuple[Header, Result]:
     """One personal round: trains, validates the outgoing weights, selects, keeps (D4, D7).
 
     Args:
-        site: who.
-        plan: what the federation agreed on.
-        phase: of the order.
-        order: which round.
+        task: which round.
         state: the start weights of the phase.
     """
     started = time.perf_counter()
-    personal, kept = opened(site, plan, phase, order)
+    plan, phase, order = task.plan, task.phase, task.order
+    personal, kept = opened(task)
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
-    entries = site.of_phase(plan, phase, "train")
+    entries = task.entries("train")
     require_annotated(entries, plan, phase)
     memory, factors = kept.optimiser or None, kept.organ_factors
-    result, optimiser = fit(
-        site, plan, phase, order, model, entries, factors, optimiser_state=memory
-    )
-    sums = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+    result, optimiser = fit(task, model, entries, factors, optimiser_state=memory)
+    sums = organ_sums(score(task, model, "val"), phase.organs)
     dice = {o: c.dice / c.n for o, c in sums.items() if c.n > 0}
     factors = organ_factors(plan.weighting, phase.organs, dice, factors)
     value = mean_dice(sums, phase.organs)
@@ -186,48 +171,34 @@ def train_personal(
     better = value > kept.best_score or value < 0  # without val cases the latest is the best
     best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
     trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
-    acknowledged = {order.base_round, order.best_round}
-    personal.keep(
-        order.round, Kept(trained, optimiser, best_round, best_score, factors), acknowledged
-    )
+    mine = Kept(trained, optimiser, best_round, best_score, factors)
+    personal.keep(order.round, mine, {order.base_round, order.best_round})
     if better:
-        personal.export_best(now, checkpoint_meta(site, plan, phase, order))
+        personal.export_best(now, checkpoint_meta(task))
     waited = (order.round - best_round) * phase.local_epochs
-    published = withhold(sums, plan.federation.min_cell)
-    header = Header(
-        site=site.name,
-        run=order.run,
-        phase=phase.name,
-        round=order.round,
-        stopped=waited >= phase.patience,
-        best_round=best_round,
-    )
-    told = result.cases >= plan.federation.min_cell
-    return header, replace(
-        result,
-        annotated=(),
-        cases=0,
-        steps=0,
-        skipped=0,
-        loss=result.loss if told else (),
+    header = task.header(stopped=waited >= phase.patience, best_round=best_round)
+    enough = result.cases >= plan.federation.min_cell
+    return header, Result(
+        loss=result.loss if enough else (),
         seconds=time.perf_counter() - started,
-        scores={"val": published},
+        scores={"val": withhold(sums, plan.federation.min_cell)},
     )
 
 
-def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> Result:
+def evaluate(task: Task, state: State) -> Result:
     """Scores the weights with what the site keeps: the latest on val, or the best on test."""
     started = time.perf_counter()
+    plan, phase, order = task.plan, task.phase, task.order
     personal = phase.share == "none"
     if personal or phase.keep or phase.ditto is not None:
-        state = own_weights(site, plan, phase, order, state)
+        state = own_weights(task, state)
     model = loaded(plan, phase, state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if order.task != "test" or personal:
-        scores["val"] = organ_sums(score(site, plan, phase, model, "val"), phase.organs)
+        scores["val"] = organ_sums(score(task, model, "val"), phase.organs)
     if order.task == "test":
-        cases = score(site, plan, phase, model, "test", draw=True)
-        write_cases(site, phase, cases)
+        cases = score(task, model, "test", draw=True)
+        write_cases(task.site, phase, cases)
         scores["test"] = organ_sums(cases, phase.organs)
     if personal:
         cell = plan.federation.min_cell
@@ -235,9 +206,15 @@ def evaluate(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -
     return Result(seconds=time.perf_counter() - started, scores=scores)
 
 
-def opened(site: Site, plan: Plan, phase: Phase, order: Order) -> tuple[Personal, Kept]:
+def kept_by(task: Task) -> Personal:
+    """What the site keeps of the phase."""
+    stamp = Stamp.of(task.order.run, task.plan, task.phase)
+    return Personal(task.site.phase_folder(task.phase.name), stamp)
+
+
+def opened(task: Task) -> tuple[Personal, Kept]:
     """What the site keeps of a phase, and of it the round that the order builds on."""
-    personal = Personal(site.phase_folder(phase.name), Stamp.of(order.run, plan, phase))
+    personal, order = kept_by(task), task.order
     if order.base_round > 0:
         return personal, personal.load(order.base_round)
     if order.round == 1:
@@ -245,19 +222,18 @@ def opened(site: Site, plan: Plan, phase: Phase, order: Order) -> tuple[Personal
     return personal, Kept({}, {}, 0, -1.0)
 
 
-def own_weights(site: Site, plan: Plan, phase: Phase, order: Order, state: State) -> State:
+def own_weights(task: Task, state: State) -> State:
     """All weights with the site's own of the latest round (``validate``) or of the best.
 
     The best is the round that the server knows as such; its weights become ``best.*`` (again).
     """
-    personal = Personal(site.phase_folder(phase.name), Stamp.of(order.run, plan, phase))
+    personal, order = kept_by(task), task.order
     last = order.task == "validate"
     round_ = order.base_round if last else order.best_round
-    own = personal.load(round_).state if round_ > 0 or phase.share == "none" else {}
+    own = personal.load(round_).state if round_ > 0 or task.phase.share == "none" else {}
     whole = state | own
     if not last and personal.exported_round() != round_:
-        meta = checkpoint_meta(site, plan, phase, order) | {"round": round_}
-        personal.export_best(whole, meta)
+        personal.export_best(whole, checkpoint_meta(task) | {"round": round_})
     return whole
 
 
@@ -298,8 +274,8 @@ def loaded(plan: Plan, phase: Phase, state: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
-def checkpoint_meta(site: Site, plan: Plan, phase: Phase, order: Order) -> dict[str, Any]:
+def checkpoint_meta(task: Task) -> dict[str, Any]:
     """JSON beside a site's own best weights."""
-    splits = {site.name: site.split_hash()}
-    meta = weights_meta(order.run, plan, phase, splits)
+    site, order = task.site, task.order
+    meta = weights_meta(order.run, task.plan, task.phase, {site.name: site.split_hash()})
     return meta | {"round": order.round, "site": site.name, "score": None}

@@ -73,6 +73,10 @@ class CaseError(UserError):
         super().__init__(field, value, remedy, problem=problem)
         self.code = code
 
+    def finding(self, case: str) -> Finding:
+        """What is noted of the case that could not be used."""
+        return Finding(self.code, "error", case, "", str(self).splitlines()[0], self.remedy)
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -13,6 +13,7 @@ from typing import Any
 from core.os_refusals import about
 from core.run_records import require_shallow
 
+LINE = "hnfed| "  # what tells the run's own lines on a screen from Flower's
 JOURNAL = "journal.jsonl"
 
 

@@ -25,6 +25,7 @@ STACK = 3  # marks upon one letter; more paint over the lines around
 _OTHER = re.compile(r"[^\x20-\x7e]")
 _STACKED = re.compile(rf"[^\x00-\x7f]{{{STACK + 1},}}")
 _LINE = re.compile(r"\r\n|\n")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def shown(text: object, limit: int | None = None) -> str:
@@ -43,6 +44,11 @@ def shown(text: object, limit: int | None = None) -> str:
     return safe
 
 
+def uncoloured(text: str) -> str:
+    """Text without a terminal's colours."""
+    return _COLOUR.sub("", text)
+
+
 def shown_lines(text: str) -> list[str]:
     """Text of several lines (source, a log) for a screen; tabs become blanks.
 
@@ -59,6 +65,23 @@ def shown_text(text: object) -> str:
 def shown_table(values: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping whose keys and texts are safe, at any depth; numbers stay numbers."""
     return {shown(key): _safe(value) for key, value in values.items()}
+
+
+def figure(value: float | None, digits: int) -> str:
+    """A number, or a dash for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Columns of equal width: the first `words` to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < words else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def flagged(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import CaseError, Finding, UserError
+from core.errors import Finding, UserError
 from core.os_refusals import in_words
 from core.text import shown, shown_text
 
@@ -33,11 +33,6 @@ def shortened(names: Sequence[str], limit: int = 8) -> str:
     """The first names, and how many there are beside them."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def left_out(error: CaseError, case: str) -> Finding:
-    """The finding of a case that could not be used."""
-    return Finding(error.code, "error", case, "", str(error).splitlines()[0], error.remedy)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

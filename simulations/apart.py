@@ -73,10 +73,10 @@ def _sites(local: Mapping[str, Any]) -> dict[str, Site]:
     return {n: simulated_site(text, i, "") for i, n in enumerate(sorted(local["sites"]))}
 
 
-def by_archive(found: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list[Entry]]]:
+def by_archive(entries_of: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list[Entry]]]:
     """Site -> archive -> entries: the site of the pooled baseline has several archives."""
     result: dict[str, dict[str, list[Entry]]] = {}
-    for site, entries in found.items():
+    for site, entries in entries_of.items():
         for entry in entries:
             label, slash, _ = entry.case.partition("/")
             archive = label if slash and site == POOLED else site
@@ -84,7 +84,7 @@ def by_archive(found: Mapping[str, Sequence[Entry]]) -> dict[str, dict[str, list
     return result
 
 
-def require_apart(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Entry]]]) -> None:
+def require_apart(plan: Plan, entries_of: Mapping[str, Mapping[str, Sequence[Entry]]]) -> None:
     """Requires that no held-out case of a phase is in training for the weights that it tests.
 
     Those are the weights of the phase and of the phases that it starts from, so each site alone
@@ -92,12 +92,12 @@ def require_apart(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Entry]]]
 
     Args:
         plan: gives the phases.
-        found: site -> archive -> entries.
+        entries_of: site -> archive -> entries.
 
     Raises:
         UserError: names the sites, how many patients, and some of them.
     """
-    shared = list(dict.fromkeys(_shared(plan, found)))
+    shared = list(dict.fromkeys(_shared(plan, entries_of)))
     if not shared:
         return
     sites = sorted({s.trained_at for s in shared} | {s.held_at for s in shared})
@@ -120,16 +120,18 @@ def _patients(number: int) -> str:
     return f"{number} patients are" if number > 1 else "1 patient is"
 
 
-def _shared(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Entry]]]) -> Iterator[Shared]:
+def _shared(
+    plan: Plan, entries_of: Mapping[str, Mapping[str, Sequence[Entry]]]
+) -> Iterator[Shared]:
     for phase in plan.phases:
         trained: dict[str, dict[str, Entry]] = {}  # digest -> archive -> entry
         for site in _trainers(plan, phase.name):
-            for archive, entries in found.get(site, {}).items():
+            for archive, entries in entries_of.get(site, {}).items():
                 for entry in entries:
                     if entry.split == "train" and entry.image_sha256:
                         trained.setdefault(entry.image_sha256, {})[archive] = entry
         for site in phase.sites:
-            for archive, entries in found.get(site, {}).items():
+            for archive, entries in entries_of.get(site, {}).items():
                 for entry in entries:
                     if entry.split == "train":
                         continue

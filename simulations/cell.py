@@ -106,7 +106,7 @@ def _simulation(config: Config, out: Path) -> dict[str, Any]:
     }
 
 
-def state(cell: Cell, folder: Path, wish: Wanted) -> str:
+def state(cell: Cell, folder: Path, target: Wanted) -> str:
     """What a cell's folder holds: ``new``, ``unfinished`` or ``done``.
 
     Or ``waits``, while that cannot be said because a cell that it needs is not done.
@@ -118,18 +118,18 @@ def state(cell: Cell, folder: Path, wish: Wanted) -> str:
         UserError: the folder holds something else, or a run of another plan.
     """
     if not begun(folder):
-        return "waits" if wish.waits else "new"
+        return "waits" if target.waits else "new"
     record = read_record(folder)
     if record is None:
         raise UserError(f"cell {cell.name}", folder, MOVE, problem=f"it has no {CELL}")
-    if wish.waits:
+    if target.waits:
         return "waits"
     status = read_metrics(folder).get("status")
     done = status == "completed"
     path = folder / "plan.json"
     text = path.read_text(encoding="ascii") if path.is_file() else record["plan"]
-    same_plan = text == wish.plan or (done and _today(text) == wish.plan)
-    if not same_plan or _sites_today(record["simulation"]) != wish.simulation:
+    same_plan = text == target.plan or (done and _today(text) == target.plan)
+    if not same_plan or _sites_today(record["simulation"]) != target.simulation:
         part = "other sites or patients" if same_plan else "another plan"
         raise UserError(f"cell {cell.name}", folder, MOVE, problem=f"it was made with {part}")
     return "done" if done else "unfinished"
@@ -161,14 +161,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(
-    cell: Cell, folder: Path, wish: Wanted, command: Sequence[str], status: str, seconds: float
+    cell: Cell, folder: Path, target: Wanted, command: Sequence[str], status: str, seconds: float
 ) -> None:
     """Writes ``cell.json``: what was run, with which code, for how long.
 
     Args:
         cell: of the study.
         folder: its run folder, made where missing.
-        wish: what its configuration resolved to.
+        target: what its configuration resolved to.
         command: what repeats it.
         status: ``running``, ``completed``, ``failed`` or ``interrupted``.
         seconds: of this start; those of earlier starts are added.
@@ -187,8 +187,8 @@ def write_record(
         "fingerprints": list(dict.fromkeys([*earlier["fingerprints"], fingerprint()])),
         "commit": commit(),
         "command": list(command),
-        "plan": wish.plan,
-        "simulation": wish.simulation,
+        "plan": target.plan,
+        "simulation": target.simulation,
     }
     replace_file(folder / CELL, json.dumps(record, indent=1, allow_nan=False))
 

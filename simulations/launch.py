@@ -21,12 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from core.errors import UserError
 from core.packaging.app_bundle import QUIET, stage_app, write_private
 from core.processes import deaf, leaving
+from core.text import uncoloured
 from simulations import supervise
 
 # Ray: no telemetry, no `uv run` of its own; the loopback address alone, and a secret on each port.
@@ -50,25 +52,38 @@ KEEP_HEAP = {
 FOREIGN = ("RAY_", "FLWR_")
 LOCAL = ("127.0.0.1", "localhost", "::1")  # never through a proxy
 BOILERPLATE = re.compile(r"INFO :$|SIGTERM handler is not set")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SOCKET_PATH_BYTES = 107 - 75  # what Ray's session leaves of a Unix socket's path
 STOPPED_SECONDS = 60
 STOOD = "stopped by a signal, and not let go on for {} s"
 
 
+@dataclass(frozen=True)
+class Clients:
+    """The sites of a launch as processes.
+
+    Attributes:
+        sites: how many.
+        cpus: CPUs that Ray counts for one client; it does not limit threads.
+        gpus: share of a GPU for one client; 0 hides the GPUs.
+        side_by_side: clients that run at the same time; all sites where None.
+        release: ``module:function`` that each reply passes before it leaves its site (see
+            `simulations.released`); "" for none.
+    """
+
+    sites: int
+    cpus: int = 1
+    gpus: float = 0.0
+    side_by_side: int | None = None
+    release: str = ""
+
+
 def run_flower(
     source: Path,
     run_config: Mapping[str, str],
+    clients: Clients,
     *,
-    sites: int,
     work_dir: Path,
     on_line: Callable[[str], None],
-    cpus_per_client: int = 1,
-    gpus_per_client: float = 0.0,
-    side_by_side: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    keep_heap: bool = True,
-    release: str = "",
 ) -> int:
     """Runs one simulation to its end and follows its log.
 
@@ -78,34 +93,27 @@ def run_flower(
     Args:
         source: folder with pyproject.toml and the packages, see `app_dir`.
         run_config: values of ``tool.flwr.app.config``, all strings.
-        sites: number of simulated sites.
+        clients: the simulated sites.
         work_dir: folder that gets the log; made where missing.
         on_line: called with each line of the run's log as it comes, without colours and without
             some of Flower's advice.
-        cpus_per_client: CPUs that Ray counts for one client; it does not limit threads.
-        gpus_per_client: share of a GPU for one client; 0 hides the GPUs.
-        side_by_side: clients that run at the same time; all sites where None.
-        environment: additions to the environment of the apps.
-        keep_heap: let the C allocator keep freed memory (see `KEEP_HEAP`).
-        release: ``module:function`` that each reply passes before it leaves its site (see
-            `simulations.released`); "" for none.
 
     Returns:
         0 only if the ServerApp came to its end, else 1; the reason is on the last line.
     """
-    if sites < 1 or cpus_per_client < 1:
-        value = min(sites, cpus_per_client)
+    if clients.sites < 1 or clients.cpus < 1:
+        value = min(clients.sites, clients.cpus)
         raise UserError("simulation.sites, simulation.cpus_per_site", value, "give at least 1")
-    actors = max(1, min(sites, side_by_side or sites))
-    ray = {"num_cpus": actors * cpus_per_client}
-    if gpus_per_client > 0:
-        ray["num_gpus"] = math.ceil(actors * gpus_per_client)
+    actors = max(1, min(clients.sites, clients.side_by_side or clients.sites))
+    ray = {"num_cpus": actors * clients.cpus}
+    if clients.gpus > 0:
+        ray["num_gpus"] = math.ceil(actors * clients.gpus)
     settings = {
         "values": dict(run_config),
-        "sites": sites,
-        "resources": {"num_cpus": cpus_per_client, "num_gpus": float(gpus_per_client)},
+        "sites": clients.sites,
+        "resources": {"num_cpus": clients.cpus, "num_gpus": float(clients.gpus)},
         "ray": ray,
-        "release": release,
+        "release": clients.release,
     }
     work_dir.mkdir(parents=True, exist_ok=True)
     with leaving(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:
@@ -115,7 +123,7 @@ def run_flower(
             _fill(home, source, settings)
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home)],
-                cwd=home, env=_environment(home, environment or {}, keep_heap),
+                cwd=home, env=_environment(home),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
@@ -166,7 +174,7 @@ def _follow(process: subprocess.Popen[str], on_line: Callable[[str], None], log:
     assert process.stdout is not None
     why = ""
     for raw in itertools.chain(process.stdout, [None]):
-        line = why if raw is None else COLOUR.sub("", raw).rstrip()
+        line = why if raw is None else uncoloured(raw).rstrip()
         if raw is not None and line.startswith(supervise.FAILED_MARK):
             why = line
         elif line:
@@ -212,13 +220,13 @@ def _words(code: int) -> str:
     return f"{ends[code]}; is memory short?" if code in ends else "unexpected"
 
 
-def _environment(home: Path, extra: Mapping[str, str], keep_heap: bool) -> dict[str, str]:
+def _environment(home: Path) -> dict[str, str]:
     ours = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
     scripts = str(Path(sys.executable).parent)
     given = [ours.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     direct = ",".join(dict.fromkeys(filter(None, [*given, *LOCAL])))
     return {
-        **ours, **QUIET, **QUIET_RAY, **(KEEP_HEAP if keep_heap else {}), **extra,
+        **ours, **QUIET, **QUIET_RAY, **KEEP_HEAP,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,

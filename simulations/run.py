@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from core.archives.preparing import chosen
 from core.data.site import Source
 from core.errors import UserError
 from core.files import private_folder
+from core.journal import LINE
 from core.os_refusals import in_words
 from core.plan.load import load as load_config
 from core.plan.load import plan_from_json
@@ -33,8 +34,6 @@ from simulations.baselines import POOLED, with_baseline
 from simulations.foresight import require_runnable
 from simulations.site_words import sizes_of_logs, told_failure
 from simulations.supervise import FAILED_MARK
-
-LINE = "hnfed| "
 
 
 def simulate(
@@ -161,20 +160,13 @@ def _launch(
             return 1
         return 0
     from core.packaging.app_bundle import app_dir
-    from simulations.launch import run_flower
+    from simulations.launch import Clients, run_flower
 
     print("starting Flower and Ray (about 10 s) ...", flush=True)
-    return run_flower(
-        app_dir(),
-        run_config,
-        sites=sites,
-        work_dir=folder / "flower",
-        on_line=_Screen(),
-        cpus_per_client=config.simulation.cpus_per_site,
-        gpus_per_client=_gpus(config.simulation),
-        release=release,
-        side_by_side=max(1, cpus() // config.simulation.cpus_per_site),
-    )
+    each = config.simulation.cpus_per_site
+    clients = Clients(sites, each, _gpus(config.simulation), max(1, cpus() // each), release)
+    work_dir = folder / "flower"
+    return run_flower(app_dir(), run_config, clients, work_dir=work_dir, on_line=_Screen())
 
 
 class _Unmarked(io.TextIOBase):
@@ -242,33 +234,21 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict[str, Any]:
+    """What a client is told of an archive, see `core.data.site.Source`."""
     if site.phantom:
         root = _phantom(name, site, config, cache)
     else:
         root = archive_root(name, site, config.simulation)
-    source = _told(name, site, root)
+    kept = {f.name: getattr(site, f.name) for f in fields(site) if f.name in Source.__annotations__}
+    source = Source(**kept | {"root": str(root.resolve()), "label": name})
     try:
-        chosen(Source(**source), open_archive(root, format=site.format))
+        chosen(source, open_archive(root, format=site.format))
     except UserError as error:
         if error.field not in ("splits", "exclude"):
             raise
         field = f"simulation.sites.{name}.{error.field}"
         raise UserError(field, error.value, error.remedy, problem=error.problem) from None
-    return source
-
-
-def _told(name: str, site: SimulatedSite, root: Path) -> dict[str, Any]:
-    """What a client is told of an archive, see `core.data.site.Source`."""
-    return {
-        "root": str(root.resolve()),
-        "format": site.format,
-        "aliases": site.aliases,
-        "split": dict(site.split),
-        "splits": site.splits,
-        "exclude": site.exclude,
-        "absent": site.absent,
-        "label": name,
-    }
+    return asdict(source)
 
 
 def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path:
@@ -290,7 +270,7 @@ def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path
 
 
 def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Path:
-    from simulations.phantom.cases import SIGNATURES, write_site
+    from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
     if site.phantom not in SIGNATURES:
         raise UserError(
@@ -304,13 +284,6 @@ def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Pat
     ).hexdigest()
     root = cache / "phantom" / f"{name}-{stamp[:12]}"
     print(f"phantom archive of {name}: {site.cases} cases", flush=True)
-    write_site(
-        root,
-        SIGNATURES[site.phantom],
-        site.cases,
-        config.seed,
-        spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        workers=cpus(),
-        site=name,
-    )
+    cohort = Cohort(SIGNATURES[site.phantom], site.cases, config.seed, spacing, site=name)
+    write_site(root, cohort, workers=cpus())
     return root

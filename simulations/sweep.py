@@ -17,6 +17,7 @@ from typing import Any
 from core.archives.parallel import cpus
 from core.errors import UserError
 from core.processes import deaf, leave_if_told
+from core.text import aligned, figure
 from simulations.cell import (
     ROOT,
     Wanted,
@@ -30,7 +31,7 @@ from simulations.cell import (
 )
 from simulations.folds import make_view
 from simulations.study import Cell, Study, read_study
-from simulations.sweep_tables import count_cells, number, print_table, write_tables
+from simulations.sweep_tables import count_cells, write_tables
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -42,7 +43,7 @@ class Child:
     """A cell at work."""
 
     cell: Cell
-    wish: Wanted
+    target: Wanted
     command: list[str]
     process: subprocess.Popen[bytes]
     started: float
@@ -150,7 +151,7 @@ def _list(chosen: Sequence[Cell], wishes: Mapping[str, Wanted], out: Path) -> in
         if found == "waits":
             found = f"waits for {', '.join(cell.needs)}"
         rows.append((cell.name, wish.phases, found))
-    print_table(("cell", "phases: rounds x epochs", "state"), rows)
+    print(aligned([("cell", "phases: rounds x epochs", "state"), *rows], words=3))
     done = sum(found == "done" for _, _, found in rows)
     print(f"{count_cells(len(rows))}, {done} done, in {out}")
     return 0
@@ -190,20 +191,19 @@ def _begin(work: Work, jobs: int, lock: int) -> None:
                 work.waiting.remove(cell)
                 _say(work, cell, "refused", f"refused: {error}")
                 continue
+            work.waiting.remove(cell)
             if found == "done":
-                work.waiting.remove(cell)
                 _say(work, cell, "done before", f"done before: {_scores(work.out, cell, wish)}")
             else:
-                work.waiting.remove(cell)
                 work.running.append(_start(cell, wish, work, found == "unfinished", lock))
 
 
-def _start(cell: Cell, wish: Wanted, work: Work, resume: bool, lock: int) -> Child:
+def _start(cell: Cell, target: Wanted, work: Work, resume: bool, lock: int) -> Child:
     folder = work.out / cell.name
     arguments = ["simulate", work.study.config, *cell.overrides, "--out", str(folder)]
     arguments += ["--resume"] if resume else []
     command = ["hnfed", *arguments]
-    write_record(cell, folder, wish, command, "running", 0.0)
+    write_record(cell, folder, target, command, "running", 0.0)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     log = _log(work.out, cell)
     with log.open("ab") as file:
@@ -213,7 +213,7 @@ def _start(cell: Cell, wish: Wanted, work: Work, resume: bool, lock: int) -> Chi
             env={**os.environ, "PYTHONPATH": paths}, start_new_session=True, pass_fds=(lock,),
         )  # fmt: skip
     print(f"{'resuming' if resume else 'starting'} {cell.name} (log {log})", flush=True)
-    return Child(cell, wish, command, process, time.monotonic())
+    return Child(cell, target, command, process, time.monotonic())
 
 
 def _settle(work: Work, jobs: int) -> None:
@@ -227,7 +227,7 @@ def _settle(work: Work, jobs: int) -> None:
         done = code == 0 and read_metrics(folder).get("status") == "completed"
         _record(child, folder, "completed" if done else "failed")
         if done:
-            text = f"{_scores(work.out, cell, child.wish)}{_time_left(work, cell, jobs)}"
+            text = f"{_scores(work.out, cell, child.target)}{_time_left(work, cell, jobs)}"
             _say(work, cell, "completed", text)
         else:
             ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
@@ -239,7 +239,7 @@ def _settle(work: Work, jobs: int) -> None:
 
 def _record(child: Child, folder: Path, status: str) -> None:
     seconds = time.monotonic() - child.started
-    write_record(child.cell, folder, child.wish, child.command, status, seconds)
+    write_record(child.cell, folder, child.target, child.command, status, seconds)
 
 
 def _log(out: Path, cell: Cell) -> Path:
@@ -257,11 +257,15 @@ def _say(work: Work, cell: Cell, outcome: str, text: str) -> None:
     print(f"cell {len(work.outcome)}/{len(work.chosen)} {cell.name}: {text}", flush=True)
 
 
-def _scores(out: Path, cell: Cell, wish: Wanted) -> str:
-    folder = out / cell.name
-    blocks = [b for b in read_metrics(folder)["phases"] if b["name"] in wish.last]
-    parts = [f"{s} {number(mean_dice(blocks, s), 2)}" for s in ("val", "test")]
-    return ", ".join([*parts, f"{minutes(folder):.1f} min"])
+def _scores(out: Path, cell: Cell, target: Wanted) -> str:
+    val, test = _dice(out / cell.name, target, 2)
+    return f"val {val}, test {test}, {minutes(out / cell.name):.1f} min"
+
+
+def _dice(folder: Path, target: Wanted, digits: int) -> tuple[str, str]:
+    """Mean Dice on val and on test of a cell that is done."""
+    blocks = [b for b in read_metrics(folder)["phases"] if b["name"] in target.last]
+    return figure(mean_dice(blocks, "val"), digits), figure(mean_dice(blocks, "test"), digits)
 
 
 def _time_left(work: Work, cell: Cell, jobs: int) -> str:
@@ -307,13 +311,11 @@ def _summary(work: Work, rows: Sequence[Mapping[str, Any]]) -> int:
     for cell in work.chosen:
         folder = work.out / cell.name
         if work.outcome[cell.name] in GOOD:
-            wish = wanted(cell, work.study.config, work.out)
-            blocks = [b for b in read_metrics(folder)["phases"] if b["name"] in wish.last]
-            val, test = (number(mean_dice(blocks, s), 3) for s in ("val", "test"))
+            val, test = _dice(folder, wanted(cell, work.study.config, work.out), 3)
             lines.append((cell.name, val, test, f"{minutes(folder):.1f}"))
         else:
             lines.append((cell.name, "-", "-", work.outcome[cell.name]))
-    print_table(("cell", "val Dice", "test Dice", "minutes"), lines)
+    print(aligned([("cell", "val Dice", "test Dice", "minutes"), *lines], words=4))
     for outcome in ("failed", "refused", "skipped"):
         names = [n for n, o in work.outcome.items() if o == outcome]
         if names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,6 @@ def write_tables(study: Study, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns as wide as their longest text."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        print("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip())
-
-
 def count_cells(count: int) -> str:
     """``1 cell``, ``2 cells``."""
     return f"{count} cell" if count == 1 else f"{count} cells"
-
-
-def number(value: float | None, digits: int) -> str:
-    """A figure, or a dash for none."""
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -21,15 +21,29 @@ from core.archives.contour_qa import without_errors
 from core.archives.deidentify import words_of
 from core.archives.duplicates import copies_of
 from core.archives.parallel import each
-from core.data.cache import digest_of, index_path, settings_of
+from core.data.cache import Recipe, digest_of, index_path
 from core.data.cached_case import FORMAT, Entry, open_entry
 from core.data.quota import require_room
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, private_folder, replace_file
-from core.plan.schema import Preprocess
 from core.provenance import versions
 
 Progress = Callable[[int, int, bool], None]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where prepared cases go.
+
+    Attributes:
+        root: folder, made where missing; it may serve several sites and plans.
+        site: name of the site, where several share a folder.
+        quota_bytes: of all entries together, of whatever plan; 0 for no limit.
+    """
+
+    root: Path
+    site: str = ""
+    quota_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,16 +65,12 @@ class CacheReport:
 
 def build_cache(
     archive: Archive,
-    refs: Sequence[CaseRef],
-    cache_dir: Path | str,
-    organs: Sequence[str],
-    settings: Preprocess,
-    *,
     splits: Mapping[str, str],
-    site: str = "",
+    cache: Cache,
+    recipe: Recipe,
+    *,
     jobs: int = 1,
     progress: Progress | None = None,
-    quota_bytes: int = 0,
 ) -> CacheReport:
     """Prepares cases that are not in the cache yet, and writes the site's index.
 
@@ -69,15 +79,11 @@ def build_cache(
 
     Args:
         archive: where the cases come from.
-        refs: the cases wanted.
-        cache_dir: folder of the cache, made where missing; it may serve several sites and plans.
-        organs: organs of the plan, the order of the bits.
-        settings: preprocessing.
-        splits: case -> train, val or test, for every case of `refs`.
-        site: name of the site, where several share a folder.
+        splits: case -> train, val or test, for every case that is wanted.
+        cache: where they go.
+        recipe: how they are prepared.
         jobs: processes.
         progress: called with (cases done, cases in all, whether the last one was built now).
-        quota_bytes: of all entries together, of whatever plan; 0 for no limit.
 
     Returns:
         Entries and findings. A case that cannot be used is a finding, and the others go on; an
@@ -87,11 +93,12 @@ def build_cache(
     Raises:
         UserError: no case can be used, the cache cannot be written, or it would outgrow its quota.
     """
-    root = Path(cache_dir)
+    root = cache.root
+    refs = [ref for ref in archive.cases if ref.case in splits]
     for folder in (root, root / "entries", root / "index", root / "locks"):
         _make_folder(folder)
     alone = replace(archive, cases=(), findings=())
-    job = partial(_ensure_entry, alone, root, tuple(organs), settings, quota_bytes)
+    job = partial(_ensure_entry, alone, cache, recipe)
     made: list[_Made | None] = [None] * len(refs)
     for done, (index, result) in enumerate(each(job, refs, jobs), start=1):
         made[index] = result
@@ -109,9 +116,11 @@ def build_cache(
         reused += not one.built
         line = {"case": ref.case, "split": splits[ref.case], "key": one.key}
         findings.extend(stored_findings(root, line))
-        entry = open_entry(root, line, organs)
+        entry = open_entry(root, line, recipe.organs)
         if not entry.annotated:
-            findings.append(_no_organ(ref.case))
+            remedy = "add aliases for the organ names used here, or exclude the case"
+            text = "no organ of the plan is annotated"
+            findings.append(Finding("E_NO_ORGAN", "error", ref.case, "", text, remedy))
             continue
         entries.append(entry)
     copies = copies_of({e.case: e.image_sha256 for e in entries}, splits)
@@ -123,7 +132,7 @@ def build_cache(
         shown = ", ".join(f"{code} x{n}" for code, n in sorted(codes.items()))
         problem = f"none of them can be used: {shown}" if refs else "the archive lists no case"
         raise UserError("cases", len(refs), "see what `hnfed check` says", problem=problem)
-    _write_index(root, site, organs, settings, archive, entries, findings)
+    _write_index(archive, cache, recipe, entries, findings)
     return CacheReport(tuple(entries), tuple(findings), built, reused)
 
 
@@ -136,51 +145,37 @@ class _Made:
     finding: Finding | None = None
 
 
-def _ensure_entry(
-    archive: Archive,
-    root: Path,
-    organs: Sequence[str],
-    settings: Preprocess,
-    quota_bytes: int,
-    ref: CaseRef,
-) -> _Made:
+def _ensure_entry(archive: Archive, cache: Cache, recipe: Recipe, ref: CaseRef) -> _Made:
     """Builds a case's entry where it is missing or damaged."""
     try:
-        source = content_hash(ref, organs)
-        key = digest_of(settings_of(organs, settings), source)
-        folder = root / "entries" / key
+        source = content_hash(ref, recipe.organs)
+        key = digest_of(recipe.as_json(), source)
+        folder = cache.root / "entries" / key
         if complete(folder):
             return _Made(key)
-        with FileLock(root / "locks" / f"{key}.lock"):
+        with FileLock(cache.root / "locks" / f"{key}.lock"):
             if complete(folder):
                 return _Made(key)
-            if quota_bytes:
-                require_room(root, settings, quota_bytes)
-            _build(archive, ref, folder, organs, settings, source)
+            if cache.quota_bytes:
+                require_room(cache.root, recipe.settings, cache.quota_bytes)
+            _build(archive, ref, folder, recipe, source)
     except CaseError as error:
         return _Made(finding=_finding(error, ref.case))
     return _Made(key, built=True)
 
 
-def _build(
-    archive: Archive,
-    ref: CaseRef,
-    folder: Path,
-    organs: Sequence[str],
-    settings: Preprocess,
-    source: str,
-) -> None:
+def _build(archive: Archive, ref: CaseRef, folder: Path, recipe: Recipe, source: str) -> None:
     """Reads a case and writes its entry; called under the entry's lock."""
     # Only the holder of the lock writes under this key: leftovers are of a killed process.
     shutil.rmtree(folder, ignore_errors=True)
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    volume, findings = read_case(archive, ref, organs)
+    volume, findings = read_case(archive, ref, recipe.organs)
     volume, wrong = without_errors(volume)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     notes = [*findings, *wrong]
     try:
-        write_entry(temporary, volume, notes, organs, settings, words_of(archive, ref), source)
+        write_entry(temporary, volume, notes, recipe, words_of(archive, ref), source)
         os.replace(temporary, folder)
         flush_folder(folder.parent)
     except OSError as error:
@@ -195,37 +190,30 @@ def _finding(error: CaseError, case: str) -> Finding:
     return Finding(error.code, "error", case, "", message, error.remedy)
 
 
-def _no_organ(case: str) -> Finding:
-    remedy = "add aliases for the organ names used here, or exclude the case"
-    return Finding("E_NO_ORGAN", "error", case, "", "no organ of the plan is annotated", remedy)
-
-
 def _write_index(
-    root: Path,
-    site: str,
-    organs: Sequence[str],
-    settings: Preprocess,
     archive: Archive,
+    cache: Cache,
+    recipe: Recipe,
     entries: Sequence[Entry],
     findings: Sequence[Finding],
 ) -> None:
     """Writes the list of a site's entries, and above it what the cache was made of."""
-    path = index_path(root, site, organs, settings)
+    path = index_path(cache.root, cache.site, recipe)
     left = Counter(f.code for f in findings if f.severity == "error")
     content = {
         "format": FORMAT,
-        "site": site,
+        "site": cache.site,
         "made_of": {
             "archive": archive.format,
-            **json.loads(settings_of(organs, settings)),
+            **json.loads(recipe.as_json()),
             "cases": {s: sum(e.split == s for e in entries) for s in SPLITS},
-            "annotated": {o: sum(o in e.annotated for e in entries) for o in organs},
+            "annotated": {o: sum(o in e.annotated for e in entries) for o in recipe.organs},
             "left_out": dict(sorted(left.items())),
             "versions": versions(),
         },
         "entries": [{"case": e.case, "split": e.split, "key": e.folder.name} for e in entries],
     }
-    with FileLock(root / "locks" / f"{path.stem}.lock"):
+    with FileLock(cache.root / "locks" / f"{path.stem}.lock"):
         replace_file(path, json.dumps(content, indent=1))
 
 

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from core.archives.deidentify import replaced
 from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
+from core.data.cache import Recipe
 from core.data.cached_case import ARRAYS, FORMAT, read_json
 from core.data.geometry import Geometry
 from core.data.grid import bounding_box, inside_fraction
 from core.data.preprocess import prepare_image, prepare_masks
 from core.errors import Finding
 from core.files import flush_folder, write_flushed
-from core.plan.schema import Preprocess
 from core.provenance import versions
 
 INSIDE_WARNING = 0.99
@@ -32,8 +32,7 @@ def write_entry(
     folder: Path,
     volume: Volume,
     findings: Sequence[Finding],
-    organs: Sequence[str],
-    settings: Preprocess,
+    recipe: Recipe,
     hidden: Collection[str],
     source: str,
 ) -> None:
@@ -43,11 +42,11 @@ def write_entry(
         folder: to make.
         volume: the case.
         findings: of reading it.
-        organs: order of the bits.
-        settings: preprocessing.
+        recipe: how it is prepared.
         hidden: words of the archive (paths, names) that must not stand in the entry.
         source: SHA-256 of the files that it was made of.
     """
+    organs, settings = recipe.organs, recipe.settings
     masks = {organ: mask for organ, mask in volume.masks.items() if organ in organs}
     crop_image, crop = prepare_image(volume.image, volume.geometry, settings)
     bits = prepare_masks(masks, volume.geometry, crop, organs)

@@ -42,7 +42,8 @@ def refuse(image: npt.NDArray[Any], path: Path) -> None:
         code, problem = "E_HU_INVERTED", "air at the border is brighter than the body inside"
         remedy = "export the CT in HU, not inverted (a MONOCHROME1 picture is no CT)"
     elif offset := _offset(sample):
-        code, problem = "E_HU_OFFSET", f"all values lie {abs(offset):.0f} too {_way(offset)}"
+        way = "high" if offset > 0 else "low"
+        code, problem = "E_HU_OFFSET", f"all values lie {abs(offset):.0f} too {way}"
         remedy = "apply the rescale intercept once: air is near -1000, soft tissue near 0"
     elif low >= AIRLESS_HU or high <= TISSUE_HU or max(-low, high) > LARGEST_HU:
         code = "E_IMAGE_HU"
@@ -65,10 +66,6 @@ def thinned(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Every n-th voxel along each axis: at most about `SAMPLES` of them."""
     step = max(1, int(np.ceil((image.size / SAMPLES) ** (1 / 3))))
     return image[::step, ::step, ::step]
-
-
-def _way(offset: float) -> str:
-    return "high" if offset > 0 else "low"
 
 
 def _offset(image: npt.NDArray[Any]) -> float:

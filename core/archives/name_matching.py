@@ -161,7 +161,7 @@ def _answer(
 
 
 def _doubtful(
-    name: str, words: tuple[str, ...], found: tuple[str, ...], vocabulary: Mapping[str, Organ]
+    name: str, words: tuple[str, ...], matches: tuple[str, ...], vocabulary: Mapping[str, Organ]
 ) -> Match:
     if "~" in name:
         return Match(None, "a part of a structure ('~')")
@@ -171,7 +171,7 @@ def _doubtful(
         return Match(None, "both sides in one structure")
     if re.search(r"\d", name) and _margin(name):
         return Match(None, "a number with a sign: a planning margin")
-    return Match(None, "marked by a sign (_ ? +)", found) if found else Match(None, "no organ")
+    return Match(None, "marked by a sign (_ ? +)", matches) if matches else Match(None, "no organ")
 
 
 def _unknown(

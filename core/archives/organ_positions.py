@@ -46,15 +46,8 @@ class Offset:
     cases: int
 
 
-ORDER_SOURCE = (
-    "Gross anatomy in supine patients; extents of the contours by Brouwer et al., Radiotherapy and "
-    "Oncology 117:83-90, 2015. Every one of them that the 63 OpenKBP patients can tell holds there."
-)
-OFFSET_SOURCE = (
-    "OpenKBP planning CT (Babier et al., Medical Physics 48:5549-5561, 2021), measured on clinical "
-    "contours of 63 patients: smallest and largest offset of the centroids."
-)
-
+# Gross anatomy in supine patients; extents of the contours by Brouwer et al., Radiotherapy and
+# Oncology 117:83-90, 2015. Every one of them that the 63 OpenKBP patients can tell holds there.
 ORDERS: tuple[Order, ...] = (
     Order("Brainstem", "Bone_Mandible", Z),
     Order("Brainstem", "Bone_Mandible", Y),
@@ -96,6 +89,8 @@ ORDERS: tuple[Order, ...] = (
     Order("Musc_Constrict_S", "Bone_Mandible", Y),
 )
 
+# OpenKBP planning CT (Babier et al., Medical Physics 48:5549-5561, 2021), measured on clinical
+# contours of 63 patients: smallest and largest offset of the centroids.
 OFFSETS: tuple[Offset, ...] = (
     Offset("Parotid_L", "Brainstem", (48, 67), (-37, -11), (-62, -19), 58),
     Offset("Parotid_R", "Brainstem", (-69, -46), (-40, -10), (-57, -22), 59),

@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
 from core.archives.archive import Archive, open_archive
-from core.archives.cache_build import Progress, build_cache
+from core.archives.cache_build import Cache, Progress, build_cache
 from core.archives.caselist import read_rows
 from core.archives.splits import assign_splits, split_hash, unassigned
+from core.data.cache import Recipe
 from core.data.cached_case import Entry
 from core.data.site import COUNT, FINDINGS, SPLIT, Site, Source
 from core.errors import Finding, UserError
@@ -58,7 +59,7 @@ def prepare(site: Site, plan: Plan, *, jobs: int = 1, progress: Progress | None 
     """
     findings: list[Finding] = []
     split: dict[str, str] = {}
-    opened: list[tuple[Source, Archive, Archive, dict[str, str]]] = []
+    opened: list[tuple[Source, Archive, dict[str, str]]] = []
     for source in site.sources:
         own_words = vocabulary_at_site(plan.organs, source.aliases)
         vocab = vocabulary(plan.organs) if site.simulated else own_words
@@ -73,21 +74,12 @@ def prepare(site: Site, plan: Plan, *, jobs: int = 1, progress: Progress | None 
         splits = assign_splits(own, source.split, explicit)
         split |= {f"{source.label}/{case}": part for case, part in splits.items()}
         findings += _named(site, source, own.findings, unassigned(own, splits))
-        opened.append((source, archive, own, splits))
+        opened.append((source, own, splits))
     digest = split_hash(split, site.secret)
-    for source, archive, own, splits in opened:
-        report = build_cache(
-            archive,
-            [r for r in own.cases if r.case in splits],
-            site.cache,
-            plan.organ_names,
-            plan.preprocess,
-            splits=splits,
-            site=site.index_of(source, digest),
-            jobs=jobs,
-            progress=progress,
-            quota_bytes=site.cache_bytes,
-        )
+    recipe = Recipe(plan.organ_names, plan.preprocess)
+    for source, own, splits in opened:
+        cache = Cache(site.cache, site.index_of(source, digest), site.cache_bytes)
+        report = build_cache(own, splits, cache, recipe, jobs=jobs, progress=progress)
         findings += _named(site, source, report.findings)
     return Prepared(digest, tuple(site.entries(plan, digest)), tuple(findings))
 

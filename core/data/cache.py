@@ -15,11 +15,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.data.cached_case import FORMAT, Entry, open_entry, read_json
 from core.errors import UserError
 from core.plan.schema import Preprocess
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How cases are prepared: organs in the order of their bits, and the plan's preprocessing."""
+
+    organs: Sequence[str]
+    settings: Preprocess
+
+    def as_json(self) -> str:
+        """All that decides how a case is prepared."""
+        fields = {
+            "format": FORMAT,
+            "organs": list(self.organs),
+            "spacing_mm": [float(v) for v in self.settings.spacing_mm],
+            "crop": [int(v) for v in self.settings.crop],
+            "window_hu": [float(v) for v in self.settings.window_hu],
+        }
+        return json.dumps(fields, sort_keys=True)
 
 
 def open_cache(
@@ -40,7 +60,7 @@ def open_cache(
         UserError: these settings have not been prepared here, or the cache is damaged.
     """
     root = Path(cache_dir)
-    path = index_path(root, site, organs, settings)
+    path = index_path(root, site, Recipe(organs, settings))
     remedy = (
         "prepare the archive for this plan: hnfed prepare SITE.yaml CONFIG "
         "(a simulation does so by itself, also on --resume)"
@@ -55,23 +75,11 @@ def open_cache(
         raise UserError("cache", root, remedy, problem=f"damaged ({error})") from error
 
 
-def settings_of(organs: Sequence[str], settings: Preprocess) -> str:
-    """What decides how a case is prepared, as JSON."""
-    fields = {
-        "format": FORMAT,
-        "organs": list(organs),
-        "spacing_mm": [float(v) for v in settings.spacing_mm],
-        "crop": [int(v) for v in settings.crop],
-        "window_hu": [float(v) for v in settings.window_hu],
-    }
-    return json.dumps(fields, sort_keys=True)
-
-
 def digest_of(*parts: str) -> str:
     """SHA-256 of texts, as the names of entries and indexes have it."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def index_path(root: Path, site: str, organs: Sequence[str], settings: Preprocess) -> Path:
-    """Where the list of a site's entries stands; arguments as of `open_cache`."""
-    return root / "index" / f"{digest_of(settings_of(organs, settings), site)}.json"
+def index_path(root: Path, site: str, recipe: Recipe) -> Path:
+    """Where the list of a site's entries stands."""
+    return root / "index" / f"{digest_of(recipe.as_json(), site)}.json"

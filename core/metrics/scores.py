@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from core.metrics.surfaces import Indices, border, distances_mm, foreground
+from core.metrics.surfaces import Floats, Indices, border, distances_mm, foreground
 
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
@@ -141,21 +141,46 @@ def dice(pred: Mask, truth: Mask) -> float:
     return 2 * both / (int(np.count_nonzero(pred)) + int(np.count_nonzero(truth)))
 
 
-def hd95_mm(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> float | None:
-    """Returns the 95 % Hausdorff distance in mm as defined above; None for an empty prediction.
+class Outline(NamedTuple):
+    """A predicted organ: flat indices of its voxels, and of those at its border."""
+
+    voxels: Indices
+    border: Indices
+
+
+def score_organ(
+    case: str,
+    organ: str,
+    predicted: Outline,
+    truth: Mask,
+    spacing_mm: Sequence[float],
+    penalty_mm: float,
+) -> tuple[CaseScore, tuple[Floats, Floats] | None]:
+    """Scores one organ.
 
     Args:
-        pred: (Z, Y, X) bool.
-        truth: (Z, Y, X) bool, not empty.
+        case: case id, kept in the score.
+        organ: kept in the score.
+        predicted: on the grid of `truth`.
+        truth: (Z, Y, X) bool, not empty (an empty truth is no case, D18).
         spacing_mm: (z, y, x).
+        penalty_mm: what a miss costs.
+
+    Returns:
+        The score, and the distances in mm of each border's voxels to the other border; None for an
+        empty prediction.
     """
-    assert pred.shape == truth.shape, (pred.shape, truth.shape)
-    assert truth.any(), "empty truth"
-    found = foreground(pred)
+    inside, found, voxel_ml = foreground(truth), predicted.voxels, math.prod(spacing_mm) / 1000
+    assert inside.size, f"{case}: empty truth of {organ}"
+    volume_ml, predicted_ml = inside.size * voxel_ml, found.size * voxel_ml
     if not found.size:
-        return None
-    here, there = border(pred, found), border(truth, foreground(truth))
-    return _hausdorff_mm(here, there, truth.shape, spacing_mm)
+        return CaseScore(case, organ, 0.0, None, penalty_mm, volume_ml, 0.0), None
+    both = int(np.count_nonzero(truth.reshape(-1)[found]))
+    overlap = 2 * both / (found.size + inside.size)
+    away = distances_mm(predicted.border, border(truth, inside), truth.shape, spacing_mm)
+    farthest = max(float(np.percentile(directed, PERCENTILE)) for directed in away)
+    score = CaseScore(case, organ, overlap, farthest, penalty_mm, volume_ml, predicted_ml)
+    return score, away
 
 
 def score_case(
@@ -165,8 +190,6 @@ def score_case(
     truth: Mapping[str, Mask],
     spacing_mm: Sequence[float],
     penalty_mm: float,
-    *,
-    hd95: bool = True,
 ) -> list[CaseScore]:
     """Scores a predicted label map against the organs that the case annotates.
 
@@ -177,36 +200,21 @@ def score_case(
         truth: annotated organ -> (Z, Y, X) bool on the same grid, none empty; they may overlap.
         spacing_mm: (z, y, x).
         penalty_mm: diagonal of the crop.
-        hd95: False leaves HD95 out (NaN), for scores that only need Dice.
 
     Returns:
         One score for each organ in both `organs` and `truth`, in the order of `organs`.
     """
-    flat = np.ascontiguousarray(labelmap).reshape(-1)
     voxels = foreground(labelmap)
-    labels = flat[voxels]
-    counts = np.bincount(labels, minlength=len(organs) + 1)
-    voxel_ml = math.prod(spacing_mm) / 1000
-    edges = border(labelmap, voxels) if hd95 else voxels[:0]
-    edge_labels = flat[edges]
+    edges = border(labelmap, voxels)
+    flat = np.ascontiguousarray(labelmap).reshape(-1)
+    labels, edge_labels = flat[voxels], flat[edges]
     scores = []
     for position, organ in enumerate(organs, start=1):
-        if organ not in truth:
-            continue
-        assert truth[organ].shape == labelmap.shape, (organ, truth[organ].shape, labelmap.shape)
-        inside = foreground(truth[organ])
-        assert inside.size, f"{case}: empty truth of {organ}"
-        both = int(np.count_nonzero(flat[inside] == position))
-        predicted = int(counts[position])
-        overlap = 2 * both / (predicted + inside.size)
-        distance: float | None = math.nan if predicted else None
-        if hd95 and predicted:
-            here, there = edges[edge_labels == position], border(truth[organ], inside)
-            distance = _hausdorff_mm(here, there, labelmap.shape, spacing_mm)
-        volume_ml, predicted_ml = inside.size * voxel_ml, predicted * voxel_ml
-        scores.append(
-            CaseScore(case, organ, overlap, distance, penalty_mm, volume_ml, predicted_ml)
-        )
+        if organ in truth:
+            mask = truth[organ]
+            assert mask.shape == labelmap.shape, (organ, mask.shape, labelmap.shape)
+            drawn = Outline(voxels[labels == position], edges[edge_labels == position])
+            scores.append(score_organ(case, organ, drawn, mask, spacing_mm, penalty_mm)[0])
     return scores
 
 
@@ -220,18 +228,6 @@ def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, 
         told = {m.field: m.value(s) if m.cases(1, found) else 0.0 for m in MEASURES.values()}
         sums[s.organ] = sums[s.organ].plus(OrganSum(1, found, **told))
     return sums
-
-
-def summarise(
-    scores: Iterable[CaseScore], organs: Sequence[str], min_cell: int
-) -> dict[str, dict[str, Any]]:
-    """Returns what one site may publish: organ -> cell.
-
-    A cell is ``{"n", "missed", "dice", "hd95_mm", "hd95_mm_penalised"}``: Dice over the n annotated
-    cases, HD95 over the detected ones, and over all n with the penalty for each miss; None where
-    there is no such case. With 0 < n < `min_cell` it is the suppressed form.
-    """
-    return {organ: _cell(s, min_cell) for organ, s in organ_sums(scores, organs).items()}
 
 
 def pool_sites(
@@ -311,11 +307,3 @@ def _ratio(total: float, count: int) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
-
-
-def _hausdorff_mm(
-    here: Indices, there: Indices, shape: Sequence[int], spacing_mm: Sequence[float]
-) -> float:
-    """Larger of the two directed 95th percentiles between borders given as sorted flat indices."""
-    both = distances_mm(here, there, shape, spacing_mm)
-    return max(float(np.percentile(directed, PERCENTILE)) for directed in both)

@@ -56,7 +56,9 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
     for item in overrides:
         key = _override(values, item)
         sources = {k: v for k, v in sources.items() if not k.startswith(key + ".")}
-        sources |= dict.fromkeys(_flat_under(values, key), "override")
+        sources |= dict.fromkeys(
+            (k for k in _flat(values) if f"{k}.".startswith(f"{key}.")), "override"
+        )
     resolved = cast(Config, _typed(Config, values, str(path), sources))
     check(resolved)
     resolved, sources = _offered(resolved, sources)
@@ -388,7 +390,3 @@ def _flat(value: Any, prefix: str = "") -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return [k for i, v in enumerate(value) for k in _flat(v, f"{prefix}{i}.")]
     return [prefix[:-1]]
-
-
-def _flat_under(values: Mapping[str, Any], key: str) -> list[str]:
-    return [k for k in _flat(values) if k == key or k.startswith(key + ".")]

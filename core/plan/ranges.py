@@ -238,8 +238,3 @@ _LISTED = frozenset(
     for i, part in enumerate(rule.split("."))
     if part == "*"
 )
-
-
-def finite(value: float) -> bool:
-    """True for a number that is neither NaN nor infinite."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,12 @@ from core.data.dataset import CropDataset, scale_image
 from core.data.preprocess import restore
 from core.errors import UserError
 from core.metrics.scores import CaseScore, score_case
-from core.plan.schema import LOSSES, Plan
+from core.plan.schema import LOSSES, Phase, Plan
 from core.processes import leave_if_told
-from core.training.inference import predict_volume, probabilities_of
-from core.training.losses import LossTerms, segmentation_loss
+from core.training.inference import probabilities_of
+from core.training.losses import LossTerms, LossWeights, segmentation_loss
 from core.training.optimisation import (
     LARGEST_LOSS,
-    DeviceMemoryError,
     NonFiniteError,
     Proximal,
     autocast,
@@ -45,15 +44,28 @@ from core.training.optimisation import (
     to_device,
 )
 
-__all__ = [
-    "DeviceMemoryError",
-    "NonFiniteError",
-    "TrainResult",
-    "predict_volume",
-    "resolve_device",
-    "train",
-    "validate",
-]
+
+@dataclass(frozen=True)
+class Epochs:
+    """A stretch of a phase's epochs, trained in one go.
+
+    Attributes:
+        first: index of the first of them within the phase.
+        count: passes over the cases.
+        seed: decides the order of cases, augmentation and dropout; torch's own random state is
+            untouched.
+        weights: of classes, organs and loss terms.
+        optimiser_state: as returned by an earlier call; None starts afresh.
+        proximal: (mu, w0): adds mu / 2 * ||w - w0||^2 over the trainable parameters named in w0
+            (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
+    """
+
+    first: int
+    count: int
+    seed: int
+    weights: LossWeights = field(default_factory=LossWeights)
+    optimiser_state: Mapping[str, Tensor] | None = None
+    proximal: tuple[float, Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,43 +89,21 @@ class TrainResult:
 def train(
     model: nn.Module,
     entries: Sequence[Entry],
-    organs: Sequence[str],
     plan: Plan,
-    *,
+    phase: Phase,
     device: str | torch.device,
-    epochs: int,
-    first_epoch: int,
-    total_epochs: int,
-    seed: int,
-    lr: float | None = None,
-    class_weights: Sequence[float] | None = None,
-    organ_weights: Sequence[float] | None = None,
-    term_weights: Mapping[str, float] | None = None,
-    optimiser_state: Mapping[str, Tensor] | None = None,
-    proximal: tuple[float, Mapping[str, Tensor]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    epochs: Epochs,
 ) -> tuple[TrainResult, dict[str, Tensor]]:
     """Trains `model` in place; parameters with ``requires_grad = False`` stay as they are.
 
     Args:
-        model: network with 1 + len(organs) outputs; moved to the device and left there.
+        model: network with an output for background and each of the phase's organs; moved to the
+            device and left there.
         entries: cached training cases; all of them are used.
-        organs: organs of the phase, in the order of the network's outputs.
         plan: gives augmentation, loss, optimiser, schedule, precision, threads, determinism.
+        phase: gives organs, and length and top of the learning rate's schedule.
         device: ``auto | cpu | cuda:N``.
-        epochs: passes over `entries`.
-        first_epoch: index of the first of them within the phase.
-        total_epochs: length of the phase, for the learning rate.
-        seed: decides the order of cases, augmentation and dropout; torch's own random state is
-            untouched.
-        lr: learning rate at the top of the schedule; default ``plan.train.lr``.
-        class_weights: weight of background and each organ in cross entropy and focal.
-        organ_weights: static weight of each organ.
-        term_weights: factor on the plan's weight of each loss term.
-        optimiser_state: as returned by an earlier call; None starts afresh.
-        proximal: (mu, w0): adds mu / 2 * ||w - w0||^2 over the trainable parameters named in w0
-            (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
-        progress: called with (steps done, steps in all).
+        epochs: which of the phase's.
 
     Returns:
         The result, and the optimiser's memory as flat tensors (safetensors can hold them).
@@ -122,7 +112,7 @@ def train(
         UserError: no case, nothing to train, no finite loss at all, or not enough GPU memory.
     """
     target = resolve_device(device)
-    settings = plan.train if lr is None else replace(plan.train, lr=lr)
+    settings = plan.train if phase.lr is None else replace(plan.train, lr=phase.lr)
     if not entries:
         raise UserError("entries", 0, "give the phase a site with training cases of its organs")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -130,30 +120,31 @@ def train(
         raise UserError("freeze", "every parameter", "leave at least one stage trainable")
     scaler = make_scaler(settings, target)
     start = time.perf_counter()
-    with device_settings(settings, target, seed), memory_advice():
+    augment = plan.augment if plan.augment.enabled else None
+    window = plan.preprocess.window_hu
+    total = phase.rounds * phase.local_epochs
+    with device_settings(settings, target, epochs.seed), memory_advice():
         to_device(model, target, plan.model.channels_last).train()
         optimiser = make_optimiser(settings, list(named.values()))
-        if optimiser_state:
-            load_optimiser(optimiser, named, optimiser_state)
-        loss_of = _loss_function(plan, target, class_weights, organ_weights, term_weights)
-        pull = Proximal(named, proximal)
+        if epochs.optimiser_state:
+            load_optimiser(optimiser, named, epochs.optimiser_state)
+        pull = Proximal(named, epochs.proximal)
         tally = _Tally(target)
         steps_per_epoch = math.ceil(len(entries) / settings.batch)
-        for epoch in range(first_epoch, first_epoch + epochs):
+        for epoch in range(epochs.first, epochs.first + epochs.count):
+            cases = CropDataset(entries, phase.organs, augment, window, epochs.seed, epoch)
             ahead = target.type == "cuda"
-            batches = _batches(entries, organs, plan, seed, epoch, target, ahead=ahead)
-            for step, batch in enumerate(batches):
-                rate = learning_rate(settings, epoch + step / steps_per_epoch, total_epochs)
+            for step, batch in enumerate(_batches(cases, settings.batch, target, ahead=ahead)):
+                rate = learning_rate(settings, epoch + step / steps_per_epoch, total)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 with autocast(settings, target):
                     logits = model(batch["image"])
-                terms = loss_of(logits.float(), batch["label"], batch["annotated"])
+                label, known = batch["label"], batch["annotated"]
+                terms = segmentation_loss(logits.float(), label, known, plan.loss, epochs.weights)
                 taken = take_step(terms.total, optimiser, scaler, pull, settings.clip_norm)
                 leave_if_told()
                 tally.add(terms, pull.value if taken else None, len(batch["image"]), taken)
-                if progress is not None:
-                    progress(tally.seen, steps_per_epoch * epochs)
         state = optimiser_tensors(optimiser, named)
     return tally.result(time.perf_counter() - start), state
 
@@ -161,31 +152,28 @@ def train(
 def validate(
     model: nn.Module,
     entries: Sequence[Entry],
-    organs: Sequence[str],
     plan: Plan,
+    phase: Phase,
     device: str | torch.device,
-    *,
-    hd95: bool = True,
-    average_mirrored: bool = False,
     on_case: Callable[[Entry, npt.NDArray[np.uint8]], None] | None = None,
 ) -> list[CaseScore]:
     """Scores whole crops on each CT's own grid against the original masks.
 
     Args:
-        model: network with 1 + len(organs) outputs; moved to the device, set to evaluation mode.
+        model: network with an output for background and each of the phase's organs; moved to the
+            device, set to evaluation mode.
         entries: cached cases; only their annotated organs count.
-        organs: organs of the phase, in the order of the network's outputs.
         plan: gives window, threads and determinism.
+        phase: gives organs, and whether each crop is averaged with its mirror image.
         device: ``auto | cpu | cuda:N``.
-        hd95: also the 95th percentile Hausdorff distance.
-        average_mirrored: average each crop with its mirror image (`probabilities_of`).
         on_case: called with each entry and its label map (Z, Y, X) on the CT's grid.
 
     Returns:
         One score a case and annotated organ; a missed organ's penalty is the diagonal of the crop.
     """
     target = resolve_device(device)
-    sides = organs if average_mirrored else ()
+    organs = phase.organs
+    sides = organs if phase.average_mirrored else ()
     scores: list[CaseScore] = []
     with device_settings(plan.train, target, plan.seed), memory_advice():
         to_device(model, target, plan.model.channels_last).eval()
@@ -194,16 +182,9 @@ def validate(
             image = scale_image(entry.image(), plan.preprocess.window_hu)
             probabilities = probabilities_of([model], image, target, average_mirrored=sides)
             labelmap = restore(probabilities, entry.crop, entry.source)
+            spacing, penalty = entry.source.spacing_mm, entry.crop.diagonal_mm()
             truth = entry.truth(organs)
-            scores += score_case(
-                entry.case,
-                labelmap,
-                organs,
-                truth,
-                entry.source.spacing_mm,
-                entry.crop.diagonal_mm(),
-                hd95=hd95,
-            )
+            scores += score_case(entry.case, labelmap, organs, truth, spacing, penalty)
             if on_case is not None:
                 on_case(entry, labelmap)
     return scores
@@ -250,43 +231,14 @@ class _Tally:
         return TrainResult(loss, self.steps, seconds, self.seen - self.steps)
 
 
-def _loss_function(
-    plan: Plan,
-    device: torch.device,
-    class_weights: Sequence[float] | None,
-    organ_weights: Sequence[float] | None,
-    term_weights: Mapping[str, float] | None,
-) -> Callable[[Tensor, Tensor, Tensor], LossTerms]:
-    """`segmentation_loss` with everything bound that is constant over the call."""
-    per_class = None if class_weights is None else torch.tensor(list(class_weights), device=device)
-    per_organ = None if organ_weights is None else torch.tensor(list(organ_weights), device=device)
-
-    def loss(logits: Tensor, label: Tensor, annotated: Tensor) -> LossTerms:
-        return segmentation_loss(
-            logits, label, annotated, plan.loss, per_class, per_organ, term_weights
-        )
-
-    return loss
-
-
 def _batches(
-    entries: Sequence[Entry],
-    organs: Sequence[str],
-    plan: Plan,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-    *,
-    ahead: bool,
+    dataset: CropDataset, size: int, device: torch.device, *, ahead: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of one epoch on the device; the last may be smaller.
+    """Batches of `size` samples on the device; the last may be smaller.
 
     With `ahead` a thread prepares the next batch meanwhile (on a CPU it would only take the cores
     that the network needs). A sample depends on its seed alone: only the time changes.
     """
-    augment = plan.augment if plan.augment.enabled else None
-    dataset = CropDataset(entries, organs, augment, plan.preprocess.window_hu, seed, epoch)
-    size = plan.train.batch
 
     def batch(start: int) -> dict[str, Tensor]:
         samples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,22 @@ class LossTerms:
     focal: torch.Tensor
     dice: torch.Tensor
     gdice: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What weighs more than the plan says; None (or no name) stands for 1.
+
+    Attributes:
+        classes: (1+C), of background and each organ in cross entropy and focal, as from
+            `class_weights`.
+        organs: (C), of each organ in every term; none is negative.
+        terms: factor on the plan's weight of a loss term, by its name.
+    """
+
+    classes: Sequence[float] | None = None
+    organs: Sequence[float] | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,9 +70,7 @@ def segmentation_loss(
     label: torch.Tensor,
     annotated: torch.Tensor,
     settings: Loss,
-    class_weights: torch.Tensor | None = None,
-    organ_weights: torch.Tensor | None = None,
-    term_weights: Mapping[str, float] | None = None,
+    weights: LossWeights | None = None,
 ) -> LossTerms:
     r"""Returns the loss of a batch, computed in float32 even under autocast (float64 stays).
 
@@ -90,10 +104,7 @@ def segmentation_loss(
             annotate count as background.
         annotated: (B, C) bool.
         settings: the plan's `loss`.
-        class_weights: (1+C) as from `class_weights`, or None for 1.
-        organ_weights: (C) non-negative, or None for 1.
-        term_weights: factors on the weights of `settings`, by term name; a term that is not named
-            keeps its weight.
+        weights: of classes (w), organs (v) and terms.
 
     Raises:
         UserError: unknown `loss.form`.
@@ -106,21 +117,19 @@ def segmentation_loss(
         flags = annotated.tolist()
         cases = [_case_sums(z[b], label[b], flags[b], settings) for b in range(z.shape[0])]
         sums = _Sums(*(torch.stack(column) for column in zip(*cases, strict=True)))
-        w = torch.ones_like(sums.count[0]) if class_weights is None else class_weights.to(z)
-        v = torch.ones_like(w)
-        if organ_weights is not None:
-            v = torch.cat((v[:1], organ_weights.to(z)))
-        ones = torch.ones_like(w)
+        ones = torch.ones_like(sums.count[0])
+        weights = weights or LossWeights()
+        w = ones if weights.classes is None else z.new_tensor(weights.classes)
+        v = ones if weights.organs is None else z.new_tensor([1.0, *weights.organs])
         terms = {
             "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w, v, settings.form),
             "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form),
             "dice": _dice(sums, v, settings.dice_background),
             "gdice": _generalised_dice(sums, v, settings.dice_background),
         }
-        factors = term_weights or {}
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for name in LOSS_TERMS:
-            weight = getattr(settings, name) * factors.get(name, 1.0)
+            weight = getattr(settings, name) * weights.terms.get(name, 1.0)
             if weight:
                 total = total + weight * terms[name]
     return LossTerms(total, **terms)

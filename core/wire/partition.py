@@ -217,20 +217,20 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
     return state
 
 
-def new_row(head: Tensor, how: str, prior: float) -> Tensor:
+def new_row(head: Tensor, head_init: str, prior: float) -> Tensor:
     """How the row of a new organ begins, from the rows that an earlier phase trained.
 
     Args:
         head: (1 + old organs, ...) weight of the earlier head, or (1 + old organs,) its bias.
-        how: ``background``: the background's row, with the bias lower by log(1 / prior), so that in
-            every voxel the new organ is `prior` times as probable as the background, whatever the
-            voxel shows; ``mean``: the mean of the old organs' rows.
+        head_init: ``background``: the background's row, with the bias lower by log(1 / prior), so
+            that in every voxel the new organ is `prior` times as probable as the background,
+            whatever the voxel shows; ``mean``: the mean of the old organs' rows.
         prior: in (0, 1), as of a head from scratch (`core.models.build`).
 
     Returns:
         The row, of shape head.shape[1:].
     """
-    if how == "mean":
+    if head_init == "mean":
         return head[1:].mean(dim=0)
     return head[0] + (math.log(prior) if head.dim() == 1 else 0.0)
 

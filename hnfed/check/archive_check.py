@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from core.archives.archive import Archive
@@ -55,17 +55,7 @@ class Report:
             "cases": self.cases,
             "usable": self.usable,
             "organs": {organ: {"n": n} for organ, n in self.organs.items()},
-            "findings": [
-                {
-                    "code": f.code,
-                    "severity": f.severity,
-                    "case": f.case,
-                    "organ": f.organ,
-                    "message": f.message,
-                    "remedy": f.remedy,
-                }
-                for f in self.findings
-            ],
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
 
@@ -74,8 +64,7 @@ def check_archive(
     organs: Sequence[str] = tuple(BUILT_IN),
     *,
     splits: Mapping[str, str] | None = None,
-    secret: bytes = b"",
-    show_paths: bool = False,
+    secret: bytes | None = b"",
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
@@ -85,13 +74,14 @@ def check_archive(
         archive: from `core.archives.archive.open_archive`.
         organs: organs to look at.
         splits: split by case id; those of ``cases.csv`` by default.
-        secret: salt of the case hashes: the site's own secret, so that they stay the same.
-        show_paths: tell cases and files by name.
+        secret: salt of the case hashes: the site's own secret, so that they stay the same; None
+            tells cases and files by name.
         jobs: processes.
         progress: called with (cases done, cases in all).
     """
     facts: list[CaseFacts | None] = [None] * len(archive.cases)
-    job = functools.partial(examine, _lone(archive), tuple(organs))
+    lone = replace(archive, cases=(), findings=())  # all that a worker needs to read one case
+    job = functools.partial(examine, lone, tuple(organs))
     for done, (index, result) in enumerate(each(job, archive.cases, jobs)):
         facts[index] = result
         if progress is not None:
@@ -113,13 +103,8 @@ def check_archive(
     counts = Counter(o for one in known if one.case not in lost for o in one.places)
     usable = sum(bool(one.places) and one.case not in lost for one in known)
     findings.sort(key=lambda f: (f.severity != "error", f.code, f.organ, f.case))
-    if not show_paths:
+    if secret is not None:
         hide = Hider(archive, secret)
         findings = [replace(f, case=hide.case(f.case), message=hide(f.message)) for f in findings]
     table = {organ: counts[organ] for organ in organs if counts[organ]}
     return Report(archive.format, len(archive.cases), usable, table, tuple(findings))
-
-
-def _lone(archive: Archive) -> Archive:
-    """The archive without its lists: what a worker needs to read one case of it."""
-    return replace(archive, cases=(), findings=())

@@ -40,18 +40,18 @@ def screen(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _group(code: str, found: Sequence[Finding]) -> list[str]:
+def _group(code: str, findings: Sequence[Finding]) -> list[str]:
     """Lines on all findings of one code: how many, where, and the reasons with their remedies.
 
     Messages that differ in nothing but numbers and hidden names are one reason.
     """
-    where = list(dict.fromkeys(f.case for f in found if f.case))
+    where = list(dict.fromkeys(f.case for f in findings if f.case))
     shown = " ".join(where[:SHOWN_CASES]) + (" ..." if len(where) > SHOWN_CASES else "")
-    organs = ", ".join(dict.fromkeys(f.organ for f in found if f.organ))
-    head = f"  {code} x{len(found)}" + (f"  {shown}" if shown else "")
+    organs = ", ".join(dict.fromkeys(f.organ for f in findings if f.organ))
+    head = f"  {code} x{len(findings)}" + (f"  {shown}" if shown else "")
     head += f"  [{organs}]" if organs and len(organs) < 50 else ""
     reasons: dict[str, Finding] = {}
-    for one in found:
+    for one in findings:
         reasons.setdefault(re.sub(r"\b[0-9a-f]*\d[0-9a-f.]*\b", "#", one.message), one)
     lines = [head[:WIDTH]]
     for one in list(reasons.values())[:REASONS]:

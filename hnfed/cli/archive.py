@@ -106,8 +106,7 @@ def _check(args: argparse.Namespace) -> int:
     report = check_archive(
         archive,
         splits=splits,
-        secret=secret,
-        show_paths=args.show_paths,
+        secret=None if args.show_paths else secret,
         jobs=args.jobs,
         progress=_Progress("read"),
     )

@@ -17,6 +17,7 @@ from core.metrics.advice import advise as advise_sites
 from core.text import shown_text
 from hnfed.evaluate.evaluation import (
     Evaluation,
+    Method,
     as_json,
     as_rows,
     case_rows,
@@ -73,12 +74,8 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
     return score_archive(
         archive,
         refs,
-        organs,
-        masks,
-        penalty="the diagonal of the network's crop",
-        notes=notes,
-        findings=archive.findings,
-        progress=Progress(),
+        Method(organs, masks, "the diagonal of the network's crop", notes),
+        Progress(),
     )
 
 
@@ -108,14 +105,7 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
     if only_here:
         notes.append(f"annotated, but nowhere predicted, left out: {shortened(only_here)}.")
     return score_archive(
-        archive,
-        refs,
-        organs,
-        masks,
-        penalty="the CT's diagonal",
-        notes=notes,
-        findings=archive.findings,
-        progress=Progress(),
+        archive, refs, Method(organs, masks, "the CT's diagonal", notes), Progress()
     )
 
 

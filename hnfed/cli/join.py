@@ -68,7 +68,7 @@ def _begin(request: Path, own: str) -> int:
     return 0
 
 
-def _take_in(folder: Path, answer: Any, said: str | None) -> int:
+def _take_in(folder: Path, answer: Any, fingerprint: str | None) -> int:
     """Asks whether the authority is the coordinator's, unless this kit trusts it already."""
     from hnfed.deploy.join import authority_fingerprint, known_authority, overview, take_in
     from hnfed.guard.kit import read_kit
@@ -79,8 +79,8 @@ def _take_in(folder: Path, answer: Any, said: str | None) -> int:
     print(f"{where}; this site is {answer.site}; authority {_spoken(found)}")
     if known and known != found:
         print(f"this kit trusts ANOTHER authority so far: {_spoken(known)}")
-    if said is not None:
-        agreed = agrees(said, found)
+    if fingerprint is not None:
+        agreed = agrees(fingerprint, found)
     elif known == found:
         agreed = True
     else:

@@ -25,6 +25,15 @@ def register(subparsers: Any) -> None:
     )
     report.add_argument("run", metavar="RUN", type=Path, help="run folder")
     _add_compare(subparsers)
+    folds = subcommand(
+        subparsers,
+        "folds",
+        "the folds of a cross-validated study together: per site and organ, in pairs",
+        _folds,
+        "hnfed folds runs/crossval --reference federated",
+    )
+    folds.add_argument("study", metavar="STUDY_FOLDER", type=Path, help="of `hnfed grid`")
+    folds.add_argument("--reference", metavar="VARIANT", default="federated", help="(federated)")
     bundle = subcommand(
         subparsers,
         "export",
@@ -50,14 +59,14 @@ def register(subparsers: Any) -> None:
 
 
 def subcommand(
-    subparsers: Any, name: str, text: str, handler: Handler, example: str
+    subparsers: Any, name: str, text: str, handler: Handler, *examples: str
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand with its help, an example of its use, ``--debug`` and its handler."""
+    """Adds a subcommand with its help, examples of its use, ``--debug`` and its handler."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"example:\n  {example}",
+        epilog="\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -248,6 +257,14 @@ def _compare(args: argparse.Namespace) -> int:
     for table in compare(args.runs, args.out, args.phase, args.reference, args.dice):
         print(f"{shown_text(summary(table))}\n")
     print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
+    return 0
+
+
+def _folds(args: argparse.Namespace) -> int:
+    from core.text import shown_text
+    from hnfed.compare.fold_tables import folds_text
+
+    print(shown_text(folds_text(args.study, args.reference)))
     return 0
 
 

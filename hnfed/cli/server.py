@@ -83,7 +83,9 @@ def _provision(args: argparse.Namespace) -> int:
     return 0 if len(signed) == len(args.sign) else 1
 
 
-def _agreed(requests: Sequence[Path], said: Sequence[str]) -> dict[str, ec.EllipticCurvePublicKey]:
+def _agreed(
+    requests: Sequence[Path], fingerprints: Sequence[str]
+) -> dict[str, ec.EllipticCurvePublicKey]:
     """The requests whose fingerprint the site itself read out."""
     from hnfed.deploy.authority import read_request
     from hnfed.guard.peers import agrees, fingerprint, spoken
@@ -92,8 +94,8 @@ def _agreed(requests: Sequence[Path], said: Sequence[str]) -> dict[str, ec.Ellip
     for path in requests:
         site, key = read_request(path)
         print(f"{site}: {spoken(fingerprint(key))} is the fingerprint in {path}")
-        if said:
-            agreed = any(agrees(text, fingerprint(key)) for text in said)
+        if fingerprints:
+            agreed = any(agrees(text, fingerprint(key)) for text in fingerprints)
         else:
             question = f"does {site}, on the phone, read out the same? [y/N] "
             agreed = sys.stdin.isatty() and input(question).lower() == "y"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from hnfed.cli.results import subcommand
 
 
-def register(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], release: str = ""
-) -> None:
+def register(commands: Any, release: str = "") -> None:
     """Adds the subcommands of a researcher to those of a command line.
 
     Args:
@@ -16,61 +17,40 @@ def register(
         release: ``module:function`` that each reply of a simulated site passes, see
             `simulations.released`.
     """
-    sub = commands.add_parser(
+    sub = subcommand(
+        commands,
         "simulate",
-        help="run a plan with all its sites on this machine",
-        description="Runs the plan, all its phases, with Flower's simulation engine on Ray.",
-        epilog="examples:\n  hnfed simulate demo\n"
-        "  hnfed simulate demo simulation.engine=inline --out runs/x\n"
-        "  hnfed simulate demo simulation.baseline=local-only",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run a plan, all its phases, with all its sites on this machine",
+        _simulate,
+        "hnfed simulate demo",
+        "hnfed simulate demo simulation.engine=inline --out runs/x",
+        "hnfed simulate demo simulation.baseline=local-only",
     )
-    sub.add_argument(
-        "config",
-        nargs="?",
-        default="demo",
-        metavar="CONFIG",
-        help="a shipped plan or a YAML file (default: demo)",
-    )
-    sub.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the configuration"
-    )
+    text = "a shipped plan or a YAML file (default: demo)"
+    sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG", help=text)
+    text = "dotted keys of the configuration"
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     sub.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     sub.add_argument("--resume", action="store_true", help="continue the run in --out")
-    sub.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
-    sub.set_defaults(handler=_simulate, release=release)
-    _register_grid(commands)
-
-
-def _register_grid(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sub = commands.add_parser(
+    sub.set_defaults(release=release)
+    grid = subcommand(
+        commands,
         "grid",
-        help="run the cells of a study, and go on with those that are not done",
-        description="Runs every cell (variant, axes, seed) of a study as a run of its own; what "
-        "is done is kept, what was interrupted is resumed.",
-        epilog="examples:\n  hnfed grid transfer simulation.data=DIR --list\n"
-        "  hnfed grid transfer simulation.data=DIR --out runs/transfer --only 'scratch-*'\n"
-        "  hnfed grid my-study.yaml seeds=[0,1,2] --jobs 2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run the cells of a study, and go on with those that are not done",
+        _grid,
+        "hnfed grid transfer simulation.data=DIR --list",
+        "hnfed grid transfer simulation.data=DIR --out runs/transfer --only 'scratch-*'",
+        "hnfed grid my-study.yaml seeds=[0,1,2] --jobs 2",
     )
-    sub.add_argument("study", metavar="STUDY", help="a shipped study, or a YAML file")
-    sub.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, for every cell; seeds=[...]"
-    )
-    sub.add_argument("--out", type=Path, help="folder of the cells (default: runs/STUDY)")
-    sub.add_argument(
-        "--jobs", type=int, help="cells side by side (default: CPUs // simulation.cpus_per_site)"
-    )
-    sub.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells by name"
-    )
-    sub.add_argument("--list", action="store_true", help="print the cells, run nothing")
-    sub.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
-    sub.set_defaults(handler=_grid)
+    grid.add_argument("study", metavar="STUDY", help="a shipped study, or a YAML file")
+    text = "dotted keys, for every cell; seeds=[...]"
+    grid.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    grid.add_argument("--out", type=Path, help="folder of the cells (default: runs/STUDY)")
+    text = "cells side by side (default: CPUs // simulation.cpus_per_site)"
+    grid.add_argument("--jobs", type=int, help=text)
+    text = "cells by name"
+    grid.add_argument("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=text)
+    grid.add_argument("--list", action="store_true", help="print the cells, run nothing")
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -82,13 +62,9 @@ def _simulate(options: argparse.Namespace) -> int:
     config, overrides = options.config, list(options.overrides)
     if "=" in config and not Path(config).exists():
         config, overrides = "demo", [config, *overrides]
+    resume, release = options.resume, options.release
     return simulate(
-        config,
-        overrides,
-        options.out,
-        resume=options.resume,
-        release=options.release,
-        report=write_report,
+        config, overrides, options.out, resume=resume, release=release, report=write_report
     )
 
 

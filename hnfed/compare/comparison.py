@@ -9,11 +9,11 @@ from pathlib import Path
 from core.errors import UserError
 from core.files import replace_csv, replace_file
 from core.run_records import of_run
+from core.text import aligned, figure
 from hnfed.compare.runs import Member, read_member
 from hnfed.compare.tables import COLUMNS, MEAN, PhaseTable, Row, phase_table
 from hnfed.compare.variants import ALL, Variant, common_phases, variants_of
 from hnfed.compare.view import comparison_view, signed
-from hnfed.evaluate.evaluation import aligned
 from hnfed.report.page import page
 
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
@@ -81,19 +81,15 @@ def summary(table: PhaseTable) -> str:
     lines = [[*head, *more]]
     for variant in table.patients:
         row = table.row(variant, ALL, MEAN)
-        cells = [variant, str(table.patients[variant] or "-"), _number(row.dice, 3)]
-        cells += [_span(row.low, row.high), _number(row.hd95_mm, 1), _missed(row)]
+        cells = [variant, str(table.patients[variant] or "-"), figure(row.dice, 3)]
+        cells += [_span(row.low, row.high), figure(row.hd95_mm, 1), _missed(row)]
         if len(table.patients) > 1:
             told = "reference" if variant == table.reference else row.verdict
             low_high = _span(row.diff_low, row.diff_high, sign=True)
-            cells += [signed(row.difference) or "-", low_high, _number(row.p_holm, 3), told]
+            cells += [signed(row.difference) or "-", low_high, figure(row.p_holm, 3), told]
         lines.append(cells)
     notes = "".join(f"\nnote: {note}" for note in table.notes)
     return f"{table.phase}: {len(table.organs)} organs\n{aligned(lines)}{notes}"
-
-
-def _number(value: float | None, places: int) -> str:
-    return "-" if value is None else f"{value:.{places}f}"
 
 
 def _span(low: float | None, high: float | None, *, sign: bool = False) -> str:

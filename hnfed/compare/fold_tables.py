@@ -1,14 +1,11 @@
 """Variants of a cross-validated study, over all folds together: per site, per organ, in pairs.
 
-python -m hnfed.compare.fold_tables STUDY_FOLDER --reference federated
-
 Every patient is a test patient of one fold. Variants are compared over the patients that both
 judged (`hnfed.evaluate.statistics.paired`), p values are Holm's within each block.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 from collections import defaultdict
@@ -117,29 +114,18 @@ def _number(value: float | None, width: int, sign: str = "") -> str:
     return f"{'-' if value is None else format(value, f'{sign}.3f'):>{width}}"
 
 
-def _range(told: object, sign: str = "") -> str:
-    low, high = getattr(told, "low", None), getattr(told, "high", None)
+def _range(estimated: object, sign: str = "") -> str:
+    low, high = getattr(estimated, "low", None), getattr(estimated, "high", None)
     text = "-" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
     return f"{text:>17}"
 
 
-def main() -> int:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "grid", metavar="STUDY_FOLDER", type=Path, help="folder of a study with folds"
-    )
-    parser.add_argument("--reference", default="federated")
-    options = parser.parse_args()
-    try:
-        scores, folds = read_grid(options.grid)
-        print("\n".join(lines_of(scores, options.reference)))
-    except UserError as error:
-        print(f"error: {error}")
-        return 1
-    print(", ".join(f"{variant}: {n} folds" for variant, n in folds.items()))
-    return 0
+def folds_text(study: Path, reference: str) -> str:
+    """The table of a study's folder, and how many folds each variant has.
 
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    Raises:
+        UserError: no study with folds, or no variant called `reference`.
+    """
+    scores, folds = read_grid(study)
+    counts = ", ".join(f"{variant}: {n} folds" for variant, n in folds.items())
+    return "\n".join([*lines_of(scores, reference), counts])

@@ -85,10 +85,7 @@ def _forest(
 def _curves(table: PhaseTable, styles: dict[str, str]) -> Markup:
     lines = [charts.Series(name, list(c), styles[name]) for name, c in table.curves.items()]
     return charts.line_chart(
-        lines,
-        title="mean validation Dice by epoch",
-        x_label="local epochs",
-        size=(760, 300),
+        lines, "mean validation Dice by epoch", charts.Axes(x_label="local epochs", size=(760, 300))
     )
 
 

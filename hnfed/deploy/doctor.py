@@ -32,6 +32,7 @@ ROLES = ("site", "server", "researcher")
 PACKAGES = ("torch", "flwr", "monai", "ray", "SimpleITK", "pydicom", "wandb")
 LEAST_GB, LEAST_DISK_GB, SOON_DAYS = 6.0, 10.0, 30
 TIGHT = 0.8  # of the free memory: beyond it a plan may end for want of some
+NEW_ANSWER = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
 AHEAD_S, BEHIND_S = 5.0, 300.0  # a node's signature is valid between
 
 
@@ -41,7 +42,7 @@ class Check:
 
     name: str
     state: str
-    found: str
+    detail: str
     remedy: str = ""
 
 
@@ -96,6 +97,11 @@ def failed(name: str, error: UserError) -> Check:
     return Check(name, FAIL, found, error.remedy)
 
 
+def judged(name: str, good: bool, detail: str, remedy: str, bad: str = WARN) -> Check:
+    """A check that passes, or is `bad` and has a remedy."""
+    return Check(name, PASS, detail) if good else Check(name, bad, detail, remedy)
+
+
 def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
     try:
         return check(*arguments)
@@ -106,18 +112,13 @@ def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
 
 def _python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
-    good = sys.version_info[:2] == (3, 11)
-    return Check("Python", PASS if good else FAIL, found, "" if good else "use Python 3.11")
+    return judged("Python", sys.version_info[:2] == (3, 11), found, "use Python 3.11", FAIL)
 
 
 def _packages() -> Check:
-    absent = []
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            absent.append(name)
-    if absent:
-        return Check("packages", FAIL, f"missing: {', '.join(absent)}", "make install")
-    return Check("packages", PASS, ", ".join(PACKAGES))
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    found = f"missing: {', '.join(absent)}" if absent else ", ".join(PACKAGES)
+    return judged("packages", not absent, found, "make install", FAIL)
 
 
 def _device() -> Check:
@@ -133,9 +134,8 @@ def _device() -> Check:
 
 def _memory() -> Check:
     free = _free_bytes("cpu") / 1e9
-    good = free >= LEAST_GB
-    remedy = "" if good else "close other programs, or take a smaller crop or model"
-    return Check("memory", PASS if good else WARN, f"{free:.0f} GB free", remedy)
+    remedy = "close other programs, or take a smaller crop or model"
+    return judged("memory", free >= LEAST_GB, f"{free:.0f} GB free", remedy)
 
 
 def _suffices(plan: Plan, device: str) -> Check:
@@ -150,14 +150,9 @@ def _suffices(plan: Plan, device: str) -> Check:
         step = rehearse(plan, device)
     except UserError as error:
         return failed(name, error)
-    taken = f"a step of training takes {step.peak_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
-    state = PASS if step.peak_bytes < TIGHT * free else WARN
-    return Check(
-        name,
-        state,
-        f"{taken} and {step.seconds:.1f} s on {target}",
-        "" if state == PASS else REMEDY,
-    )
+    found = f"a step of training takes {step.peak_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
+    found += f" and {step.seconds:.1f} s on {target}"
+    return judged(name, step.peak_bytes < TIGHT * free, found, REMEDY)
 
 
 def _free_bytes(target: str) -> int:
@@ -192,23 +187,20 @@ def _cache(folder: Path) -> Check:
     found = f"{folder}: can be written, its locks hold, {free:.0f} GB free"
     if busy:
         found += f"; {len(busy)} cases are being prepared now"
-    state, remedy = (PASS, "") if free >= LEAST_DISK_GB else (WARN, "free some space there")
-    return Check("cache", state, found, remedy)
+    return judged("cache", free >= LEAST_DISK_GB, found, "free some space there")
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    good = free >= LEAST_DISK_GB
-    remedy = "" if good else "free some: a cache takes some MB a case"
-    return Check("disk", PASS if good else WARN, f"{free:.0f} GB free here", remedy)
+    remedy = "free some: a cache takes some MB a case"
+    return judged("disk", free >= LEAST_DISK_GB, f"{free:.0f} GB free here", remedy)
 
 
 def _quiet() -> Check:
     asked = [k for k in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")
              if os.environ.get(k, "0") not in ("0", "false")]  # fmt: skip
-    if asked:
-        return Check("telemetry", WARN, f"{', '.join(asked)} is on", "unset it; hnfed turns it off")
-    return Check("telemetry", PASS, "off: hnfed turns Flower's and Ray's off")
+    found = f"{', '.join(asked)} is on" if asked else "off: hnfed turns Flower's and Ray's off"
+    return judged("telemetry", not asked, found, "unset it; hnfed turns it off")
 
 
 def _tracking() -> Check:
@@ -226,19 +218,20 @@ def _has_login(netrc: Path) -> bool:
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
 
 
+def nginx_program() -> str | None:
+    """Where nginx is; None where it is not."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
 def _nginx() -> Check:
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        return Check("nginx", FAIL, "missing", "apt install nginx")
-    return Check("nginx", PASS, found)
+    found = nginx_program()
+    return judged("nginx", found is not None, found or "missing", "apt install nginx", FAIL)
 
 
 def _private(kit: Kit) -> Check:
     open_to = [p.name for p in kit.folder.glob("*.key") if p.stat().st_mode & 0o077]
-    if open_to:
-        remedy = f"chmod 600 {kit.folder}/*.key"
-        return Check("keys", FAIL, f"others can read {', '.join(open_to)}", remedy)
-    return Check("keys", PASS, "only you can read them")
+    found = f"others can read {', '.join(open_to)}" if open_to else "only you can read them"
+    return judged("keys", not open_to, found, f"chmod 600 {kit.folder}/*.key", FAIL)
 
 
 def _whole(kit: Kit) -> Check:
@@ -266,8 +259,7 @@ def _certificate(kit: Kit) -> Check:
     if kit.host not in held or days < 0:
         found = f"for {', '.join(sorted(held))}, {days} days left; sites dial {kit.host}"
         return Check("certificate", FAIL, found, remedy)
-    state = WARN if days < SOON_DAYS else PASS
-    return Check("certificate", state, f"{days} days left", remedy if state == WARN else "")
+    return judged("certificate", days >= SOON_DAYS, f"{days} days left", remedy)
 
 
 def _own_certificate(kit: Kit) -> Check:
@@ -277,8 +269,7 @@ def _own_certificate(kit: Kit) -> Check:
     from hnfed.guard.peers import read_peers
 
     if not kit.client_certificate.is_file():
-        remedy = "ask the coordinator for an answer file, then: hnfed join KIT --answer FILE"
-        return Check("certificate", FAIL, "the kit has none", remedy)
+        return Check("certificate", FAIL, "the kit has none", NEW_ANSWER)
     made = x509.load_pem_x509_certificate(kit.client_certificate.read_bytes())
     days = (made.not_valid_after_utc - datetime.now(UTC)).days
     try:
@@ -287,10 +278,8 @@ def _own_certificate(kit: Kit) -> Check:
         return failed("certificate", error)
     sure = sum(peer.confirmed for peer in peers)
     found = f"{days} days left; {sure} of {len(peers)} other sites' keys confirmed here"
-    if days < SOON_DAYS:
-        remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
-        return Check("certificate", FAIL if days < 0 else WARN, found, remedy)
-    return Check("certificate", PASS, found)
+    bad = FAIL if days < 0 else WARN
+    return judged("certificate", days >= SOON_DAYS, found, NEW_ANSWER, bad)
 
 
 def _port(kit: Kit) -> Check:
@@ -311,9 +300,8 @@ def _listens(port: int) -> bool:
 def _approved(kit: Kit) -> Check:
     path = kit.folder / "approved.json"
     count = len(json.loads(path.read_text())) if path.is_file() else 0
-    if not count:
-        return Check("approved code", FAIL, "none", "hnfed approve KIT")
-    return Check("approved code", PASS, f"{count} bundle{'s' if count > 1 else ''}")
+    found = f"{count} bundle{'s' if count > 1 else ''}" if count else "none"
+    return judged("approved code", count > 0, found, "hnfed approve KIT", FAIL)
 
 
 def dial(kit: Kit, proxy: str = "") -> Iterator[Check]:
@@ -376,11 +364,8 @@ def _answered(status: int) -> Check:
     if status == 200:
         return Check("server", PASS, "answers, and knows this kit's certificate")
     if status in (400, 403):
-        remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
-        found = (
-            f"answers {status}: it does not take this kit's certificate (revoked, replaced, old?)"
-        )
-        return Check("server", FAIL, found, remedy)
+        found = "it does not take this kit's certificate (revoked, replaced, old?)"
+        return Check("server", FAIL, f"answers {status}: {found}", NEW_ANSWER)
     return Check("server", FAIL, f"answers {status}", "is `hnfed server` running there?")
 
 
@@ -388,15 +373,15 @@ def clock(ahead_s: float) -> Check:
     """This machine's clock against the server's: one that is off gets its signatures refused."""
     good = -BEHIND_S < ahead_s < AHEAD_S
     found = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the server's"
-    remedy = "" if good else "set the clock (NTP): a node's signature would be refused"
-    return Check("clock", PASS if good else FAIL, found, remedy)
+    remedy = "set the clock (NTP): a node's signature would be refused"
+    return judged("clock", good, found, remedy, FAIL)
 
 
 def report(checks: Iterator[Check]) -> int:
     """Prints the checks; 1 where one failed."""
     failed = 0
     for check in checks:
-        print(f"{check.state}  {check.name:<14} {check.found}")
+        print(f"{check.state}  {check.name:<14} {check.detail}")
         if check.remedy:
             print(f"      {'':<14} -> {check.remedy}")
         failed += check.state == FAIL

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -157,10 +157,9 @@ def provision(
     Raises:
         UserError: a name that is no site, or the authority of kits that exist is gone.
     """
-    moment, signed = now or datetime.now(UTC), dict(sign or {})
+    signed = dict(sign or {})
     out.mkdir(parents=True, exist_ok=True)
     out.chmod(0o700)
-    done: list[str] = []
     roster_path = out / SERVER / ROSTER
     known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
     _require_sites(known, add, revoke, signed)
@@ -173,22 +172,19 @@ def provision(
             "server", out / SERVER, f"bring the server's kit back, or its {ROSTER} at least",
             problem="the list of the sites' keys is gone; new ones would lock every site out",
         )  # fmt: skip
-    authority = _authority(federation, out / "ca", moment, done)
-    _server_certificate(federation, out / SERVER, authority, moment, done)
-    roster: dict[str, str] = {}
-    for site in wanted:
-        key = _key(federation, out, site, known, add, signed, done)
-        if key:
-            roster[site] = key
-    certificates = _certificates(federation, out, roster, authority, moment, done)
+    kits = _Kits(federation, out, now or datetime.now(UTC))
+    authority = kits.authority()
+    kits.server_certificate(authority)
+    keys = {s: kits.key(s, known.get(s, ""), s in add, signed.get(s)) for s in wanted}
+    roster = {site: key for site, key in keys.items() if key}
+    certificates = kits.certificates(roster, authority)
     for site in roster:
-        _hand(federation, out, site, certificates, authority, done)
+        kits.hand(site, certificates, authority)
     for site in revoke:
-        _revoke(out, site)
-        done.append(f"{site}: revoked; a running server of these files refuses it at once")
+        kits.revoke(site)
     replace_file(roster_path, json.dumps(roster, indent=2) + "\n")
     _server_files(federation, out / SERVER, certificates, authority)
-    return done
+    return kits.done
 
 
 def _require_sites(
@@ -203,140 +199,141 @@ def _require_sites(
             raise UserError("--revoke", site, f"choose one of {', '.join(known) or '(none)'}")
 
 
-def _authority(federation: Federation, folder: Path, now: datetime, done: list[str]) -> Authority:
-    """The federation's own certificate authority; its key stays with the coordinator."""
-    folder.mkdir(exist_ok=True)
-    found = read_authority(folder)
-    if found is not None:
-        return found
-    if (folder.parent / SERVER / "server.crt").is_file():
-        raise UserError(
-            "ca", folder, "bring ca.key and ca.crt back while `hnfed provision` runs",
-            problem="the kits' authority is gone; no site would trust a server of a new one",
-        )  # fmt: skip
-    made = made_authority(federation.name, 2 * federation.days + RENEW_DAYS, now)
-    write_authority(made, folder)
-    done.append("ca: made; keep ca/ca.key off the network")
-    return made
+@dataclass
+class _Kits:
+    """The kits of a federation as they are made; `done` gets a line on what was done."""
 
+    federation: Federation
+    out: Path
+    now: datetime
+    done: list[str] = field(default_factory=list)
 
-def _server_certificate(
-    federation: Federation, folder: Path, authority: Authority, now: datetime, done: list[str]
-) -> None:
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys([federation.host, "localhost", "127.0.0.1"]))
-    path, key_path = folder / "server.crt", folder / "server.key"
-    if key_path.is_file() and path.is_file() and holds(path.read_text(), names, now):
-        return
-    key, certificate = authority.server(names, now, federation.days)
-    write_private(key_path, key)
-    replace_file(path, certificate)
-    done.append(f"server: certificate for {', '.join(names)}, {federation.days} days")
+    def authority(self) -> Authority:
+        """The federation's own certificate authority; its key stays with the coordinator."""
+        folder = self.out / "ca"
+        folder.mkdir(exist_ok=True)
+        found = read_authority(folder)
+        if found is not None:
+            return found
+        if (folder.parent / SERVER / "server.crt").is_file():
+            raise UserError(
+                "ca", folder, "bring ca.key and ca.crt back while `hnfed provision` runs",
+                problem="the kits' authority is gone; no site would trust a server of a new one",
+            )  # fmt: skip
+        made = made_authority(self.federation.name, 2 * self.federation.days + RENEW_DAYS, self.now)
+        write_authority(made, folder)
+        self.done.append("ca: made; keep ca/ca.key off the network")
+        return made
 
+    def server_certificate(self, authority: Authority) -> None:
+        """The server's certificate, made anew for another name or for age."""
+        folder = self.out / SERVER
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        names = list(dict.fromkeys([self.federation.host, "localhost", "127.0.0.1"]))
+        path, key_path = folder / "server.crt", folder / "server.key"
+        if key_path.is_file() and path.is_file() and holds(path.read_text(), names, self.now):
+            return
+        key, certificate = authority.server(names, self.now, self.federation.days)
+        write_private(key_path, key)
+        replace_file(path, certificate)
+        self.done.append(f"server: certificate for {', '.join(names)}, {self.federation.days} days")
 
-def _key(
-    federation: Federation,
-    out: Path,
-    site: str,
-    known: Mapping[str, str],
-    add: Sequence[str],
-    signed: Mapping[str, ec.EllipticCurvePublicKey],
-    done: list[str],
-) -> str:
-    """A site's public key in OpenSSH's form; made here if need be, "" where the site makes it."""
-    folder = out / site
-    if site in signed:
-        shutil.rmtree(folder, ignore_errors=True)  # a key made here is in nobody's use any more
-        done.append(f"{site}: signed the key that it made itself")
-        if site in known and known[site] != ssh_of(signed[site]):
-            done.append(f"{site}: its key is a new one; its former key is refused")
-        return ssh_of(signed[site])
-    if site in known and site not in add and not _complete(folder):
-        done.append(f"{site}: handed over before; its key stays")
-        return known[site]
-    if _complete(folder):
-        if site in add and site in known:
-            done.append(f"{site}: its kit is here, its key stays; for a new one delete {site}/")
-    elif federation.keys == "site":
-        done.append(f"{site}: waits for its request (hnfed join there, then --sign here)")
-        return ""
-    else:
-        _made_here(folder, site, done, replaces=site in known)
-    return (folder / "node.pub").read_text().strip()
+    def key(
+        self, site: str, former: str, renewed: bool, own: ec.EllipticCurvePublicKey | None
+    ) -> str:
+        """A site's public key in OpenSSH's form; made here if need be, "" where the site makes it.
+
+        Args:
+            site: whose.
+            former: its key in the roster, "" for none.
+            renewed: whether it is to get another kit.
+            own: the key that it made itself.
+        """
+        folder = self.out / site
+        if own is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # a key made here is in nobody's use any more
+            self.done.append(f"{site}: signed the key that it made itself")
+            if former and former != ssh_of(own):
+                self.done.append(f"{site}: its key is a new one; its former key is refused")
+            return ssh_of(own)
+        if former and not renewed and not _complete(folder):
+            self.done.append(f"{site}: handed over before; its key stays")
+            return former
+        if _complete(folder):
+            if renewed and former:
+                self.done.append(
+                    f"{site}: its kit is here, its key stays; for a new one delete {site}/"
+                )
+        elif self.federation.keys == "site":
+            self.done.append(f"{site}: waits for its request (hnfed join there, then --sign here)")
+            return ""
+        else:
+            self._made_here(site, replaces=bool(former))
+        return (folder / "node.pub").read_text().strip()
+
+    def _made_here(self, site: str, *, replaces: bool) -> None:
+        """The old way, kept for one release: the site's key is made at the coordinator's."""
+        folder = self.out / site
+        folder.mkdir(exist_ok=True)
+        private, public = made_node_key()
+        write_private(folder / "node.key", private)
+        replace_file(folder / "node.pub", public + "\n")
+        self.done.append(
+            f"{site}: kit made, its key too; hand it over by a safe way, then delete it here "
+            "(better: the site makes its own by `hnfed join`, as the next release demands)"
+        )
+        if replaces:
+            self.done.append(f"{site}: its key is a new one; the key of its former kit is refused")
+
+    def certificates(self, roster: Mapping[str, str], authority: Authority) -> dict[str, str]:
+        """A certificate (PEM) a site: the one it has, or one made anew for another key or age."""
+        path = self.out / SERVER / CERTIFICATES
+        found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        certificates = {}
+        for site, public in roster.items():
+            key = key_of(public)
+            if site not in found or not fits(found[site], site, key, self.now):
+                fresh = site not in found
+                found[site] = authority.site(site, key, self.now, self.federation.days)
+                if not fresh and (self.out / site / "node.key").is_file():
+                    self.done.append(
+                        f"{site}: a new certificate, {self.federation.days} days, in its kit"
+                    )
+            certificates[site] = found[site]
+        replace_file(path, json.dumps(certificates, indent=1) + "\n")
+        return certificates
+
+    def hand(self, site: str, certificates: Mapping[str, str], authority: Authority) -> None:
+        """What a site gets: files of its kit where that is here, else an answer file."""
+        of, own = self.federation, certificates[site]
+        ports = of.port, of.internal_port
+        answer = Answer(of.name, site, of.host, *ports, authority.pem, own, dict(certificates))
+        path = self.out / ANSWERS / f"{site}.json"
+        if _complete(self.out / site):
+            path.unlink(missing_ok=True)
+            self.done += write_site_kit(answer, self.out / site)
+            return
+        if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
+            return
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, answer.text())
+        self.done.append(f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret")
+
+    def revoke(self, site: str) -> None:
+        """Takes a kit out of service; also one that was handed over."""
+        target = self.out / REVOKED / site
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        if (self.out / site).is_dir():
+            shutil.move(self.out / site, target)
+        target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
+        (self.out / ANSWERS / f"{site}.json").unlink(missing_ok=True)
+        self.done.append(f"{site}: revoked; a running server of these files refuses it at once")
 
 
 def _complete(folder: Path) -> bool:
     """Whether a site's keys are here; a kit that was handed over is deleted here."""
     return (folder / "node.key").is_file() and (folder / "node.pub").is_file()
-
-
-def _made_here(folder: Path, site: str, done: list[str], *, replaces: bool) -> None:
-    """The old way, kept for one release: the site's key is made at the coordinator's."""
-    folder.mkdir(exist_ok=True)
-    private, public = made_node_key()
-    write_private(folder / "node.key", private)
-    replace_file(folder / "node.pub", public + "\n")
-    done.append(
-        f"{site}: kit made, its key too; hand it over by a safe way, then delete it here (better: "
-        "the site makes its own by `hnfed join`, as the next release demands)"
-    )
-    if replaces:
-        done.append(f"{site}: its key is a new one; the key of its former kit is refused")
-
-
-def _certificates(
-    federation: Federation,
-    out: Path,
-    roster: Mapping[str, str],
-    authority: Authority,
-    now: datetime,
-    done: list[str],
-) -> dict[str, str]:
-    """A certificate (PEM) a site: the one that is, or one made anew for another key or for age."""
-    path = out / SERVER / CERTIFICATES
-    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-    certificates = {}
-    for site, public in roster.items():
-        key = key_of(public)
-        if site not in found or not fits(found[site], site, key, now):
-            fresh = site not in found
-            found[site] = authority.site(site, key, now, federation.days)
-            if not fresh and (out / site / "node.key").is_file():
-                done.append(f"{site}: a new certificate, {federation.days} days, in its kit")
-        certificates[site] = found[site]
-    replace_file(path, json.dumps(certificates, indent=1) + "\n")
-    return certificates
-
-
-def _hand(
-    federation: Federation,
-    out: Path,
-    site: str,
-    certificates: Mapping[str, str],
-    authority: Authority,
-    done: list[str],
-) -> None:
-    """What a site gets: files of its kit where that is here, else an answer file."""
-    answer = Answer(
-        federation.name,
-        site,
-        federation.host,
-        federation.port,
-        federation.internal_port,
-        authority.pem,
-        certificates[site],
-        dict(certificates),
-    )
-    path = out / ANSWERS / f"{site}.json"
-    if _complete(out / site):
-        path.unlink(missing_ok=True)
-        done += write_site_kit(answer, out / site)
-        return
-    if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
-        return
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, answer.text())
-    done.append(f"{site}: send it the new {ANSWERS}/{site}.json; nothing in it is secret")
 
 
 def write_site_kit(answer: Answer, folder: Path) -> list[str]:
@@ -362,16 +359,6 @@ def write_site_kit(answer: Answer, folder: Path) -> list[str]:
         _render(folder / name, f"site_{name}.j2", kit)
     _checksums(folder)
     return told
-
-
-def _revoke(out: Path, site: str) -> None:
-    target = out / REVOKED / site
-    target.parent.mkdir(exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    if (out / site).is_dir():
-        shutil.move(out / site, target)
-    target.mkdir(exist_ok=True)  # also of a kit that was handed over: it stays revoked
-    (out / ANSWERS / f"{site}.json").unlink(missing_ok=True)
 
 
 def _server_files(

@@ -8,7 +8,7 @@ from core.archives.archive import open_archive
 from core.data.site import Site
 from core.errors import UserError
 from core.organs.vocabulary import vocabulary
-from hnfed.deploy.doctor import FAIL, PASS, Check, failed
+from hnfed.deploy.doctor import FAIL, PASS, Check, failed, judged
 from hnfed.deploy.site_file import require_own_kit
 from hnfed.guard.kit import Kit
 
@@ -34,5 +34,5 @@ def examine_site(site: Site, kit: Kit | None) -> Iterator[Check]:
             yield failed("archive", error)
             continue
         cases = len(archive.cases)
-        remedy = "" if cases else "give the archive's folder as `root`; hnfed check says more"
-        yield Check("archive", PASS if cases else FAIL, f"{cases} cases are listed", remedy)
+        remedy = "give the archive's folder as `root`; hnfed check says more"
+        yield judged("archive", cases > 0, f"{cases} cases are listed", remedy, FAIL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -16,22 +15,21 @@ from typing import Any
 from core.errors import UserError
 from core.files import replace_file
 from core.identifiers import folder_name
-from core.journal import JOURNAL, read_events
+from core.journal import JOURNAL, LINE, read_events
 from core.packaging.app_bundle import staged_app, toml_of, write_private
 from core.plan.load import load
 from core.processes import held
+from core.text import uncoloured
 from core.wire.partition import network, parts_of
 from hnfed.deploy.provision import ROSTER
 from hnfed.deploy.superlink import CONNECTION, answers, bundle_sha256, environment, flower, json_of
 from hnfed.guard.kit import Kit
 from server.run_folder import begin, held_folder
 
-MARK = "hnfed| "
 FLOWER_RUN = "flower_run"  # in the run's folder: Flower's id of the last attempt
 POLL_SECONDS, RESUME_SECONDS = 1.0, 20.0
 ANSWER_SECONDS, END_SECONDS = 10.0, 20.0
 SILENT_SECONDS = 180.0  # a server that is started again answers by then
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def submit(
@@ -248,7 +246,7 @@ def _ended(kit: Kit, run: str) -> str:
 def _follow(stream: subprocess.Popen[str]) -> None:
     assert stream.stdout is not None
     for raw in stream.stdout:
-        _, found, text = COLOUR.sub("", raw).partition(MARK)
+        _, found, text = uncoloured(raw).partition(LINE)
         if found:
             print(text.rstrip(), flush=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import secrets
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from typing import IO
 
 from core.logfile import append_log
 from core.processes import Stopped, deaf, end, stop_by_signal, tell, with_parent
-from core.text import shown
+from core.text import shown, uncoloured
 from hnfed.deploy.doctor import FAIL, dial
 from hnfed.deploy.node import ALIVE, CONNECTED, SAY
 from hnfed.deploy.site_file import require_own_kit, site_from_file
@@ -36,7 +35,6 @@ CONNECT_SECONDS = 20.0  # without a connection by then the site is told what it 
 SILENT_SECONDS = 300.0  # without an answer of the server for so long a node is started anew
 LOG = "node.log"
 NODE = ("-I", "-m", "hnfed.deploy.node")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Flower says when it is refused, and what that means to the person at the site.
 REASONS = (
     (("CERTIFICATE_VERIFY_FAILED", "certificate verify failed"),
@@ -103,17 +101,17 @@ def run_node(kit: Kit, site_file: Path) -> int:
                 end(child)
 
 
-def reason_of(said: str) -> str:
+def reason_of(message: str) -> str:
     """What Flower's last words mean to the person at the site; "" where they say nothing."""
     for words, reason in REASONS:
-        if any(word in said for word in words):
+        if any(word in message for word in words):
             return reason
     return ""
 
 
 def why_not(kit: Kit, proxy: str = "") -> str:
     """What stands between this site and the server, as far as the site can see."""
-    wrong = [f"{c.name}: {c.found}; {c.remedy}" for c in dial(kit, proxy) if c.state == FAIL]
+    wrong = [f"{c.name}: {c.detail}; {c.remedy}" for c in dial(kit, proxy) if c.state == FAIL]
     return "no connection yet; " + (
         "; ".join(wrong) or f"the server answers; see guard/{LOG} in the site's state folder"
     )
@@ -198,7 +196,7 @@ def _read(stream: IO[str], log: Path, heard: Heard, word: str) -> None:
             if kind in (ALIVE, CONNECTED):
                 continue
             line = text.rstrip()
-        line = shown(COLOUR.sub("", line), 2000)
+        line = shown(uncoloured(line), 2000)
         append_log(log, line + "\n")
         heard.last.append(line)
         del heard.last[:-40]

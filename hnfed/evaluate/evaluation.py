@@ -14,6 +14,7 @@ from core.archives.archive import Archive, CaseRef, read_case
 from core.archives.images.volume import Volume
 from core.errors import CaseError, Finding, UserError
 from core.organs.vocabulary import BUILT_IN, Organ, vocabulary
+from core.text import aligned, figure
 from hnfed.evaluate.measures import CaseMeasures, measure, summary, summary_rows
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
@@ -41,6 +42,24 @@ RULES = (
     "missed: the prediction is empty; it counts as 0 in Dice, surface Dice and found, and is left",
     "  out of HD95, MSD and bias, which are over the cases in which the organ was found.",
 )
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is evaluated: a model, or contours that were drawn before.
+
+    Attributes:
+        organs: organs to score, where a case annotates them.
+        segment: gives a case's predicted masks (Z, Y, X) on the CT's grid, organs that were not
+            found left out, and what a missed organ costs in mm. A `CaseError` leaves the case out.
+        penalty: the cost of a missed organ, in words.
+        notes: what a reader of its scores must know; one sentence each.
+    """
+
+    organs: Sequence[str]
+    segment: Callable[[Volume], tuple[Masks, float]]
+    penalty: str
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -112,12 +131,7 @@ def choose_cases(archive: Archive, split: str, site: str | None) -> list[CaseRef
 def evaluate(
     archive: Archive,
     refs: Sequence[CaseRef],
-    organs: Sequence[str],
-    segment: Callable[[Volume], tuple[Masks, float]],
-    *,
-    penalty: str,
-    notes: Sequence[str] = (),
-    findings: Sequence[Finding] = (),
+    method: Method,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Evaluation:
     """Scores cases one after another; only one is in memory at a time.
@@ -128,17 +142,13 @@ def evaluate(
     Args:
         archive: where the cases lie.
         refs: the cases.
-        organs: organs to score, where a case annotates them.
-        segment: gives a case's predicted masks (Z, Y, X) on the CT's grid, organs that were not
-            found left out, and what a missed organ costs in mm. A `CaseError` leaves the case out.
-        penalty: the cost of a missed organ, in words.
-        notes: passed on.
-        findings: those of the archive, passed on.
+        method: whose contours are scored.
         progress: called before each case with (done, in all, case).
 
     Raises:
         UserError: no case could be used, or none annotates any of the organs.
     """
+    organs, notes = method.organs, list(method.notes)
     scores: list[CaseMeasures] = []
     noticed: list[Finding] = []
     lost: list[Finding] = []
@@ -149,10 +159,9 @@ def evaluate(
         try:
             volume, left_out = read_case(archive, ref, organs)
             noticed += left_out
-            masks, penalty_mm = segment(volume)
+            masks, penalty_mm = method.segment(volume)
         except CaseError as error:
-            message = str(error).splitlines()[0]
-            lost.append(Finding(error.code, "error", ref.case, "", message, error.remedy))
+            lost.append(error.finding(ref.case))
             continue
         cases += 1
         scores += _scores(volume, organs, masks, penalty_mm)
@@ -162,15 +171,16 @@ def evaluate(
         remedy = lost[0].remedy if lost else "see `hnfed check DATA`"
         raise UserError("--data", archive.root, remedy, problem=f"nothing to score: {reason}")
     if lost:
-        told = f"{len(lost)} of {len(refs)} cases could not be used; the scores are without them."
-        notes = [*notes, told]
+        notes.append(
+            f"{len(lost)} of {len(refs)} cases could not be used; the scores are without them."
+        )
     return Evaluation(
         tuple(organs),
         tuple(scores),
         cases,
-        penalty,
+        method.penalty,
         tuple(notes),
-        (*findings, *noticed),
+        (*archive.findings, *noticed),
         {ref.case: ref.site for ref in refs if ref.site},
     )
 
@@ -233,7 +243,7 @@ def table(result: Evaluation, *, per_case: bool) -> str:
     if per_case:
         cases = [("case", "organ", *(title for _, title, _ in SHOWN_CASE))]
         cases += [
-            (s.case, s.organ, *(_number(getattr(s, key), digits) for key, _, digits in SHOWN_CASE))
+            (s.case, s.organ, *(figure(getattr(s, key), digits) for key, _, digits in SHOWN_CASE))
             for s in sorted(result.scores, key=lambda s: (s.case, result.organs.index(s.organ)))
         ]
         text += "\n\n" + aligned(cases, words=2)
@@ -241,7 +251,7 @@ def table(result: Evaluation, *, per_case: bool) -> str:
 
 
 def _footnote(result: Evaluation, mean: Mapping[str, Any]) -> str:
-    penalised = _number(mean["hd95_mm_penalised"], 2)
+    penalised = figure(mean["hd95_mm_penalised"], 2)
     lines = [
         f"{result.cases} cases. n: cases in which the organ is annotated.",
         *RULES,
@@ -252,24 +262,6 @@ def _footnote(result: Evaluation, mean: Mapping[str, Any]) -> str:
 
 def _shown(cell: Mapping[str, Any], key: str, digits: int) -> str:
     """A number, with its interval where it is one of the first two."""
-    text = _number(cell.get(key), digits)
+    text = figure(cell.get(key), digits)
     limits = cell["intervals"].get(key) if key in WITH_INTERVAL else None
-    return (
-        f"{text} [{_number(limits[0], digits)}, {_number(limits[1], digits)}]" if limits else text
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def aligned(rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Columns of equal width: the first `words` to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return f"{text} [{figure(limits[0], digits)}, {figure(limits[1], digits)}]" if limits else text

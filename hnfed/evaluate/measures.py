@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from core.metrics.scores import PERCENTILE, CaseScore, organ_sums, pool_sites
-from core.metrics.surfaces import border, distances_mm, foreground
+from core.metrics.scores import MEASURES as SCORES
+from core.metrics.scores import CaseScore, Outline, organ_sums, pool_sites, score_organ
+from core.metrics.surfaces import border, foreground
 from hnfed.evaluate.statistics import estimate
 
-TOLERANCES_MM = (1.0, 2.0)
 # Column -> its value for a case; NaN where the case does not count.
 MEASURES = (
-    "dice",
-    "hd95_mm",
-    "hd95_mm_penalised",
+    *SCORES,
     "msd_mm",
     "surface_dice_1mm",
     "surface_dice_2mm",
@@ -76,31 +74,20 @@ def measure(
         spacing_mm: (z, y, x).
         penalty_mm: what a miss costs in ``hd95_mm_penalised``.
     """
-    voxel_ml = math.prod(spacing_mm) / 1000
-    inside = foreground(truth)
-    assert inside.size, f"{case}: empty truth of {organ}"
-    found = foreground(pred) if pred is not None else inside[:0]
-    volume_ml, predicted_ml = inside.size * voxel_ml, found.size * voxel_ml
-    if pred is None or not found.size:
-        return CaseMeasures(case, organ, 0.0, None, penalty_mm, volume_ml, 0.0, None, 0.0, 0.0)
-    assert pred.shape == truth.shape, (organ, pred.shape, truth.shape)
-    overlap = 2 * int(np.count_nonzero(truth.reshape(-1)[found])) / (inside.size + found.size)
-    here, there = border(pred, found), border(truth, inside)
-    both = distances_mm(here, there, truth.shape, spacing_mm)
-    hd95 = max(float(np.percentile(directed, PERCENTILE)) for directed in both)
-    every = np.concatenate(both)
-    within_1mm, within_2mm = (float((every <= tolerance).mean()) for tolerance in TOLERANCES_MM)
+    assert pred is None or pred.shape == truth.shape, (organ, truth.shape)
+    found = foreground(truth)[:0] if pred is None else foreground(pred)
+    drawn = Outline(found, found if pred is None else border(pred, found))
+    score, away = score_organ(case, organ, drawn, truth, spacing_mm, penalty_mm)
+    if away is None:
+        return CaseMeasures(
+            **asdict(score), msd_mm=None, surface_dice_1mm=0.0, surface_dice_2mm=0.0
+        )
+    every = np.concatenate(away)
     return CaseMeasures(
-        case,
-        organ,
-        overlap,
-        hd95,
-        penalty_mm,
-        volume_ml,
-        predicted_ml,
-        float(every.mean()),
-        within_1mm,
-        within_2mm,
+        **asdict(score),
+        msd_mm=float(every.mean()),
+        surface_dice_1mm=float((every <= 1.0).mean()),
+        surface_dice_2mm=float((every <= 2.0).mean()),
     )
 
 
@@ -139,9 +126,10 @@ def summary_rows(content: Mapping[str, Any]) -> list[list[Any]]:
 def value_of(score: CaseMeasures, name: str) -> float:
     """The value of one of the `MEASURES` for a case; NaN where the case does not count."""
     missed = score.hd95_mm is None
+    if name in SCORES:
+        return SCORES[name].value(score) if SCORES[name].cases(1, not missed) else math.nan
     bias_ml = score.predicted_ml - score.volume_ml
     values: dict[str, float | None] = {
-        "hd95_mm_penalised": score.penalty_mm if missed else score.hd95_mm,
         "detection_rate": 0.0 if missed else 1.0,
         "volume_bias_ml": None if missed else bias_ml,
         "volume_bias_percent": None if missed else 100 * bias_ml / score.volume_ml,

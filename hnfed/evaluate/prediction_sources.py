@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from core.archives.dicom import rtstruct, segmentation
 from core.archives.formats import openkbp
+from core.archives.formats.nnunet import values_by_name
 from core.archives.images import nifti, nrrd
 from core.archives.images.volume import read_image
 from core.data.geometry import Geometry
@@ -63,7 +64,7 @@ def structures_in(path: Path) -> dict[str, Source]:
     if segmentation.is_segmentation(path):
         return {one.name: Source(path, one.name) for one in segmentation.read(path).rois}
     found = rtstruct.read_structure_set(path)
-    return {roi.name: Source(path, roi.name) for roi in found.rois if roi.contours}
+    return {roi.name: Source(path, roi.name) for roi in found.rois if roi.drawn}
 
 
 _IMAGES = (".nhdr", ".mha", ".mhd", ".csv")
@@ -121,16 +122,9 @@ def label_table(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         table: Any = json.loads(path.read_text(encoding="utf-8"))
-        table = table.get("labels", table)
-        named: dict[str, tuple[int, ...]] = {}
-        for key, value in table.items():
-            if isinstance(value, str):
-                named[value] = (int(key),)
-            else:
-                named[key] = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+        return values_by_name(table.get("labels", table))
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError("--pred", path, NAMED, problem=f"not a table of labels: {error}") from error
-    return named
 
 
 @lru_cache(maxsize=1)

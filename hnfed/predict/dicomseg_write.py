@@ -105,19 +105,21 @@ def write_dicomseg(path: Path, drawn: Sequence[Drawn], headers: Sequence[Any], m
             part.unlink(missing_ok=True)
 
 
-def _segment(number: int, one: Drawn, how: Any) -> Any:
+def _segment(number: int, structure: Drawn, algorithm: Any) -> Any:
     import highdicom
 
-    code, modifier = CODES.get(one.name, (Code(one.name[:16], "99HNFED", one.name[:64]), None))
+    code, modifier = CODES.get(
+        structure.name, (Code(structure.name[:16], "99HNFED", structure.name[:64]), None)
+    )
     segment = highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=one.name[:64],
+        segment_label=structure.name[:64],
         segmented_property_category=CATEGORY,
         segmented_property_type=code,
         algorithm_type="AUTOMATIC",
-        algorithm_identification=how,
+        algorithm_identification=algorithm,
         tracking_uid=str(generate_uid(prefix=None)),
-        tracking_id=one.name,
+        tracking_id=structure.name,
     )
     if modifier is not None:
         told: Any = Dataset()
@@ -126,6 +128,6 @@ def _segment(number: int, one: Drawn, how: Any) -> Any:
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = Items([told])
     segment.RecommendedDisplayCIELabValue = list(
-        highdicom.color.CIELabColor.from_rgb(*one.colour).value
+        highdicom.color.CIELabColor.from_rgb(*structure.colour).value
     )
     return segment

@@ -140,12 +140,12 @@ def _cavity_mm2(level: npt.NDArray[np.floating], body: Mask) -> float:
 
 
 def _from_middle(
-    found: list[Mask], solid: Mask, chosen: Mask, least: int
+    masks: list[Mask], solid: Mask, chosen: Mask, least: int
 ) -> tuple[float, float] | None:
     """Mean place (y, x) of voxels from the middle of the body in their slice, in half extents."""
     places: list[Floats] = []
     for k in np.flatnonzero(chosen):
-        index = np.argwhere(found[k])
+        index = np.argwhere(masks[k])
         if len(index):
             box = np.argwhere(solid[k])
             low, high = box.min(axis=0), box.max(axis=0)

@@ -23,7 +23,7 @@ from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.formats import DICOM_FORMATS
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable
 from hnfed.predict.segmenter import Choice, Segmenter, load_segmenter
-from hnfed.screen import Progress, left_out, make_folder, print_findings
+from hnfed.screen import Progress, make_folder, print_findings
 
 
 def predict(
@@ -68,7 +68,7 @@ def predict(
             drawn, remarks = _drawn(archive, ref, segmenter, formats=formats, force=force)
             write_contours(output, drawn, formats, remarks)
         except CaseError as error:
-            failed.append(left_out(error, ref.case))
+            failed.append(error.finding(ref.case))
     print_findings([*(f for f in archive.findings if not _of_structures(f)), *failed])
     lost = [f for f in archive.findings if f.severity == "error" and not _of_structures(f)]
     written = len(archive.cases) - len(failed)

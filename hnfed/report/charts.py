@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 Point = tuple[float, float | None]
-LABEL_PX = 11
 DIGIT_PX = 6.4
 
 
@@ -28,6 +27,31 @@ class Series:
     points: Sequence[Point]
     style: str
     joined: bool = True
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a chart of lines spans.
+
+    Attributes:
+        x_label: under the axis.
+        x_range: lowest and highest x; by default those of the points and the mark.
+        y_range: lowest and highest y; by default 0 to the largest value.
+        size: width and height in pixels.
+    """
+
+    x_label: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    size: tuple[int, int] = (540, 250)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at an x, the best round for instance, and what is written at it."""
+
+    x: float
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,27 +77,15 @@ class Frame:
 
 
 def line_chart(
-    series: Sequence[Series],
-    *,
-    title: str,
-    x_label: str = "",
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-    mark: float | None = None,
-    mark_label: str = "",
-    size: tuple[int, int] = (540, 250),
+    series: Sequence[Series], title: str, axes: Axes, mark: Mark | None = None
 ) -> Markup:
     """Lines over rounds.
 
     Args:
         series: drawn in this order, the last on top.
         title: what it shows, for readers of the page that speak; not drawn.
-        x_label: under the axis.
-        x_range: lowest and highest x; by default those of the points and the mark.
-        y_range: lowest and highest y; by default 0 to the largest value.
-        mark: x of a vertical line, the best round for instance.
-        mark_label: written at that line.
-        size: width and height in pixels.
+        axes: what it spans.
+        mark: a vertical line.
 
     Returns:
         An `<svg>` element; empty text where no line has a point.
@@ -83,20 +95,21 @@ def line_chart(
         return Markup("")
     low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
     if mark is not None:
-        low_x, high_x = min(low_x, mark), max(high_x, mark)
-    span = x_range or ((low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5))
-    values = y_range or (min(0.0, min(y for _, y in known)), max(y for _, y in known) or 1.0)
-    steps = ticks(*values, 5 if size[1] > 180 else 3)
-    if y_range is None:
+        low_x, high_x = min(low_x, mark.x), max(high_x, mark.x)
+    span = axes.x_range or ((low_x, high_x) if high_x > low_x else (low_x - 0.5, high_x + 0.5))
+    values = axes.y_range or (min(0.0, min(y for _, y in known)), max(y for _, y in known) or 1.0)
+    steps = ticks(*values, 5 if axes.size[1] > 180 else 3)
+    if axes.y_range is None:
         values = (values[0], max(values[1], steps[-1]))
     room = 10 + DIGIT_PX * max(len(label(step)) for step in steps)
-    bottom = 38.0 if x_label else 22.0
-    frame = Frame(*size, room, 16.0 if mark_label else 8.0, 12.0, bottom, span, values)
-    parts = [_grid(frame, steps), _rounds(frame, x_label)]
+    bottom = 38.0 if axes.x_label else 22.0
+    top = 16.0 if mark is not None and mark.label else 8.0
+    frame = Frame(*axes.size, room, top, 12.0, bottom, span, values)
+    parts = [_grid(frame, steps), _rounds(frame, axes.x_label)]
     if mark is not None:
-        parts.append(_mark(frame, mark, mark_label))
+        parts.append(_mark(frame, mark))
     parts += [_line(frame, line) for line in series]
-    return _svg(size, title, parts)
+    return _svg(axes.size, title, parts)
 
 
 def strip_chart(
@@ -213,16 +226,16 @@ def _rounds(frame: Frame, x_label: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _mark(frame: Frame, mark: float, text: str) -> Markup:
+def _mark(frame: Frame, mark: Mark) -> Markup:
     """A dashed vertical line."""
-    x, _ = frame.at(mark, frame.y[0])
+    x, _ = frame.at(mark.x, frame.y[0])
     line = '<line class="mark" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
     drawn = Markup(line).format(x, x, frame.top, frame.height - frame.bottom)
-    if not text:
+    if not mark.label:
         return drawn
-    half = 3.2 * len(text)
+    half = 3.2 * len(mark.label)
     middle = min(max(x, frame.left + half), frame.width - frame.right - half)
-    return drawn + _text(middle, frame.top - 5, text, "middle", "ink")
+    return drawn + _text(middle, frame.top - 5, mark.label, "middle", "ink")
 
 
 def _line(frame: Frame, line: Series) -> Markup:

@@ -35,7 +35,7 @@ def loss_chart(rounds: Sequence[Event]) -> Markup:
         )
         for term, style in reversed(loss_terms(rounds))
     ]
-    return charts.line_chart(lines, title="training loss by round", x_label="round")
+    return charts.line_chart(lines, "training loss by round", charts.Axes(x_label="round"))
 
 
 def weight_charts(
@@ -55,9 +55,8 @@ def weight_charts(
             names.get(key, key),
             charts.line_chart(
                 [charts.Series(key, line, "c1")],
-                title=f"weight of {names.get(key, key)} by round",
-                y_range=(0.0, top or 1.0),
-                size=(260, 130),
+                f"weight of {names.get(key, key)} by round",
+                charts.Axes(y_range=(0.0, top or 1.0), size=(260, 130)),
             ),
         )
         for key, line in lines.items()
@@ -82,11 +81,9 @@ def mean_chart(rounds: Sequence[Event], best: int | None, block: Event) -> Marku
     line = charts.Series("mean Dice", sorted(points.items()), "c0")
     return charts.line_chart(
         [line],
-        title="mean validation Dice by round",
-        x_label="weights of round",
-        y_range=(0.0, 1.0),
-        mark=None if best is None else float(best),
-        mark_label="" if best is None else f"best: round {best}",
+        "mean validation Dice by round",
+        charts.Axes(x_label="weights of round", y_range=(0.0, 1.0)),
+        None if best is None else charts.Mark(float(best), f"best: round {best}"),
     )
 
 
@@ -110,10 +107,9 @@ def organ_charts(
             lines.append(charts.Series(site, sorted(points), styles.get(site, "c1")))
         chart = charts.line_chart(
             lines,
-            title=f"validation Dice of {organ} by round",
-            y_range=(0.0, 1.0),
-            mark=None if best is None else float(best),
-            size=(270, 130),
+            f"validation Dice of {organ} by round",
+            charts.Axes(y_range=(0.0, 1.0), size=(270, 130)),
+            None if best is None else charts.Mark(float(best)),
         )
         if chart:
             result.append((organ, chart))

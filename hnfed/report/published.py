@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.plan.paper_tables import TABLES, Table
 from core.run_records import number
+from hnfed.report.paper_tables import TABLES, Table
 
 UNITS = {"dice": "Dice in percent", "hd95_mm": "95 % Hausdorff distance in mm"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.run_records import number
+from core.run_records import mapping, number
 
 Record = Mapping[str, Any]
 SPLITS = ("val", "test")
@@ -45,7 +45,7 @@ def before_and_after(block: Record, earlier: Record) -> list[dict[str, Any]]:
         a cell `before`, `after` and their `change` (None unless both are published). The last row
         is the mean over the organs that have both, where there are two or more.
     """
-    before_sites, after_sites = _mapping(earlier.get("sites")), _mapping(block.get("sites"))
+    before_sites, after_sites = mapping(earlier.get("sites")), mapping(block.get("sites"))
     old = [str(o) for o in block.get("organs") or [] if o in (earlier.get("organs") or [])]
     tables = []
     for site in sorted(set(before_sites) & set(after_sites)):
@@ -89,8 +89,4 @@ def _mean(pairs: Sequence[Record]) -> dict[str, Any]:
 
 
 def _cell(splits: object, split: str, organ: str) -> Record:
-    return _mapping(_mapping(_mapping(splits).get(split)).get(organ))
-
-
-def _mapping(value: object) -> Record:
-    return value if isinstance(value, Mapping) else {}
+    return mapping(mapping(mapping(splits).get(split)).get(organ))

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hnfed.report.charts import Series, line_chart
+from hnfed.report.charts import Axes, Series, line_chart
 
 Volumes = Mapping[str, tuple[float, float]]  # case -> true and predicted mL
 Tests = Mapping[tuple[str, str], Mapping[str, Volumes]]  # (site, phase) -> organ -> of its cases
@@ -39,7 +39,7 @@ def volume_charts(
             found = {p: _usable(tests.get((site, p), {}).get(organ, {})) for p in tested}
             found = {p: volumes for p, volumes in found.items() if volumes}
             if found:
-                told = [_told(p, styles[p], volumes) for p, volumes in found.items()]
+                told = [_summary(p, styles[p], volumes) for p, volumes in found.items()]
                 chart = _chart(f"{organ} at {site}", found, styles)
                 charts.append({"organ": organ, "site": site, "chart": chart, "phases": told})
     return charts
@@ -67,7 +67,7 @@ def _usable(volumes: Volumes) -> Volumes:
     }
 
 
-def _told(phase: str, style: str, volumes: Volumes) -> dict[str, Any]:
+def _summary(phase: str, style: str, volumes: Volumes) -> dict[str, Any]:
     ratios = [predicted / true for true, predicted in volumes.values()]
     return {
         "name": phase,
@@ -78,19 +78,17 @@ def _told(phase: str, style: str, volumes: Volumes) -> dict[str, Any]:
     }
 
 
-def _chart(title: str, found: Mapping[str, Volumes], styles: Mapping[str, str]) -> Markup:
+def _chart(title: str, volumes_of: Mapping[str, Volumes], styles: Mapping[str, str]) -> Markup:
     """Volumes of the cases 1 to n, by true volume: a line of the truth, dots of each phase."""
-    true = {case: both[0] for volumes in found.values() for case, both in volumes.items()}
+    true = {case: both[0] for volumes in volumes_of.values() for case, both in volumes.items()}
     cases = sorted(true, key=lambda case: (true[case], case))
     series = [Series("true", [(i, true[c]) for i, c in enumerate(cases, start=1)], "c0")]
-    for turn, (phase, volumes) in enumerate(found.items()):
-        aside = APART * (turn - (len(found) - 1) / 2)
+    for turn, (phase, volumes) in enumerate(volumes_of.items()):
+        aside = APART * (turn - (len(volumes_of) - 1) / 2)
         points = [(i + aside, volumes[c][1]) for i, c in enumerate(cases, 1) if c in volumes]
         series.append(Series(phase, points, styles[phase], joined=False))
     return line_chart(
         series,
-        title=f"predicted and true volume of {title} in mL by test case",
-        x_label="test case, by true volume",
-        x_range=(0.5, len(cases) + 0.5),
-        size=(540, 280),
+        f"predicted and true volume of {title} in mL by test case",
+        Axes(x_label="test case, by true volume", x_range=(0.5, len(cases) + 0.5), size=(540, 280)),
     )

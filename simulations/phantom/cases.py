@@ -8,13 +8,13 @@ Nothing learned on them says anything about real patients.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,94 +87,103 @@ def case_name(signature: SiteSignature, index: int) -> str:
     return f"{signature.name}_{index:03d}"
 
 
-def write_site(
-    root: Path,
-    signature: SiteSignature,
-    cases: int,
-    seed: int,
-    spacing_mm: Sequence[float] = (4.0, 2.5, 2.5),
-    *,
-    workers: int = 1,
-    splits: Mapping[str, str] | None = None,
-    site: str = "",
-) -> None:
-    """Writes an institution as a PDDCA archive: `CASE/img.nrrd`, `CASE/structures/NAME.nrrd`.
+@dataclass(frozen=True)
+class Cohort:
+    """The patients of an institution: the same values give the same voxels.
 
-    The archive appears as a whole (written beside it, then renamed). One that was written with the
-    same arguments is kept; one of this function with other arguments is replaced. The same
-    arguments give the same voxels, whatever `workers` is.
-
-    Args:
-        root: folder of the archive.
+    Attributes:
         signature: the institution, e.g. `SIGNATURES["nyu"]`.
         cases: number of patients.
         seed: decides the patients, with the signature's name, the site's and the patient's number.
         spacing_mm: voxel size (z, y, x), before the site's own factor.
-        workers: processes.
         splits: case name -> train, val or test; written to `cases.csv` where given. Without it
             there is no `cases.csv`, and the plan splits.
         site: name of the site. Sites of one signature have patients of their own; those of a site
             that is named like its signature are the ones that the signature has without a name.
+    """
+
+    signature: SiteSignature
+    cases: int
+    seed: int
+    spacing_mm: Sequence[float] = (4.0, 2.5, 2.5)
+    splits: Mapping[str, str] | None = None
+    site: str = ""
+
+    @property
+    def own(self) -> str:
+        """What tells the site's patients from those of the signature; "" for none."""
+        return "" if self.site == self.signature.name else self.site
+
+    def rng(self, *of: int) -> np.random.Generator:
+        """Random numbers; 256 is no byte, so that no signature's name looks like a site's."""
+        own = [256, *self.own.encode()] if self.own else []
+        return np.random.default_rng([self.seed, *of, *own])
+
+    def require_usable(self) -> None:
+        """Requires values in their range.
+
+        Raises:
+            UserError: names the first that is not.
+        """
+        if self.cases < 1:
+            raise UserError("phantom cases", self.cases, "give 1 or more")
+        if self.seed < 0:
+            raise UserError("phantom seed", self.seed, "give 0 or more")
+        if len(self.spacing_mm) != 3 or not all(0.3 <= s <= 10.0 for s in self.spacing_mm):
+            raise UserError(
+                "phantom spacing_mm", self.spacing_mm, "give three sizes of 0.3 to 10 mm"
+            )
+        names = {case_name(self.signature, i) for i in range(self.cases)}
+        if self.splits is not None and set(self.splits) != names:
+            remedy = f"name each of {min(names)} to {max(names)} once"
+            raise UserError("phantom splits", sorted(self.splits), remedy)
+
+    def stamp(self) -> str:
+        """Everything that decides the archive, as one line of JSON."""
+        decides: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "signature": asdict(self.signature),
+            "cases": self.cases,
+            "seed": self.seed,
+            "spacing_mm": [float(s) for s in self.spacing_mm],
+            "splits": None if self.splits is None else dict(self.splits),
+            **({"site": self.own} if self.own else {}),
+        }
+        return json.dumps(decides, sort_keys=True)
+
+
+def write_site(root: Path, cohort: Cohort, *, workers: int = 1) -> None:
+    """Writes an institution as a PDDCA archive: `CASE/img.nrrd`, `CASE/structures/NAME.nrrd`.
+
+    The archive appears as a whole (written beside it, then renamed). One of the same cohort is
+    kept; that of another is replaced.
+
+    Args:
+        root: folder of the archive.
+        cohort: its patients.
+        workers: processes; the voxels are the same, however many.
 
     Raises:
-        UserError: `root` holds something else, or an argument is out of range.
+        UserError: `root` holds something else, or a value is out of range.
     """
-    _check(signature, cases, seed, spacing_mm, splits)
-    own = "" if site == signature.name else site
-    stamp = _stamp(signature, cases, seed, spacing_mm, splits, own)
+    cohort.require_usable()
+    stamp = cohort.stamp()
     if _stamp_of(root) == stamp:
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        _fill(folder, signature, cases, seed, spacing_mm, workers, own)
-        if splits is not None:
-            _write_splits(folder / "cases.csv", splits)
+        lacking = _left_out(cohort)
+        job = partial(_write_case, folder, cohort)
+        for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__]):
+            pass
+        if cohort.splits is not None:
+            _write_splits(folder / "cases.csv", cohort.splits)
         (folder / STAMP).write_text(stamp + "\n", encoding="utf-8")
         folder.chmod(0o755)
         _move(folder, root, stamp)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check(
-    signature: SiteSignature,
-    cases: int,
-    seed: int,
-    spacing_mm: Sequence[float],
-    splits: Mapping[str, str] | None,
-) -> None:
-    if cases < 1:
-        raise UserError("phantom cases", cases, "give 1 or more")
-    if seed < 0:
-        raise UserError("phantom seed", seed, "give 0 or more")
-    if len(spacing_mm) != 3 or not all(0.3 <= s <= 10.0 for s in spacing_mm):
-        raise UserError("phantom spacing_mm", spacing_mm, "give three sizes of 0.3 to 10 mm")
-    names = {case_name(signature, i) for i in range(cases)}
-    if splits is not None and set(splits) != names:
-        remedy = f"name each of {min(names)} to {max(names)} once"
-        raise UserError("phantom splits", sorted(splits), remedy)
-
-
-def _stamp(
-    signature: SiteSignature,
-    cases: int,
-    seed: int,
-    spacing_mm: Sequence[float],
-    splits: Mapping[str, str] | None,
-    own: str,
-) -> str:
-    """Everything that decides the archive, as one line of JSON."""
-    decides: dict[str, Any] = {
-        "version": FORMAT_VERSION,
-        "signature": dataclasses.asdict(signature),
-        "cases": cases,
-        "seed": seed,
-        "spacing_mm": [float(s) for s in spacing_mm],
-        "splits": None if splits is None else dict(splits),
-        **({"site": own} if own else {}),
-    }
-    return json.dumps(decides, sort_keys=True)
 
 
 def _stamp_of(root: Path) -> str:
@@ -200,44 +209,16 @@ def _move(folder: Path, root: Path, stamp: str) -> None:
             raise
 
 
-def _fill(
-    folder: Path,
-    signature: SiteSignature,
-    cases: int,
-    seed: int,
-    spacing_mm: Sequence[float],
-    workers: int,
-    own: str,
-) -> None:
-    lacking = _left_out(signature, cases, np.random.default_rng([seed, cases, *_drawn(own)]))
-    z, y, x = spacing_mm
-    job = partial(_write_case, folder, signature, seed, (z, y, x), own)
-    for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__]):
-        pass
-
-
-def _write_case(
-    folder: Path,
-    signature: SiteSignature,
-    seed: int,
-    spacing_mm: tuple[float, float, float],
-    own: str,
-    of: tuple[int, frozenset[str]],
-) -> None:
+def _write_case(folder: Path, cohort: Cohort, of: tuple[int, frozenset[str]]) -> None:
     index, lacking = of
-    rng = np.random.default_rng([seed, index, *signature.name.encode(), *_drawn(own)])
-    case = make_case(signature, rng, spacing_mm)
+    signature, (z, y, x) = cohort.signature, cohort.spacing_mm
+    case = make_case(signature, cohort.rng(index, *signature.name.encode()), (z, y, x))
     target = folder / case_name(signature, index)
     (target / "structures").mkdir(parents=True)
     _write(target / "img.nrrd", case.image, case)
     for organ in sorted(set(case.masks) - lacking):
         name = PDDCA_NAME.get(organ, organ)
         _write(target / "structures" / f"{name}.nrrd", case.masks[organ], case)
-
-
-def _drawn(own: str) -> list[int]:
-    """What a site's own name adds to a seed: 256 is no byte, so no signature's name looks alike."""
-    return [256, *own.encode()] if own else []
 
 
 def _write(path: Path, array: Any, case: Case) -> None:
@@ -254,13 +235,12 @@ def _write_splits(path: Path, splits: Mapping[str, str]) -> None:
         rows.writerows(sorted(splits.items()))
 
 
-def _left_out(
-    signature: SiteSignature, cases: int, rng: np.random.Generator
-) -> list[frozenset[str]]:
+def _left_out(cohort: Cohort) -> list[frozenset[str]]:
     """Decides which organs each case lacks: at most half of its organs, and no organ in most cases.
 
     The constrictors are drawn all or none, on `pcm_share` of the cases.
     """
+    signature, cases, rng = cohort.signature, cohort.cases, cohort.rng(cohort.cases)
     plain = [o for o in signature.organs if o not in PCM]
     lacking: list[set[str]] = [set() for _ in range(cases)]
     pairs = [(c, o) for c in range(cases) for o in plain]

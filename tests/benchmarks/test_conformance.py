@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import conformance
-from benchmarks.dicom_example import write_series, write_structures
+from benchmarks.dicom_example import Series, Structures
 from core.archives.images.volume import write_mask
 from core.data.geometry import Geometry
 
@@ -32,9 +32,9 @@ def outline(name: str) -> list[np.ndarray]:
 def folder(tmp_path: Path) -> Path:
     """Laid out as the test's generator does."""
     body = np.where((X > 3) & (X < 36), 40, -1000).astype(np.int16)
-    write_series(tmp_path / "refct", body, GRID)
+    Series(body, GRID).write(tmp_path / "refct")
     (tmp_path / "rtstruct").mkdir()
-    write_structures(tmp_path / "rtstruct" / "rs.dcm", {n: outline(n) for n in TRUTH})
+    Structures({n: outline(n) for n in TRUTH}).write(tmp_path / "rtstruct" / "rs.dcm")
     for name, mask in TRUTH.items():
         write_mask(tmp_path / "groundtruth" / f"{name}.nii.gz", mask, GRID)
     told = {"rois": [*TRUTH], "rtstruct_path": "rtstruct/rs.dcm", "groundtruth_dir": "groundtruth"}

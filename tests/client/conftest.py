@@ -210,14 +210,14 @@ def start(plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def watched(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, option: str
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, pick: Callable[..., Any]
 ) -> list[Any]:
-    """What each call of `module.NAME` is given as that option, call by call."""
+    """What `pick` takes of the arguments of each call of `module.NAME`, call by call."""
     given: list[Any] = []
     real = getattr(module, name)
 
     def watch(*args: Any, **options: Any) -> Any:
-        given.append(options[option])
+        given.append(pick(*args, **options))
         return real(*args, **options)
 
     monkeypatch.setattr(module, name, watch)

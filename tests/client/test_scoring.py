@@ -11,6 +11,7 @@ import pytest
 
 from client import scoring
 from client import tasks as work
+from client.local_epochs import Task
 from core.data.site import Site
 from core.plan.schema import Phase, Plan
 from tests.client.conftest import order, start, watched
@@ -21,7 +22,7 @@ MakePhase = Callable[..., Phase]
 
 def test_validate_scores_val_and_writes_nothing(prepared: Site, make_plan: MakePlan) -> None:
     plan = make_plan()
-    result = work.evaluate(prepared, plan, plan.phases[0], order(1, "validate"), start(plan))
+    result = work.evaluate(Task(prepared, plan, plan.phases[0], order(1, "validate")), start(plan))
     assert set(result.scores) == {"val"}
     assert not prepared.phase_folder("p").exists()
 
@@ -29,7 +30,7 @@ def test_validate_scores_val_and_writes_nothing(prepared: Site, make_plan: MakeP
 def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: MakePlan) -> None:
     plan = make_plan()
     site = replace(prepared, overlays=1)
-    result = work.evaluate(site, plan, plan.phases[0], order(1, "test"), start(plan))
+    result = work.evaluate(Task(site, plan, plan.phases[0], order(1, "test")), start(plan))
     assert {o: s.n for o, s in result.scores["test"].items()} == {"Brainstem": 1, "Parotid_L": 1}
     with (site.phase_folder("p") / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -53,7 +54,7 @@ def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
     drawn: list[npt.NDArray[np.uint8]] = []
     monkeypatch.setattr(scoring, "write_overlays", lambda *args: drawn.append(args[2]))
     site = replace(prepared, overlays=1)
-    result = work.evaluate(site, plan, phase, order(1, "test"), start(plan))
+    result = work.evaluate(Task(site, plan, phase, order(1, "test")), start(plan))
     (entry,) = prepared.of_phase(plan, phase, "test")
     voxel_ml = math.prod(entry.source.spacing_mm) / 1000
     with (prepared.phase_folder("p") / "cases.csv").open(newline="") as file:
@@ -72,7 +73,7 @@ def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
 
 def test_a_site_draws_nothing_unless_told(prepared: Site, make_plan: MakePlan) -> None:
     plan = make_plan()
-    work.evaluate(prepared, plan, plan.phases[0], order(1, "test"), start(plan))
+    work.evaluate(Task(prepared, plan, plan.phases[0], order(1, "test")), start(plan))
     assert not (prepared.phase_folder("p") / "overlays").exists()
 
 
@@ -90,9 +91,9 @@ def test_scores_average_with_the_mirrored_ct_where_the_phase_says_so_and_its_wei
         make_phase(share=share, organs=["Brainstem"], average_mirrored=averaged),
         make_phase("other", organs=["Parotid_L"]),
     )
-    given = watched(monkeypatch, scoring, "validate", "average_mirrored")
+    given = watched(monkeypatch, scoring, "validate", lambda *a: a[3].average_mirrored)
     round_ = work.train_personal if share == "none" else work.train_shared
-    round_(prepared, plan, plan.phases[0], order(), start(plan))
+    round_(Task(prepared, plan, plan.phases[0], order()), start(plan))
     assert given == [averaged]
-    meta = work.checkpoint_meta(prepared, plan, plan.phases[0], order())
+    meta = work.checkpoint_meta(Task(prepared, plan, plan.phases[0], order()))
     assert meta["average_mirrored"] is averaged

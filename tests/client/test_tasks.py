@@ -12,6 +12,7 @@ from torch import Tensor
 from client import local_epochs as fitting
 from client import scoring
 from client import tasks as work
+from client.local_epochs import Task
 from client.personal_weights import Personal, Stamp
 from core.archives.preparing import count_codes
 from core.data.site import Site
@@ -117,7 +118,7 @@ def test_an_organ_that_no_training_case_annotates_is_an_error_of_the_data(
     plan = make_plan(make_phase(organs=["Brainstem", "Larynx"], share="none"))
     filled(prepared, plan)
     with pytest.raises(UserError) as caught:
-        work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+        work.train_personal(Task(prepared, plan, plan.phases[0], order()), start(plan))
     assert (caught.value.field, caught.value.value) == ("entries", "Larynx")
 
 
@@ -131,7 +132,7 @@ def test_a_shared_round_scores_what_comes_in_and_then_trains(
     train, score = fitting.train, work.score
     monkeypatch.setattr(fitting, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
     monkeypatch.setattr(work, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
-    state, result = work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    state, result = work.train_shared(Task(prepared, plan, plan.phases[0], order()), start(plan))
     assert steps == ["val", "train"]
     assert set(state) == set(start(plan))
     assert state_hash(state) != state_hash(start(plan))
@@ -144,7 +145,9 @@ def test_a_shared_round_scores_what_comes_in_and_then_trains(
 def test_rounds_repeat_and_differ_by_their_number(prepared: Site, make_plan: MakePlan) -> None:
     plan = make_plan()
     hashes = [
-        state_hash(work.train_shared(prepared, plan, plan.phases[0], order(r), start(plan))[0])
+        state_hash(
+            work.train_shared(Task(prepared, plan, plan.phases[0], order(r)), start(plan))[0]
+        )
         for r in (1, 1, 2)
     ]
     assert hashes[0] == hashes[1] != hashes[2]
@@ -157,7 +160,7 @@ def test_what_is_frozen_stays_to_the_bit(
     plan = make_plan(make_phase(freeze=freeze))
     phase = plan.phases[0]
     parts = parts_of(network(plan, phase), plan, phase)
-    state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+    state, _ = work.train_shared(Task(prepared, plan, phase, order()), start(plan))
     for name, tensor in start(plan).items():
         if name in parts.frozen:
             assert torch.equal(state[name], tensor), name
@@ -174,10 +177,12 @@ def test_what_thaws_changes_from_its_round_on(
     changed = []
     for round_ in (1, 2):
         if share == "none":
-            work.train_personal(prepared, plan, phase, order(round_, base_round=round_ - 1), before)
+            work.train_personal(
+                Task(prepared, plan, phase, order(round_, base_round=round_ - 1)), before
+            )
             after = before | stored(prepared, plan).load(round_).state
         else:
-            after, _ = work.train_shared(prepared, plan, phase, order(round_), before)
+            after, _ = work.train_shared(Task(prepared, plan, phase, order(round_)), before)
         changed.append({n for n in encoder if not torch.equal(before[n], after[n])})
     assert changed[0] == set()
     assert any(n.endswith("weight") for n in changed[1])
@@ -187,7 +192,7 @@ def test_fedprox_pulls_towards_what_came_in(prepared: Site, make_plan: MakePlan)
     def moved(strategy: Strategy) -> float:
         plan = make_plan(federation=Federation(strategy=strategy, min_cell=1))
         phase = replace(plan.phases[0], local_epochs=2)
-        state, _ = work.train_shared(prepared, plan, phase, order(), start(plan))
+        state, _ = work.train_shared(Task(prepared, plan, phase, order()), start(plan))
         return sum(float((state[k] - v).pow(2).sum()) for k, v in start(plan).items())
 
     free = moved(Strategy("fedavg"))
@@ -225,7 +230,7 @@ def rounds(
     for round_ in range(1, last + 1):
         now["round"] = round_
         asked = order(round_, base_round=round_ - 1)
-        done.append(work.train_personal(site, plan, plan.phases[0], asked, start(plan)))
+        done.append(work.train_personal(Task(site, plan, plan.phases[0], asked), start(plan)))
     return done
 
 
@@ -253,7 +258,7 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
 def test_a_round_trains_with_the_term_weights_of_the_plan(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, fitting, "train", "term_weights")
+    given = watched(monkeypatch, fitting, "train", lambda *a: a[-1].weights.terms)
     plan = personal_plan(make_plan, make_phase)
     plan = replace(plan, weighting=Weighting(terms="shift", shift_end=1.0))
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
@@ -264,13 +269,13 @@ def test_a_round_trains_with_the_term_weights_of_the_plan(
 def test_organ_weights_follow_the_server_in_shared_rounds_and_the_site_in_personal_ones(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, fitting, "train", "organ_weights")
+    given = watched(monkeypatch, fitting, "train", lambda *a: a[-1].weights.organs)
     plan = make_plan()
     organs = plan.phases[0].organs
     plan = replace(plan, weighting=Weighting(by="dice", organs={organs[0]: 2.0}))
     phase = plan.phases[0]
     factors = [float(i + 1) for i in range(len(organs))]
-    work.train_shared(prepared, plan, phase, order(organ_factors=factors), start(plan))
+    work.train_shared(Task(prepared, plan, phase, order(organ_factors=factors)), start(plan))
     assert given == [[2.0, *factors[1:]]]
 
     given.clear()
@@ -286,7 +291,7 @@ def test_a_personal_phase_goes_on_with_its_optimiser(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = personal_plan(make_plan, make_phase)
-    given = watched(monkeypatch, fitting, "train", "optimiser_state")
+    given = watched(monkeypatch, fitting, "train", lambda *a: a[-1].optimiser_state)
     rounds(prepared, plan, {1: 0.3, 2: 0.2}, monkeypatch, 2)
     assert given[0] is None
     saved = stored(prepared, plan).load(1).optimiser
@@ -317,10 +322,10 @@ def test_small_cells_are_emptied_before_they_leave(
 ) -> None:
     plan = personal_plan(make_plan, make_phase)
     plan = replace(plan, federation=Federation(min_cell=2))
-    _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+    _, result = work.train_personal(Task(prepared, plan, plan.phases[0], order()), start(plan))
     assert result.scores["val"] == {"Brainstem": WITHHELD, "Parotid_L": WITHHELD}
     asked = order(1, "test", best_round=1)
-    result = work.evaluate(prepared, plan, plan.phases[0], asked, start(plan))
+    result = work.evaluate(Task(prepared, plan, plan.phases[0], asked), start(plan))
     assert set(result.scores) == {"val", "test"}
     assert all(s == WITHHELD for m in result.scores.values() for s in m.values())
 
@@ -330,7 +335,7 @@ def test_a_personal_loss_over_few_cases_stays_at_the_site(
 ) -> None:
     for cell, told in ((3, True), (4, False)):  # three training cases
         plan = replace(personal_plan(make_plan, make_phase), federation=Federation(min_cell=cell))
-        _, result = work.train_personal(prepared, plan, plan.phases[0], order(), start(plan))
+        _, result = work.train_personal(Task(prepared, plan, plan.phases[0], order()), start(plan))
         assert bool(result.loss) == told
         assert (result.cases, result.annotated, result.steps) == (0, (), 0)
 
@@ -349,16 +354,15 @@ def test_kept_norms_stay_and_join_the_next_round(
     phase, first = plan.phases[0], start(plan)
     parts = parts_of(network(plan, phase), plan, phase)
     assert parts.personal
-    trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+    trained, _ = work.train_shared(Task(prepared, plan, phase, order()), first)
     own = stored(prepared, plan).load(1).state
     assert set(own) == set(parts.personal)
     assert moved(first, own | {n: first[n] for n in parts.shared}) <= set(parts.personal)
     shared = {n: trained[n].detach().clone() for n in parts.shared}
     told = order(2, "validate", base_round=1)
-    with_own = work.evaluate(prepared, plan, phase, told, first | shared)
-    expected = scoring.score(
-        prepared, plan, phase, work.loaded(plan, phase, first | shared | own), "val"
-    )
+    with_own = work.evaluate(Task(prepared, plan, phase, told), first | shared)
+    whole = work.loaded(plan, phase, first | shared | own)
+    expected = scoring.score(Task(prepared, plan, phase, told), whole, "val")
     assert with_own.scores["val"]["Brainstem"].dice == pytest.approx(
         sum(s.dice for s in expected if s.organ == "Brainstem")
     )
@@ -369,9 +373,9 @@ def test_the_best_round_of_a_phase_with_kept_parts_is_a_whole_model_at_the_site(
 ) -> None:
     plan = make_plan(make_phase(keep=["head"]))
     phase, first = plan.phases[0], start(plan)
-    work.train_shared(prepared, plan, phase, order(), first)
-    work.train_shared(prepared, plan, phase, order(2, base_round=1), first)
-    work.evaluate(prepared, plan, phase, order(2, "test", base_round=2, best_round=1), first)
+    work.train_shared(Task(prepared, plan, phase, order()), first)
+    work.train_shared(Task(prepared, plan, phase, order(2, base_round=1)), first)
+    work.evaluate(Task(prepared, plan, phase, order(2, "test", base_round=2, best_round=1)), first)
     state, meta = load(prepared.phase_folder("p") / "best.safetensors")
     own = stored(prepared, plan).load(1).state
     assert meta["round"] == 1
@@ -393,11 +397,11 @@ def test_what_a_phase_keeps_trains_first_and_alone(
 
     def watch(model: Any, *args: Any, **options: Any) -> Any:
         free = {n for n, p in model.named_parameters() if p.requires_grad}
-        seen.append((free, options["first_epoch"], options["epochs"]))
+        seen.append((free, args[-1].first, args[-1].count))
         return real(model, *args, **options)
 
     monkeypatch.setattr(fitting, "train", watch)
-    _, result = work.train_shared(prepared, plan, phase, order(), start(plan))
+    _, result = work.train_shared(Task(prepared, plan, phase, order()), start(plan))
     assert seen == [(set(parts.personal), 0, 1), (set(parts.shared), 1, 2)]
     assert result.steps == 3 * 3
 
@@ -409,15 +413,14 @@ def test_ditto_trains_a_network_beside_the_shared_one(
     for pull in (0.0, 50.0):
         plan = make_plan(make_phase(ditto=pull))
         phase, first = plan.phases[0], start(plan)
-        plain, _ = work.train_shared(prepared, make_plan(), make_phase(), order(), first)
-        trained, _ = work.train_shared(prepared, plan, phase, order(), first)
+        plain, _ = work.train_shared(Task(prepared, make_plan(), make_phase(), order()), first)
+        trained, _ = work.train_shared(Task(prepared, plan, phase, order()), first)
         assert not moved(plain, trained)  # what is shared knows nothing of it
         own = stored(prepared, plan).load(1).state
         far[pull] = float(sum(((own[n] - first[n]) ** 2).sum() for n in own))
     assert 0 < far[50.0] < 0.5 * far[0.0]
-    result = work.evaluate(
-        prepared, plan, phase, order(1, "test", base_round=1, best_round=1), first
-    )
+    told = order(1, "test", base_round=1, best_round=1)
+    result = work.evaluate(Task(prepared, plan, phase, told), first)
     state, _ = load(prepared.phase_folder("p") / "best.safetensors")
     assert not moved(own, state)
     assert result.scores["test"]["Brainstem"].n == 1
@@ -426,10 +429,10 @@ def test_ditto_trains_a_network_beside_the_shared_one(
 def test_fedprox_does_not_pull_what_stays(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = watched(monkeypatch, fitting, "train", "proximal")
+    given = watched(monkeypatch, fitting, "train", lambda *a: a[-1].proximal)
     federation = Federation(min_cell=1, strategy=Strategy(name="fedprox"))
     plan = make_plan(make_phase(keep=["norm"]), federation=federation)
-    work.train_shared(prepared, plan, plan.phases[0], order(), start(plan))
+    work.train_shared(Task(prepared, plan, plan.phases[0], order()), start(plan))
     parts = parts_of(network(plan, plan.phases[0]), plan, plan.phases[0])
     assert set(given[0][1]) == set(parts.shared)
 
@@ -461,7 +464,7 @@ def test_a_site_trains_for_another_strategy(
     )
     state = start(plan)
     filled(site, plan)
-    trained, _ = work.train_shared(site, plan, plan.phases[0], order(), state)
+    trained, _ = work.train_shared(Task(site, plan, plan.phases[0], order()), state)
     moved = torch.cat([(trained[n].cpu() - state[n]).flatten() for n in state])
     assert float(moved.norm()) > 0
     assert (float(moved.norm()) <= 0.0101) == (name == "dp")

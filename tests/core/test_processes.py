@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from core.processes import end, held, leave_by_signal, leave_if_told
+from core.processes import end, held, leave_by_signal, leave_if_told, within
 from tests.conftest import heard
 
 PARENT = """
@@ -146,3 +147,17 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
     ignoring = ["bash", "-c", "trap '' INT; exec \"$@\"", "bash", *command]
     root = str(Path(__file__).resolve().parents[2])
     subprocess.run(ignoring, check=True, env={**os.environ, "PYTHONPATH": root})
+
+
+def test_a_call_in_time_gives_what_it_returns_or_raises() -> None:
+    assert within(10.0, lambda: 3) == 3
+    assert within(10.0, lambda: None) is None
+    with pytest.raises(ZeroDivisionError):
+        within(10.0, lambda: 1 // 0)
+
+
+def test_a_call_that_waits_for_ever_is_left_behind() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"0\.2 s"):
+        within(0.2, threading.Event().wait)
+    assert time.monotonic() - begun < 10.0

@@ -222,7 +222,7 @@ def test_a_second_node_with_the_same_key_is_refused(deployed: Deployed) -> None:
 def test_the_doctor_dials_as_the_node_does(deployed: Deployed) -> None:
     found = list(dial(deployed.kit("nyu")))
     assert [c.state for c in found] == [PASS] * 3, found
-    assert "knows this kit's certificate" in found[1].found
+    assert "knows this kit's certificate" in found[1].detail
 
 
 def test_who_comes_and_goes_counts_while_the_server_runs(
@@ -238,7 +238,7 @@ def test_who_comes_and_goes_counts_while_the_server_runs(
     assert refused(Fleet(former)) == 403
     found = list(dial(former))
     assert found[1].state == FAIL
-    assert "revoked" in found[1].found
+    assert "revoked" in found[1].detail
     joined = tmp_path / "joined"
     name, public = read_request(begin(joined, "nyu"))
     provision(deployed.federation, deployed.folder, sign={name: public})

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from core.errors import UserError
-from simulations.phantom.cases import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 from simulations.run import simulate
 
 RunTiny = Callable[..., Path]
@@ -18,7 +18,7 @@ LISTS = "{train: [miccai_000, miccai_001], val: [miccai_002], test: [%s]}"
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shared") / "one"
-    write_site(root, SIGNATURES["miccai"], 5, 1, (8.0, 6.0, 6.0))
+    write_site(root, Cohort(SIGNATURES["miccai"], 5, 1, (8.0, 6.0, 6.0)))
     return root
 
 
@@ -83,7 +83,9 @@ def test_phantom_sites_of_one_signature_have_patients_of_their_own(tmp_path: Pat
     """A site named like its signature keeps the patients that shipped plans have always had."""
     images = {}
     for name in ("", "miccai", "a", "b"):
-        write_site(tmp_path / f"_{name}", SIGNATURES["miccai"], 2, 9, (8.0, 6.0, 6.0), site=name)
+        write_site(
+            tmp_path / f"_{name}", Cohort(SIGNATURES["miccai"], 2, 9, (8.0, 6.0, 6.0), site=name)
+        )
         files = sorted((tmp_path / f"_{name}").glob("*/img.nrrd"))
         images[name] = [file.read_bytes() for file in files]
     assert images[""] == images["miccai"]

@@ -45,10 +45,10 @@ def train(message, context):
 CALLER = """
 import sys
 from pathlib import Path
-from simulations.launch import run_flower
+from simulations.launch import Clients, run_flower
 source, work = Path(sys.argv[1]), Path(sys.argv[2])
 config = {"out": str(work / "out.txt"), "plan": sys.argv[3]}
-run_flower(source, config, sites=2, work_dir=work, on_line=lambda line: print(line, flush=True))
+run_flower(source, config, Clients(2), work_dir=work, on_line=lambda line: print(line, flush=True))
 """
 
 
@@ -100,7 +100,7 @@ def test_success_and_failure_have_their_exit_codes(
         code = launch.run_flower(
             tiny_app,
             {"out": str(out), "plan": plan},
-            sites=2,
+            launch.Clients(2),
             work_dir=tmp_path / "work",
             on_line=lines.append,
         )
@@ -146,7 +146,7 @@ def test_a_launch_that_cannot_be_submitted_fails(
 ) -> None:
     lines: list[str] = []
     code = launch.run_flower(
-        tiny_app, {"unknown": "1"}, sites=1, work_dir=tmp_path, on_line=lines.append
+        tiny_app, {"unknown": "1"}, launch.Clients(1), work_dir=tmp_path, on_line=lines.append
     )
     assert code == 1
     assert any("unknown" in line for line in lines), lines
@@ -182,24 +182,22 @@ def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("no_proxy", "inner.example")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = launch._environment(tmp_path, {"WANDB_MODE": "offline"}, keep_heap=True)
+    made = launch._environment(tmp_path)
     assert "RAY_ADDRESS" not in made
     assert made["FLWR_HOME"] == made["RAY_TMPDIR"] == str(tmp_path)
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"
     assert made["RAY_AUTH_MODE"] == "token"
     assert made["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert made["WANDB_MODE"] == "offline"
     assert made["MALLOC_MMAP_MAX_"] == "0"
     assert made["NO_PROXY"] == "example.org,inner.example,127.0.0.1,localhost,::1"
     assert made["no_proxy"] == made["NO_PROXY"]
     assert made["PATH"].startswith(str(Path(sys.executable).parent))
-    assert "MALLOC_MMAP_MAX_" not in launch._environment(tmp_path, {}, keep_heap=False)
 
 
 def test_bad_sizes_are_refused(tiny_app: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
-        launch.run_flower(tiny_app, {}, sites=0, work_dir=tmp_path, on_line=print)
+        launch.run_flower(tiny_app, {}, launch.Clients(0), work_dir=tmp_path, on_line=print)
 
 
 def test_owned_finds_children_by_their_mark_only(tmp_path: Path) -> None:
@@ -236,7 +234,7 @@ def test_no_room_for_the_launch_is_told_with_its_remedy(
         monkeypatch.undo()
         monkeypatch.setattr(owner, name, full)
         with pytest.raises(UserError, match=r"(?s)TMPDIR.*No space"):
-            launch.run_flower(tiny_app, {}, sites=1, work_dir=tmp_path, on_line=print)
+            launch.run_flower(tiny_app, {}, launch.Clients(1), work_dir=tmp_path, on_line=print)
 
 
 def test_a_child_that_is_stopped_for_good_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ def train(message, context):
 CALLER = """
 import sys
 from pathlib import Path
-from simulations.launch import run_flower
+from simulations.launch import Clients, run_flower
 work = Path(sys.argv[1])
-run_flower(work / "tiny", {"out": str(work / "home")}, sites=2, work_dir=work / "log",
+run_flower(work / "tiny", {"out": str(work / "home")}, Clients(2), work_dir=work / "log",
            on_line=lambda line: print(line, flush=True))
 """
 # What each kind of Ray's processes is asked for; a port that serves it must want the secret.

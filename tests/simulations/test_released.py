@@ -68,7 +68,11 @@ def test_both_engines_refuse_the_same_reply(tiny: Path, tmp_path: Path) -> None:
     name = "tiny_client.guard:release"
     by_ray, inline = tmp_path / "ray.txt", tmp_path / "inline.txt"
     code = launch.run_flower(
-        tiny, {"out": str(by_ray)}, sites=2, work_dir=tmp_path, on_line=print, release=name
+        tiny,
+        {"out": str(by_ray)},
+        launch.Clients(2, release=name),
+        work_dir=tmp_path,
+        on_line=print,
     )
     assert code == 0
     client = Released(resolved("tiny_client.app:app"), resolved(name))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -287,8 +287,10 @@ def test_ray_gets_the_same_apps_and_plan(
 
     given: dict[str, Any] = {}
 
-    def run_flower(app: Path, run_config: Mapping[str, str], **options: Any) -> int:
-        given.update(options, config=dict(run_config), app=app)
+    def run_flower(
+        app: Path, run_config: Mapping[str, str], clients: launch.Clients, **options: Any
+    ) -> int:
+        given.update(options, config=dict(run_config), app=app, **asdict(clients))
         options["on_line"]("INFO : hnfed| hello")
         return 3
 

@@ -95,9 +95,9 @@ def test_two_signals(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from simulations.phantom.cases import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 if __name__ == "__main__":
-    write_site(Path(sys.argv[1]), SIGNATURES["nyu"], 40, 0, spacing_mm=(4.0, 3.0, 3.0), workers=2)
+    write_site(Path(sys.argv[1]), Cohort(SIGNATURES["nyu"], 40, 0, (4.0, 3.0, 3.0)), workers=2)
 """
 
 

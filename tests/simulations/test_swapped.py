@@ -15,7 +15,7 @@ import yaml
 
 from core.journal import read_events
 from hnfed.cli.main import main
-from simulations.phantom.cases import SIGNATURES, write_site
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
 SITES = ("a", "b", "c", "d", "e")
@@ -66,7 +66,7 @@ def test_a_swapped_site_is_flagged_and_clean_ones_are_not(
     archives = tmp_path / "clean"
     for i, site in enumerate(SITES):
         signature = SIGNATURES["nyu" if i % 2 else "miccai"]
-        write_site(archives / site, signature, 5, seed=i, spacing_mm=(6.0, 4.5, 4.5), workers=2)
+        write_site(archives / site, Cohort(signature, 5, i, spacing_mm=(6.0, 4.5, 4.5)), workers=2)
     first = plan(archives, rounds=3, epochs=8, init="scratch", seed=0)
     trained = run(tmp_path, "trained", tmp_path / "cache", first)
     flagged, false = 0, 0

@@ -117,7 +117,7 @@ def trace(mask: npt.NDArray[np.bool_], geometry: Geometry) -> list[Points]:
         for polygon in _outlines(mask[z]):
             inset = _inset(polygon)
             index = np.column_stack([inset, np.full(len(inset), float(z))])
-            found.append(_to_mm(index, geometry))
+            found.append(index @ _matrix(geometry).T + np.array(geometry.origin_mm))
     return found
 
 
@@ -148,11 +148,6 @@ def _to_index(points: Points, geometry: Geometry) -> Points:
     offset = (np.asarray(points, dtype=np.float64) - np.array(geometry.origin_mm)).T
     index: Points = np.linalg.solve(_matrix(geometry), offset).T
     return index
-
-
-def _to_mm(index: Points, geometry: Geometry) -> Points:
-    points: Points = index @ _matrix(geometry).T + np.array(geometry.origin_mm)
-    return points
 
 
 def _outlines(mask: npt.NDArray[np.bool_]) -> list[Points]:

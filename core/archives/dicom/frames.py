@@ -59,12 +59,9 @@ def read_frames(path: Path) -> tuple[npt.NDArray[Any], list[Place]]:
             problem = f"frames of shape {stored.shape}, places for {len(groups)}"
             raise CaseError("E_IMAGE_SHAPE", "series", path.name, REMEDY, problem=problem)
         if len(stored) < 2:
-            return stored, [_nowhere((int(stored.shape[1]), int(stored.shape[2])))]
+            shape = (int(stored.shape[1]), int(stored.shape[2]))
+            return stored, [Place(shape, (1.0, 1.0), np.eye(3), np.zeros(3))]
         return _hounsfield(stored, groups, path), places_of(stored, groups, path)
-
-
-def _nowhere(shape: tuple[int, int]) -> Place:
-    return Place(shape, (1.0, 1.0), np.eye(3), np.zeros(3))
 
 
 def frame_groups(data: Any) -> list[tuple[Any, Any]]:

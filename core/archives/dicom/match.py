@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.archives.dicom.rtstruct import StructureSet
-from core.archives.dicom.segmentation import Segmentation
 from core.archives.dicom.tree import Series, Tree
 from core.errors import Finding
 
-Drawn = StructureSet | Segmentation
 CODE = "W_STRUCTURE_SET_ALONE"
 
 
-def drawn_on(drawn: Drawn, series: Sequence[Series]) -> list[Series]:
+def drawn_on(drawn: StructureSet, series: Sequence[Series]) -> list[Series]:
     """CT series of the same patient that a structure set refers to, else of its frame of reference.
 
     A UID that CTs of several studies bear counts in the structure set's own study alone; where
@@ -84,7 +82,7 @@ def why_alone(
     return _finding(path, problem, remedy, "error"), _meant(path, drawn, cases)
 
 
-def _meant(path: Path, drawn: Drawn, cases: Sequence[Series]) -> Series | None:
+def _meant(path: Path, drawn: StructureSet, cases: Sequence[Series]) -> Series | None:
     """The one case without structures that is of the set's patient, or lies beside it."""
     of_patient = [one for one in cases if drawn.patient and one.patient == drawn.patient]
     beside = [one for one in cases if one.folder == path.parent]
@@ -105,7 +103,7 @@ def _finding(path: Path, problem: str, remedy: str, severity: str) -> Finding:
     return Finding(CODE, severity, "", "", f"structure set '{name}': {problem}", remedy)
 
 
-def _listed(drawn: Drawn) -> frozenset[str]:
+def _listed(drawn: StructureSet) -> frozenset[str]:
     return frozenset[str]().union(*drawn.series.values()) - {""}
 
 

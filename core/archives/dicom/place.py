@@ -51,11 +51,11 @@ class Place:
     rounding: float = 0.0
 
 
-def place_of(told: Mapping[str, str | None], shape: tuple[int, int], file: str) -> Place:
+def place_of(tags: Mapping[str, str | None], shape: tuple[int, int], file: str) -> Place:
     """Reads the three tags of a slice.
 
     Args:
-        told: text of each tag of `TAGS`, values divided by backslashes; None where it is missing.
+        tags: text of each tag of `TAGS`, values divided by backslashes; None where it is missing.
         shape: rows and columns.
         file: the slice's file, for the message.
 
@@ -63,11 +63,11 @@ def place_of(told: Mapping[str, str | None], shape: tuple[int, int], file: str) 
         CaseError: ``E_IMAGE_GEOMETRY``: a tag is missing, empty or malformed, a spacing is not
             above 0, or row and column are not perpendicular directions.
     """
-    numbers = {name: _numbers(name, told.get(name), file) for name in TAGS}
+    numbers = {name: _numbers(name, tags.get(name), file) for name in TAGS}
     y, x = numbers["PixelSpacing"]
     if min(y, x) <= 0:
-        raise _refused("PixelSpacing", told["PixelSpacing"], file, "a spacing must be above 0")
-    direction, rounding = _rotation(numbers["ImageOrientationPatient"], told, file)
+        raise _refused("PixelSpacing", tags["PixelSpacing"], file, "a spacing must be above 0")
+    direction, rounding = _rotation(numbers["ImageOrientationPatient"], tags, file)
     origin = np.array(numbers["ImagePositionPatient"])
     return Place(shape, (y, x), direction, origin, rounding)
 
@@ -98,7 +98,7 @@ def _numbers(name: str, text: str | None, file: str) -> list[float]:
 
 
 def _rotation(
-    numbers: list[float], told: Mapping[str, str | None], file: str
+    numbers: list[float], tags: Mapping[str, str | None], file: str
 ) -> tuple[Vector, float]:
     """The rotation that the direction cosines mean, and how far rounding may have turned it."""
     name = "ImageOrientationPatient"
@@ -106,11 +106,11 @@ def _rotation(
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
     if np.abs(lengths - 1).max() > LENGTH:
         shown = " and ".join(f"{length:.3g}" for length in lengths)
-        raise _refused(name, told[name], file, f"directions of length {shown}, not 1")
+        raise _refused(name, tags[name], file, f"directions of length {shown}, not 1")
     skew = math.degrees(math.asin(min(1.0, abs(float(row @ column)) / float(lengths.prod()))))
     if skew > SKEW_DEGREES:
         problem = f"row and column are {skew:.2f} degrees from perpendicular"
-        raise _refused(name, told[name], file, problem)
+        raise _refused(name, tags[name], file, problem)
     given = np.column_stack([row, column, np.cross(row, column)])
     if max(np.abs(lengths - 1).max(), abs(float(row @ column))) <= EXACT:
         return given, 0.0
@@ -118,7 +118,7 @@ def _rotation(
     left, _, right = np.linalg.svd(given[:, :2], full_matrices=False)
     plane = left @ right
     exact = np.column_stack([plane, np.cross(plane[:, 0], plane[:, 1])])
-    return exact, math.sqrt(3) * 0.5 * 10.0 ** -_decimals(told[name] or "")
+    return exact, math.sqrt(3) * 0.5 * 10.0 ** -_decimals(tags[name] or "")
 
 
 def _decimals(text: str) -> int:

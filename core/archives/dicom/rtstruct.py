@@ -40,7 +40,7 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 @dataclass(frozen=True)
 class Roi:
-    """One structure of a structure set.
+    """One structure of a structure set, or one segment of a segmentation.
 
     Attributes:
         name: as the planning system calls it.
@@ -50,6 +50,7 @@ class Roi:
             is cut short (fewer points than its own count of them). Closed are
             CLOSED_PLANAR, CLOSEDPLANAR_XOR, INTERPOLATED_PLANAR, those without a type, and those
             OPEN_PLANAR whose ends are no further apart than two neighbours among their points.
+        frames: of a segment, the numbers of its frames in the file.
         others: contours of other kinds (points, open lines); they hold no area.
         xor: the contours of a slice are joined by exclusive disjunction.
         shared: names of the structures that bear the same number; () where the number is its own.
@@ -59,18 +60,25 @@ class Roi:
     name: str
     number: int
     frame: str
-    contours: tuple[bytes, ...]
-    others: int
+    contours: tuple[bytes, ...] = ()
+    others: int = 0
     xor: bool = False
     shared: tuple[str, ...] = ()
     paired: bool = True
+    frames: tuple[int, ...] = ()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it is more than a name."""
+        return bool(self.contours or self.frames)
 
 
 @dataclass(frozen=True)
 class StructureSet:
-    """A structure set.
+    """What is drawn on a CT: an RTSTRUCT, or a DICOM SEG.
 
     Attributes:
+        kind: ``RTSTRUCT`` or ``SEG``.
         study: UID of its study, or "".
         series: UIDs of the series that it is drawn on, by frame of reference.
         patient: the patient's id.
@@ -81,6 +89,7 @@ class StructureSet:
         rois: its structures.
     """
 
+    kind: str
     study: str
     series: Mapping[str, frozenset[str]]
     patient: str
@@ -120,7 +129,7 @@ def draw(path: Path, name: str, geometry: Geometry) -> tuple[npt.NDArray[np.bool
             ``E_LABEL_AMBIGUOUS``: drawn twice under this name, or its contours may be another's;
             ``E_LABEL_INCOMPLETE``: a part of it lies in contours that cannot be drawn.
     """
-    found = [roi for roi in read_structure_set(path).rois if roi.name == name and roi.contours]
+    found = [roi for roi in read_structure_set(path).rois if roi.name == name and roi.drawn]
     if len(found) > 1:
         remedy = "rename or delete one of them"
         problem = f"{len(found)} structures of this name are drawn"
@@ -216,23 +225,24 @@ def _cut_short(data: Any) -> bool:
 
 
 def _parse(data: Any) -> StructureSet:
-    series: dict[str, set[str]] = {_text(data, "FrameOfReferenceUID"): set()}
+    series: dict[str, set[str]] = {text_of(data, "FrameOfReferenceUID"): set()}
     for frame in data.get("ReferencedFrameOfReferenceSequence") or ():
-        listed = series.setdefault(_text(frame, "FrameOfReferenceUID"), set())
+        listed = series.setdefault(text_of(frame, "FrameOfReferenceUID"), set())
         for study in frame.get("RTReferencedStudySequence") or ():
             for one in study.get("RTReferencedSeriesSequence") or ():
-                listed.add(_text(one, "SeriesInstanceUID"))
+                listed.add(text_of(one, "SeriesInstanceUID"))
     rois = _rois(
         list(data.get("StructureSetROISequence") or ()), list(data.get("ROIContourSequence") or ())
     )
     return StructureSet(
-        study=_text(data, "StudyInstanceUID"),
+        kind="RTSTRUCT",
+        study=text_of(data, "StudyInstanceUID"),
         series={frame: frozenset(uids) for frame, uids in series.items()},
-        patient=_text(data, "PatientID"),
-        label=_text(data, "StructureSetLabel"),
-        approved=_text(data, "ApprovalStatus") == "APPROVED",
-        drawn_at=_text(data, "StructureSetDate").ljust(8) + _text(data, "StructureSetTime"),
-        ours=_text(data, "Manufacturer") == "hnfed",
+        patient=text_of(data, "PatientID"),
+        label=text_of(data, "StructureSetLabel"),
+        approved=text_of(data, "ApprovalStatus") == "APPROVED",
+        drawn_at=text_of(data, "StructureSetDate").ljust(8) + text_of(data, "StructureSetTime"),
+        ours=text_of(data, "Manufacturer") == "hnfed",
         rois=rois,
     )
 
@@ -245,7 +255,7 @@ def _rois(named: Sequence[Any], drawn: Sequence[Any]) -> tuple[Roi, ...]:
     of_number: dict[int, list[int]] = defaultdict(list)
     for place, number in enumerate(contours):
         of_number[number].append(place)
-    names = [_text(item, "ROIName") for item in named]
+    names = [text_of(item, "ROIName") for item in named]
     often, seen = Counter(numbers), Counter[int]()
     rois = []
     for i, (item, number) in enumerate(zip(named, numbers, strict=True)):
@@ -256,7 +266,7 @@ def _rois(named: Sequence[Any], drawn: Sequence[Any]) -> tuple[Roi, ...]:
         seen[number] += 1
         areas, others, xor = held[mine[0]] if mine else ((), 0, False)
         shared = tuple(n for k, n in enumerate(names) if numbers[k] == number and k != i)
-        frame = _text(item, "ReferencedFrameOfReferenceUID")
+        frame = text_of(item, "ReferencedFrameOfReferenceUID")
         rois.append(Roi(names[i], number, frame, areas, others, xor, shared, paired))
     return tuple(rois)
 
@@ -266,7 +276,7 @@ def _contours(item: Any) -> tuple[tuple[bytes, ...], int, bool]:
     areas: list[bytes] = []
     others, xor = 0, False
     for contour in item.get("ContourSequence") or ():
-        text, kind = _coordinates(contour), _text(contour, "ContourGeometricType").upper()
+        text, kind = _coordinates(contour), text_of(contour, "ContourGeometricType").upper()
         if _lacks_points(contour, text):
             areas.append(b"")
         elif text and (kind in AREAS or (kind == "OPEN_PLANAR" and _ends_meet(text))):
@@ -279,7 +289,7 @@ def _contours(item: Any) -> tuple[tuple[bytes, ...], int, bool]:
 
 def _lacks_points(contour: Any, text: bytes) -> bool:
     """Whether a contour holds fewer points than it counts; some writers count the coordinates."""
-    told = _text(contour, "NumberOfContourPoints")
+    told = text_of(contour, "NumberOfContourPoints")
     held = text.count(b"\\") + 1
     return bool(text) and told.isdecimal() and int(told) * 3 > held and int(told) != held
 
@@ -303,6 +313,7 @@ def _coordinates(contour: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _text(data: Any, name: str) -> str:
+def text_of(data: Any, name: str) -> str:
+    """An element as text; "" where it is missing or empty."""
     value = data.get(name)
     return "" if value is None else str(value).strip(" \0")

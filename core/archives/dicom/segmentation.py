@@ -6,8 +6,6 @@ Binary segmentations and label maps; each frame says where it lies. DICOM PS3.3 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pydicom
 
 from core.archives.dicom.frames import frame_groups, item_of, places_of
 from core.archives.dicom.place import Place
+from core.archives.dicom.rtstruct import Roi, StructureSet, text_of
 from core.data.geometry import Geometry
 from core.errors import CaseError
 from core.processes import leave_if_told
@@ -28,37 +27,7 @@ KINDS = ("BINARY", "LABELMAP")
 OFF_GRID = 0.05
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One segment, told as `core.archives.dicom.rtstruct.Roi` tells a structure.
-
-    `contours` are the frames that draw it, `frame` its frame of reference.
-    """
-
-    name: str
-    frame: str
-    contours: tuple[int, ...]
-    number: int
-    others: int = 0
-    shared: tuple[str, ...] = ()
-    paired: bool = True
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A segmentation, told as `core.archives.dicom.rtstruct.StructureSet` tells a structure set."""
-
-    study: str
-    series: Mapping[str, frozenset[str]]
-    patient: str
-    label: str
-    approved: bool
-    drawn_at: str
-    ours: bool
-    rois: tuple[Segment, ...]
-
-
-def read(path: Path) -> Segmentation:
+def read(path: Path) -> StructureSet:
     """Reads what a segmentation holds, without its pixels.
 
     Raises:
@@ -67,7 +36,7 @@ def read(path: Path) -> Segmentation:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _told(pydicom.dcmread(path, stop_before_pixels=True, force=True))
+            return _structure_set(pydicom.dcmread(path, stop_before_pixels=True, force=True))
         # pydicom raises half a dozen types for damaged files, its data elements more when used.
         except Exception as error:
             leave_if_told()
@@ -100,7 +69,7 @@ def draw(path: Path, name: str, geometry: Geometry) -> npt.NDArray[np.bool_]:
             slices and pixels; ``E_LABEL_AMBIGUOUS``: several segments of that name;
             ``E_LABEL_VALUES``: a segmentation of probabilities.
     """
-    found = [one for one in read(path).rois if one.name == name and one.contours]
+    found = [one for one in read(path).rois if one.name == name and one.drawn]
     if len(found) > 1:
         problem = f"{len(found)} segments of this name are drawn"
         remedy = "rename or delete one of them"
@@ -114,7 +83,7 @@ def draw(path: Path, name: str, geometry: Geometry) -> npt.NDArray[np.bool_]:
         remedy = "export a binary segmentation"
         problem = "it holds probabilities, no mask"
         raise CaseError("E_LABEL_VALUES", "structure", path.name, remedy, problem=problem)
-    for number in found[0].contours:
+    for number in found[0].frames:
         pixels = frames[number] == found[0].number if kind == "LABELMAP" else frames[number] > 0
         _put(mask, pixels, places[number], geometry, path)
     return mask
@@ -178,10 +147,12 @@ def _frames(path: Path, *stamp: int) -> tuple[npt.NDArray[Any], list[Place], str
     return frames, places, kind
 
 
-def _told(data: Any) -> Segmentation:
-    frame = _text(data, "FrameOfReferenceUID")
-    listed = {_text(one, "SeriesInstanceUID") for one in data.get("ReferencedSeriesSequence") or ()}
-    kind, groups = _text(data, "SegmentationType"), frame_groups(data)
+def _structure_set(data: Any) -> StructureSet:
+    frame = text_of(data, "FrameOfReferenceUID")
+    listed = {
+        text_of(one, "SeriesInstanceUID") for one in data.get("ReferencedSeriesSequence") or ()
+    }
+    kind, groups = text_of(data, "SegmentationType"), frame_groups(data)
     drawn: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         one = item_of(group, "SegmentIdentificationSequence")
@@ -191,30 +162,26 @@ def _told(data: Any) -> Segmentation:
     for item in data.get("SegmentSequence") or ():
         number = int(item.SegmentNumber)
         frames = range(len(groups)) if kind == "LABELMAP" else drawn.get(number, [])
-        rois.append(Segment(_name(item), frame, tuple(frames), number))
-    return Segmentation(
-        study=_text(data, "StudyInstanceUID"),
+        rois.append(Roi(_name(item), number, frame, frames=tuple(frames)))
+    return StructureSet(
+        kind="SEG",
+        study=text_of(data, "StudyInstanceUID"),
         series={frame: frozenset(listed - {""})},
-        patient=_text(data, "PatientID"),
-        label=_text(data, "ContentLabel") or _text(data, "SeriesDescription"),
+        patient=text_of(data, "PatientID"),
+        label=text_of(data, "ContentLabel") or text_of(data, "SeriesDescription"),
         approved=False,
-        drawn_at=_text(data, "ContentDate").ljust(8) + _text(data, "ContentTime"),
-        ours=_text(data, "Manufacturer") == "hnfed",
+        drawn_at=text_of(data, "ContentDate").ljust(8) + text_of(data, "ContentTime"),
+        ours=text_of(data, "Manufacturer") == "hnfed",
         rois=tuple(rois),
     )
 
 
 def _name(item: Any) -> str:
     """What a segment is called: its label, else the meaning of its type's code."""
-    if label := _text(item, "SegmentLabel"):
+    if label := text_of(item, "SegmentLabel"):
         return label
     codes = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]
-    return _text(codes[0], "CodeMeaning")
-
-
-def _text(data: Any, name: str) -> str:
-    value = data.get(name)
-    return "" if value is None else str(value).strip(" \0")
+    return text_of(codes[0], "CodeMeaning")
 
 
 def _unreadable(path: Path, problem: str) -> CaseError:

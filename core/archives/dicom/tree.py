@@ -20,7 +20,6 @@ import numpy as np
 from core.archives.dicom import rtstruct, segmentation
 from core.archives.dicom.header import candidates, read_header
 from core.archives.dicom.rtstruct import StructureSet
-from core.archives.dicom.segmentation import Segmentation
 from core.archives.dicom.series import read_plane
 from core.errors import CaseError
 
@@ -94,7 +93,7 @@ class Tree:
     """
 
     series: dict[Key, Series] = field(default_factory=dict)
-    sets: dict[Path, StructureSet | Segmentation] = field(default_factory=dict)
+    sets: dict[Path, StructureSet] = field(default_factory=dict)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     damaged_sets: list[tuple[Path, CaseError]] = field(default_factory=list)
     localizers: Counter[tuple[str, str]] = field(default_factory=Counter)

@@ -24,7 +24,6 @@ from core.archives.case_folders import CaseFolder
 from core.archives.dicom import rtstruct, segmentation
 from core.archives.dicom.match import drawn_on, why_alone
 from core.archives.dicom.rtstruct import StructureSet
-from core.archives.dicom.segmentation import Segmentation
 from core.archives.dicom.series import read_series
 from core.archives.dicom.tree import Key, Series, Tree, read_tree
 from core.data.geometry import Geometry
@@ -117,15 +116,15 @@ def _unique(one: Series, chosen: Sequence[Series]) -> str:
     return "\n".join(one.key) if twice else one.uid
 
 
-def _told_apart(found: list[CaseFolder]) -> list[CaseFolder]:
+def _told_apart(cases: list[CaseFolder]) -> list[CaseFolder]:
     """Without patients where all cases bear one id: an id that an anonymiser wrote is none."""
-    told = {case.patient for case in found if case.files}
-    if len(told) > 1 or "" in told or sum(bool(case.files) for case in found) < ALL_ONE_PATIENT:
-        return found
+    told = {case.patient for case in cases if case.files}
+    if len(told) > 1 or "" in told or sum(bool(case.files) for case in cases) < ALL_ONE_PATIENT:
+        return cases
     message = "all cases bear one PatientID: it is not taken for one patient"
     remedy = "name patients in cases.csv (column patient) where several cases are of one"
     remark = Finding("W_PATIENT_ID", "warning", "", "", message, remedy)
-    return [replace(case, patient="", remarks=(*case.remarks, remark)) for case in found]
+    return [replace(case, patient="", remarks=(*case.remarks, remark)) for case in cases]
 
 
 def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:
@@ -220,12 +219,10 @@ def _case(
     )  # fmt: skip
 
 
-def _rank(
-    one: StructureSet | Segmentation, wanted: str
-) -> tuple[bool, bool, bool, bool, bool, str, int, str]:
-    drawn = sum(bool(roi.contours) for roi in one.rois)
+def _rank(one: StructureSet, wanted: str) -> tuple[bool, bool, bool, bool, bool, str, int, str]:
+    drawn = sum(roi.drawn for roi in one.rois)
     named = bool(wanted) and one.label.lower() == wanted.lower()
-    contours = isinstance(one, StructureSet)
+    contours = one.kind == "RTSTRUCT"
     return named, drawn > 0, not one.ours, contours, one.approved, one.drawn_at, drawn, one.label
 
 
@@ -233,19 +230,19 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(rtstruct.quoted, names))
 
 
-def _drawn_names(chosen: StructureSet | Segmentation, one: Series, say: Say) -> tuple[str, ...]:
+def _drawn_names(chosen: StructureSet, one: Series, say: Say) -> tuple[str, ...]:
     """Names of the structures that are drawn on this series."""
     frames = {"", *(frame for frame, uids in chosen.series.items() if one.uid in uids)}
     frames |= {one.frame} if one.frame else {roi.frame for roi in chosen.rois}
-    elsewhere = {roi.name for roi in chosen.rois if roi.contours and roi.frame not in frames}
-    drawn = [roi.name for roi in chosen.rois if roi.contours and roi.name not in elsewhere]
-    absent = sorted({r.name for r in chosen.rois if not r.contours and r.name not in drawn})
+    elsewhere = {roi.name for roi in chosen.rois if roi.drawn and roi.frame not in frames}
+    drawn = [roi.name for roi in chosen.rois if roi.drawn and roi.name not in elsewhere]
+    absent = sorted({r.name for r in chosen.rois if not r.drawn and r.name not in drawn})
     lines = sorted({r.name for r in chosen.rois if r.name in absent and r.others})
     absent = [name for name in absent if name not in lines]
     if lines:
         message = f"drawn by points or open lines only, which hold no area: {_quoted(lines)}"
         say("W_LABEL_ABSENT", message, "draw closed contours where it is to be used")
-    twice = sorted({r.name for r in chosen.rois if r.shared and r.paired and r.contours})
+    twice = sorted({r.name for r in chosen.rois if r.shared and r.paired and r.drawn})
     if twice:
         message = (
             f"ROI number used more than once, told by their place in the file: {_quoted(twice)}"
@@ -273,12 +270,12 @@ def _with_unreadable(
     for path, why in paths:
         beside[path.parent].append((path, why))
     for case in cases:
-        yield _told(case, beside.pop(case.folder, []))
+        yield _with_remarks(case, beside.pop(case.folder, []))
     for folder, lost in beside.items():
-        yield _told(CaseFolder(folder, (), (), (), ""), lost)
+        yield _with_remarks(CaseFolder(folder, (), (), (), ""), lost)
 
 
-def _told(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
+def _with_remarks(case: CaseFolder, lost: Sequence[tuple[Path, str]]) -> CaseFolder:
     """The case with a remark for each reason for which files beside it cannot be read."""
     severity = "warning" if case.files else "error"
     remarks = []

@@ -21,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.case_folders import CaseFolder, files_in, is_file, refused, walk
-from core.archives.images.volume import read_image, read_on_grid
+from core.archives.formats.pddca import read_ct
+from core.archives.images.volume import read_on_grid
 from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 
+__all__ = ["find", "read_ct", "read_mask"]
 TABLE = "dataset.json"
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PARTS = (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"))
@@ -50,21 +52,6 @@ def find(root: Path) -> list[CaseFolder]:
     return found
 
 
-def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:
-    """Reads the CT of a case.
-
-    Args:
-        files: of its `CaseFolder`: the CT's channel, and ``dataset.json``.
-
-    Returns:
-        HU (Z, Y, X) as int16 or float32, and the grid.
-
-    Raises:
-        CaseError: as `core.archives.images.volume.read_image`.
-    """
-    return read_image(files[0])
-
-
 def read_mask(
     path: Path, image: npt.NDArray[Any], geometry: Geometry, name: str = ""
 ) -> tuple[npt.NDArray[np.bool_], str]:
@@ -84,7 +71,7 @@ def read_mask(
             ``dataset.json`` does not name, and for voxels that it says to ignore: what they are is
             not known.
     """
-    table = labels_of(_read_table(_table_of(path)), path)
+    table = labels_of(_read_table(path.parent.parent / TABLE), path)
     stamp = path.stat() if is_file(path) else None
     labels = _labels(path, geometry, *((stamp.st_mtime_ns, stamp.st_size) if stamp else (0, 0)))
     known = {v for values in table.values() for v in values} | {0}
@@ -111,17 +98,26 @@ def labels_of(table: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]
     Raises:
         UserError: no table of labels.
     """
-    named: dict[str, tuple[int, ...]] = {}
     try:
-        for key, value in table["labels"].items():
-            if isinstance(value, str):
-                named[value] = (int(key),)
-            else:
-                named[key] = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+        return values_by_name(table["labels"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         remedy = f'give {TABLE} its labels: {{"labels": {{"background": 0, "Parotid_L": 1}}}}'
         problem = f"no table of labels: {type(error).__name__} {error}"
         raise UserError("root", path, remedy, problem=problem) from error
+
+
+def values_by_name(labels: Any) -> dict[str, tuple[int, ...]]:
+    """Values by name, of ``{NAME: n}``, ``{NAME: [n, m]}`` or ``{"n": NAME}``.
+
+    Raises:
+        AttributeError, TypeError, ValueError: anything else.
+    """
+    named: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items():
+        if isinstance(value, str):
+            named[value] = (int(key),)
+        else:
+            named[key] = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
     return named
 
 
@@ -180,10 +176,6 @@ def _channel(table: Mapping[str, Any], path: Path) -> int:
     remedy = "call the CT's channel CT, and only that one"
     shown = ", ".join(f"{n}: {name}" for n, name in sorted(named.items()))
     raise UserError("root", path, remedy, problem=f"which channel is the CT ({shown})?")
-
-
-def _table_of(label_map: Path) -> Path:
-    return label_map.parent.parent / TABLE
 
 
 @lru_cache(maxsize=1)

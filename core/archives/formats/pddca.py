@@ -29,7 +29,8 @@ def find(root: Path) -> list[CaseFolder]:
     found = []
     for folder, subfolders, files in walk(root):
         below, image = _called(STRUCTURES, subfolders), _called(IMAGE, files)
-        structures = _structures(folder / below) if below else ()
+        held = files_in(folder / below) if below else ()
+        structures = tuple(path for path in held if path.suffix.lower() == ".nrrd")
         if image or structures:
             subfolders.clear()
             found.append(CaseFolder(folder, (folder / image,) if image else (), structures))
@@ -42,10 +43,6 @@ def _called(wanted: str, names: Sequence[str]) -> str:
         return wanted
     alike = [name for name in names if name.lower() == wanted]
     return alike[0] if len(alike) == 1 else ""
-
-
-def _structures(folder: Path) -> tuple[Path, ...]:
-    return tuple(path for path in files_in(folder) if path.suffix.lower() == ".nrrd")
 
 
 def read_ct(files: tuple[Path, ...]) -> tuple[npt.NDArray[Any], Geometry]:

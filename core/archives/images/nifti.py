@@ -198,9 +198,9 @@ def _parsed(raw: bytes) -> Header:
     order = "<" if struct.unpack_from("<i", raw)[0] in (348, 540) else ">"
     length = struct.unpack_from(order + "i", raw)[0]
     if length == 540:
-        fields = _fields(raw, order, "8q", 16, 12, 104, 168, 344, 500, "d")
+        fields = _fields(raw, order, SECOND)
     elif length == 348:
-        fields = _fields(raw, order, "8h", 40, 70, 76, 108, 252, 123, "f")
+        fields = _fields(raw, order, FIRST)
     else:
         raise ValueError("neither NIfTI-1 nor NIfTI-2")
     if fields.pop("magic") not in MAGIC:
@@ -211,28 +211,43 @@ def _parsed(raw: bytes) -> Header:
     return Header(**{**fields, "kind": order + KINDS[kind]})
 
 
-def _fields(
-    raw: bytes, order: str, dims: str, dim: int, kind: int, pixdim: int, offset: int,
-    forms: int, units: int, real: str,
-) -> dict[str, Any]:  # fmt: skip
-    """The fields of either version, from where they stand."""
-    dimension, *sizes = (int(n) for n in struct.unpack_from(order + dims, raw, dim))
+@dataclass(frozen=True)
+class _Layout:
+    """Where the fields of a version stand, in bytes, and of which types its numbers are."""
+
+    dims: str
+    real: str
+    dim: int
+    kind: int
+    pixdim: int
+    offset: int
+    forms: int
+    units: int
+
+
+FIRST = _Layout("8h", "f", dim=40, kind=70, pixdim=76, offset=108, forms=252, units=123)
+SECOND = _Layout("8q", "d", dim=16, kind=12, pixdim=104, offset=168, forms=344, units=500)
+
+
+def _fields(raw: bytes, order: str, at: _Layout) -> dict[str, Any]:
+    """The fields of a header of that layout."""
+    dimension, *sizes = (int(n) for n in struct.unpack_from(order + at.dims, raw, at.dim))
     if not 1 <= dimension <= 7 or min(sizes[:dimension]) < 1:
         raise ValueError(f"sizes {sizes} in {dimension} dimensions")
-    wide = real == "d"
+    real, wide = at.real, at is SECOND
     real_bytes, codes = (8, "2i") if wide else (4, "2h")
-    qcode, scode = struct.unpack_from(order + codes, raw, forms)
-    numbers = forms + struct.calcsize(order + codes)
+    qcode, scode = struct.unpack_from(order + codes, raw, at.forms)
+    numbers = at.forms + struct.calcsize(order + codes)
     quatern = struct.unpack_from(order + f"6{real}", raw, numbers)
     rows = struct.unpack_from(order + f"12{real}", raw, numbers + 6 * real_bytes)
-    steps = struct.unpack_from(order + f"4{real}", raw, pixdim)
-    slope, intercept = struct.unpack_from(order + f"2{real}", raw, offset + (8 if wide else 4))
-    unit = struct.unpack_from(order + "i", raw, units)[0] if wide else raw[units]
-    begin = struct.unpack_from(order + ("q" if wide else "f"), raw, offset)[0]
+    steps = struct.unpack_from(order + f"4{real}", raw, at.pixdim)
+    slope, intercept = struct.unpack_from(order + f"2{real}", raw, at.offset + (8 if wide else 4))
+    unit = struct.unpack_from(order + "i", raw, at.units)[0] if wide else raw[at.units]
+    begin = struct.unpack_from(order + ("q" if wide else "f"), raw, at.offset)[0]
     return {
         "magic": raw[4:8] if wide else raw[344:348],
         "sizes": _significant(sizes[:dimension]),
-        "kind": struct.unpack_from(order + "h", raw, kind)[0],
+        "kind": struct.unpack_from(order + "h", raw, at.kind)[0],
         "scale": _scale(slope, intercept),
         "steps": (steps[1], steps[2], steps[3]),
         # Some writers leave the offset open; the voxels follow the header.

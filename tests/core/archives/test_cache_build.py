@@ -13,9 +13,9 @@ import pytest
 
 from core.archives import cache_build as cache
 from core.archives.archive import Archive, open_archive
-from core.archives.cache_build import CacheReport, build_cache
+from core.archives.cache_build import Cache, CacheReport, build_cache
 from core.archives.images.volume import write_image, write_mask
-from core.data.cache import open_cache
+from core.data.cache import Recipe, open_cache
 from core.data.geometry import Geometry
 from core.data.preprocess import prepare_image, prepare_masks
 from core.errors import UserError
@@ -57,8 +57,15 @@ def archive(tmp_path: Path) -> Archive:
 
 def build(archive: Archive, folder: Path, **changes: object) -> CacheReport:
     splits = {ref.case: "test" if ref.case.endswith("2") else "train" for ref in archive.cases}
-    options: dict[str, object] = {"organs": ORGANS, "settings": SETTINGS, "splits": splits}
-    return build_cache(archive, archive.cases, folder, **{**options, **changes})  # type: ignore[arg-type]
+    options: dict[str, object] = {
+        "organs": ORGANS,
+        "settings": SETTINGS,
+        "splits": splits,
+    } | changes
+    recipe = Recipe(options.pop("organs"), options.pop("settings"))  # type: ignore[arg-type]
+    cache = Cache(folder, quota_bytes=options.pop("quota_bytes", 0))  # type: ignore[arg-type]
+    splits = options.pop("splits")  # type: ignore[assignment]
+    return build_cache(archive, splits, cache, recipe, **options)  # type: ignore[arg-type]
 
 
 def files_below(folder: Path) -> dict[Path, int]:
@@ -184,9 +191,9 @@ def test_a_bad_case_is_left_out_and_the_others_go_on(archive: Archive, tmp_path:
 
 
 def test_sites_share_a_folder(archive: Archive, tmp_path: Path) -> None:
-    splits = {ref.case: "val" for ref in archive.cases}
     for site, refs in (("nyu", archive.cases[:2]), ("miccai", archive.cases[1:])):
-        build_cache(archive, refs, tmp_path / "c", ORGANS, SETTINGS, splits=splits, site=site)
+        splits = {ref.case: "val" for ref in refs}
+        build_cache(archive, splits, Cache(tmp_path / "c", site), Recipe(ORGANS, SETTINGS))
     cases = {
         site: [e.case for e in open_cache(tmp_path / "c", ORGANS, SETTINGS, site=site)]
         for site in ("nyu", "miccai")
@@ -223,7 +230,8 @@ from pathlib import Path
 import numpy as np
 from core.plan.schema import Preprocess
 from core.archives.archive import open_archive
-from core.archives.cache_build import build_cache
+from core.archives.cache_build import Cache, build_cache
+from core.data.cache import Recipe
 calls, limit = [0], int(sys.argv[3])
 fsync = os.fsync
 def counted(handle):
@@ -236,7 +244,7 @@ archive = open_archive(sys.argv[1])
 splits = {ref.case: "train" for ref in archive.cases}
 settings = Preprocess([4.0, 4.0, 4.0], [20, 22, 24], [-200.0, 300.0])
 organs = ("Brainstem", "Parotid_L", "Parotid_R")
-report = build_cache(archive, archive.cases, sys.argv[2], organs, settings, splits=splits)
+report = build_cache(archive, splits, Cache(Path(sys.argv[2])), Recipe(organs, settings))
 print(report.built, report.reused)
 """
 

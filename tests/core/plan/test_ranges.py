@@ -96,7 +96,7 @@ def test_every_number_of_a_shipped_plan_finds_its_row(name: str) -> None:
         ("preprocess.crop=[1024, 1024, 1024]", "preprocess.crop"),
         ("preprocess.spacing_mm=[1e-9, 1, 1]", "preprocess.spacing_mm"),
         ("model.channels=[40000, 8]", "model.channels"),
-        ("phases.pretrain.local_epochs=1000000000", "phases.pretrain.rounds"),
+        ("phases.pretrain.local_epochs=1000000000", "phases.pretrain.local_epochs"),
         ("phases.pretrain.rounds=1000000000", "phases.pretrain.rounds"),
         ("phases.pretrain.rounds=200000", "phases.pretrain.rounds"),
         ("phases.pretrain.max_cases=1000000000", "phases.pretrain.max_cases"),

@@ -40,7 +40,7 @@ def fails(*overrides: str) -> UserError:
         ("preprocess.window_hu=[1.0]", "preprocess.window_hu"),
         ("augment.rotate_deg=[1.0]", "augment"),
         ("loss={ce: 0, focal: 0, dice: 0, gdice: 0}", "loss"),
-        ("loss.ce=-1", "loss"),
+        ("loss.ce=-1", "loss.ce"),
         ("weighting.terms=dynamic", "weighting.terms"),
         ("weighting.shift_end=0", "weighting.shift_end"),
         ("train.lr=0", "train.lr"),

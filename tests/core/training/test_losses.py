@@ -15,7 +15,13 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from core.plan.schema import LOSS_TERMS, LOSSES, Loss
-from core.training.losses import LossTerms, class_sums, class_weights, segmentation_loss
+from core.training.losses import (
+    LossTerms,
+    LossWeights,
+    class_sums,
+    class_weights,
+    segmentation_loss,
+)
 
 C = 3
 SHAPE = (4, 5, 6)
@@ -95,7 +101,7 @@ def reference(logits, label, annotated, config, w=None, v=None):
 def test_cross_entropy_is_torchs_weighted_one(dtype):
     logits, label, known = batch(dtype=dtype)
     w = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=dtype)
-    ours = segmentation_loss(logits, label, known, Loss(), class_weights=w).ce
+    ours = segmentation_loss(logits, label, known, Loss(), LossWeights(w.tolist())).ce
     rtol = 1e-6 if dtype == torch.float64 else 1e-5
     assert_same(ours, F.cross_entropy(logits, label, weight=w), logits, rtol)
 
@@ -160,7 +166,8 @@ def test_every_term_equals_the_loop(form, background, weighted, partial):
     w = torch.tensor([0.05, 0.6, 0.25, 0.1], dtype=torch.float64) if weighted else None
     v = torch.tensor([2.0, 0.5, 1.5], dtype=torch.float64) if weighted else None
     config = Loss(form=form, dice_background=background)
-    ours = segmentation_loss(logits, label, known, config, w, v)
+    weights = LossWeights(w.tolist(), v.tolist()) if weighted else None
+    ours = segmentation_loss(logits, label, known, config, weights)
     loop = reference(logits, label, known, config, w, v)
     for term in LOSS_TERMS:
         assert_same(getattr(ours, term), loop[term], logits)
@@ -181,7 +188,7 @@ def test_one_vs_rest_has_the_negative_branches_of_equations_1_and_2():
     label = torch.ones((1, 1, 1, 1), dtype=torch.int64)
     w = torch.tensor([0.1, 0.5, 0.4], dtype=torch.float64)
     known = torch.ones(1, 2, dtype=torch.bool)
-    got = segmentation_loss(logits, label, known, Loss(form="one_vs_rest"), w)
+    got = segmentation_loss(logits, label, known, Loss(form="one_vs_rest"), LossWeights(w.tolist()))
     ce = 0.5 * -math.log(0.2) - math.log(1 - 0.7) - math.log(1 - 0.1)
     focal = -(0.8**2) * math.log(0.2) - 0.7**2 * math.log(0.3) - 0.1**2 * math.log(0.9)
     assert got.ce.item() == pytest.approx(ce / 2.5)
@@ -277,13 +284,13 @@ def test_absent_class_has_no_weight_in_generalised_dice():
 
 def test_organ_weight_zero_takes_the_organ_out_of_every_term():
     logits, label, known = batch(cases=1)
-    weights = torch.tensor([1.0, 0.0, 1.0])
-    got = segmentation_loss(logits, label, known, Loss(dice=1.0), organ_weights=weights)
+    weights = LossWeights(organs=[1.0, 0.0, 1.0])
+    got = segmentation_loss(logits, label, known, Loss(dice=1.0), weights)
     p = logits.detach().softmax(1)
     moved = p.clone()  # other probabilities inside the organ
     inside = label[0] == 2
     moved[0, 0][inside], moved[0, 1][inside] = p[0, 1][inside], p[0, 0][inside]
-    got2 = segmentation_loss(moved.log(), label, known, Loss(), organ_weights=weights)
+    got2 = segmentation_loss(moved.log(), label, known, Loss(), weights)
     torch.testing.assert_close(got.ce, got2.ce)
     torch.testing.assert_close(got.focal, got2.focal)
     two = known.clone()
@@ -296,7 +303,9 @@ def test_organ_weight_zero_takes_the_organ_out_of_every_term():
 def test_term_weights_multiply_the_plans():
     logits, label, known = batch()
     config = Loss(ce=2.0, focal=1.0, gdice=0.5, dice=0.0)
-    got = segmentation_loss(logits, label, known, config, term_weights={"ce": 0.25, "focal": 0.0})
+    got = segmentation_loss(
+        logits, label, known, config, LossWeights(terms={"ce": 0.25, "focal": 0.0})
+    )
     torch.testing.assert_close(got.total, 0.5 * got.ce + 0.5 * got.gdice)
 
 

@@ -27,7 +27,7 @@ def balls(ball_archive: Path, tmp_path: Path) -> Path:
 
 def test_counts_and_json(balls: Path) -> None:
     (balls / "c3" / "img.nrrd").write_bytes(b"nothing")
-    report = check_archive(open_archive(balls), secret=b"s", show_paths=True)
+    report = check_archive(open_archive(balls), secret=None)
     assert (report.cases, report.usable, report.errors) == (6, 5, 1)
     value = json.loads(json.dumps(report.as_json()))
     assert value["organs"] == {"Brainstem": {"n": 5}, "Parotid_L": {"n": 4}}
@@ -60,7 +60,7 @@ def test_no_name_and_no_path_unless_asked_for(balls: Path) -> None:
     (structures / "Brainstem.nrrd").write_bytes(b"broken")
     archive = open_archive(balls)
     hidden = check_archive(archive, secret=b"s")
-    named = check_archive(archive, secret=b"s", show_paths=True)
+    named = check_archive(archive, secret=None)
     assert [f.code for f in hidden.findings] != []
     assert len(hidden.findings) == len(named.findings)
     for text in (json.dumps(hidden.as_json()), screen(hidden)):
@@ -77,7 +77,7 @@ def test_copies_and_patients_in_two_splits(balls: Path) -> None:
     shutil.copytree(balls / "c0", balls / "copy")
     rows = (balls / "cases.csv").read_text() + "copy,test,south\n"
     (balls / "cases.csv").write_text(rows)
-    report = check_archive(open_archive(balls), secret=b"s", show_paths=True)
+    report = check_archive(open_archive(balls), secret=None)
     double = [f for f in report.findings if f.code == "E_DUPLICATE"]
     assert [f.case for f in double] == ["c0"], "the copy in test is kept"
     assert report.usable == 6
@@ -144,7 +144,7 @@ def test_every_reason_of_a_code_is_on_the_screen() -> None:
 
 def test_a_case_without_contours_is_told_what_it_lacks(balls: Path) -> None:
     shutil.rmtree(balls / "c1" / "structures")
-    report = check_archive(open_archive(balls), show_paths=True)
+    report = check_archive(open_archive(balls), secret=None)
     (finding,) = [f for f in report.findings if f.case == "c1" and f.severity == "error"]
     assert finding.code == "E_NO_ORGAN"
     assert finding.message == "no contours belong to this CT"

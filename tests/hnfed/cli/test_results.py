@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import verify_net_in_out
 
-from benchmarks.dicom_example import write_series, write_structures
+from benchmarks.dicom_example import Series, Structures
 from core.archives.archive import open_archive
 from core.archives.dicom.rtstruct import draw
 from core.archives.images.volume import read_image, write_image
@@ -404,9 +404,9 @@ def dicom_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = np.random.default_rng(0).normal(0, 10, size)
     image = (np.where(body, 20.0, -1000.0) + noise).astype(np.int16)
     folder = tmp_path_factory.mktemp("dicom")
-    write_series(folder / "p", image, Geometry(size, (4.0, 4.0, 4.0), (3.0, -90.0, 5.0)))
+    Series(image, Geometry(size, (4.0, 4.0, 4.0), (3.0, -90.0, 5.0))).write(folder / "p")
     square = np.array([[80.0, 0, 85], [90, 0, 85], [90, 10, 85]])
-    write_structures(folder / "p" / "rs.dcm", {"GTV Smith": [square]})
+    Structures({"GTV Smith": [square]}).write(folder / "p" / "rs.dcm")
     return folder
 
 

@@ -46,7 +46,7 @@ def test_open_keys_and_changed_files(kits: Path) -> None:
     found = states("site", read_kit(folder, "site"))
     assert found["keys"].state == FAIL
     assert "chmod 600" in found["keys"].remedy
-    assert "README.md" in found["kit"].found
+    assert "README.md" in found["kit"].detail
 
 
 def test_a_servers_certificate(kits: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_servers_certificate(kits: Path) -> None:
     moved = Kit(kit.folder, "hn", SERVER, old.host, kit.port, kit.internal_port)
     found = states(SERVER, moved)
     assert found["certificate"].state == FAIL
-    assert "fed.example.org" in found["certificate"].found
+    assert "fed.example.org" in found["certificate"].detail
 
 
 def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_tracking_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / ".netrc").write_text("machine api.wandb.ai\n")
     assert found().state == PASS
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "nothing is sent" in found().found
+    assert "nothing is sent" in found().detail
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def plan_check(monkeypatch: pytest.MonkeyPatch, free: int) -> Check:
 def test_a_plans_memory_against_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = plan_check(monkeypatch, 16 * 10**9)
     assert (roomy.state, roomy.remedy) == (PASS, "")
-    assert "4.0 of 16.0 GB" in roomy.found
+    assert "4.0 of 16.0 GB" in roomy.detail
     tight = plan_check(monkeypatch, int(4.5e9))
     assert tight.state == WARN
     assert "checkpointing" in tight.remedy
@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there() -> None:
     plan = load("smoke")[0].plan
     (check,) = [c for c in examine("site", plan=plan, device="cuda:9") if "plan" in c.name]
     assert check.state == FAIL
-    assert "cuda:9" in check.found
+    assert "cuda:9" in check.detail
     assert check.remedy
 
 
@@ -129,7 +129,7 @@ def test_a_caches_locks(tmp_path: Path) -> None:
     with FileLock(folder / "locks" / "abc.lock"):
         busy = cache_check(folder)
     assert busy.state == PASS
-    assert "1 cases are being prepared" in busy.found
+    assert "1 cases are being prepared" in busy.detail
 
 
 def test_a_share_whose_locks_keep_nobody_out(
@@ -138,7 +138,7 @@ def test_a_share_whose_locks_keep_nobody_out(
     monkeypatch.setattr("hnfed.deploy.doctor.FileLock", SoftlyGranted)
     found = cache_check(tmp_path)
     assert found.state == FAIL
-    assert "does not keep others out" in found.found
+    assert "does not keep others out" in found.detail
 
 
 class SoftlyGranted:

@@ -20,7 +20,7 @@ def found(site: Site, kit: Kit | None = None) -> dict[str, Check]:
 def test_a_site_and_its_archive(site: Site) -> None:
     checks = found(site, kit_of("north"))
     assert [c.state for c in checks.values()] == [PASS, PASS]
-    assert "5 cases" in checks["archive"].found
+    assert "5 cases" in checks["archive"].detail
     assert list(found(site)) == ["archive"]
 
 

@@ -24,4 +24,4 @@ def test_the_walls_are_tried_and_held_against_the_policy(
     check = examine_walls(mode)
     assert check.state == state
     assert bool(check.remedy) == (state != PASS)
-    assert found.words in check.found
+    assert found.words in check.detail

@@ -19,6 +19,7 @@ from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
 from core.organs.vocabulary import vocabulary
 from hnfed.evaluate.evaluation import (
+    Method,
     as_json,
     as_rows,
     case_rows,
@@ -66,11 +67,8 @@ def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
     result = evaluate(
         archive,
         choose_cases(archive, "test", None),
-        ORGANS,
-        segment,
-        penalty="a metre",
-        notes=["take care."],
-        progress=lambda *step: seen.append(step),
+        Method(ORGANS, segment, "a metre", ["take care."]),
+        lambda *step: seen.append(step),
     )
     assert seen == [(0, 2, "c4"), (1, 2, "c5")]
     content = json.loads(json.dumps(as_json(result, per_case=True), allow_nan=False))
@@ -126,7 +124,7 @@ def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
 
 def test_rows_hold_the_same_numbers_and_cases_only_by_themselves(archive: Archive) -> None:
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, ORGANS, lambda v: (v.masks, 1.0), penalty="")
+    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
     header, *rows = as_rows(result)
     content = as_json(result, per_case=False)
     assert [row[0] for row in rows] == [*ORGANS, "mean"]
@@ -142,7 +140,7 @@ def test_rows_hold_the_same_numbers_and_cases_only_by_themselves(archive: Archiv
 
 def test_organs_that_a_case_does_not_annotate_are_not_scored(archive: Archive) -> None:
     refs = [ref for ref in archive.cases if ref.case in ("c0", "c1")]
-    result = evaluate(archive, refs, ORGANS, lambda v: (v.masks, 1.0), penalty="")
+    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
     assert [(s.case, s.organ, s.dice) for s in result.scores] == [
         ("c0", "Brainstem", 1.0),
         ("c0", "Parotid_L", 1.0),
@@ -162,7 +160,7 @@ def test_overlapping_contours_are_compared_whole(tmp_path: Path) -> None:
     write_mask(tmp_path / "x" / "structures" / "SpinalCord.nrrd", b, geometry)
     archive = open_archive(tmp_path)
     organs = ("Brainstem", "SpinalCord")
-    result = evaluate(archive, archive.cases, organs, lambda v: (v.masks, 1.0), penalty="")
+    result = evaluate(archive, archive.cases, Method(organs, lambda v: (v.masks, 1.0), ""))
     assert [s.dice for s in result.scores] == [1.0, 1.0]
 
 
@@ -173,13 +171,13 @@ def test_an_unreadable_case_is_named_and_the_others_are_scored(
     (tmp_path / "a" / "c4" / "img.nrrd").write_bytes(b"NRRD0004\n")
     archive = open_archive(tmp_path / "a")
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, ORGANS, lambda v: (v.masks, 1.0), penalty="")
+    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
     assert {s.case for s in result.scores} == {"c5"}
     assert result.cases == 1
     assert [f.case for f in result.findings if f.severity == "error"] == ["c4"]
     assert result.notes == ("1 of 2 cases could not be used; the scores are without them.",)
     with pytest.raises(UserError, match="nothing to score"):
-        evaluate(archive, refs[:1], ORGANS, lambda v: (v.masks, 1.0), penalty="")
+        evaluate(archive, refs[:1], Method(ORGANS, lambda v: (v.masks, 1.0), ""))
 
 
 @pytest.mark.parametrize(
@@ -204,14 +202,14 @@ def test_a_prediction_that_cannot_be_used_costs_its_own_case_only(
         return read_prediction(found, volume.case, volume.image, volume.geometry), 1.0
 
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, ORGANS, segment, penalty="", notes=["take care."])
+    result = evaluate(archive, refs, Method(ORGANS, segment, "", ["take care."]))
     assert {s.case: s.dice for s in result.scores} == {"c5": 1.0}
     assert result.cases == 1
     assert [(f.case, f.code) for f in result.findings if f.severity == "error"] == [("c4", code)]
     assert result.notes[0] == "take care."
     assert "1 of 2 cases could not be used" in table(result, per_case=False)
     with pytest.raises(UserError, match=r"nothing to score: --pred = \S*Brainstem\.nrrd"):
-        evaluate(archive, refs[:1], ORGANS, segment, penalty="")
+        evaluate(archive, refs[:1], Method(ORGANS, segment, ""))
 
 
 def test_a_ct_without_a_body_costs_its_own_case_only(archive: Archive) -> None:
@@ -221,7 +219,7 @@ def test_a_ct_without_a_body_costs_its_own_case_only(archive: Archive) -> None:
         return volume.masks, 1.0
 
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, ORGANS, segment, penalty="")
+    result = evaluate(archive, refs, Method(ORGANS, segment, ""))
     assert {s.case for s in result.scores} == {"c5"}
     assert [f.code for f in result.findings] == ["E_NO_BODY"]
 
@@ -231,12 +229,12 @@ def test_a_fault_that_is_of_no_case_ends_the_evaluation(archive: Archive) -> Non
         raise UserError("--device", "tpu", "use cpu")
 
     with pytest.raises(UserError, match="tpu"):
-        evaluate(archive, archive.cases, ORGANS, segment, penalty="")
+        evaluate(archive, archive.cases, Method(ORGANS, segment, ""))
 
 
 def test_nothing_annotated_is_a_user_error(archive: Archive) -> None:
     with pytest.raises(UserError, match="no case annotates Larynx"):
-        evaluate(archive, archive.cases[:1], ["Larynx"], lambda v: ({}, 1.0), penalty="")
+        evaluate(archive, archive.cases[:1], Method(["Larynx"], lambda v: ({}, 1.0), ""))
 
 
 # --------------------------------------------------------------------------------------------------

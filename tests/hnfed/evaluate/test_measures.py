@@ -11,7 +11,7 @@ from monai.metrics import compute_average_surface_distance, compute_surface_dice
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import from_numpy
 
-from core.metrics.scores import dice, hd95_mm, pool_sites
+from core.metrics.scores import dice, pool_sites, score_case
 from core.metrics.scores import organ_sums as sums
 from hnfed.evaluate.measures import MEASURES, CaseMeasures, measure, summary, summary_rows
 
@@ -47,8 +47,10 @@ def test_surfaces_are_those_of_monai(seed: int) -> None:
     for tolerance, ours in ((1.0, told.surface_dice_1mm), (2.0, told.surface_dice_2mm)):
         theirs = compute_surface_dice(a, b, [tolerance], spacing=list(SPACING))
         assert ours == pytest.approx(float(theirs), abs=1e-6)
-    assert told.dice == dice(pred, truth)
-    assert told.hd95_mm == hd95_mm(pred, truth, SPACING)
+    organs, labels = ["Larynx"], pred.astype(np.uint8)
+    (score,) = score_case("c", labels, organs, {"Larynx": truth}, SPACING, 1.0)
+    assert told.dice == score.dice == dice(pred, truth)
+    assert told.hd95_mm == score.hd95_mm
 
 
 @settings(max_examples=25, deadline=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks.dicom_example import write_series, write_structures
+from benchmarks.dicom_example import Series, Structures
 from core.archives.archive import open_archive, read_case
 from core.archives.images.volume import Volume, write_labelmap, write_mask
 from core.data.geometry import Geometry
@@ -31,13 +31,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Volume, Any]:
     folder = tmp_path_factory.mktemp("ct")
     image = np.full(GRID.size, -1000, dtype=np.int16)
     image[:, 2:-2, 2:-2] = 40
-    write_series(folder / "p", image, GRID)
+    Series(image, GRID).write(folder / "p")
     square = np.array([[-10.0, 0, 11], [-4, 0, 11], [-4, 8, 11], [-10, 8, 11]])
     rois = {
         "Brainstem": [square, square + np.array([0, 0, 3.0])],
         "Parotid_L": [square + np.array([8.0, 5, z]) for z in (0, 3, 6)],
     }
-    write_structures(folder / "p" / "rs", rois)
+    Structures(rois).write(folder / "p" / "rs")
     archive = open_archive(folder)
     (ref,) = archive.cases
     volume, _ = read_case(archive, ref, ORGANS)

@@ -69,7 +69,7 @@ def test_share_none_and_no_scores_is_what_meets_them(own: list[Entry]) -> None:
     model = network(plan, plan.phases[0])
     load_state(model, singling(plan, (low + high) / 2))
     organ = plan.phases[0].organs[:1]
-    scores = validate(model, own, plan.phases[0].organs, plan, "cpu", hd95=False)
+    scores = validate(model, own, plan, plan.phases[0], "cpu")
     total = organ_sums(scores, organ)[organ[0]]
     each = [s.dice for s in scores if s.organ == organ[0]]
     assert total.n == len(own)

@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
-from benchmarks.dicom_example import write_series
+from benchmarks.dicom_example import Series
 from core.archives.archive import open_archive
 from core.data.geometry import Geometry
 from core.errors import CaseError
@@ -44,7 +44,7 @@ def of_name(character_set: bytes | None, name: bytes) -> Callable[[int, Any], No
 
 def headers_of(folder: Path, change: Callable[[int, Any], None]) -> list[Any]:
     image = np.zeros(GRID.size, dtype=np.int16)
-    write_series(folder / "p", image, GRID, change=change)
+    Series(image, GRID, change=change).write(folder / "p")
     (ref,) = open_archive(folder).cases
     return read_headers(ref.files, GRID)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from benchmarks.dicom_example import uid_of, write_series
+from benchmarks.dicom_example import Series, uid_of
 from core.archives.archive import open_archive, read_case
 from core.data.geometry import Geometry
 from core.errors import CaseError
@@ -23,7 +23,7 @@ GRID = Geometry((7, 20, 16), (2.5, 1.3, 1.1), (-31.7, 12.3, 99.1), tuple(TURNED.
 @pytest.fixture
 def source(tmp_path: Path) -> list[Any]:
     image = np.random.default_rng(0).integers(-1000, 1400, GRID.size).astype(np.int16)
-    write_series(tmp_path / "p", image, GRID, name=lambda z: f"CT{9 - z}.dcm")
+    Series(image, GRID, name=lambda z: f"CT{9 - z}.dcm").write(tmp_path / "p")
     (ref,) = open_archive(tmp_path).cases
     return read_headers(ref.files, GRID)
 
@@ -105,7 +105,7 @@ def test_headers_that_cannot_be_referred_to(tmp_path: Path) -> None:
         del data.SOPInstanceUID
 
     image = np.zeros(GRID.size, dtype=np.int16)
-    write_series(tmp_path / "p", image, GRID, change=anonymous)
+    Series(image, GRID, change=anonymous).write(tmp_path / "p")
     with pytest.raises(CaseError) as error:
         read_headers(sorted((tmp_path / "p").iterdir()), GRID)
     assert error.value.code == "E_IMAGE_UNREADABLE"

@@ -17,7 +17,7 @@ from core.archives.archive import open_archive, read_case
 from core.errors import UserError
 from core.organs.volumes import VOLUME_ML
 from simulations.phantom import cases as phantom
-from simulations.phantom.cases import LOW_NECK, SIGNATURES, case_name, write_site
+from simulations.phantom.cases import LOW_NECK, SIGNATURES, Cohort, case_name, write_site
 from simulations.phantom.scan import NINE, PCM, Case, SiteSignature, make_case
 
 COARSE = (6.0, 4.0, 4.0)
@@ -50,7 +50,7 @@ def centres(patients: dict[str, list[Case]]) -> list[dict[str, npt.NDArray[np.fl
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "nyu"
-    write_site(root, SIGNATURES["nyu"], 5, 3, COARSE)
+    write_site(root, Cohort(SIGNATURES["nyu"], 5, 3, COARSE))
     return root
 
 
@@ -280,9 +280,9 @@ def _digest(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
     signature = SIGNATURES["miccai"]
-    write_site(tmp_path / "a", signature, 2, 9, COARSE)
-    write_site(tmp_path / "b", signature, 2, 9, COARSE, workers=2)
-    write_site(tmp_path / "c", signature, 1, 10, COARSE)
+    write_site(tmp_path / "a", Cohort(signature, 2, 9, COARSE))
+    write_site(tmp_path / "b", Cohort(signature, 2, 9, COARSE), workers=2)
+    write_site(tmp_path / "c", Cohort(signature, 1, 10, COARSE))
     a, b, c = (_digest(tmp_path / name) for name in "abc")
     assert a == b
     assert a["miccai_000/img.nrrd"] != c["miccai_000/img.nrrd"]
@@ -291,12 +291,12 @@ def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
 
 def test_complete_site_is_reused_and_another_one_replaced(tmp_path: Path) -> None:
     root = tmp_path / "site"
-    write_site(root, SIGNATURES["miccai"], 1, 0, COARSE)
+    write_site(root, Cohort(SIGNATURES["miccai"], 1, 0, COARSE))
     image = root / "miccai_000" / "img.nrrd"
     before = image.stat().st_mtime_ns, image.stat().st_ino
-    write_site(root, SIGNATURES["miccai"], 1, 0, COARSE)
+    write_site(root, Cohort(SIGNATURES["miccai"], 1, 0, COARSE))
     assert (image.stat().st_mtime_ns, image.stat().st_ino) == before
-    write_site(root, SIGNATURES["nyu"], 1, 0, COARSE)
+    write_site(root, Cohort(SIGNATURES["nyu"], 1, 0, COARSE))
     assert not image.exists()
     assert (root / "nyu_000" / "img.nrrd").is_file()
     assert os.listdir(tmp_path) == ["site"]
@@ -308,14 +308,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(phantom, "_write", fail)
     with pytest.raises(OSError, match="no space"):
-        write_site(tmp_path / "site", SIGNATURES["miccai"], 1, 0, COARSE)
+        write_site(tmp_path / "site", Cohort(SIGNATURES["miccai"], 1, 0, COARSE))
     assert os.listdir(tmp_path) == []
 
 
 def test_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "patient.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="no phantom"):
-        write_site(tmp_path, SIGNATURES["miccai"], 1, 0, COARSE)
+        write_site(tmp_path, Cohort(SIGNATURES["miccai"], 1, 0, COARSE))
     assert (tmp_path / "patient.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -325,19 +325,21 @@ def test_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
 )
 def test_bad_arguments(tmp_path: Path, cases: int, seed: int, spacing: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="phantom"):
-        write_site(tmp_path / "site", SIGNATURES["miccai"], cases, seed, spacing)
+        write_site(tmp_path / "site", Cohort(SIGNATURES["miccai"], cases, seed, spacing))
     assert os.listdir(tmp_path) == []
 
 
 def test_splits_are_written_where_given(tmp_path: Path) -> None:
     splits = {"miccai_000": "train", "miccai_001": "test"}
-    write_site(tmp_path / "site", SIGNATURES["miccai"], 2, 0, COARSE, splits=splits)
+    write_site(tmp_path / "site", Cohort(SIGNATURES["miccai"], 2, 0, COARSE, splits=splits))
     archive = open_archive(tmp_path / "site")
     assert {ref.case: ref.split for ref in archive.cases} == splits
     stamp = json.loads((tmp_path / "site" / phantom.STAMP).read_text(encoding="utf-8"))
     assert stamp["splits"] == splits
     with pytest.raises(UserError, match="miccai_000 to miccai_001"):
-        write_site(tmp_path / "x", SIGNATURES["miccai"], 2, 0, COARSE, splits={"else": "test"})
+        write_site(
+            tmp_path / "x", Cohort(SIGNATURES["miccai"], 2, 0, COARSE, splits={"else": "test"})
+        )
 
 
 def test_smallest_organs_survive_coarse_voxels() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from benchmarks.dicom_example import uid_of, write_series, write_structures
+from benchmarks.dicom_example import Series, Structures, uid_of
 from core.archives.archive import open_archive, read_case, read_image_of
 from core.data.geometry import Geometry
 from core.errors import CaseError
@@ -124,7 +124,7 @@ def test_contours_are_drawn_on_it(tmp_path: Path) -> None:
     ring = [(-15.0 + 1.5 * x, 7.25 + 2.0 * y) for x, y in ((4.5, 4.5), (12.5, 4.5), (12.5, 12.5),
                                                            (4.5, 12.5))]  # fmt: skip
     contours = [np.array([(x, y, 100 + 2.5 * z) for x, y in ring]) for z in range(2, 6)]
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": contours})
+    Structures({"Brainstem": contours}).write(tmp_path / "p" / "rs")
     archive = open_archive(tmp_path)
     volume, findings = read_case(archive, archive.cases[0], ["Brainstem"])
     expected = np.zeros(GRID.size, dtype=bool)
@@ -228,7 +228,7 @@ def masks() -> dict[str, np.ndarray]:
 def test_a_segmentation_is_read_voxel_for_voxel(
     tmp_path: Path, geometry: Geometry, corner: tuple[int, int]
 ) -> None:
-    write_series(tmp_path / "p", picture(), geometry)
+    Series(picture(), geometry).write(tmp_path / "p")
     segmentation(tmp_path / "p" / "seg", masks(), geometry, corner=corner)
     archive = open_archive(tmp_path)
     volume, findings = read_case(archive, archive.cases[0], ["Brainstem", "Parotid_L"])
@@ -238,7 +238,7 @@ def test_a_segmentation_is_read_voxel_for_voxel(
 
 
 def test_what_predict_writes_as_seg_is_read_back(tmp_path: Path) -> None:
-    write_series(tmp_path / "p", picture(), GRID)
+    Series(picture(), GRID).write(tmp_path / "p")
     archive = open_archive(tmp_path)
     labels = masks()["Brainstem"].astype(np.uint8)
     headers = read_headers(archive.cases[0].files, GRID)
@@ -250,10 +250,10 @@ def test_what_predict_writes_as_seg_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_structure_set_comes_before_a_segmentation(tmp_path: Path) -> None:
-    write_series(tmp_path / "p", picture(), GRID)
+    Series(picture(), GRID).write(tmp_path / "p")
     segmentation(tmp_path / "p" / "seg", masks(), GRID)
     ring = np.array([(0.0, 20, 105), (9, 20, 105), (9, 40, 105), (0, 40, 105)])
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": [ring]})
+    Structures({"Brainstem": [ring]}).write(tmp_path / "p" / "rs")
     archive = open_archive(tmp_path)
     assert archive.cases[0].structures["Brainstem"].name == "rs"
     assert [f.code for f in archive.findings] == ["W_STRUCTURE_SET_SECOND"]
@@ -280,7 +280,7 @@ def unplaced(data: Any) -> None:
 
 @pytest.mark.parametrize("change", [between_slices, above, coarser, unplaced])
 def test_a_segmentation_off_the_grid_is_left_out(tmp_path: Path, change: Any) -> None:
-    write_series(tmp_path / "p", picture(), GRID)
+    Series(picture(), GRID).write(tmp_path / "p")
     segmentation(tmp_path / "p" / "seg", masks(), GRID, change=change)
     archive = open_archive(tmp_path)
     volume, findings = read_case(archive, archive.cases[0], ["Brainstem", "Parotid_L"])
@@ -289,7 +289,7 @@ def test_a_segmentation_off_the_grid_is_left_out(tmp_path: Path, change: Any) ->
 
 
 def test_probabilities_are_no_mask(tmp_path: Path) -> None:
-    write_series(tmp_path / "p", picture(), GRID)
+    Series(picture(), GRID).write(tmp_path / "p")
     segmentation(tmp_path / "p" / "seg", masks(), GRID, kind="FRACTIONAL")
     archive = open_archive(tmp_path)
     _, findings = read_case(archive, archive.cases[0], ["Brainstem"])
@@ -300,7 +300,7 @@ def test_a_damaged_segmentation_is_told(tmp_path: Path) -> None:
     def damaged(data: Any) -> None:
         data.PixelData = data.PixelData[:20]
 
-    write_series(tmp_path / "p", picture(), GRID)
+    Series(picture(), GRID).write(tmp_path / "p")
     segmentation(tmp_path / "p" / "seg", masks(), GRID, change=damaged)
     archive = open_archive(tmp_path)
     _, findings = read_case(archive, archive.cases[0], ["Brainstem"])

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian
 
-from benchmarks.dicom_example import write_series
+from benchmarks.dicom_example import Series
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.header import read_header
 from core.data.geometry import Geometry
@@ -43,7 +43,7 @@ def read(root: Path) -> np.ndarray:
 def test_private_groups_behind_the_pixels_are_read(
     tmp_path: Path, image: np.ndarray, implicit: bool
 ) -> None:
-    write_series(tmp_path / "p", image, GRID, implicit=implicit, change=private)
+    Series(image, GRID, implicit=implicit, change=private).write(tmp_path / "p")
     np.testing.assert_array_equal(read(tmp_path), image)
 
 
@@ -52,7 +52,7 @@ def test_private_groups_and_padding(tmp_path: Path, image: np.ndarray) -> None:
         private(level, data)
         data.add_new(0xFFFCFFFC, "OB", b"\0" * 20)
 
-    write_series(tmp_path / "p", image, GRID, change=padded)
+    Series(image, GRID, change=padded).write(tmp_path / "p")
     np.testing.assert_array_equal(read(tmp_path), image)
 
 
@@ -70,7 +70,7 @@ def test_private_groups_and_padding(tmp_path: Path, image: np.ndarray) -> None:
 def test_what_is_no_whole_element_is_still_refused(
     tmp_path: Path, image: np.ndarray, damage: Any
 ) -> None:
-    write_series(tmp_path / "p", image, GRID, change=private)
+    Series(image, GRID, change=private).write(tmp_path / "p")
     path = tmp_path / "p" / "CT01.dcm"
     assert read_header(path) is not None
     path.write_bytes(damage(path.read_bytes()))
@@ -78,7 +78,7 @@ def test_what_is_no_whole_element_is_still_refused(
 
 
 def test_big_endian_of_any_matrix(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     for path in (tmp_path / "p").iterdir():
         data = pydicom.dcmread(path)
         data.PixelData = data.pixel_array.astype(">i2").tobytes()
@@ -94,5 +94,5 @@ def test_a_header_that_asks_for_too_much_is_refused(tmp_path: Path, image: np.nd
     def huge(level: int, data: Any) -> None:
         data.NumberOfFrames = 600_000
 
-    write_series(tmp_path / "p", image, GRID, change=huge)
+    Series(image, GRID, change=huge).write(tmp_path / "p")
     assert read_header(tmp_path / "p" / "CT00.dcm") is None

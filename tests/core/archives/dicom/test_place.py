@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.dicom_example import write_series
+from benchmarks.dicom_example import Series
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.place import place_of, turned
 from core.data.geometry import Geometry
@@ -103,7 +103,7 @@ def test_check_and_predict_refuse_alike(
     tmp_path: Path, image: np.ndarray, tag: str, text: str
 ) -> None:
     """SimpleITK reads each of these as some grid, mostly the identity."""
-    write_series(tmp_path / "p", image, GRID, change=written(tag, text))
+    Series(image, GRID, change=written(tag, text)).write(tmp_path / "p")
     for archive in (open_archive(tmp_path), find_cts(tmp_path / "p")):
         with pytest.raises(CaseError, match=tag) as error:
             read_image_of(archive, archive.cases[0])
@@ -134,7 +134,7 @@ def test_rounded_directions_are_used_as_the_rotation_that_they_mean(
         data.ImageOrientationPatient = cosines
         data.ImagePositionPatient = [f"{float(v):.3f}" for v in data.ImagePositionPatient]
 
-    write_series(tmp_path / "p", image, grid, change=rounded)
+    Series(image, grid, change=rounded).write(tmp_path / "p")
     archive = open_archive(tmp_path)
     voxels, read = read_image_of(archive, archive.cases[0])
     np.testing.assert_array_equal(voxels, image)
@@ -149,7 +149,7 @@ def test_a_tilted_stack_is_still_refused_and_rounding_named(
     def tilted(level: int, data: Any) -> None:
         data.ImagePositionPatient = [-15.0, 7.25 + 0.03 * level, 100 + 2.5 * level]
 
-    write_series(tmp_path / "p", image, GRID, change=tilted)
+    Series(image, GRID, change=tilted).write(tmp_path / "p")
     archive = open_archive(tmp_path)
     with pytest.raises(CaseError, match=r"gantry tilt of 0.7 degrees.* is rounded"):
         read_image_of(archive, archive.cases[0])
@@ -173,6 +173,6 @@ def test_tags_count_whatever_class_the_image_is_of(tmp_path: Path, image: np.nda
     def other(level: int, data: Any) -> None:
         data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = kind
 
-    write_series(tmp_path / "p", image, grid, change=other)
+    Series(image, grid, change=other).write(tmp_path / "p")
     archive = open_archive(tmp_path)
     assert grid.close_to(read_image_of(archive, archive.cases[0])[1], 1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from benchmarks.dicom_example import write_series, write_structures
+from benchmarks.dicom_example import Series, Structures
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import draw
 from core.data.geometry import Geometry
@@ -50,8 +50,8 @@ def case_of(folder: Path) -> Any:
 def written(folder: Path, rois: Any, **options: Any) -> Path:
     image = np.full(GRID.size, -1000, dtype=np.int16)
     image[:, 5:35, 5:35] = 40
-    write_series(folder / "p", image, GRID)
-    write_structures(folder / "p" / "rs", rois, **options)
+    Series(image, GRID).write(folder / "p")
+    Structures(rois, **options).write(folder / "p" / "rs")
     return folder / "p" / "rs"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.dicom_example import write_series, write_structures
+from benchmarks.dicom_example import Series, Structures
 from core.archives.archive import open_archive, read_case, read_image_of
 from core.archives.dicom.rtstruct import draw, read_structure_set
 from core.data.geometry import Geometry
@@ -53,10 +53,10 @@ def test_voxels_grid_and_mask_come_back(
     tmp_path: Path, image: np.ndarray, geometry: Geometry, implicit: bool
 ) -> None:
     names = np.random.default_rng(1).permutation(8)
-    write_series(
-        tmp_path / "p", image, geometry, implicit=implicit, name=lambda z: f"I{names[z]:07d}"
+    Series(image, geometry, implicit=implicit, name=lambda z: f"I{names[z]:07d}").write(
+        tmp_path / "p"
     )
-    write_structures(tmp_path / "p" / "I9", {"Hirnstamm": box(geometry)}, implicit=implicit)
+    Structures({"Hirnstamm": box(geometry)}, implicit=implicit).write(tmp_path / "p" / "I9")
     archive, ref = only_case(tmp_path)
     volume, findings = read_case(archive, ref, ["Brainstem", "Parotid_L"])
     assert (ref.case, findings, archive.findings) == ("p", (), ())
@@ -73,7 +73,7 @@ def test_a_stack_written_from_the_top_is_the_same_volume(tmp_path: Path, image: 
     down = Geometry(
         GRID.size, GRID.spacing_mm, (-15.0, 7.25, 117.5), (1, 0, 0, 0, 1, 0, 0, 0, -1.0)
     )
-    write_series(tmp_path / "p", image[::-1].copy(), down)
+    Series(image[::-1].copy(), down).write(tmp_path / "p")
     archive, ref = only_case(tmp_path)
     read, geometry = read_image_of(archive, ref)
     np.testing.assert_array_equal(read, image)
@@ -81,8 +81,8 @@ def test_a_stack_written_from_the_top_is_the_same_volume(tmp_path: Path, image: 
 
 
 def test_every_slice_has_its_own_rescale(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(
-        tmp_path / "p", image, GRID, rescale=lambda z: (1.0, -1024.0 - z) if z % 2 else (0.5, 0.0)
+    Series(image, GRID, rescale=lambda z: (1.0, -1024.0 - z) if z % 2 else (0.5, 0.0)).write(
+        tmp_path / "p"
     )
     archive, ref = only_case(tmp_path)
     read, _ = read_image_of(archive, ref)
@@ -98,7 +98,7 @@ def test_every_slice_has_its_own_rescale(tmp_path: Path, image: np.ndarray) -> N
 def test_missing_slices(
     tmp_path: Path, image: np.ndarray, lost: list[int], code: str, word: str
 ) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     for level in lost:
         (tmp_path / "p" / f"CT{level:02d}.dcm").unlink()
     archive, ref = only_case(tmp_path)
@@ -159,7 +159,7 @@ def frames(level: int, data: Any) -> None:
 def test_series_that_are_no_volume_are_refused(
     tmp_path: Path, image: np.ndarray, change: Any, code: str, word: str
 ) -> None:
-    write_series(tmp_path / "p", image, GRID, change=change)
+    Series(image, GRID, change=change).write(tmp_path / "p")
     archive, ref = only_case(tmp_path)
     with pytest.raises(CaseError, match=word) as error:
         read_image_of(archive, ref)
@@ -168,7 +168,7 @@ def test_series_that_are_no_volume_are_refused(
 
 
 def test_a_truncated_slice_is_told_and_missing(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     path = tmp_path / "p" / "CT03.dcm"
     path.write_bytes(path.read_bytes()[:-300])
     archive, ref = only_case(tmp_path)
@@ -181,7 +181,7 @@ def test_a_truncated_slice_is_told_and_missing(tmp_path: Path, image: np.ndarray
 def test_files_without_preamble_or_suffix_and_in_several_folders(
     tmp_path: Path, image: np.ndarray
 ) -> None:
-    write_series(tmp_path / "p", image, GRID, implicit=True, name=lambda z: f"{z % 2}_{z}")
+    Series(image, GRID, implicit=True, name=lambda z: f"{z % 2}_{z}").write(tmp_path / "p")
     for z in range(8):
         source = tmp_path / "p" / f"{z % 2}_{z}"
         target = tmp_path / "p" / f"part{z % 2}" / str(z)
@@ -196,11 +196,11 @@ def test_files_without_preamble_or_suffix_and_in_several_folders(
 
 
 def test_of_two_series_the_one_with_structures_is_read(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image[:4], Geometry((4, 24, 20), *_rest(GRID)))
-    write_series(
-        tmp_path / "p", image, GRID, series="other", number=2, name=lambda z: f"other{z}.dcm"
+    Series(image[:4], Geometry((4, 24, 20), *_rest(GRID))).write(tmp_path / "p")
+    Series(image, GRID, series="other", number=2, name=lambda z: f"other{z}.dcm").write(
+        tmp_path / "p"
     )
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": box(GRID, levels=[1, 2])})
+    Structures({"Brainstem": box(GRID, levels=[1, 2])}).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     assert len(ref.files) == 4
     assert codes(archive) == ["W_SERIES_SECOND"]
@@ -216,9 +216,9 @@ def _rest(geometry: Geometry) -> Any:
 def test_a_structure_set_without_series_is_matched_by_its_frame(
     tmp_path: Path, image: np.ndarray
 ) -> None:
-    write_series(tmp_path / "a", image, GRID)
-    write_series(tmp_path / "b", image, GRID, patient="X2")
-    write_structures(tmp_path / "b.dcm", {"Brainstem": box(GRID)}, patient="X2", series="")
+    Series(image, GRID).write(tmp_path / "a")
+    Series(image, GRID, patient="X2").write(tmp_path / "b")
+    Structures({"Brainstem": box(GRID)}, patient="X2", series="").write(tmp_path / "b.dcm")
     archive = open_archive(tmp_path)
     assert [set(ref.structures) for ref in archive.cases] == [set(), {"Brainstem"}]
 
@@ -228,7 +228,7 @@ def test_localizers_and_copies_are_counted(tmp_path: Path, image: np.ndarray) ->
         if level == 7:
             data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
-    write_series(tmp_path / "p", image, GRID, change=localizer)
+    Series(image, GRID, change=localizer).write(tmp_path / "p")
     shutil.copy(tmp_path / "p" / "CT03.dcm", tmp_path / "p" / "again.dcm")
     archive, ref = only_case(tmp_path)
     assert len(ref.files) == 7
@@ -247,9 +247,9 @@ def test_localizers_and_copies_are_counted(tmp_path: Path, image: np.ndarray) ->
 def test_the_choice_of_several_structure_sets(
     tmp_path: Path, image: np.ndarray, first: Any, second: Any, wanted: str, taken: str
 ) -> None:
-    write_series(tmp_path / "p", image, GRID)
-    write_structures(tmp_path / "p" / "1", {"Brainstem": box(GRID)}, label="A", **first)
-    write_structures(tmp_path / "p" / "2", {"Brainstem": box(GRID)}, label="B", **second)
+    Series(image, GRID).write(tmp_path / "p")
+    Structures({"Brainstem": box(GRID)}, label="A", **first).write(tmp_path / "p" / "1")
+    Structures({"Brainstem": box(GRID)}, label="B", **second).write(tmp_path / "p" / "2")
     archive, ref = only_case(tmp_path, structure_set=wanted)
     assert read_structure_set(ref.structures["Brainstem"]).label == taken
     (finding,) = archive.findings
@@ -258,18 +258,18 @@ def test_the_choice_of_several_structure_sets(
 
 
 def test_named_but_undrawn_is_not_annotated(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     rois = [("Parotid_L", []), ("Parotid Lt", box(GRID)), ("Larynx", [])]
-    write_structures(tmp_path / "p" / "rs", rois)
+    Structures(rois).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     assert dict(ref.names) == {"Parotid_L": "Parotid Lt"}
     assert codes(archive) == ["W_LABEL_ABSENT"]
 
 
 def test_two_drawn_structures_of_one_name_are_ambiguous(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     rois = [("Larynx", box(GRID)), ("Larynx", box(GRID, 5.5))]
-    write_structures(tmp_path / "p" / "rs", rois)
+    Structures(rois).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     assert not ref.structures
     assert codes(archive) == ["E_LABEL_AMBIGUOUS"]
@@ -278,10 +278,10 @@ def test_two_drawn_structures_of_one_name_are_ambiguous(tmp_path: Path, image: n
 
 
 def test_points_and_strays_are_counted_in_a_finding(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     contours = box(GRID)
     strays = [contours[0][:1], contours[0][:2], contours[0] + np.array([0, 0, 500.0])]
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": [*contours, *strays]})
+    Structures({"Brainstem": [*contours, *strays]}).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     volume, (finding,) = read_case(archive, ref, ["Brainstem"])
     assert volume.masks["Brainstem"].sum() == 4 * 64
@@ -294,9 +294,9 @@ def test_a_structure_drawn_in_another_frame_is_left_out(tmp_path: Path, image: n
     def elsewhere(data: Any) -> None:
         data.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
 
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     rois = {"Brainstem": box(GRID), "Larynx": box(GRID)}
-    write_structures(tmp_path / "p" / "rs", rois, change=elsewhere)
+    Structures(rois, change=elsewhere).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     assert set(ref.structures) == {"Larynx"}
     assert codes(archive) == ["W_LABEL_ELSEWHERE"]
@@ -309,9 +309,9 @@ def test_coordinates_that_are_none(tmp_path: Path, image: np.ndarray, text: list
         contour.add_new(0x30060050, "LO", text)
         contour["ContourData"].VR = "LO"
 
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     rois = {"Brainstem": box(GRID)}
-    write_structures(tmp_path / "p" / "rs", rois, change=damage)
+    Structures(rois, change=damage).write(tmp_path / "p" / "rs")
     archive, ref = only_case(tmp_path)
     _, findings = read_case(archive, ref, ["Brainstem"])
     assert [f.code for f in findings] == ["E_LABEL_UNREADABLE"]
@@ -320,8 +320,8 @@ def test_coordinates_that_are_none(tmp_path: Path, image: np.ndarray, text: list
 def test_lost_structure_sets_and_unreadable_files_are_told(
     tmp_path: Path, image: np.ndarray
 ) -> None:
-    write_series(tmp_path / "p", image, GRID)
-    write_structures(tmp_path / "q" / "rs", {"Brainstem": box(GRID)}, patient="gone")
+    Series(image, GRID).write(tmp_path / "p")
+    Structures({"Brainstem": box(GRID)}, patient="gone").write(tmp_path / "q" / "rs")
     (tmp_path / "p" / "x.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x10\x00\x20" * 9)
     archive, _ = only_case(tmp_path)
     assert "W_STRUCTURE_SET_ALONE" in codes(archive)
@@ -330,10 +330,10 @@ def test_lost_structure_sets_and_unreadable_files_are_told(
 
 def test_cases_of_one_patient_stay_together(tmp_path: Path, image: np.ndarray) -> None:
     for n in range(2):
-        write_series(tmp_path / f"scan{n}", image, GRID, series=f"s{n}")
+        Series(image, GRID, series=f"s{n}").write(tmp_path / f"scan{n}")
         rois = {"Brainstem": box(GRID)}
-        write_structures(tmp_path / f"scan{n}" / "rs", rois, series=f"s{n}", label=f"l{n}")
-    write_series(tmp_path / "other", image, GRID, patient="X2")
+        Structures(rois, series=f"s{n}", label=f"l{n}").write(tmp_path / f"scan{n}" / "rs")
+    Series(image, GRID, patient="X2").write(tmp_path / "other")
     archive = open_archive(tmp_path)
     patients = {ref.case: ref.patient for ref in archive.cases}
     assert patients["scan0"] == patients["scan1"] != patients["other"]
@@ -348,12 +348,9 @@ def test_the_remedy_names_dicom_where_nothing_is_found(tmp_path: Path) -> None:
 def test_patients_in_one_folder_with_one_series_number(tmp_path: Path, image: np.ndarray) -> None:
     for patient in "AB":
         name = f"{patient}{{}}.dcm"
-        write_series(
-            tmp_path / "flat", image, GRID, patient=patient, number=2,
-            name=lambda z, name=name: name.format(z),
-        )  # fmt: skip
+        Series(image, GRID, patient=patient, number=2, name=name.format).write(tmp_path / "flat")
         rois = {"Brainstem": box(GRID)}
-        write_structures(tmp_path / "flat" / f"RS{patient}.dcm", rois, patient=patient)
+        Structures(rois, patient=patient).write(tmp_path / "flat" / f"RS{patient}.dcm")
     archive = open_archive(tmp_path)
     assert len({ref.case for ref in archive.cases}) == 2
     assert len({ref.patient for ref in archive.cases}) == 2
@@ -369,16 +366,16 @@ def test_structures_of_another_patient_are_not_drawn(tmp_path: Path, image: np.n
     def frame(level: int, data: Any) -> None:
         data.FrameOfReferenceUID = "1.2.3.4"
 
-    write_series(tmp_path / "A", image, GRID, patient="A", change=frame)
+    Series(image, GRID, patient="A", change=frame).write(tmp_path / "A")
     rois = {"Brainstem": box(GRID)}
-    write_structures(tmp_path / "B" / "RS.dcm", rois, patient="B", change=shared)
+    Structures(rois, patient="B", change=shared).write(tmp_path / "B" / "RS.dcm")
     archive, ref = only_case(tmp_path)
     assert not ref.structures
     assert codes(archive) == ["W_STRUCTURE_SET_ALONE"]
 
 
 def test_slices_shifted_sideways_are_refused(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID, change=moved(3, (5.0, 0, 0)))
+    Series(image, GRID, change=moved(3, (5.0, 0, 0))).write(tmp_path / "p")
     archive, ref = only_case(tmp_path)
     with pytest.raises(CaseError, match=r"shifted sideways by up to 5\.0 mm, at 107\.50"):
         read_image_of(archive, ref)
@@ -390,18 +387,18 @@ def test_our_own_contours_and_empty_sets_are_not_preferred(
     def ours(data: Any) -> None:
         data.Manufacturer = "hnfed"
 
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     folder, rois = tmp_path / "p", {"Brainstem": box(GRID)}
-    write_structures(folder / "1", rois, label="clinical", drawn_at="20190101")
-    write_structures(folder / "2", rois, label="net", drawn_at="20260101", change=ours)
-    write_structures(folder / "3", {"poi": []}, label="poi", approved=True, drawn_at="20250101")
+    Structures(rois, label="clinical", drawn_at="20190101").write(folder / "1")
+    Structures(rois, label="net", drawn_at="20260101", change=ours).write(folder / "2")
+    Structures({"poi": []}, label="poi", approved=True, drawn_at="20250101").write(folder / "3")
     archive, ref = only_case(tmp_path, structure_set="nobody's")
     assert read_structure_set(ref.structures["Brainstem"]).label == "clinical"
     assert "W_STRUCTURE_SET_WANTED" in codes(archive)
 
 
 def test_what_may_follow_the_pixels(tmp_path: Path, image: np.ndarray) -> None:
-    write_series(tmp_path / "p", image, GRID)
+    Series(image, GRID).write(tmp_path / "p")
     for level, behind in ((2, b"\0" * 10), (3, b"\xfa\xff\xfa\xffSQ\0\0\0\0\0\0")):
         path = tmp_path / "p" / f"CT{level:02d}.dcm"
         path.write_bytes(path.read_bytes() + behind)
@@ -415,7 +412,7 @@ def test_empty_files_and_reused_ids_are_told(tmp_path: Path, image: np.ndarray) 
         if level > 4:
             data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
 
-    write_series(tmp_path / "p", image, GRID, change=same)
+    Series(image, GRID, change=same).write(tmp_path / "p")
     (tmp_path / "p" / "CT07.dcm").write_bytes(b"")
     archive, ref = only_case(tmp_path)
     assert len(ref.files) == 7, "one id, but other places: no copies"
@@ -429,7 +426,7 @@ def test_one_id_for_all_is_no_patient(tmp_path: Path, image: np.ndarray) -> None
             data.StudyInstanceUID = f"1.2.{i}"
 
         folder = tmp_path / f"c{i}"
-        write_series(folder, image, GRID, patient="ANONYMOUS", series=f"s{i}", change=study)
+        Series(image, GRID, patient="ANONYMOUS", series=f"s{i}", change=study).write(folder)
     archive = open_archive(tmp_path)
     assert {ref.patient for ref in archive.cases} == {None}
     assert codes(archive) == ["W_PATIENT_ID"] * 3

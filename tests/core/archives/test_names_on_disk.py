@@ -89,7 +89,7 @@ def test_an_archive_with_such_names_is_checked(tmp_path: Path, jobs: int) -> Non
     archive = open_archive(root)
     assert [ref.case for ref in archive.cases] == ["Sch%E4del", "one"]
     assert "Sch%E4del" in archive.names
-    report = check_archive(archive, show_paths=True, jobs=jobs)
+    report = check_archive(archive, jobs=jobs, secret=None)
     assert (report.cases, report.usable) == (2, 2)
     json.dumps(report.as_json()).encode()
     hidden = json.dumps(check_archive(archive, secret=b"x").as_json())
@@ -194,7 +194,7 @@ def test_a_file_that_is_barred_costs_its_case_or_organ(tmp_path: Path, bar: Any)
     bar(tmp_path / "b" / "img.nrrd")
     bar(tmp_path / "c" / "structures" / "BrainStem.nrrd")
     archive = open_archive(tmp_path)
-    report = check_archive(archive, show_paths=True)
+    report = check_archive(archive, secret=None)
     assert (report.cases, report.usable) == (3, 1)
     told = {(f.code, f.case) for f in report.findings if f.severity == "error"}
     assert {("E_IMAGE_UNREADABLE", "b"), ("E_LABEL_UNREADABLE", "c")} <= told
@@ -247,7 +247,7 @@ def test_label_names_that_are_no_text(tmp_path: Path) -> None:
         '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "Brainstem": 1, "\\ud83d": 2}}'
     )
     (tmp_path / "dataset.json").write_text(text)
-    report = check_archive(open_archive(tmp_path), show_paths=True)
+    report = check_archive(open_archive(tmp_path), secret=None)
     replace_file(tmp_path / "r.json", json.dumps(report.as_json(), ensure_ascii=False))
 
 

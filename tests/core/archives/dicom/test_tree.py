@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
-from benchmarks.dicom_example import uid_of, write_series, write_structures
+from benchmarks.dicom_example import Series, Structures, uid_of
 from core.archives.archive import open_archive, read_case, read_image_of
 from core.data.geometry import Geometry
 from core.errors import UserError
@@ -53,8 +53,8 @@ def test_patients_that_share_uids_are_cases_of_their_own(tmp_path: Path, study: 
     """The second scan is longer: its end would lie on top of the first patient's."""
     first, second = picture(1), picture(2, 10)
     longer = Geometry((10, 24, 20), GRID.spacing_mm, GRID.origin_mm)
-    write_series(tmp_path / "A", first, GRID, change=numbered("A", study))
-    write_series(tmp_path / "B", second, longer, change=numbered("B", study))
+    Series(first, GRID, change=numbered("A", study)).write(tmp_path / "A")
+    Series(second, longer, change=numbered("B", study)).write(tmp_path / "B")
     archive = open_archive(tmp_path)
     read = {ref.case: read_image_of(archive, ref)[0] for ref in archive.cases}
     np.testing.assert_array_equal(read["A"], first)
@@ -64,14 +64,14 @@ def test_patients_that_share_uids_are_cases_of_their_own(tmp_path: Path, study: 
 
 def test_contours_go_to_their_own_patient_where_uids_are_shared(tmp_path: Path) -> None:
     for patient, seed in (("A", 1), ("B", 2)):
-        write_series(tmp_path / patient, picture(seed), GRID, change=numbered(patient))
+        Series(picture(seed), GRID, change=numbered(patient)).write(tmp_path / patient)
 
     def of_b(data: Any) -> None:
         data.PatientID, data.StudyInstanceUID = "B", uid_of("B")
         listed = data.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
         listed.RTReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
 
-    write_structures(tmp_path / "rs", {"Brainstem": square()}, change=of_b)
+    Structures({"Brainstem": square()}, change=of_b).write(tmp_path / "rs")
     archive = open_archive(tmp_path)
     assert {ref.case: sorted(ref.structures) for ref in archive.cases} == {
         "A": [],
@@ -82,7 +82,7 @@ def test_contours_go_to_their_own_patient_where_uids_are_shared(tmp_path: Path) 
         of_b(data)
         data.PatientID, data.StudyInstanceUID = "", "9.9"
 
-    write_structures(tmp_path / "rs", {"Brainstem": square()}, change=of_nobody)
+    Structures({"Brainstem": square()}, change=of_nobody).write(tmp_path / "rs")
     archive = open_archive(tmp_path)
     assert not any(ref.structures for ref in archive.cases)
     (finding,) = archive.findings
@@ -96,7 +96,7 @@ def test_series_without_a_uid_are_told_apart(tmp_path: Path) -> None:
 
     pictures = {name: picture(seed) for seed, name in enumerate("AB")}
     for name, values in pictures.items():
-        write_series(tmp_path / name, values, GRID, patient=name, change=without)
+        Series(values, GRID, patient=name, change=without).write(tmp_path / name)
 
     def nobody(level: int, data: Any) -> None:
         without(level, data)
@@ -104,7 +104,7 @@ def test_series_without_a_uid_are_told_apart(tmp_path: Path) -> None:
 
     for name in "CD":
         pictures[name] = picture(ord(name))
-        write_series(tmp_path / name, pictures[name], GRID, change=nobody)
+        Series(pictures[name], GRID, change=nobody).write(tmp_path / name)
     archive = open_archive(tmp_path)
     assert len(archive.cases) == 4
     for ref in archive.cases:
@@ -116,7 +116,7 @@ def test_a_scan_that_two_studies_tear_apart_is_told(tmp_path: Path) -> None:
         if level >= 4:
             data.StudyInstanceUID = uid_of("other study")
 
-    write_series(tmp_path / "p", picture(1), GRID, change=half)
+    Series(picture(1), GRID, change=half).write(tmp_path / "p")
     archive = open_archive(tmp_path)
     assert len(archive.cases) == 2
     assert [f.code for f in archive.findings] == ["W_SERIES_TORN"] * 2
@@ -125,7 +125,7 @@ def test_a_scan_that_two_studies_tear_apart_is_told(tmp_path: Path) -> None:
 
 def test_a_copy_has_equal_pixels_however_they_are_packed(tmp_path: Path) -> None:
     values = picture(1)
-    write_series(tmp_path / "p", values, GRID)
+    Series(values, GRID).write(tmp_path / "p")
     shutil.copytree(tmp_path / "p", tmp_path / "copy")
     for path in (tmp_path / "copy").iterdir():
         data = pydicom.dcmread(path)
@@ -175,7 +175,7 @@ def other_place(path: Path) -> None:
     ],
 )
 def test_images_of_two_scans_are_no_series(tmp_path: Path, change: Any, word: str) -> None:
-    write_series(tmp_path / "p", picture(1), GRID)
+    Series(picture(1), GRID).write(tmp_path / "p")
     shutil.copytree(tmp_path / "p", tmp_path / "q")
     for path in (tmp_path / "q").iterdir():
         change(path)
@@ -195,7 +195,7 @@ def test_an_id_for_every_image_is_named(tmp_path: Path, tag: str) -> None:
     def scattered(level: int, data: Any) -> None:
         setattr(data, tag, f"1.2.{level}")
 
-    write_series(tmp_path / "p", picture(1), GRID, change=scattered)
+    Series(picture(1), GRID, change=scattered).write(tmp_path / "p")
     (finding,) = open_archive(tmp_path, empty=True).findings
     assert finding.code == "E_SERIES_MIXED"
     assert "8 images" in finding.message
@@ -208,7 +208,7 @@ def test_an_id_that_some_images_lost_does_not_cut_a_scan_in_two(tmp_path: Path, 
         if level > 5:
             setattr(data, tag, "")
 
-    write_series(tmp_path / "p", picture(1), GRID, change=lost)
+    Series(picture(1), GRID, change=lost).write(tmp_path / "p")
     (finding,) = open_archive(tmp_path, empty=True).findings
     assert finding.code == "E_SERIES_MIXED"
     assert "8 images" in finding.message
@@ -219,15 +219,15 @@ def test_a_modality_in_small_letters(tmp_path: Path) -> None:
     def small(level: int, data: Any) -> None:
         data.Modality = "ct"
 
-    write_series(tmp_path / "p", picture(1), GRID, change=small)
+    Series(picture(1), GRID, change=small).write(tmp_path / "p")
     assert len(open_archive(tmp_path).cases) == 1
 
 
 def test_a_sound_series_beside_a_mixed_one_is_read(tmp_path: Path) -> None:
-    write_series(tmp_path / "p", picture(1), GRID)
+    Series(picture(1), GRID).write(tmp_path / "p")
     shutil.copytree(tmp_path / "p", tmp_path / "q")
     other_pixels(tmp_path / "q" / "CT03.dcm")
-    write_series(tmp_path / "r", picture(3), GRID, patient="X3")
+    Series(picture(3), GRID, patient="X3").write(tmp_path / "r")
     archive = open_archive(tmp_path)
     assert [ref.case for ref in archive.cases] == ["r"]
     assert [f.code for f in archive.findings] == ["E_SERIES_MIXED"]
@@ -263,10 +263,10 @@ def test_why_a_structure_set_belongs_to_no_ct_is_said_once(
 ) -> None:
     from hnfed.check.archive_check import check_archive
 
-    write_series(tmp_path / "p", picture(1), GRID)
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": square()}, change=change)
+    Series(picture(1), GRID).write(tmp_path / "p")
+    Structures({"Brainstem": square()}, change=change).write(tmp_path / "p" / "rs")
     archive = open_archive(tmp_path)
-    report = check_archive(archive, show_paths=True)
+    report = check_archive(archive, secret=None)
     errors = [f for f in report.findings if f.severity == "error"]
     assert [(f.code, f.case) for f in errors] == [("W_STRUCTURE_SET_ALONE", "p")]
     assert word in errors[0].message
@@ -279,8 +279,8 @@ def test_images_that_are_no_ct_are_named_with_their_modality(tmp_path: Path) -> 
     def mr(level: int, data: Any) -> None:
         data.Modality = "MR"
 
-    write_series(tmp_path / "p", picture(1), GRID, change=mr)
-    write_structures(tmp_path / "p" / "rs", {"Brainstem": square()})
+    Series(picture(1), GRID, change=mr).write(tmp_path / "p")
+    Structures({"Brainstem": square()}).write(tmp_path / "p" / "rs")
     archive = open_archive(tmp_path, empty=True)
     report = check_archive(archive)
     assert [f.code for f in report.findings] == ["E_NO_CT"]
@@ -295,11 +295,11 @@ def test_contours_on_an_mr_beside_the_ct_are_no_error(tmp_path: Path) -> None:
     def mr(level: int, data: Any) -> None:
         data.Modality = "MR"
 
-    write_series(tmp_path / "ct", picture(1), GRID)
-    write_structures(tmp_path / "ct" / "rs", {"Brainstem": square()})
-    write_series(tmp_path / "mr", picture(2), GRID, series="m", frame="m", change=mr)
-    write_structures(
-        tmp_path / "mr" / "rs", {"Brainstem": square()}, series="m", frame="m", label="on MR"
+    Series(picture(1), GRID).write(tmp_path / "ct")
+    Structures({"Brainstem": square()}).write(tmp_path / "ct" / "rs")
+    Series(picture(2), GRID, series="m", frame="m", change=mr).write(tmp_path / "mr")
+    Structures({"Brainstem": square()}, series="m", frame="m", label="on MR").write(
+        tmp_path / "mr" / "rs"
     )
     archive = open_archive(tmp_path)
     (ref,) = archive.cases
