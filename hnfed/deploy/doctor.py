@@ -392,15 +392,13 @@ def clock(ahead_s: float) -> Check:
     return Check("clock", PASS if good else FAIL, found, remedy)
 
 
-def report(checks: Iterator[Check]) -> int:
-    """Prints the checks; 1 where one failed."""
-    failed = 0
+def report(checks: Iterator[Check]) -> Iterator[Check]:
+    """Prints each check as it is done."""
     for check in checks:
         print(f"{check.state}  {check.name:<14} {check.found}")
         if check.remedy:
             print(f"      {'':<14} -> {check.remedy}")
-        failed += check.state == FAIL
-    return int(bool(failed))
+        yield check
 
 
 def role_of(kit: Kit | None, role: str | None) -> str:

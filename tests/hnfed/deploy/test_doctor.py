@@ -64,10 +64,10 @@ def test_a_servers_certificate(kits: Path) -> None:
 def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
     checks = list(examine("site"))
     assert checks[-1].state == WARN
-    assert report(iter([Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")])) == 1
+    told = [Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")]
+    assert list(report(iter(told))) == told
     out = capsys.readouterr().out
     assert "-> do z" in out
-    assert report(iter([Check("a", WARN, "x", "w")])) == 0
 
 
 def test_tracking_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
