@@ -17,6 +17,9 @@ from core.identifiers import digest, phase_name, round_number, run_id, site_name
 from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, pool_sites
 from core.plan.schema import LOSSES
 
+# The form of what travels: orders, replies, plans, and what a site's guard tells the bundle's code.
+# Raised by one where any of them changes (tests/core/wire/test_wire_number.py); the guard reads it.
+WIRE = 2
 OK = "OK"
 NEED_BASE = "NEED_BASE"
 TASKS = ("", "tally", "train", "validate", "test", "finish")
@@ -25,7 +28,7 @@ LONGEST_LIST = 64  # of an order: one number an organ
 CODES = {
     OK: "the site did what it was asked",
     NEED_BASE: "the site lacks the base of the phase and asks for it",
-    "E_CODE": "the site runs other code than the server (fingerprint of core differs)",
+    "E_CODE": "server and site are of versions that cannot work together; its screen names both",
     "E_SITE": "the site's settings cannot be used",
     "E_DATA": "the site has no usable case for this",
     "E_STATE": "the site lacks the personal weights that the round starts from",
