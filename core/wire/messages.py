@@ -37,7 +37,7 @@ CODES = {
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
     "E_MASK": "the site refused to mask its reply (secure aggregation); its client.log says why",
-    "E_BUNDLE": "the code bundle is not approved at the site: nothing of it was opened",
+    "E_BUNDLE": "the app bundle is not approved at the site: nothing of it was opened",
     "E_ORDER": "the order has a name, a form or a size that the site does not take",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",

@@ -53,7 +53,7 @@ def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
     dropped = _keep_pending(kit.folder / PENDING, digest, content, policy.pending_mb * 1e6)
     words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
     raise NotApprovedError(
-        f"code bundle {digest[:16]} is not approved at this site, nothing ran; "
+        f"app bundle {digest[:16]} is not approved at this site, nothing ran; "
         f"look at it and pin it with `hnfed approve {kit.folder}`{words}"
     )
 
