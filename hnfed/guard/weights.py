@@ -22,7 +22,7 @@ from torch import Tensor
 from core.errors import UserError
 from core.models.stages import head_rows, unique_state
 from core.plan.load import plan_from_json, plan_json
-from core.plan.schema import Phase
+from core.plan.schema import Phase, Plan
 from core.secure.hello import Hello, require_part
 from core.secure.layout import (
     EVIDENCE,
@@ -94,8 +94,9 @@ def require_weights(
     base = _parcel(records, "base", names, form.shapes) if "base" in records else None
     if base is not None and state_hash(base) != order.base_hash:
         raise WeightsError("base: another one than the order names")
-    if own is not None:
-        return True  # it begins from this site's own weights; nothing came
+    if own is not None:  # it begins from this site's own weights; nothing came
+        _require_seen(asked.plan, own, record)
+        return True
     digests = hashes(shared)
     round_ = {"train": order.round - 1, "validate": order.round}.get(order.task)
     if phase.share == "none":
@@ -188,6 +189,18 @@ def _from_phase(
             if _close(expected, state):
                 return True
     return False
+
+
+def _require_seen(plan: Plan, phase: Phase, record: Record) -> None:
+    """What a phase left here was made of weights that were verified, in this run."""
+    before = next((p for p in plan.phases if p.name == phase.init and p.best_at_site), None)
+    if before is not None:
+        _require_seen(plan, before, record)
+    elif not any(k.phase == phase.name for k in record.known):
+        raise WeightsError(
+            f"phase {phase.name}: what it left here was made of weights that were not looked at "
+            "(weights: any until now); let the coordinator begin a new run"
+        )
 
 
 def _close(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
@@ -312,6 +325,11 @@ def _note(asked: Asked, records: Mapping[str, Any], record: Record, known: Seque
         raise WeightsError(
             f"longest: {order.longest:g}, and the updates of the round before give another bound"
         )
+    if order.organ_factors and asked.plan.weighting.by == "static":
+        raise WeightsError("organ_factors: the plan's weights of organs do not move")
+    frequencies = tuple(float(v) for v in (*order.voxels, *order.totals))
+    if any(p.phase == order.phase and p.frequencies != frequencies for p in record.parts):
+        raise WeightsError("voxels, totals: other class frequencies than in the phase so far")
     parcel = records["arrays"]
     record.keep_start(parcel)
     part = Part(
@@ -321,5 +339,6 @@ def _note(asked: Asked, records: Mapping[str, Any], record: Record, known: Seque
         base=order.base_hash,
         start=hashlib.sha256(parcel).hexdigest(),
         weights=tuple(float(w) for w in order.weights),
+        frequencies=frequencies,
     )
     record.add(part)

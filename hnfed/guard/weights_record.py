@@ -58,6 +58,7 @@ class Part:
         base: hash of the phase's base.
         start: SHA-256 of the parcel of weights that came with it.
         weights: totals that the sites' shares are of.
+        frequencies: organ and crop voxels, per organ, that weigh the classes.
     """
 
     about: str
@@ -66,6 +67,7 @@ class Part:
     base: str
     start: str
     weights: tuple[float, ...]
+    frequencies: tuple[float, ...] = ()
 
 
 @dataclass
@@ -168,7 +170,8 @@ def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
                 if values.pop("kind") == "Known":
                     record.known.append(Known(**values))
                 else:
-                    record.parts.append(Part(**values | {"weights": tuple(values["weights"])}))
+                    told = {n: tuple(values[n]) for n in ("weights", "frequencies")}
+                    record.parts.append(Part(**values | told))
     except (ValueError, TypeError, KeyError) as error:
         remedy = "restore the file, or let the coordinator begin a new run"
         raise UserError("weights", path, remedy, problem=type(error).__name__) from error

@@ -437,6 +437,40 @@ def test_a_bound_on_updates_that_does_not_follow_is_refused(heard: Heard, tmp_pa
         heard.look(replace(asked, order=replace(asked.order, longest=1e-9)), records, record)
 
 
+@pytest.mark.parametrize(
+    "change", [{"voxels": [1.0, 1.0, 1.0]}, {"organ_factors": [1.0, 1.0, 2.0]}]
+)
+def test_nothing_else_of_an_order_moves_from_round_to_round(
+    heard: Heard, tmp_path: Path, change: dict[str, list[float]]
+) -> None:
+    place = heard.at("train", "p", 2)
+    record = heard.until(place, tmp_path)
+    asked, records = heard.orders[place]
+    assert asked.order.voxels
+    with pytest.raises(WeightsError, match=next(iter(change))):
+        heard.look(replace(asked, order=replace(asked.order, **change)), records, record)
+
+
+def test_own_weights_are_gone_on_with_if_their_start_was_looked_at(tmp_path: Path) -> None:
+    """A site that said ``weights: any`` until then has weights of its own made of anything."""
+    first = Phase(name="own", sites=["s1"], organs=ORGANS, share="none")
+    more = [replace(first, name=n, init=i) for n, i in (("more", "own"), ("most", "more"))]
+    plan = tiny_plan(first, *more)
+    record = record_of(tmp_path, "r", print)
+    asked = Asked("train", "s1", "r", plan, Order("r", "most", 1, "train"), plan.phases[2])
+    with pytest.raises(WeightsError, match="phase own: what it left here"):
+        require_weights(asked, {}, None, record)
+    state = start_state(plan, first, None)
+    order = Order("r", "own", 1, "train", base_hash=state_hash(state))
+    begun = Asked("train", "s1", "r", plan, order, first)
+    assert not require_weights(begun, {}, None, record), "the base is asked for"
+    assert require_weights(begun, {"base": packed(state)}, None, record)
+    assert require_weights(begun, {}, None, record)
+    assert require_weights(asked, {}, None, record)
+    with pytest.raises(WeightsError, match="base"):
+        require_weights(asked, {"base": packed(state)}, None, record)
+
+
 def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_path: Path) -> None:
     """Shares of far too much would leave of a sum what rounding leaves of it."""
     place = heard.at("train", "p", 2)
