@@ -107,6 +107,14 @@ def test_the_words_say_what_leaves_in_numbers() -> None:
     )
 
 
+def test_the_words_say_whose_weights_are_worked_with() -> None:
+    trusting = "\n".join(in_words(PLAN, "nyu", Policy(weights="any")))
+    assert "make a reply show one CT (policy.yaml: weights: any" in trusting
+    own = "\n".join(in_words(PLAN, "nyu", Policy()))
+    assert "policy.yaml refuses it: weights: agreed" in own
+    assert "no weights but those that this machine derives itself" in own
+
+
 def test_words_of_a_plan_do_not_reach_the_terminal_as_they_are() -> None:
     nasty = replace(PLAN, model=replace(PLAN.model, name="res3dunet\x1b[2J"))
     with pytest.raises(UserError):
