@@ -23,8 +23,8 @@ SHARED = (
     "validation and test cases"
 )
 WEIGHTS = {
-    "any": "  but weights are made of images: whoever takes over the coordinator's machine can send "
-    "some that make a reply show one CT (policy.yaml: weights: any; docs/privacy.md)",
+    "any": "  but weights are made of images: whoever takes over the coordinator's machine can "
+    "send some that make a reply show one CT (policy.yaml: weights: any; docs/privacy.md)",
     "agreed": "  works with no weights but those that this machine derives itself, from the plan's "
     "seed and from what the sites signed; who has taken over the coordinator's machine needs "
     "the help of one of them to send others (docs/privacy.md)",
