@@ -21,7 +21,9 @@ from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
 from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import doctor, join, site  # noqa: E402
+from hnfed.cli import completion, doctor, join, site  # noqa: E402
+from hnfed.cli.completion import complete  # noqa: E402
+from hnfed.cli.json_output import apart  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 # How a library that does not come into memory, or gets no thread, says so.
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_environment()
     _print_any_name()
     parser = _parser()
+    complete(parser)
     options = _parsed(parser, arguments)
     if not hasattr(options, "handler"):
         parser.print_help()
@@ -86,7 +89,8 @@ def _explained(error: Exception) -> UserError | None:
 
 def _handled(options: argparse.Namespace) -> int:
     try:
-        return int(options.handler(options))
+        with apart(getattr(options, "json", None)):
+            return int(options.handler(options))
     finally:
         leave_if_told()  # a library may have taken a signal for an error of its own, or for none
 
@@ -116,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
         part.register(commands)
     hnfed.cli.config.register(commands)
+    completion.register(commands)
     return parser
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from core.errors import UserError
+from hnfed.cli.json_output import SCREEN, add_json
+
 
 def register(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], release: str = ""
@@ -67,6 +70,7 @@ def _register_grid(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells by name"
     )
     sub.add_argument("--list", action="store_true", help="print the cells, run nothing")
+    add_json(sub, "the cells and where each stands (with --list)")
     sub.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )
@@ -94,15 +98,18 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _grid(options: argparse.Namespace) -> int:
     from core.files import keep_from_others
-    from simulations.sweep import grid
+    from simulations.sweep import grid, list_cells
 
     keep_from_others()
+    if options.json is not None and not options.list:
+        remedy = "give it with --list; a study that runs writes grid.json"
+        raise UserError("--json", options.json.path or SCREEN, remedy)
     swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
-    return grid(
-        options.study,
-        [*options.overrides, *swallowed],
-        options.out,
-        jobs=options.jobs,
-        only=[item for item in options.only if "=" not in item],
-        list_only=options.list,
-    )
+    overrides = [*options.overrides, *swallowed]
+    only = [item for item in options.only if "=" not in item]
+    if options.list:
+        cells = list_cells(options.study, overrides, options.out, only)
+        if options.json is not None:
+            options.json.write({"schema": 1, "cells": cells})
+        return 0
+    return grid(options.study, overrides, options.out, jobs=options.jobs, only=only)

@@ -14,9 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,9 @@ from core.plan.schema import Plan
 from core.processes import held
 from hnfed.guard.kit import SERVER, Kit
 from hnfed.guard.proxy import http_options, shown
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 ROLES = ("site", "server", "researcher")
@@ -269,8 +273,15 @@ def _certificate(kit: Kit) -> Check:
     if kit.host not in held or days < 0:
         found = f"for {', '.join(sorted(held))}, {days} days left; sites dial {kit.host}"
         return Check("certificate", FAIL, found, remedy)
-    state = WARN if days < SOON_DAYS else PASS
+    state = WARN if _ends_soon(made) else PASS
     return Check("certificate", state, f"{days} days left", remedy if state == WARN else "")
+
+
+def _ends_soon(certificate: x509.Certificate) -> bool:
+    """Whether a month is left, or the last quarter of a certificate that was made for less."""
+    whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    soon = min(timedelta(days=SOON_DAYS), whole / 4)
+    return certificate.not_valid_after_utc - datetime.now(UTC) < soon
 
 
 def _own_certificate(kit: Kit) -> Check:
@@ -290,7 +301,7 @@ def _own_certificate(kit: Kit) -> Check:
         return failed("certificate", error)
     sure = sum(peer.confirmed for peer in peers)
     found = f"{days} days left; {sure} of {len(peers)} other sites' keys confirmed here"
-    if days < SOON_DAYS:
+    if _ends_soon(made):
         remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
         return Check("certificate", FAIL if days < 0 else WARN, found, remedy)
     return Check("certificate", PASS, found)
@@ -434,15 +445,13 @@ def clock(ahead_s: float) -> Check:
     return Check("clock", PASS if good else FAIL, found, remedy)
 
 
-def report(checks: Iterator[Check]) -> int:
-    """Prints the checks; 1 where one failed."""
-    failed = 0
+def report(checks: Iterator[Check]) -> Iterator[Check]:
+    """Prints each check as it is done."""
     for check in checks:
         print(f"{check.state}  {check.name:<14} {check.found}")
         if check.remedy:
             print(f"      {'':<14} -> {check.remedy}")
-        failed += check.state == FAIL
-    return int(bool(failed))
+        yield check
 
 
 def role_of(kit: Kit | None, role: str | None) -> str:

@@ -22,6 +22,7 @@ from core.wire.messages import NEED_BASE, OK, Header, Order
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
+from hnfed.guard.bundle_version import OtherVersionError, require_same_wire
 from hnfed.guard.case_sets import require_apart_from_earlier
 from hnfed.guard.countersigned import note
 from hnfed.guard.fleet import (
@@ -176,6 +177,9 @@ class Desk:
         except NotApprovedError as error:
             self.house.say(str(error))
             reply = self._refuse(error, case, "E_BUNDLE", quiet=True)
+        except OtherVersionError as error:
+            self.house.say(str(error))
+            reply = self._refuse(error, case, "E_CODE", quiet=True)
         except BundleError as error:
             reply = self._refuse(error, case, "E_BUNDLE")
         except closed.OvertimeError as error:
@@ -198,6 +202,7 @@ class Desk:
         content = self._bundle(arrival, run)
         policy = read_policy(house.kit.folder / "policy.yaml")
         require_approved(content, house.kit, policy)
+        require_same_wire(content)
         settings = order.settings_of(run.config)
         case.run = settings["run_id"]
         self.log.begin(f"run {case.run}: {arrival.kind}")

@@ -2,13 +2,25 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 from core.plan.load import load
-from hnfed.deploy.doctor import FAIL, PASS, WARN, Check, _allowed, clock, examine, report
+from hnfed.deploy.doctor import (
+    FAIL,
+    PASS,
+    WARN,
+    Check,
+    _allowed,
+    _ends_soon,
+    clock,
+    examine,
+    report,
+)
 from hnfed.deploy.memory_probe import Rehearsal
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.kit import SERVER, Kit, read_kit
@@ -78,13 +90,33 @@ def test_a_servers_certificate(kits: Path) -> None:
     assert "fed.example.org" in found["certificate"].found
 
 
+def test_a_certificate_for_a_month_is_no_warning_on_its_first_day(tmp_path: Path) -> None:
+    federation = Federation("hn", "fed.example.org", 1234, 1235, ("nyu",), 30)
+    provision(federation, tmp_path / "kits")
+    for role in (SERVER, "site"):
+        folder = tmp_path / "kits" / ("server" if role == SERVER else "nyu")
+        assert states(role, read_kit(folder, role))["certificate"].state == PASS
+
+
+@pytest.mark.parametrize(
+    ("whole", "left", "soon"), [(365, 29, True), (365, 31, False), (30, 6, True), (30, 9, False)]
+)
+def test_what_ends_soon(whole: int, left: int, soon: bool) -> None:
+    now = datetime.now(UTC)
+    end = now + timedelta(days=left, hours=1)
+    made = SimpleNamespace(
+        not_valid_before_utc=end - timedelta(days=whole), not_valid_after_utc=end
+    )
+    assert _ends_soon(made) is soon
+
+
 def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
     checks = list(examine("site"))
     assert checks[-1].state == WARN
-    assert report(iter([Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")])) == 1
+    told = [Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")]
+    assert list(report(iter(told))) == told
     out = capsys.readouterr().out
     assert "-> do z" in out
-    assert report(iter([Check("a", WARN, "x", "w")])) == 0
 
 
 def test_tracking_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
