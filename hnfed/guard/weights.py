@@ -159,10 +159,15 @@ def _require_start(asked: Asked, phase: Phase, state: State, record: Record) -> 
     What agrees is remembered as it came.
     """
     plan, heads = asked.plan, _form(plan_json(asked.plan), phase.name).heads
+    if asked.order.base_round or asked.order.best_round:
+        raise WeightsError(
+            f"phase {phase.name}: it goes on from weights that stayed here, and its start was "
+            "never looked at (weights: any until now); let the coordinator begin a new run"
+        )
     digests = hashes(state)
     if phase.init == "scratch":
         found = _close(start_state(plan, phase, None), state)
-        said = "its start is not what the plan's seed gives"
+        said = "its start is not what the plan's seed gives (or torch is of another version there)"
     else:
         found = _from_phase(asked, phase, state, digests, record)
         said = f"its start is of no round of phase {phase.init} that this site has seen"

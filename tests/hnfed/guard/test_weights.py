@@ -38,6 +38,9 @@ from hnfed.guard.weights import WeightsError, _close, hashes, require_weights
 from hnfed.guard.weights_record import MOST_RUNS, Known, Part, Record, heads_parcel, record_of
 from server.dispatch import RunFailed
 from server.exchange import record_of as weights_record
+from tests.client.conftest import BALLS, tiny_phase
+from tests.client.conftest import tiny_plan as small_plan
+from tests.hnfed.guard.conftest import LENIENT, Hospital
 from tests.server.conftest import Federated, tiny_plan
 from tests.server.test_secure_rounds import ORGANS, Cases
 
@@ -469,6 +472,37 @@ def test_own_weights_are_gone_on_with_if_their_start_was_looked_at(tmp_path: Pat
     assert require_weights(asked, {}, None, record)
     with pytest.raises(WeightsError, match="base"):
         require_weights(asked, {"base": packed(state)}, None, record)
+
+
+def test_weights_that_stayed_are_gone_on_with_if_their_start_was_looked_at(tmp_path: Path) -> None:
+    own = Phase(name="own", sites=["s1"], organs=ORGANS, rounds=3, share="none")
+    plan, record = tiny_plan(own), record_of(tmp_path, "r", print)
+    state = start_state(plan, own, None)
+    order = Order("r", "own", 2, "train", base_hash=state_hash(state), base_round=1, best_round=1)
+    asked = Asked("train", "s1", "r", plan, order, own)
+    with pytest.raises(WeightsError, match="goes on from weights that stayed here"):
+        require_weights(asked, {"base": packed(state)}, None, record)
+    first = replace(asked, order=replace(order, round=1, base_round=0, best_round=0))
+    assert require_weights(first, {"base": packed(state)}, None, record)
+    assert require_weights(asked, {}, None, record)
+
+
+def test_a_guard_asks_for_a_base_that_it_has_not_seen(
+    tmp_path: Path, patients: Path, own_bundle: bytes
+) -> None:
+    """Through a whole guard: a hash alone, which a store on the disk may have, is not enough."""
+    own = tiny_phase(organs=list(BALLS), sites=["north"], share="none")
+    hospital = Hospital(tmp_path, patients, own_bundle, small_plan(own))
+    hospital.policy(*(r for r in LENIENT if r != "weights: any"))
+    assert hospital.ask("query").code == "OK", hospital.log
+    state = start_state(hospital.plan, own, None)
+    crafted = {n: t + 0.01 for n, t in state.items()}
+    for base, code in ((crafted, "E_WEIGHTS"), (state, "OK")):
+        order = hospital.order(base_hash=state_hash(base))
+        assert hospital.ask("train", order).code == "NEED_BASE", hospital.log
+        said = hospital.ask("train", order, base=packed(base))
+        assert said.code == code, hospital.log
+    assert hospital.ask("train", hospital.order(2, base_hash=state_hash(crafted))).code != "OK"
 
 
 def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_path: Path) -> None:
