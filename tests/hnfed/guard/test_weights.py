@@ -214,6 +214,26 @@ def test_a_server_that_has_lost_the_evidence_says_so(start: Start) -> None:
     assert "weights: any until now" in run.fakes.why[-1][1]
 
 
+@pytest.mark.parametrize("kept", [{}, {"s1": {"counts": False}}, {"s1": {"scores": False}}])
+def test_kept_rows_counts_and_scores_change_nothing_of_it(
+    start: Start, kept: dict[str, dict[str, Any]]
+) -> None:
+    run = start(two_phases(2)[0], keyrings=kept)
+    run.fakes.annotated = {"s0": [3, 3, 2], "s1": [4, 2, 2], "s2": [5, 1, 0]}
+    run.run()
+    assert not run.fakes.why
+    assert "fewer than 3 sites annotate Parotid_R" in run.notes()
+
+
+def test_weights_that_only_apply_are_looked_at(start: Start) -> None:
+    """A phase of no rounds: the best of the one before, scored."""
+    applied = Phase(name="q", sites=SITES, organs=ORGANS, rounds=0, init="p")
+    run = start(two_phases(1)[0], applied)
+    run.run()
+    assert not run.fakes.why
+    assert ("s1", "validate", "q", 0) in run.fakes.checked
+
+
 def test_a_site_that_asks_for_nothing_is_sent_nothing(start: Start) -> None:
     run = start(replace(two_phases(2)[0]), agreed=("s1",))
     run.run()
