@@ -38,6 +38,7 @@ from hnfed.guard.weights import WeightsError, _close, hashes, require_weights
 from hnfed.guard.weights_record import MOST_RUNS, Known, Part, Record, heads_parcel, record_of
 from server.dispatch import RunFailed
 from server.exchange import record_of as weights_record
+from server.rounds import PhaseRun
 from tests.client.conftest import BALLS, tiny_phase
 from tests.client.conftest import tiny_plan as small_plan
 from tests.hnfed.guard.conftest import LENIENT, Hospital
@@ -239,6 +240,28 @@ def test_a_site_that_asks_for_nothing_is_sent_nothing(start: Start) -> None:
     run.run()
     assert not run.fakes.why
     assert {site for site, _, _ in run.fakes.evidence} == {"s1"}
+
+
+@pytest.mark.parametrize("asking", [tuple(SITES), ("s2",)])
+def test_a_server_that_makes_weights_of_its_own_opens_no_sum(
+    start: Start, monkeypatch: pytest.MonkeyPatch, asking: tuple[str, ...]
+) -> None:
+    """It was taken over after round 1; one site that looks is enough for the sum of all."""
+    honest = PhaseRun._added
+
+    def made(self: PhaseRun, *given: Any) -> Any:
+        state, notes = honest(self, *given)
+        return {n: torch.zeros_like(t) for n, t in state.items()}, notes
+
+    monkeypatch.setattr(PhaseRun, "_added", made)
+    run = start(two_phases(3)[0], agreed=asking)
+    with pytest.raises(RunFailed, match="s2: E_WEIGHTS"):
+        run.run()
+    assert not run.events("round", round=2)
+    assert all(site in asking for site, _ in run.fakes.why)
+    trusting = start(two_phases(3)[0], agreed=(), folder="trusting")
+    trusting.run()
+    assert trusting.events("round", round=3), "which is what it is for"
 
 
 # ------------------------------------------------------ orders of an honest run, looked at again
