@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -458,6 +459,26 @@ def test_evidence_that_not_every_site_signed_is_refused(
     other = change(evidence_in(heard, records), heard, bytes.fromhex(part.about))
     with pytest.raises(WeightsError, match=r"sign|own part"):
         heard.look(asked, with_evidence(records, other), record)
+
+
+def test_no_damage_of_a_message_does_more_than_be_refused(heard: Heard, tmp_path: Path) -> None:
+    place = heard.at("train", "p", 3)
+    kept = heard.until(place, tmp_path)
+    asked, records = heard.orders[place]
+    honest = hashes(unpacked(records["arrays"]))
+
+    @given(st.sampled_from(["arrays", "evidence"]), st.integers(0, 2**32), st.integers(1, 255))
+    @settings(deadline=None, max_examples=60)
+    def damaged(key: str, at: int, bits: int) -> None:
+        content = bytearray(records[key])
+        content[at % (4096 if at % 2 else len(content))] ^= bits
+        record = Record(kept.folder, list(kept.known), list(kept.parts))
+        other = {**records, key: bytes(content)}
+        with suppress(WeightsError):
+            assert heard.look(asked, other, record)
+            assert hashes(unpacked(other["arrays"])) == honest
+
+    damaged()
 
 
 def test_evidence_of_another_round_or_none_is_refused(heard: Heard, tmp_path: Path) -> None:
