@@ -91,6 +91,9 @@ def examine(
     else:
         yield _guarded(_approved, kit)
         yield _guarded(_own_certificate, kit)
+        yield _guarded(_weights, kit)
+        if plan is not None:
+            yield _guarded(_allowed, kit, plan)
         yield from dial(kit, proxy)
 
 
@@ -302,6 +305,45 @@ def _own_certificate(kit: Kit) -> Check:
         remedy = "ask the coordinator for a new answer file, then: hnfed join KIT --answer FILE"
         return Check("certificate", FAIL if days < 0 else WARN, found, remedy)
     return Check("certificate", PASS, found)
+
+
+def _weights(kit: Kit) -> Check:
+    """Whose weights this site works with, and whether it could tell them."""
+    from hnfed.guard.peers import read_peers
+    from hnfed.guard.policy import read_policy
+
+    try:
+        policy = read_policy(kit.folder / "policy.yaml")
+        sure = sum(peer.confirmed for peer in read_peers(kit).values())
+    except UserError as error:
+        return failed("weights", error)
+    if policy.weights == "any":
+        found = "any: whoever takes over the server's machine can make a reply show one CT"
+        remedy = "with three sites or more: federation.secure_aggregation=true, and weights: agreed"
+        return Check("weights", WARN, found, remedy)
+    if sure + 1 < policy.secure_aggregation_sites:
+        found = f"agreed; {sure} other sites confirmed, shared phases need "
+        found += f"{policy.secure_aggregation_sites - 1}"
+        remedy = "hnfed join KIT --confirm SITE FINGERPRINT; a federation of two: weights: any in "
+        return Check(
+            "weights", WARN, found, remedy + "policy.yaml (docs/privacy.md: what it risks)"
+        )
+    return Check("weights", PASS, "agreed: this site derives them itself")
+
+
+def _allowed(kit: Kit, plan: Plan) -> Check:
+    """A plan against the site's policy, before a coordinator sends it."""
+    from hnfed.guard.policy import PolicyError, read_policy, require_plan
+
+    name = "plan's policy"
+    try:
+        require_plan(plan, kit.role, read_policy(kit.folder / "policy.yaml"))
+    except UserError as error:
+        return failed(name, error)
+    except PolicyError as error:
+        remedy = "the coordinator changes the plan, or the site that line of policy.yaml"
+        return Check(name, WARN, f"refuses: {error}", remedy)
+    return Check(name, PASS, "allows it")
 
 
 def _port(kit: Kit) -> Check:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,17 @@ import pytest
 from filelock import FileLock
 
 from core.plan.load import load
-from hnfed.deploy.doctor import FAIL, PASS, WARN, Check, _ends_soon, clock, examine, report
+from hnfed.deploy.doctor import (
+    FAIL,
+    PASS,
+    WARN,
+    Check,
+    _allowed,
+    _ends_soon,
+    clock,
+    examine,
+    report,
+)
 from hnfed.deploy.memory_probe import Rehearsal
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.kit import SERVER, Kit, read_kit
@@ -39,6 +50,22 @@ def test_a_site_learns_what_is_missing(kits: Path) -> None:
     assert found["server"].state == FAIL
     assert "port open" in found["server"].remedy
     assert all(check.remedy for check in found.values() if check.state != PASS)
+
+
+def test_whose_weights_a_site_works_with(kits: Path) -> None:
+    kit = read_kit(kits / "nyu", "site")
+    found = states("site", kit)["weights"]
+    assert (found.state, "0 other sites confirmed" in found.found) == (WARN, True)
+    plan = load("openkbp")[0].plan
+    first = replace(plan.phases[0], sites=["nyu", "miccai"])
+    shared = replace(plan, phases=[first])
+    assert _allowed(kit, shared).found.startswith("refuses: weights: agreed")
+    (kit.folder / "policy.yaml").write_text("weights: any\n")
+    found = states("site", kit)["weights"]
+    assert (found.state, "one CT" in found.found) == (WARN, True)
+    assert _allowed(kit, shared).state == PASS
+    (kit.folder / "policy.yaml").write_text("weights: some\n")
+    assert states("site", kit)["weights"].state == _allowed(kit, shared).state == FAIL
 
 
 def test_open_keys_and_changed_files(kits: Path) -> None:
