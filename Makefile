@@ -48,11 +48,11 @@ LOCKS = -r requirements.lock $(if $(filter %.whl,$(TORCH)),,-r torch-$(TORCH).lo
 install-hashed:
 	$(make-venv)
 	$(if $(filter %.whl,$(TORCH)),$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)')
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps $(LOCKS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps $(LOCKS) -r dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-# For a machine without a network, of the same system and Python; pip takes from it what it needs.
+# For a machine without a network, of the same system and Python: hnfed and what it needs to run.
 wheelhouse:
 	$(make-venv)
 	mkdir -p $(WHEELHOUSE)
@@ -62,18 +62,22 @@ wheelhouse:
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(WHEELHOUSE) .
 	cd $(WHEELHOUSE) && sha256sum *.whl > SHA256SUMS
 
-# One resolution for Python 3.11 to 3.13, cut in three: what every machine has, and torch with what belongs to its build.
-COMPILE = $(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --universal --python-version 3.11 \
+# One resolution for Python 3.11 to 3.13, cut in four: what hnfed needs, what tests and building need beside, and torch
+# with what comes with its CUDA and its CPU build.
+COMPILE = $(BIN)/uv pip compile pyproject.toml -c constraints.txt --universal --python-version 3.11 \
   --only-binary :all: --generate-hashes --no-header --no-annotate --no-config --quiet
-BUILD = /^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/
+PICK = awk '{ name = $$0; sub(/=.*/, "", name) } NR == FNR { if (/^[a-z]/) needed[name]; next } \
+  /^[a-z]/ { build = /^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/; keep = $(1) } keep' $(VENV)/needed.lock
 
 lock: $(STAMP)
 	sed -n 's/^torch==.*/&+cpu/p' constraints.txt > $(VENV)/cpu.txt
-	$(COMPILE) -o $(VENV)/cuda.lock
+	$(COMPILE) -o $(VENV)/needed.lock
+	$(COMPILE) --extra dev -o $(VENV)/cuda.lock
 	$(COMPILE) -c $(VENV)/cpu.txt --find-links '$(CPU_WHEELS)' -o $(VENV)/cpu.lock
-	awk '/^[a-z]/ { keep = !($(BUILD)) } keep' $(VENV)/cuda.lock > requirements.lock
-	awk '/^[a-z]/ { keep = $(BUILD) } keep' $(VENV)/cuda.lock > torch-cuda.lock
-	awk '/^[a-z]/ { keep = $(BUILD) } keep' $(VENV)/cpu.lock > torch-cpu.lock
+	$(call PICK,!build && name in needed) $(VENV)/cuda.lock > requirements.lock
+	$(call PICK,!build && !(name in needed)) $(VENV)/cuda.lock > dev.lock
+	$(call PICK,build) $(VENV)/cuda.lock > torch-cuda.lock
+	$(call PICK,build) $(VENV)/cpu.lock > torch-cpu.lock
 
 demo: $(STAMP)
 	$(BIN)/hnfed simulate demo

@@ -22,7 +22,7 @@ def locked(build: str = "cuda") -> dict[str, tuple[str, list[str]]]:
     """Version and hashes by package, with a build of torch."""
     found: dict[str, tuple[str, list[str]]] = {}
     name = ""
-    files = [ROOT / "requirements.lock", ROOT / f"torch-{build}.lock"]
+    files = [ROOT / name for name in ("requirements.lock", f"torch-{build}.lock", "dev.lock")]
     for line in "".join(file.read_text(encoding="utf-8") for file in files).splitlines():
         if match := PINNED.match(line):
             name = plain(match[1])

@@ -43,6 +43,10 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
     _quiet_environment()
+    if arguments is None:  # the command itself
+        # Python and what it starts would look for modules in the folder where the command was
+        # typed: pools of processes begin as `python -c`.
+        os.environ["PYTHONSAFEPATH"] = "1"
     _print_any_name()
     parser = _parser()
     options = _parsed(parser, arguments)

@@ -155,3 +155,25 @@ def test_a_folder_that_is_gone_stands_in_nobodys_way(environment: Path, tmp_path
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+POISONED = ("core", "server", "client", "simulations", "hnfed", "configs", "torch", "numpy", "yaml")
+
+
+def test_a_folder_that_holds_packages_of_these_names_is_not_looked_at(tmp_path: Path) -> None:
+    """The command, and the pool of processes that `hnfed prepare` starts (`python -c`)."""
+    for name in POISONED:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('poisoned {name}')")
+    (tmp_path / "random.py").write_text("raise RuntimeError('poisoned random')")
+    script = Path(sys.executable).with_name("hnfed")
+    for words in (
+        ["config", "show", "smoke"],
+        ["simulate", "smoke", "--out", "run", f"simulation.cache={tmp_path / 'cache'}",
+         "simulation.engine=inline", "phases.pretrain.rounds=1", "phases.personalise.rounds=1"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [script, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert "poisoned" not in done.stdout + done.stderr
+        assert done.returncode == 0, done.stderr
