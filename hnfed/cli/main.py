@@ -7,9 +7,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from hnfed.packages import require_own
+from hnfed.installation import require_linux, require_machine, require_torch
 
+require_machine()  # before anything that another system or Python could not read
+
+from hnfed.packages import require_one_environment, require_own  # noqa: E402
+
+require_one_environment(Path(sys.argv[0]), Path())
 require_own()  # before any of them is imported: their names are common ones
 
 import hnfed.cli.archive  # noqa: E402
@@ -39,6 +45,10 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
     _quiet_environment()
+    if arguments is None:  # the command itself
+        # Python and what it starts would look for modules in the folder where the command was
+        # typed: pools of processes begin as `python -c`.
+        os.environ["PYTHONSAFEPATH"] = "1"
     _print_any_name()
     parser = _parser()
     complete(parser)
@@ -46,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "handler"):
         parser.print_help()
         return 2
+    require_linux(_command(arguments))
+    require_torch()
     leave_by_signal()
     try:
         return _handled(options)
@@ -104,6 +116,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _command(arguments: Sequence[str] | None) -> str:
+    given = sys.argv[1:] if arguments is None else arguments
+    return next((word for word in given if not word.startswith("-")), "")
 
 
 def _parser() -> argparse.ArgumentParser:

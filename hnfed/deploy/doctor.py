@@ -27,6 +27,7 @@ from core.plan.schema import Plan
 from core.processes import held
 from hnfed.guard.kit import SERVER, Kit
 from hnfed.guard.proxy import http_options, shown
+from hnfed.installation import PYTHON, in_words, within
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -113,8 +114,9 @@ def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
 
 def _python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
-    good = sys.version_info[:2] == (3, 11)
-    return Check("Python", PASS if good else FAIL, found, "" if good else "use Python 3.11")
+    good = within(sys.version_info[:2], PYTHON)
+    remedy = "" if good else f"use Python {in_words(PYTHON)}"
+    return Check("Python", PASS if good else FAIL, found, remedy)
 
 
 def _packages() -> Check:
