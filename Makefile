@@ -1,16 +1,23 @@
 # `make help` lists the targets. Everything runs in one virtual environment, .venv.
-PYTHON ?= python3.11
+PYTHON ?=
+# Which build of torch: cuda (PyPI's), cpu, or a wheel's file.
+TORCH ?= cuda
+WHEELHOUSE ?= wheelhouse
+# Where torch-cpu.lock finds its wheels: a page of links or a folder.
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu/torch/
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := core server client simulations hnfed benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-hashed lock demo test check fix bench chaos deploy-test real-data clean
+.PHONY: help install install-hashed lock wheelhouse demo test check fix bench chaos deploy-test real-data clean
 
 help:
-	@echo "make install-hashed     install what requirements.lock names by SHA-256 (TORCH=FILE.whl: another build of torch)"
-	@echo "make lock               write requirements.lock anew, from constraints.txt"
+	@echo "make install            .venv with the versions of constraints.txt, for development"
+	@echo "make install-hashed     .venv of what the lock files name by SHA-256 (TORCH=cpu, TORCH=FILE.whl: another build of torch)"
+	@echo "make wheelhouse         every wheel in one folder, for a machine without a network (TORCH= as above)"
+	@echo "make lock               write the lock files anew, from constraints.txt"
 	@echo "make demo               install, run the demo federation, print the path of its report"
 	@echo "make test               install, run the fast test suite"
 	@echo "make check              format, lint, types: what CI runs before the tests"
@@ -20,30 +27,57 @@ help:
 	@echo "make clean              remove .venv and caches (never runs/)"
 	@echo "make deploy-test        a federation over TLS on the loopback address (needs nginx)"
 	@echo "make chaos              faults, deaths, damage, 200 rounds, swapped labels: counted suites"
-	@echo "PYTHON=... names another Python 3.11 to build .venv from."
+	@echo "PYTHON=... names the Python (3.11 to 3.13) to make .venv from; else one on the PATH is taken."
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	  || { echo "$(PYTHON) is not Python 3.11; name one by: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(make-venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# For a hospital: every file that is installed has the SHA-256 that requirements.lock names. Torch of another build than
-# PyPI's (CPU, a vendor's) is given by TORCH=FILE.whl, and its hash compared by whoever fetched it.
-install-hashed: requirements.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)')
-	awk '/^[a-z]/ { keep = !("$(TORCH)" != "" && /^(torch|triton|nvidia-|cuda-)/) } keep' requirements.lock > $(VENV)/requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/requirements.lock
+define make-venv
+@test -x $(BIN)/python || { python=$$(sh .ci/find-python '$(PYTHON)') && "$$python" -m venv --clear $(VENV); }
+@sh .ci/find-python $(BIN)/python > /dev/null
+endef
+
+# For a hospital: every file that is installed has the SHA-256 that a lock file names. The hash of a torch that is given by
+# TORCH=FILE.whl is compared by whoever fetched it.
+LOCKS = -r requirements.lock $(if $(filter %.whl,$(TORCH)),,-r torch-$(TORCH).lock)
+
+install-hashed:
+	$(make-venv)
+	$(if $(filter %.whl,$(TORCH)),$(BIN)/python -m pip install --quiet --no-deps '$(TORCH)')
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps $(LOCKS) -r dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# For a machine without a network, of the same system and Python: hnfed and what it needs to run.
+wheelhouse:
+	$(make-venv)
+	mkdir -p $(WHEELHOUSE)
+	$(if $(filter %.whl,$(TORCH)),cp '$(TORCH)' $(WHEELHOUSE))
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+	  -d $(WHEELHOUSE) $(LOCKS)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(WHEELHOUSE) .
+	cd $(WHEELHOUSE) && sha256sum *.whl > SHA256SUMS
+
+# One resolution for Python 3.11 to 3.13, cut in four: what hnfed needs, what tests and building need beside, and torch
+# with what comes with its CUDA and its CPU build.
+COMPILE = $(BIN)/uv pip compile pyproject.toml -c constraints.txt --universal --python-version 3.11 \
+  --only-binary :all: --generate-hashes --no-header --no-annotate --no-config --quiet
+PICK = awk '{ name = $$0; sub(/=.*/, "", name) } NR == FNR { if (/^[a-z]/) needed[name]; next } \
+  /^[a-z]/ { build = /^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/; keep = $(1) } keep' $(VENV)/needed.lock
+
 lock: $(STAMP)
-	$(BIN)/uv pip compile pyproject.toml --extra dev -c constraints.txt --generate-hashes --no-header --no-annotate \
-	  --no-config --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements.lock
+	sed -n 's/^torch==.*/&+cpu/p' constraints.txt > $(VENV)/cpu.txt
+	$(COMPILE) -o $(VENV)/needed.lock
+	$(COMPILE) --extra dev -o $(VENV)/cuda.lock
+	$(COMPILE) -c $(VENV)/cpu.txt --find-links '$(CPU_WHEELS)' -o $(VENV)/cpu.lock
+	$(call PICK,!build && name in needed) $(VENV)/cuda.lock > requirements.lock
+	$(call PICK,!build && !(name in needed)) $(VENV)/cuda.lock > dev.lock
+	$(call PICK,build) $(VENV)/cuda.lock > torch-cuda.lock
+	$(call PICK,build) $(VENV)/cpu.lock > torch-cpu.lock
 
 demo: $(STAMP)
 	$(BIN)/hnfed simulate demo

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from core.plan.schema import Federation, Phase, Plan
 from core.plan.secure import ALL
-from core.secure.layout import Sum, Travelling
+from core.secure.layout import EVIDENCE, Sum, Travelling
 from core.wire.messages import FINAL, OF_THE_PLAN, Description, Order
 from core.wire.partition import size_bytes, state_hash
 from core.wire.state import packed
@@ -169,11 +169,17 @@ class Correspondence:
         return dict(sorted(good.items()))
 
     def summed(
-        self, task: str, state: State, progress: Progress
+        self, task: str, state: State, progress: Progress, evidence: bytes = b""
     ) -> tuple[Exchange, list[Masked], Sum]:
         """Secure aggregation: the sum over all sites, who are all asked again where one is missing.
 
         Of a try that fails nothing can be opened. Each try has masks of its own.
+
+        Args:
+            task: train, or what evaluates.
+            state: the weights that go out.
+            progress: of the phase.
+            evidence: of the round that made them, for the sites that ask for it.
 
         Returns:
             What came, the masked replies of all sites, and the sums of their numbers.
@@ -190,7 +196,7 @@ class Correspondence:
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             attempt = secrets.token_hex(16)
             orders = {s: self._order(round_, task, progress, s, attempt) for s in asked}
-            done = self._send(orders, state, kind, progress)
+            done = self._send(orders, state, kind, progress, evidence)
             lasted = done.lasted
             done.lasted += before
             before = done.lasted
@@ -269,15 +275,23 @@ class Correspondence:
         )
 
     def _send(
-        self, orders: Mapping[str, Order], state: State, kind: str, progress: Progress
+        self,
+        orders: Mapping[str, Order],
+        state: State,
+        kind: str,
+        progress: Progress,
+        evidence: bytes = b"",
     ) -> Exchange:
         contents = {}
         shared = {n: state[n] for n in self.shared}
         parcel = packed(shared) if shared else b""
+        asking = self.secure.evidence if evidence and self.secure else frozenset()
         for site, order in orders.items():
             content = RecordDict({ORDER: ConfigRecord(order.to_config())})
             if parcel:
                 content[ARRAYS] = record_of(parcel)
+            if site in asking:
+                content[EVIDENCE] = record_of(evidence)
             contents[site] = content
             self.recorder.say(
                 {
@@ -286,7 +300,7 @@ class Correspondence:
                     "round": order.round,
                     "site": site,
                     "kind": order.task,
-                    "bytes": size_bytes(state, self.shared),
+                    "bytes": size_bytes(state, self.shared) + (site in asking) * len(evidence),
                 }
             )
         federation = self.plan.federation

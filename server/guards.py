@@ -26,8 +26,8 @@ FLOWER_WORDS = {
     3: "the message was not fetched in time",
     4: "the reply was not kept",
     AWAY: "the site is not connected",
-    7: "the site could not install the code bundle",
-    8: "the site's process ended: the code bundle is not approved there, or memory ran out",
+    7: "the site could not install the app bundle",
+    8: "the site's process ended: the app bundle is not approved there, or memory ran out",
 }
 
 

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.models.stages import head_rows
 from core.plan.schema import Phase, Plan
 from core.plan.secure import ALL
-from core.secure.layout import Sum, travelling
+from core.secure.layout import Sum, longest, travelling
 from core.wire.messages import OK, Description, Header, published
 from core.wire.partition import (
     network,
@@ -33,7 +33,14 @@ from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
 from server.round_record import best_round, published_weights, round_event, round_line
 from server.score_outliers import repeated, standing_out, words
-from server.secure_round import Masked, Secure, averaged, longest
+from server.secure_round import (
+    Masked,
+    Secure,
+    averaged,
+    evidence_of,
+    keep_evidence,
+    kept_evidence,
+)
 from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
 
 
@@ -73,6 +80,7 @@ class PhaseRun:
         self.travelling = travelling(plan, phase) if self.secure else None
         self.store = recorder.store(phase.name)
         self.event: dict[str, Any] = {}  # of the last committed round
+        self.evidence = b""  # of that round, where a site asks for it
         voxels, totals = self._frequencies()
         self.sites = Correspondence(
             grid,
@@ -174,6 +182,7 @@ class PhaseRun:
             tell(f"{self.phase.name}: resumed after round {meta['round']}")
             progress = Progress.from_json(meta["progress"])
             self.event = dict(meta["event"])
+            self._recall(progress.round)
             if self.event and not self.recorder.told(self.phase.name, progress.round):
                 self._announce(self.event, progress.seconds)
             return state, progress
@@ -181,6 +190,19 @@ class PhaseRun:
         progress = Progress()
         self._commit(self.start, progress)
         return self.start, progress
+
+    def _recall(self, round_: int) -> None:
+        """Takes up what shows the sites how the weights of the last round were made."""
+        if not (self.secure and self.secure.evidence and round_):
+            return
+        self.evidence = kept_evidence(self.store.folder, round_)
+        if not self.evidence:
+            self.recorder.note(
+                f"what the sites signed in round {round_} is not in this folder: a site with "
+                "weights: agreed that has not seen that round's weights will refuse them "
+                "(E_WEIGHTS); a new run is then the remedy",
+                self.phase.name,
+            )
 
     def _last_whole(self) -> tuple[State, dict[str, Any]] | None:
         """The last round that is whole on disk, with what is written beside it.
@@ -219,7 +241,7 @@ class PhaseRun:
         factors = list(progress.organ_factors)
         rejected: dict[str, str] = {}
         if self.secure:
-            done, replies, found = self.sites.summed("train", state, progress)
+            done, replies, found = self.sites.summed("train", state, progress, self.evidence)
             good = {ALL: self._pooled(found, progress.round + 1)}
         else:
             done, good, rejected = self.sites.trained(state, progress)
@@ -286,6 +308,8 @@ class PhaseRun:
         self._require_whole(progress, missing)
         progress.missing = missing
         self.moments = moments
+        if self.secure:
+            self.evidence = evidence_of(self.secure, self.phase, replies)
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
@@ -307,7 +331,7 @@ class PhaseRun:
         assert self.travelling is not None
         if self.plan.federation.guards.norm == "clip":
             factor = self.plan.federation.guards.norm_factor
-            progress.longest = longest(found, len(self.nodes), factor)
+            progress.longest = longest(found.square, len(self.nodes), factor)
         new, kept = averaged(secure, self.phase, self.travelling, state, replies, found.result)
         if not kept:
             return new, []
@@ -406,7 +430,8 @@ class PhaseRun:
         """Scores by site; under secure aggregation those of all sites together."""
         if not self.secure:
             return self.sites.evaluated(task, state, progress)
-        _, _, found = self.sites.summed(task, state, progress)
+        evidence = self.evidence if task == "validate" else b""
+        _, _, found = self.sites.summed(task, state, progress, evidence)
         return {ALL: self._pooled(found, progress.round)}
 
     def _remember_kept(self, progress: Progress, scored: int) -> None:
@@ -482,6 +507,8 @@ class PhaseRun:
         meta["event"] = self.event = dict(event or self.event)
         if STRATEGIES[self.plan.federation.strategy.name].moments:
             meta["moments"] = sorted(self.moments)  # so that one that is missing is missed
+        if self.evidence:
+            keep_evidence(self.store.folder, progress.round, self.evidence)
         self.store.put(progress.round, joined(state, self.moments), meta)
         self.store.prune({progress.round, progress.round - 1, max(progress.best_round, 0)})
         if not self.phase.best_at_site:

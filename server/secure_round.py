@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.errors import UserError
+from core.files import private_folder, replace_file
 from core.metrics.scores import MEASURES
 from core.plan.schema import Phase, Plan
 from core.secure.hello import LONGEST, Hello, fewest, members
 from core.secure.layout import (
+    SIGNED,
     SUMMED,
+    Opened,
     Sum,
     Travelling,
     closed_organs,
+    counted,
+    following,
     number_segments,
-    shaped,
     summed,
     summed_sites,
     tallied,
     tally_segments,
     weight_segments,
 )
-from core.secure.masked_sum import FEWEST, NUMBER_BITS, UPDATE_BITS, Words, opened
+from core.secure.masked_sum import (
+    FEWEST,
+    NUMBER_BITS,
+    SIGNATURE,
+    UPDATE_BITS,
+    Evidence,
+    Words,
+    opened,
+)
 from core.wire.messages import CODES, OK, Description, Header, Result
 from core.wire.state import unpacked
 from server.guards import Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS
 
 State = dict[str, Tensor]
+EVIDENCE_FILE = "evidence-{:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,13 @@ class Masked:
         header: of the reply.
         words: masked shares of the update (uint32); empty where no weights travel.
         numbers: masked counts and sums (uint64).
+        signed: the site's signature under its part, for the other sites; b"" where none asks.
     """
 
     header: Header
     words: Words
     numbers: Words
+    signed: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,11 @@ class Secure:
     def told(self) -> bool:
         """Whether every site lets its counts into sums; else all sites weigh equally (D5)."""
         return all(h.counts for h in self.hellos.values())
+
+    @property
+    def evidence(self) -> frozenset[str]:
+        """Sites that ask for the parts of each sum, to compute the weights themselves."""
+        return frozenset(s for s, h in self.hellos.items() if h.evidence)
 
     @property
     def fewest(self) -> int:
@@ -176,10 +196,13 @@ def inspect_masked(
             return Rejected("E_SCHEMA", "masked numbers of another length")
         vector = np.asarray([int(v) for v in told], dtype=np.int64).view(np.uint64)
         update = _words(reply, words)
+        signed = bytes.fromhex(str(config.get(SIGNED, ""))[: 2 * SIGNATURE])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return Rejected("E_SCHEMA", f"masked reply ({type(error).__name__})")
     header = Header(site, run, phase, round_)
-    return Masked(header, update, vector)
+    if len(signed) >= SIGNATURE:
+        return Rejected("E_SCHEMA", "a longer signature")
+    return Masked(header, update, vector, signed)
 
 
 def _words(reply: Message, length: int) -> Words:
@@ -260,6 +283,46 @@ def add_up(secure: Secure, phase: Phase, task: str, replies: Sequence[Masked], m
     return found
 
 
+def evidence_of(secure: Secure, phase: Phase, replies: Sequence[Masked]) -> bytes:
+    """The parts of a round's sum, for the sites that ask for them; b"" where none does.
+
+    Args:
+        secure: who takes part.
+        phase: of the round.
+        replies: of all sites.
+    """
+    if not secure.evidence:
+        return b""
+    ordered = sorted(replies, key=lambda r: r.header.site)
+    places = counted(len(phase.organs))
+    return Evidence(
+        np.stack([r.words for r in ordered]),
+        np.stack([r.numbers[places] for r in ordered]),
+        tuple(r.signed for r in ordered),
+    ).to_parcel()
+
+
+def keep_evidence(folder: Path, round_: int, parcel: bytes) -> None:
+    """Keeps the evidence of a round beside its weights, before these are committed.
+
+    A server that starts again needs it to go on; of earlier rounds the last stays, in case that
+    this one is not committed.
+    """
+    private_folder(folder)
+    if parcel:
+        replace_file(folder / EVIDENCE_FILE.format(round_), parcel)
+    kept = {EVIDENCE_FILE.format(r) for r in (round_, round_ - 1)}
+    for path in folder.glob(EVIDENCE_FILE.format(0).replace("00000", "*")):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def kept_evidence(folder: Path, round_: int) -> bytes:
+    """The evidence of a round; b"" where none is kept."""
+    path = folder / EVIDENCE_FILE.format(round_)
+    return path.read_bytes() if path.is_file() else b""
+
+
 def averaged(
     secure: Secure,
     phase: Phase,
@@ -278,23 +341,9 @@ def averaged(
         replies: of all sites.
         result: the round's counts, summed.
     """
-    vector = opened([r.words for r in replies], UPDATE_BITS)
-    totals, at = secure.totals(phase), 0
-    kept = []
     segments = weight_segments(secure.plan, phase, secure.hellos, what)
+    update = opened([r.words for r in replies], UPDATE_BITS)
     counts = (result.cases, *result.annotated)
-    for i, (segment, total, count) in enumerate(zip(segments, totals, counts, strict=True)):
-        part = slice(at, at + segment.length)
-        vector[part] = vector[part] * (total / count) if total > 0 and count > 0 else 0.0
-        if i and not (total > 0 and count > 0):
-            kept.append(phase.organs[i - 1])
-        at += segment.length
-    new = dict(state)
-    for name, update in shaped(vector, what).items():
-        new[name] = (state[name].double() + update).to(state[name].dtype)
-    return new, kept
-
-
-def longest(found: Sum, sites: int, factor: float) -> float:
-    """Length to which the sites hold their next updates: a multiple of this round's (RMS)."""
-    return factor * math.sqrt(found.square / sites)
+    found = Opened(update, secure.totals(phase), counts)
+    new, kept = following(state, what, segments, found)
+    return dict(state) | new, [phase.organs[i] for i in kept]

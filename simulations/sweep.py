@@ -77,7 +77,6 @@ def grid(
     *,
     jobs: int | None = None,
     only: Sequence[str] = (),
-    list_only: bool = False,
 ) -> int:
     """Runs the cells of a study that are not done.
 
@@ -87,7 +86,6 @@ def grid(
         out: folder of the cells; default ``runs/STUDY``.
         jobs: cells side by side; default: CPUs // `simulation.cpus_per_site`.
         only: patterns of cell names; what they need is run with them.
-        list_only: print the cells and what is done, run nothing.
 
     Returns:
         0 when all cells asked for are done.
@@ -95,12 +93,7 @@ def grid(
     Raises:
         UserError: what cannot work, and folders of another plan, before any cell begins.
     """
-    out = (out or Path("runs") / Path(study).stem).resolve()
-    read = read_study(study, overrides, out)
-    chosen = _chosen(read.cells, only)
-    wishes = {cell.name: wanted(cell, read.config, out) for cell in chosen}
-    if list_only:
-        return _list(chosen, wishes, out)
+    read, out, chosen, wishes = _asked(study, overrides, out, only)
     if jobs is not None and jobs < 1:
         raise UserError("--jobs", jobs, "give a whole number >= 1")
     for cell in chosen:
@@ -124,6 +117,16 @@ def grid(
     return _summary(work, rows)
 
 
+def _asked(
+    study: str, overrides: Sequence[str], out: Path | None, only: Sequence[str]
+) -> tuple[Study, Path, list[Cell], dict[str, Wanted]]:
+    """The study, its folder, the cells asked for and what each is to become."""
+    out = (out or Path("runs") / Path(study).stem).resolve()
+    read = read_study(study, overrides, out)
+    chosen = _chosen(read.cells, only)
+    return read, out, chosen, {cell.name: wanted(cell, read.config, out) for cell in chosen}
+
+
 def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     names = {cell.name: cell for cell in cells}
     wish = {n for n in names for p in only or ("*",) if fnmatch.fnmatchcase(n, p)}
@@ -140,7 +143,15 @@ def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if cell.name in wish]
 
 
-def _list(chosen: Sequence[Cell], wishes: Mapping[str, Wanted], out: Path) -> int:
+def list_cells(
+    study: str, overrides: Sequence[str], out: Path | None, only: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Prints the cells of a study and where each stands; runs nothing. Arguments as for `grid`.
+
+    Returns:
+        ``cell``, ``phases`` and ``state`` of each.
+    """
+    _, out, chosen, wishes = _asked(study, overrides, out, only)
     rows = []
     for cell in chosen:
         wish = wishes[cell.name]
@@ -150,11 +161,12 @@ def _list(chosen: Sequence[Cell], wishes: Mapping[str, Wanted], out: Path) -> in
             found = f"refused: {error.problem}"
         if found == "waits":
             found = f"waits for {', '.join(cell.needs)}"
-        rows.append((cell.name, wish.phases, found))
-    print(aligned([("cell", "phases: rounds x epochs", "state"), *rows], words=3))
-    done = sum(found == "done" for _, _, found in rows)
+        rows.append({"cell": cell.name, "phases": wish.phases, "state": found})
+    titles = ("cell", "phases: rounds x epochs", "state")
+    print(aligned([titles, *(tuple(row.values()) for row in rows)], words=3))
+    done = sum(row["state"] == "done" for row in rows)
     print(f"{count_cells(len(rows))}, {done} done, in {out}")
-    return 0
+    return rows
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import inspect
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ MISFITS: Final = (
     ArithmeticError,
     AttributeError,
 )
+_CHECKED: Final[deque[tuple[object, ...]]] = deque(maxlen=64)  # networks that were tried
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -70,7 +72,10 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
                 model = _monai(settings, 1 + organs, crop)
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         _refuse_norm("batch norm", settings.name)
-    _check_output(model, settings, 1 + organs, crop)
+    checked = (repr(settings), organs, *crop)
+    if checked not in _CHECKED:  # each message builds the network: once is enough
+        _check_output(model, settings, 1 + organs, crop)
+        _CHECKED.append(checked)
     _set_prior(model, settings.prior)
     return model
 

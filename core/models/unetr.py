@@ -38,7 +38,9 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     """Builds UNETR for `crop` (z, y, x) voxels.
 
     Its sizes come from `model.args`: `feature_size`, `hidden_size`, `mlp_dim`, `num_heads`, ...
-    Parameters named `norm_cross_attn` are MONAI's and unused: they never have a gradient.
+    Parameters named `norm_cross_attn` are MONAI's and unused: they never have a gradient. Those of
+    `cross_attn`, which MONAI before 1.6 makes as well and never uses, are left out: the same
+    tensors travel whichever version a site has.
 
     Raises:
         UserError: a crop that is no multiple of the 16-voxel patch, or arguments that do not fit.
@@ -56,7 +58,7 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
     feature_size = int(arguments.get("feature_size", 16))
     arguments.setdefault("norm_name", norm_argument(settings.norm, feature_size))
     try:
-        return UNETR(in_channels=1, out_channels=classes, img_size=tuple(crop), **arguments)
+        network = UNETR(in_channels=1, out_channels=classes, img_size=tuple(crop), **arguments)
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -67,3 +69,6 @@ def unetr(settings: Model, classes: int, crop: Sequence[int]) -> nn.Module:
             "mlp_dim, num_heads, ...)",
             problem=str(error),
         ) from error
+    for block in network.vit.blocks:
+        block.cross_attn = nn.Identity()
+    return network

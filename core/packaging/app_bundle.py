@@ -21,21 +21,34 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+INSTALLED = "hnfed_app.toml"  # what a wheel calls the pyproject.toml that it was built from
 
 
 def app_dir() -> Path:
-    """The folder that Flower's app is assembled from: the root of the source tree.
+    """The folder that Flower's app is assembled from: where hnfed's packages stand.
 
     Raises:
-        UserError: hnfed is not installed from its source tree.
+        UserError: what Flower needs to know of the app is not beside them.
     """
     root = Path(__file__).resolve().parents[2]
-    if not (root / "pyproject.toml").is_file():
+    if not description(root).is_file():
         raise UserError(
-            "installation", root, "clone the repository and run: pip install -e .",
-            problem="no pyproject.toml beside the packages, which Flower needs",
+            "installation", root, "install hnfed anew, from a wheel or a clone",
+            problem="no pyproject.toml with the packages, which Flower needs",
         )  # fmt: skip
     return root
+
+
+def description(source: Path) -> Path:
+    """The pyproject.toml of an app; beside installed packages it has a name of its own.
+
+    A pyproject.toml there would be what another distribution left.
+
+    Args:
+        source: folder that holds the packages.
+    """
+    installed = source / INSTALLED
+    return installed if installed.is_file() else source / "pyproject.toml"
 
 
 def stage_app(source: Path, target: Path) -> None:
@@ -44,18 +57,19 @@ def stage_app(source: Path, target: Path) -> None:
     Flower's command line may rewrite a pyproject.toml and looks at .gitignore: it sees a copy.
 
     Args:
-        source: folder with a pyproject.toml that has ``tool.flwr.app.fab-include``.
+        source: folder of the packages; its `description` has ``tool.flwr.app.fab-include``.
         target: folder to make.
 
     Raises:
         UserError: the list is missing or a pattern of it matches nothing.
     """
-    settings: dict[str, Any] = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))
+    text = description(source).read_bytes()
+    settings: dict[str, Any] = tomllib.loads(text.decode("utf-8"))
     patterns = settings.get("tool", {}).get("flwr", {}).get("app", {}).get("fab-include", [])
     if not patterns:
         raise UserError("tool.flwr.app.fab-include", patterns, "list the files that sites may get")
     target.mkdir(parents=True)
-    shutil.copyfile(source / "pyproject.toml", target / "pyproject.toml")
+    (target / "pyproject.toml").write_bytes(text)
     for pattern in patterns:
         found = [path for path in sorted(source.glob(pattern)) if path.is_file()]
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -105,14 +106,21 @@ def plan_json(plan: Plan) -> str:
 def plan_from_json(text: str) -> Plan:
     """Inverse of `plan_json`; a plan of other code fails by the name of its unknown key.
 
+    Each message brings the plan again: the same text gives the same object, which nobody changes.
+
     Raises:
         UserError: no JSON of sections, too long, an interpolation at any depth, an unknown key, a
             wrong type, or a value that makes no sense.
     """
-    from core.plan.validate import check
-
     if len(text) > PLAN_BYTES:
         raise UserError("plan", f"{len(text)} characters", f"send at most {PLAN_BYTES}")
+    return _plan_of(text)
+
+
+@functools.lru_cache(8)
+def _plan_of(text: str) -> Plan:
+    from core.plan.validate import check
+
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

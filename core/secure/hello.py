@@ -1,9 +1,10 @@
-"""What a site tells the others of itself before sums are masked, under its own signature."""
+"""What a site tells the others under its own signature: who it is, and its part of a sum."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 DOMAIN = b"hnfed secure aggregation, hello 1\0"
+PART = b"hnfed secure aggregation, part of a sum 1\0"
 LONGEST = 4096  # characters of a hello
 HEX_KEY = re.compile(r"[0-9a-f]{64}")
 FLAGS = re.compile(r"[01]{0,64}")
@@ -36,6 +38,7 @@ class Hello:
         fewest: sites that it asks for in every sum.
         counts: whether its numbers of cases may enter sums.
         scores: whether its scores may.
+        evidence: whether it asks for the parts of each round's sum, to compute the weights itself.
     """
 
     site: str
@@ -49,12 +52,13 @@ class Hello:
     fewest: int
     counts: bool
     scores: bool
+    evidence: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in (("fewest", int), ("counts", bool), ("scores", bool)):
+        for name, kind in KINDS.items():
             if type(getattr(self, name)) is not kind:
                 raise ValueError(name)
-        told = [getattr(self, f.name) for f in fields(self) if f.name not in NOT_TEXT]
+        told = [getattr(self, f.name) for f in fields(self) if f.name not in KINDS]
         if not all(type(v) is str for v in told) or not HEX_KEY.fullmatch(self.key):
             raise ValueError("hello")
         if not all(FLAGS.fullmatch(getattr(self, s)) for s in SPLITS):
@@ -87,7 +91,7 @@ class Hello:
         return flags[organ : organ + 1] == "1"
 
 
-NOT_TEXT = ("fewest", "counts", "scores")
+KINDS: Mapping[str, type] = {"fewest": int, "counts": bool, "scores": bool, "evidence": bool}
 
 
 def require_signed(text: str, key: ec.EllipticCurvePublicKey) -> None:
@@ -101,6 +105,40 @@ def require_signed(text: str, key: ec.EllipticCurvePublicKey) -> None:
         key.verify(signature, DOMAIN + payload, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
         raise ValueError("signature") from None
+
+
+def part_signed(
+    key: ec.EllipticCurvePrivateKey, about: bytes, words: bytes, counts: bytes
+) -> bytes:
+    """A site's signature under its masked part of a round's sum (ECDSA, SHA-384, DER).
+
+    Args:
+        key: of the site's kit.
+        about: from `core.secure.masked_sum.context`: run, plan, peers, order, weights to start
+            from, attempt. Parts that say the same of it are those of one sum.
+        words: the masked update, little-endian.
+        counts: the masked counts that the next weights follow from, little-endian.
+    """
+    return key.sign(_part(about, words, counts), ec.ECDSA(hashes.SHA384()))
+
+
+def require_part(
+    signature: bytes, key: ec.EllipticCurvePublicKey, about: bytes, words: bytes, counts: bytes
+) -> None:
+    """Requires that a part of a sum is signed by the site that holds this key.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        key.verify(signature, _part(about, words, counts), ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        raise ValueError("signature") from None
+
+
+def _part(about: bytes, words: bytes, counts: bytes) -> bytes:
+    digests = [hashlib.sha256(content).digest() for content in (words, counts)]
+    return b"".join((PART, about, *digests))
 
 
 def members(hellos: Mapping[str, Hello], split: str, organ: int) -> frozenset[str]:

@@ -8,6 +8,7 @@ says of its own cases (`core.secure.hello`).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from core.secure.masked_sum import Floats, Segment
 from core.wire.messages import Result
 from core.wire.partition import network, parts_of
 
-SUMMED, HELLO = "masked", "hello"  # names on the wire
+SUMMED, HELLO, SIGNED = "masked", "hello", "signed"  # names on the wire
+EVIDENCE = "evidence"
 SCORED = {"train": "val", "validate": "val", "finish": "val", "test": "test"}  # split by task
 WHOLE = ("cases", "steps", "skipped", "seconds", "square", "shortened", "told")
 TALLIED = ("annotated", "voxels", "totals")
@@ -210,6 +212,74 @@ def summed(phase: Phase, task: str, vector: Floats) -> Sum:
 def _cell(row: Sequence[float]) -> OrganSum:
     values: dict[str, Any] = dict(zip(SUM_FIELDS, row, strict=True))
     return OrganSum(**{k: round(v) if k in ("n", "detected") else v for k, v in values.items()})
+
+
+def counted(organs: int) -> list[int]:
+    """Places in a round's second vector of what the next weights follow from.
+
+    Cases, those that annotate each organ, and the squared length of the updates; see `numbers`.
+    """
+    whole = len(WHOLE) + len(LOSSES)
+    return [WHOLE.index("cases"), *range(whole, whole + organs), WHOLE.index("square")]
+
+
+def longest(square: float, sites: int, factor: float) -> float:
+    """Length to which the sites hold their next updates: a multiple of this round's (RMS).
+
+    Args:
+        square: sum of the squared lengths of this round's updates.
+        sites: of the sum.
+        factor: `federation.guards.norm_factor`.
+    """
+    return factor * math.sqrt(max(square, 0.0) / sites)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A round's sum of updates, and what makes it their mean.
+
+    Attributes:
+        update: sum of the sites' shares, in the order of `weight_segments`.
+        totals: that a share is of: cases, and cases that annotate each organ; 0 where no sum opens.
+        counts: the same of the round, summed over the sites.
+    """
+
+    update: Floats
+    totals: Sequence[float]
+    counts: Sequence[int]
+
+
+def following(
+    before: Mapping[str, Tensor], what: Travelling, segments: Sequence[Segment], found: Opened
+) -> tuple[dict[str, Tensor], list[int]]:
+    """The weights that a round makes: computed by the server, and again by each site that asks.
+
+    In double precision, number by number, so that every machine gets the same bits.
+
+    Args:
+        before: what travels, before the round; more names are allowed, and left out.
+        what: travels.
+        segments: of the update.
+        found: the sum.
+
+    Returns:
+        What travels, after the round, and the organs (places in the phase) whose rows are kept:
+        too few sites have cases of them.
+    """
+    vector, at, kept = found.update.copy(), 0, []
+    for i, (segment, total, count) in enumerate(
+        zip(segments, found.totals, found.counts, strict=True)
+    ):
+        part = slice(at, at + segment.length)
+        vector[part] = vector[part] * (total / count) if total > 0 and count > 0 else 0.0
+        if i and not (total > 0 and count > 0):
+            kept.append(i - 1)
+        at += segment.length
+    new = {
+        name: (before[name].double() + update).to(before[name].dtype)
+        for name, update in shaped(vector, what).items()
+    }
+    return new, kept
 
 
 def tally_segments(plan: Plan, hellos: Mapping[str, Hello]) -> list[Segment]:

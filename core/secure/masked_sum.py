@@ -17,17 +17,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from core.wire.state import packed, unpacked
+
 FEWEST = 3  # sites: of a sum over two, either knows the other's part
 # Updates: a share of the whole, so that the sum stays below the largest one. 32 bits a number.
 UPDATE_BITS, UPDATE_LIMIT = 27, 8.0
 # Counts and sums of scores: 64 bits a number.
 NUMBER_BITS = 20
+SIGNATURE = 128  # bytes that hold the length of a signature and its bytes
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Floats = npt.NDArray[np.float64]
@@ -151,6 +155,57 @@ def fixed(values: Floats, bits: int, sites: int, width: int = 64) -> Words:
         raise ValueError(f"a number beyond {most:g} cannot be masked")
     whole = np.rint(values * float(2**bits)).astype(np.int64)
     return whole.astype(np.uint32) if width == 32 else whole.view(np.uint64)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The parts of a round's sum as they left the sites: who has them opens the sum again.
+
+    Attributes:
+        words: (sites, N) masked updates (uint32), the sites in the order of their names.
+        counts: (sites, 2 + organs) of the masked numbers those that `core.secure.layout.counted`
+            names (uint64).
+        signatures: of each site under its row of both (DER).
+    """
+
+    words: Words
+    counts: Words
+    signatures: tuple[bytes, ...]
+
+    def to_parcel(self) -> bytes:
+        """The evidence as it travels and lies on the server's disk."""
+        signed = np.zeros((len(self.signatures), SIGNATURE), np.uint8)
+        for row, signature in zip(signed, self.signatures, strict=True):
+            row[0] = len(signature)
+            row[1 : 1 + len(signature)] = np.frombuffer(signature, np.uint8)
+        arrays = {"words": self.words.view(np.int32), "counts": self.counts.view(np.int64)}
+        return packed({n: torch.from_numpy(a) for n, a in (arrays | {"signed": signed}).items()})
+
+    @classmethod
+    def from_parcel(cls, parcel: bytes, sites: int, words: int, counts: int) -> Evidence:
+        """Inverse of `to_parcel`, of bytes that may come from anywhere.
+
+        Args:
+            parcel: the bytes.
+            sites: of the sum.
+            words: numbers of an update.
+            counts: numbers of a site's counts.
+
+        Raises:
+            ValueError: another form or size.
+        """
+        expected = {
+            "words": torch.empty((sites, words), dtype=torch.int32, device="meta"),
+            "counts": torch.empty((sites, counts), dtype=torch.int64, device="meta"),
+            "signed": torch.empty((sites, SIGNATURE), dtype=torch.uint8, device="meta"),
+        }
+        state = unpacked(parcel, expected)
+        told = {n: (t.shape, t.dtype) for n, t in state.items()}
+        if told != {n: (t.shape, t.dtype) for n, t in expected.items()}:
+            raise ValueError("evidence of another form")
+        found = {n: t.numpy() for n, t in state.items()}
+        signed = [bytes(row[1 : 1 + int(row[0])]) for row in found["signed"]]
+        return cls(found["words"].view(np.uint32), found["counts"].view(np.uint64), tuple(signed))
 
 
 def _stream(seed: bytes, length: int, kind: np.dtype[Any]) -> Words:

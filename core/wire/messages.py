@@ -17,6 +17,9 @@ from core.identifiers import digest, phase_name, round_number, run_id, site_name
 from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, pool_sites
 from core.plan.schema import LOSSES
 
+# The form of what travels: orders, replies, plans, and what a site's guard tells the bundle's code.
+# Raised by one where any of them changes (tests/core/wire/test_wire_number.py); the guard reads it.
+WIRE = 3
 OK = "OK"
 NEED_BASE = "NEED_BASE"
 TASKS = ("", "tally", "train", "validate", "test", "finish")
@@ -25,7 +28,7 @@ LONGEST_LIST = 64  # of an order: one number an organ
 CODES = {
     OK: "the site did what it was asked",
     NEED_BASE: "the site lacks the base of the phase and asks for it",
-    "E_CODE": "the site runs other code than the server (fingerprint of core differs)",
+    "E_CODE": "server and site are of versions that cannot work together; its screen names both",
     "E_SITE": "the site's settings cannot be used",
     "E_DATA": "the site has no usable case for this",
     "E_STATE": "the site lacks the personal weights that the round starts from",
@@ -34,7 +37,9 @@ CODES = {
     "E_TIME": "the order took longer than the site's policy allows",
     "E_POLICY": "the site's policy.yaml does not allow the plan; its client.log names the key",
     "E_MASK": "the site refused to mask its reply (secure aggregation); its client.log says why",
-    "E_BUNDLE": "the code bundle is not approved at the site: nothing of it was opened",
+    "E_WEIGHTS": "the site cannot derive the weights of the order from what the sites signed, and "
+    "its policy asks for that (weights: agreed); its client.log says what differs",
+    "E_BUNDLE": "the app bundle is not approved at the site: nothing of it was opened",
     "E_ORDER": "the order has a name, a form or a size that the site does not take",
     "E_OUTBOX": "the site's outbox stopped a reply that held what may not leave",
     "E_INTERNAL": "an error at the site; its own client.log says which",
@@ -48,7 +53,7 @@ CODES = {
 }
 # Asked again at once, a site would say the same again.
 FINAL = frozenset(("E_BUNDLE", "E_CODE", "E_DATA", "E_NONFINITE", "E_ORDER"))
-FINAL |= {"E_OUTBOX", "E_POLICY", "E_SITE"}
+FINAL |= {"E_OUTBOX", "E_POLICY", "E_SITE", "E_WEIGHTS"}
 # A simulation of the same plan and archives meets these again.
 OF_THE_PLAN = frozenset(("E_DATA", "E_NONFINITE", "E_NORM", "E_ORDER", "E_OUTBOX"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import sys
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.archives.formats.table import FORMATS
-from core.errors import UserError
 from core.text import shown_text
+from hnfed.cli.json_output import JsonFile, add_json
 from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def _add_check(subparsers: Any) -> None:
     add("--format", choices=formats, help="format of DATA (default: the site's, or auto)")
     text = "the site's own cases alone, with its spellings, splits and secret"
     add("--site", metavar="SITE.yaml", type=Path, help=text)
-    add("--json", metavar="FILE", type=Path, help="write the findings as JSON")
+    add_json(parser, "the findings")
     add("--show-paths", action="store_true", help="name cases and files, instead of hashes")
     add("--names", action="store_true", help="print what each structure's name means; nothing else")
     _add_jobs(parser)
@@ -73,18 +72,16 @@ def _add_prepare(subparsers: Any) -> None:
     add("config", metavar="CONFIG", nargs="?", help="plan with `preprocess` and organs")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
     add("--cache", metavar="DIR", type=Path, help="folder of the cache (default: the site's)")
+    add_json(parser, "what was prepared and what was left out, in numbers")
     _add_jobs(parser)
 
 
 def _check(args: argparse.Namespace) -> int:
     from core.archives.archive import open_archive
-    from core.files import replace_file
     from hnfed.check.archive_check import check_archive
     from hnfed.check.text import screen
     from hnfed.deploy.site_file import site_from_file
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UserError("--json", args.json, "give a file in a folder that exists")
     secret, aliases, splits, format = secrets.token_bytes(32), None, None, args.format
     structure_set, site = "", None
     if args.site is not None:
@@ -112,7 +109,7 @@ def _check(args: argparse.Namespace) -> int:
     )
     print(shown_text(screen(report)))
     if args.json is not None:
-        replace_file(args.json, json.dumps(report.as_json(), indent=1) + "\n")
+        args.json.write(report.as_json())
     return 1 if report.errors else 0
 
 
@@ -136,17 +133,16 @@ def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
 
 
 def _names(
-    archive: Archive, aliases: Mapping[str, Sequence[str]] | None, target: Path | None
+    archive: Archive, aliases: Mapping[str, Sequence[str]] | None, target: JsonFile | None
 ) -> int:
     """Prints the table of names; no image is opened. 1 where a name is to be answered."""
-    from core.files import replace_file
     from core.organs.vocabulary import vocabulary
     from hnfed.check.name_table import name_json, name_rows, name_text
 
     rows = name_rows(archive.names, vocabulary(), aliases)
     print(shown_text(name_text(rows)))
     if target is not None:
-        replace_file(target, json.dumps({"schema": 1, "names": name_json(rows)}, indent=1) + "\n")
+        target.write({"schema": 1, "names": name_json(rows)})
     return int(any(row.kind == "ask" for row in rows))
 
 
@@ -176,10 +172,13 @@ def _prepare(args: argparse.Namespace) -> int:
     parts = {part: sum(e.split == part for e in entries) for part in ("train", "val", "test")}
     shown = ", ".join(f"{part} {n}" for part, n in parts.items())
     print(f"{len(entries)} cases prepared ({shown}); {told.built} new")
-    for code, n in count_codes(errors).items():
+    lost = count_codes(errors)
+    for code, n in lost.items():
         print(f"left out: {code} x{n}")
     if errors:
         print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
+    if args.json is not None:
+        args.json.write({"schema": 1, "cases": parts, "new": told.built, "left_out": lost})
     return 0
 
 

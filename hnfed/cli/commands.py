@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from core.archives.archive import open_archive
 from core.archives.images.volume import Volume
 from core.errors import UserError
-from core.files import replace_csv, replace_file
+from core.files import replace_csv
 from core.metrics.advice import advise as advise_sites
 from core.text import shown_text
 from hnfed.evaluate.evaluation import (
@@ -36,13 +35,11 @@ from hnfed.screen import Progress, make_folder, print_findings, shortened
 
 def evaluate(args: argparse.Namespace, choice: Choice) -> int:
     """Scores a model or existing contours against DATA; a table, ``--json`` and ``--csv``."""
-    for option, file in (("--json", args.json), ("--csv", args.csv)):
-        if file is not None:
-            make_folder(file.parent, option)
+    if args.csv is not None:
+        make_folder(args.csv.parent, "--csv")
     result = _of_model(args, choice) if args.model else _of_contours(args)
     if args.json is not None:
-        text = json.dumps(as_json(result, per_case=args.per_case), indent=2, allow_nan=False)
-        replace_file(args.json, text + "\n")
+        args.json.write(as_json(result, per_case=args.per_case))
     if args.csv is not None:
         header, *rows = as_rows(result)
         replace_csv(args.csv, header, rows)
@@ -125,7 +122,5 @@ def advise(args: argparse.Namespace) -> int:
         )
     print(shown_text(advice_table(found, str(args.run))))
     if args.json is not None:
-        make_folder(args.json.parent, "--json")
-        content = {"schema": 1, "run": folder.metrics.get("run"), "advice": found}
-        replace_file(args.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        args.json.write({"schema": 1, "run": folder.metrics.get("run"), "advice": found})
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from hnfed.cli.json_output import add_json
 from hnfed.cli.results import subcommand
 
 WIDTH = 56
@@ -24,6 +25,7 @@ def register(commands: Any) -> None:
     )
     show.add_argument("config", metavar="CONFIG", help="a name in configs/, or a YAML file")
     show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, dotted keys")
+    add_json(show, "the configuration and where each value comes from")
     subcommand(
         looks,
         "schema",
@@ -39,8 +41,13 @@ def _show(args: argparse.Namespace) -> int:
     from core.plan.load import load
 
     config, sources = load(args.config, args.overrides)
-    for key, value in _flattened(dataclasses.asdict(config)).items():
+    values = dataclasses.asdict(config)
+    flat = _flattened(values)
+    for key, value in flat.items():
         print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
+    if args.json is not None:
+        origin = {key: sources.get(key, "default") for key in flat}
+        args.json.write({"schema": 1, "config": values, "sources": origin})
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hnfed.cli.json_output import add_json
 from hnfed.cli.results import subcommand
 
 
@@ -24,13 +25,15 @@ def register(commands: Any) -> None:
     sub.add_argument(
         "--plan", metavar="CONFIG", help="take a training step of this plan: is there the memory?"
     )
+    add_json(sub, "the checks")
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
     from itertools import chain
 
     from core.plan.load import load
-    from hnfed.deploy.doctor import examine, report, role_of
+    from hnfed.deploy.doctor import FAIL, examine, report, role_of
     from hnfed.deploy.provision import ROSTER
     from hnfed.deploy.site_doctor import examine_site
     from hnfed.deploy.site_file import site_from_file
@@ -55,4 +58,7 @@ def _doctor(options: argparse.Namespace) -> int:
     )
     of_site = examine_site(site, kit) if site is not None else ()
     walls = [examine_walls()] if asked == "site" else []
-    return report(chain(checks, of_site, walls))
+    done = list(report(chain(checks, of_site, walls)))
+    if options.json is not None:
+        options.json.write({"schema": 1, "checks": [asdict(check) for check in done]})
+    return int(any(check.state == FAIL for check in done))

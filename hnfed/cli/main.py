@@ -7,9 +7,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from hnfed.packages import require_own
+from hnfed.installation import require_linux, require_machine, require_torch
 
+require_machine()  # before anything that another system or Python could not read
+
+from hnfed.packages import require_one_environment, require_own  # noqa: E402
+
+require_one_environment(Path(sys.argv[0]), Path())
 require_own()  # before any of them is imported: their names are common ones
 
 import hnfed.cli.archive  # noqa: E402
@@ -21,7 +27,9 @@ from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
 from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import doctor, join, site  # noqa: E402
+from hnfed.cli import completion, doctor, join, site  # noqa: E402
+from hnfed.cli.completion import complete  # noqa: E402
+from hnfed.cli.json_output import apart  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 # How a library that does not come into memory, or gets no thread, says so.
@@ -37,12 +45,19 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code (0 done, 1 failed, 2 wrong usage, 130, 143)."""
     _quiet_environment()
+    if arguments is None:  # the command itself
+        # Python and what it starts would look for modules in the folder where the command was
+        # typed: pools of processes begin as `python -c`.
+        os.environ["PYTHONSAFEPATH"] = "1"
     _print_any_name()
     parser = _parser()
+    complete(parser)
     options = _parsed(parser, arguments)
     if not hasattr(options, "handler"):
         parser.print_help()
         return 2
+    require_linux(_command(arguments))
+    require_torch()
     leave_by_signal()
     try:
         return _handled(options)
@@ -86,7 +101,8 @@ def _explained(error: Exception) -> UserError | None:
 
 def _handled(options: argparse.Namespace) -> int:
     try:
-        return int(options.handler(options))
+        with apart(getattr(options, "json", None)):
+            return int(options.handler(options))
     finally:
         leave_if_told()  # a library may have taken a signal for an error of its own, or for none
 
@@ -100,6 +116,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _command(arguments: Sequence[str] | None) -> str:
+    given = sys.argv[1:] if arguments is None else arguments
+    return next((word for word in given if not word.startswith("-")), "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
         part.register(commands)
     hnfed.cli.config.register(commands)
+    completion.register(commands)
     return parser
 
 

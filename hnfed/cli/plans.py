@@ -37,8 +37,10 @@ def add_arguments(parser: Any) -> None:
 
 def approve_plans(args: argparse.Namespace) -> int:
     """Shows plans and asks; 1 where one waits that was not approved."""
+    from core.plan.load import plan_hash
     from hnfed.guard import plans
     from hnfed.guard.kit import read_kit
+    from hnfed.guard.persons import approvals_json
     from hnfed.guard.plan_words import plan_of
     from hnfed.guard.policy import read_policy
 
@@ -56,6 +58,10 @@ def approve_plans(args: argparse.Namespace) -> int:
     if policy.plans == "any":
         print("policy.yaml says plans: any; with plans: approved only those above may run")
     shown = [plan_of(args.plan)] if args.plan else plans.waiting(kit.folder)
+    if args.json is not None:
+        digests = [plan_hash(plan) for plan in shown]
+        args.json.write(approvals_json(plans.agreed(kit.folder), digests, policy.approvers))
+        return 0
     if not shown:
         print("no plan waits for approval")
     return max((_decide(kit, policy, plan, args) for plan in shown), default=0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core.archives.formats.table import FORMATS
 from core.errors import UserError
+from hnfed.cli.json_output import add_json
 from hnfed.predict.formats import CONTOUR_FORMATS
 
 SPLITS = ("test", "val", "train", "all")
@@ -55,7 +57,7 @@ def register(subparsers: Any) -> None:
         "hnfed advise runs/smoke",
     )
     advise.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    advise.add_argument("--json", metavar="FILE", type=Path, help="write the advice as JSON")
+    add_json(advise, "the advice")
 
 
 def subcommand(
@@ -158,7 +160,7 @@ def _add_evaluate(subparsers: Any) -> None:
         default="test",
         help="cases to score, by DATA's cases.csv (default: test)",
     )
-    add("--json", metavar="FILE", type=Path, help="write the scores as JSON")
+    add_json(parser, "the scores")
     add(
         "--csv",
         metavar="FILE",
@@ -195,6 +197,7 @@ def _add_compare(subparsers: Any) -> None:
         default=0.7,
         help="count epochs and seconds until validation reaches this Dice (default: 0.7)",
     )
+    add_json(parser, "the rows of compare.csv")
 
 
 def _add_model_choice(parser: argparse.ArgumentParser) -> None:
@@ -254,9 +257,12 @@ def _compare(args: argparse.Namespace) -> int:
     from core.text import shown_text
     from hnfed.compare.comparison import compare, summary
 
-    for table in compare(args.runs, args.out, args.phase, args.reference, args.dice):
+    tables = compare(args.runs, args.out, args.phase, args.reference, args.dice)
+    for table in tables:
         print(f"{shown_text(summary(table))}\n")
     print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
+    if args.json is not None:
+        args.json.write({"schema": 1, "rows": [asdict(row) for t in tables for row in t.rows]})
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
+from hnfed.cli.json_output import SCREEN, add_json
 from hnfed.cli.results import subcommand
 
 
@@ -51,6 +53,7 @@ def register(commands: Any, release: str = "") -> None:
     text = "cells by name"
     grid.add_argument("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=text)
     grid.add_argument("--list", action="store_true", help="print the cells, run nothing")
+    add_json(grid, "the cells and where each stands (with --list)")
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -70,15 +73,18 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _grid(options: argparse.Namespace) -> int:
     from core.files import keep_from_others
-    from simulations.sweep import grid
+    from simulations.sweep import grid, list_cells
 
     keep_from_others()
+    if options.json is not None and not options.list:
+        remedy = "give it with --list; a study that runs writes grid.json"
+        raise UserError("--json", options.json.path or SCREEN, remedy)
     swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
-    return grid(
-        options.study,
-        [*options.overrides, *swallowed],
-        options.out,
-        jobs=options.jobs,
-        only=[item for item in options.only if "=" not in item],
-        list_only=options.list,
-    )
+    overrides = [*options.overrides, *swallowed]
+    only = [item for item in options.only if "=" not in item]
+    if options.list:
+        cells = list_cells(options.study, overrides, options.out, only)
+        if options.json is not None:
+            options.json.write({"schema": 1, "cells": cells})
+        return 0
+    return grid(options.study, overrides, options.out, jobs=options.jobs, only=only)

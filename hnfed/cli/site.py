@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from hnfed.cli import plans
+from hnfed.cli.json_output import add_json
 from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def register(subparsers: Any) -> None:
     look.add_argument("--withdraw", action="store_true", help=text)
     look.add_argument("--yes", metavar="SHA256", help="pin this bundle without asking")
     plans.add_arguments(look)
-    receipts.add_argument("--json", metavar="FILE", type=Path, help="write all receipts as JSON")
+    add_json(look, "what is approved and what waits, without asking")
+    add_json(receipts, "all receipts")
     text = "is each receipt as it was written, and none missing? 1 if not"
     receipts.add_argument("--verify", action="store_true", help=text)
 
@@ -95,7 +96,7 @@ def _approve(args: argparse.Namespace) -> int:
         withdraw,
     )
     from hnfed.guard.kit import read_kit
-    from hnfed.guard.persons import now
+    from hnfed.guard.persons import approvals_json, now
     from hnfed.guard.policy import read_policy
 
     kit = read_kit(args.kit, "site")
@@ -113,6 +114,9 @@ def _approve(args: argparse.Namespace) -> int:
         who = ", ".join(f"{p.person} at {p.at}" for p in entry.persons)
         print(shown(f"{state} {entry.digest[:SHORTEST_DIGEST]} by {who}"))
     waiting = candidates(kit, policy.approvers)
+    if args.json is not None:
+        args.json.write(approvals_json(before, [b.digest for b in waiting], policy.approvers))
+        return 0
     if not waiting:
         print("no bundle waits for approval")
         return 0
@@ -157,7 +161,6 @@ def _difference(kit: Kit, content: bytes) -> list[str]:
 
 def _receipts(args: argparse.Namespace) -> int:
     """What has left; with ``--verify`` 1 where a receipt was changed, removed or moved."""
-    from core.files import replace_file
     from core.text import shown
     from hnfed.deploy.site_file import site_from_file
     from hnfed.guard.kit import read_kit
@@ -171,7 +174,7 @@ def _receipts(args: argparse.Namespace) -> int:
     for line in summary(found).split("\n"):
         print(shown(line))
     if args.json is not None:
-        replace_file(args.json, json.dumps(found, indent=1) + "\n")
+        args.json.write(found)
     return _verify(kit, state) if args.verify else 0
 
 

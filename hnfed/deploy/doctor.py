@@ -14,9 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,10 @@ from core.plan.schema import Plan
 from core.processes import held
 from hnfed.guard.kit import SERVER, Kit
 from hnfed.guard.proxy import http_options, shown
+from hnfed.installation import PYTHON, in_words, within
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 ROLES = ("site", "server", "researcher")
@@ -88,6 +93,9 @@ def examine(
     else:
         yield _guarded(_approved, kit)
         yield _guarded(_own_certificate, kit)
+        yield _guarded(_weights, kit)
+        if plan is not None:
+            yield _guarded(_allowed, kit, plan)
         yield from dial(kit, proxy)
 
 
@@ -112,7 +120,8 @@ def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
 
 def _python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
-    return judged("Python", sys.version_info[:2] == (3, 11), found, "use Python 3.11", FAIL)
+    good = within(sys.version_info[:2], PYTHON)
+    return judged("Python", good, found, f"use Python {in_words(PYTHON)}", FAIL)
 
 
 def _packages() -> Check:
@@ -259,7 +268,14 @@ def _certificate(kit: Kit) -> Check:
     if kit.host not in held or days < 0:
         found = f"for {', '.join(sorted(held))}, {days} days left; sites dial {kit.host}"
         return Check("certificate", FAIL, found, remedy)
-    return judged("certificate", days >= SOON_DAYS, f"{days} days left", remedy)
+    return judged("certificate", not _ends_soon(made), f"{days} days left", remedy)
+
+
+def _ends_soon(certificate: x509.Certificate) -> bool:
+    """Whether a month is left, or the last quarter of a certificate that was made for less."""
+    whole = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    soon = min(timedelta(days=SOON_DAYS), whole / 4)
+    return certificate.not_valid_after_utc - datetime.now(UTC) < soon
 
 
 def _own_certificate(kit: Kit) -> Check:
@@ -279,7 +295,46 @@ def _own_certificate(kit: Kit) -> Check:
     sure = sum(peer.confirmed for peer in peers)
     found = f"{days} days left; {sure} of {len(peers)} other sites' keys confirmed here"
     bad = FAIL if days < 0 else WARN
-    return judged("certificate", days >= SOON_DAYS, found, NEW_ANSWER, bad)
+    return judged("certificate", not _ends_soon(made), found, NEW_ANSWER, bad)
+
+
+def _weights(kit: Kit) -> Check:
+    """Whose weights this site works with, and whether it could tell them."""
+    from hnfed.guard.peers import read_peers
+    from hnfed.guard.policy import read_policy
+
+    try:
+        policy = read_policy(kit.folder / "policy.yaml")
+        sure = sum(peer.confirmed for peer in read_peers(kit).values())
+    except UserError as error:
+        return failed("weights", error)
+    if policy.weights == "any":
+        found = "any: whoever takes over the server's machine can make a reply show one CT"
+        remedy = "with three sites or more: federation.secure_aggregation=true, and weights: agreed"
+        return Check("weights", WARN, found, remedy)
+    if sure + 1 < policy.secure_aggregation_sites:
+        found = f"agreed; {sure} other sites confirmed, shared phases need "
+        found += f"{policy.secure_aggregation_sites - 1}"
+        remedy = "hnfed join KIT --confirm SITE FINGERPRINT; a federation of two: weights: any in "
+        return Check(
+            "weights", WARN, found, remedy + "policy.yaml (docs/privacy.md: what it risks)"
+        )
+    return Check("weights", PASS, "agreed: this site derives them itself")
+
+
+def _allowed(kit: Kit, plan: Plan) -> Check:
+    """A plan against the site's policy, before a coordinator sends it."""
+    from hnfed.guard.policy import PolicyError, read_policy, require_plan
+
+    name = "plan's policy"
+    try:
+        require_plan(plan, kit.role, read_policy(kit.folder / "policy.yaml"))
+    except UserError as error:
+        return failed(name, error)
+    except PolicyError as error:
+        remedy = "the coordinator changes the plan, or the site that line of policy.yaml"
+        return Check(name, WARN, f"refuses: {error}", remedy)
+    return Check(name, PASS, "allows it")
 
 
 def _port(kit: Kit) -> Check:
@@ -377,15 +432,13 @@ def clock(ahead_s: float) -> Check:
     return judged("clock", good, found, remedy, FAIL)
 
 
-def report(checks: Iterator[Check]) -> int:
-    """Prints the checks; 1 where one failed."""
-    failed = 0
+def report(checks: Iterator[Check]) -> Iterator[Check]:
+    """Prints each check as it is done."""
     for check in checks:
         print(f"{check.state}  {check.name:<14} {check.detail}")
         if check.remedy:
             print(f"      {'':<14} -> {check.remedy}")
-        failed += check.state == FAIL
-    return int(bool(failed))
+        yield check
 
 
 def role_of(kit: Kit | None, role: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,11 +60,12 @@ def rehearse(plan: Plan, device: str = "auto") -> Rehearsal:
     Raises:
         UserError: the memory does not suffice, or the plan cannot be run on this device.
     """
-    command = [sys.executable, "-m", __name__, device]
-    root = Path(__file__).resolve().parents[2]
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        command, input=plan_json(plan), capture_output=True, text=True, cwd=root, check=False
-    )
+        [sys.executable, "-P", "-m", __name__, device], env={**os.environ, "PYTHONPATH": paths},
+        input=plan_json(plan), capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode == 0:
         return Rehearsal(**json.loads(done.stdout))
     if done.returncode == -signal.SIGKILL:

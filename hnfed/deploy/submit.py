@@ -179,7 +179,7 @@ def _at_work(kit: Kit, folder: Path) -> str:
 def _submitted(kit: Kit, values: dict[str, str]) -> str:
     """Submits the app; returns Flower's id of the run."""
     with staged_app() as app:
-        print(f"code bundle {bundle_sha256(app)}: what the sites must have approved", flush=True)
+        print(f"app bundle {bundle_sha256(app)}: what the sites must have approved", flush=True)
         config = app.parent / "run.toml"
         write_private(config, toml_of(values))
         told = flower(

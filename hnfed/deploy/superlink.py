@@ -120,7 +120,7 @@ def _serve(kit: Kit) -> int:
                 else:
                     _wait(kit, kit.port, children[name])
                     tell(f"ready: sites dial {kit.host}:{kit.port}")
-                    tell(f"the sites must have approved code bundle {_own_bundle()}")
+                    tell(f"the sites must have approved app bundle {_own_bundle()}")
             lines, read = comings(kit, read)
             for line in lines:
                 tell(line)
@@ -193,7 +193,7 @@ def comings(kit: Kit, read: int) -> tuple[list[str], int]:
 
 
 def bundle_sha256(app: Path) -> str:
-    """Of the code bundle that `hnfed run` sends; a site compares it before it approves.
+    """Of the app bundle that `hnfed run` sends; a site compares it before it approves.
 
     Args:
         app: folder from `core.packaging.app_bundle.staged_app`.

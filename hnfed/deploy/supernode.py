@@ -121,7 +121,7 @@ def _clear_old(folder: Path) -> None:
     """Code that an earlier version let Flower install lies where nobody looks at it any more."""
     if (folder / "apps").exists():
         shutil.rmtree(folder / "apps")
-        tell(f"removed {folder}/apps: code bundles of an earlier version, which are not used now")
+        tell(f"removed {folder}/apps: app bundles of an earlier version, which are not used now")
 
 
 def _start(kit: Kit, site_file: Path, home: Path, word: str) -> subprocess.Popen[str]:

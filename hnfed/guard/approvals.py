@@ -19,7 +19,7 @@ from core.files import replace_file
 from core.packaging.app_bundle import staged_app
 from core.text import flagged
 from hnfed.guard.kit import Kit
-from hnfed.guard.persons import UNNAMED, Confirmation, different, now
+from hnfed.guard.persons import UNNAMED, Agreement, Confirmation, different, now
 from hnfed.guard.rules import Policy
 from hnfed.guard.unpack import BundleError, members
 
@@ -30,23 +30,6 @@ MOST_PENDING = 5  # the newest that were refused
 
 class NotApprovedError(Exception):
     """A bundle's SHA-256 is not the approved one; the text is for the person at the site."""
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """The approved bundle, and who agreed to it.
-
-    Attributes:
-        digest: SHA-256 of the bundle.
-        persons: in the order in which they agreed; of an earlier version's list one without a name.
-    """
-
-    digest: str
-    persons: tuple[Confirmation, ...]
-
-    def enough(self, approvers: int) -> bool:
-        """Whether so many different persons agreed."""
-        return different(self.persons) >= approvers
 
 
 def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
@@ -70,7 +53,7 @@ def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
     dropped = _keep_pending(kit.folder / PENDING, digest, content, policy.pending_mb * 1e6)
     words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
     raise NotApprovedError(
-        f"code bundle {digest[:16]} is not approved at this site, nothing ran; "
+        f"app bundle {digest[:16]} is not approved at this site, nothing ran; "
         f"look at it and pin it with `hnfed approve {kit.folder}`{words}"
     )
 
@@ -130,7 +113,7 @@ def installed() -> bytes:
         return build_fab_from_disk(app)
 
 
-def approved(kit: Kit) -> list[Pinned]:
+def approved(kit: Kit) -> list[Agreement]:
     """What is pinned: one bundle, or none.
 
     Raises:
@@ -147,13 +130,13 @@ def approved(kit: Kit) -> list[Pinned]:
         raise UserError("approved.json", path, remedy, problem=type(error).__name__) from error
 
 
-def _pinned(entry: Mapping[str, Any]) -> Pinned:
+def _pinned(entry: Mapping[str, Any]) -> Agreement:
     unnamed = {"person": UNNAMED, "account": "", "behind": "", "at": str(entry.get("at", ""))}
     told = entry.get("persons") or [unnamed]
-    return Pinned(str(entry["sha256"]), tuple(Confirmation.of_json(p) for p in told))
+    return Agreement(str(entry["sha256"]), tuple(Confirmation.of_json(p) for p in told))
 
 
-def approve(kit: Kit, digest: str, content: bytes, who: Confirmation | None = None) -> Pinned:
+def approve(kit: Kit, digest: str, content: bytes, who: Confirmation | None = None) -> Agreement:
     """Pins a bundle in place of the one before; a running client sees it at once.
 
     It is kept to compare later ones with. Where it is pinned already, the person is added.
@@ -171,9 +154,9 @@ def approve(kit: Kit, digest: str, content: bytes, who: Confirmation | None = No
     folder.mkdir(exist_ok=True, mode=0o700)
     replace_file(folder / f"{digest}.fab", content)
     before = next((p.persons for p in approved(kit) if p.digest == digest), ())
-    made = Pinned(digest, (*before, who or now()))
+    made = Agreement(digest, (*before, who or now()))
     if different(made.persons) == different(before):
-        made = Pinned(digest, before)  # the same person again
+        made = Agreement(digest, before)  # the same person again
     persons = [person.as_json() for person in made.persons]
     entry = {"sha256": digest, "at": made.persons[-1].at, "persons": persons}
     replace_file(kit.folder / APPROVED, json.dumps([entry], indent=1) + "\n")

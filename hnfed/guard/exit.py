@@ -21,6 +21,7 @@ from core.models.stages import unique_state
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Plan
 from core.provenance import versions
+from core.secure.layout import summed_sites
 from core.training.optimisation import NonFiniteError, out_of_memory
 from core.wire.messages import CODES, NEED_BASE, OK, Header
 from core.wire.partition import network, parts_of
@@ -31,6 +32,7 @@ from hnfed.guard.order import Asked, OrderError
 from hnfed.guard.outbox import OutboxError, require_allowed, require_form
 from hnfed.guard.policy import Policy, PolicyError, hidden
 from hnfed.guard.receipts import write_receipt
+from hnfed.guard.weights import WeightsError
 
 FOR_MASKING = ("annotated_val", "annotated_test")
 DESCRIBED = ("site", "code", "fingerprint", "split_hash")  # beside versions
@@ -175,6 +177,8 @@ def code_of(error: BaseException) -> str:
         return "E_OUTBOX"
     if isinstance(error, MaskingError):
         return "E_MASK"
+    if isinstance(error, WeightsError):
+        return "E_WEIGHTS"
     if isinstance(error, OrderError):
         return "E_ORDER"
     if isinstance(error, NonFiniteError):
@@ -257,3 +261,9 @@ def _require_description(config: Mapping[str, Any]) -> None:
 def plan_bytes(plan: Plan) -> int:
     """`most_bytes` of a plan."""
     return most_bytes(plan_json(plan))
+
+
+def incoming_bytes(plan: Plan) -> int:
+    """`plan_bytes` and, under secure aggregation, as much for each site's part of a sum."""
+    parts = len(summed_sites(plan)) if plan.federation.secure_aggregation else 0
+    return plan_bytes(plan) * (1 + parts)

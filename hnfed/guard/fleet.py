@@ -1,7 +1,7 @@
 """The site's connection to the server's SuperLink: the one file here with Flower's private imports.
 
 Flower's own node starts programs for the code that it is sent, and listens on a port for them. Here
-is its protocol alone: messages, runs and code bundles come in as values, each within a bound that
+is its protocol alone: messages, runs and app bundles come in as values, each within a bound that
 is kept while it is read; nothing is unpacked, started or written.
 """
 
@@ -109,7 +109,7 @@ class Run:
     """What the server says of a run.
 
     Attributes:
-        bundle: Flower's name of the code bundle, a hash; not checked.
+        bundle: Flower's name of the app bundle, a hash; not checked.
         config: run configuration that was given with it.
     """
 
@@ -169,11 +169,11 @@ class Connection:
         return Run(str(run.fab_hash), dict(run.override_config))
 
     def bundle(self, arrival: Arrival, run: Run) -> bytes:
-        """The run's code bundle, unopened."""
+        """The run's app bundle, unopened."""
         request = GetFabRequest(node=self._node, hash_str=run.bundle, run_id=arrival.run)
         content = fab_from_proto(self._ask(self._client.GetFab, request).fab).content
         if len(content) > MOST_BUNDLE:
-            raise MessageError("a code bundle larger than any of ours")
+            raise MessageError("a app bundle larger than any of ours")
         return content
 
     def content(self, arrival: Arrival, most_bytes: int) -> Content:

@@ -44,4 +44,5 @@ def keyring_of(kit: Kit, site: str, guard: Path, policy: Policy) -> Keyring:
         may_change=policy.secure_aggregation_change,
         counts=policy.counts,
         scores=policy.scores,
+        agreed=policy.weights == "agreed",
     )

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from core.plan.schema import Phase
+from core.secure.hello import part_signed
 from core.secure.layout import (
     HELLO,
     SCORED,
+    SIGNED,
     SUMMED,
     Travelling,
+    counted,
     flat,
     number_segments,
     numbers,
@@ -88,17 +91,24 @@ def secured(
     with session_of(asked, incoming, keyring) as session:
         hellos = session.hellos
         result = _own(asked, phase, Result.from_metrics(metrics, phase.organs), session)
-        parcel, square, shortened = b"", 0.0, False
+        parcel, square, shortened, update_words = b"", 0.0, False, None
         if asked.kind == "train":
             what = travelling(plan, phase)
             update, square, shortened = _update(asked, incoming, state, what)
             segments = weight_segments(plan, phase, hellos, what)
             _weigh(update, segments, result, asked.order.weights)
-            vector = session.masked(_fixed(update, UPDATE_BITS, 1, 32), segments, "weights")
-            parcel = packed({SUMMED: torch.from_numpy(vector.view(np.int32))})
+            update_words = session.masked(_fixed(update, UPDATE_BITS, 1, 32), segments, "weights")
+            parcel = packed({SUMMED: torch.from_numpy(update_words.view(np.int32))})
         values = _fixed(numbers(phase, task, result, square, shortened), NUMBER_BITS, len(hellos))
         vector = session.masked(values, number_segments(plan, phase, hellos, task), "numbers")
-    return dict(config), _bare(metrics) | {SUMMED: _signed(vector)}, parcel
+    told = dict(config)
+    if update_words is not None and any(h.evidence for h in hellos.values()):
+        counts = vector[counted(len(phase.organs))]
+        signature = part_signed(
+            keyring.key, session.about, update_words.tobytes(), counts.tobytes()
+        )
+        told[SIGNED] = signature.hex()
+    return told, _bare(metrics) | {SUMMED: _whole(vector)}, parcel
 
 
 def _described(
@@ -123,7 +133,7 @@ def _described(
         segments = tally_segments(asked.plan, hellos)
         words = _fixed(values, NUMBER_BITS, len(hellos))
         vector = session.masked(words, segments, "numbers")
-    return dict(config), untold | {SUMMED: _signed(vector)}, b""
+    return dict(config), untold | {SUMMED: _whole(vector)}, b""
 
 
 def _own(asked: Asked, phase: Phase, result: Result, session: Session) -> Result:
@@ -202,7 +212,7 @@ def _fixed(values: Floats, bits: int, sites: int, width: int = 64) -> Words:
         raise MaskingError(f"numbers: {error}") from None
 
 
-def _signed(vector: Words) -> list[int]:
+def _whole(vector: Words) -> list[int]:
     """As a MetricRecord carries it."""
     whole: list[int] = vector.view(np.int64).tolist()
     return whole

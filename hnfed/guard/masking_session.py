@@ -51,6 +51,7 @@ class Keyring:
         fewest: sites that it asks for in every sum.
         may_change: whether sums of this site may be over other sites than before.
         counts, scores: whether its policy lets numbers of cases, and scores, enter sums.
+        agreed: whether it works with weights alone that it derives itself.
     """
 
     site: str
@@ -61,6 +62,11 @@ class Keyring:
     may_change: bool = False
     counts: bool = True
     scores: bool = True
+    agreed: bool = False
+
+    def public(self, site: str) -> ec.EllipticCurvePublicKey:
+        """The key of a site: this one's own, or a confirmed one."""
+        return self.key.public_key() if site == self.site else self.peers[site]
 
 
 def public_keys(certificates: Mapping[str, str]) -> dict[str, ec.EllipticCurvePublicKey]:
@@ -99,6 +105,7 @@ def own_hello(asked: Asked, told: Description, keyring: Keyring) -> str:
             fewest=keyring.fewest,
             counts=keyring.counts,
             scores=keyring.scores,
+            evidence=keyring.agreed,
         )
         text = hello.signed(keyring.key)
         secret = private.private_bytes_raw().hex()
@@ -122,6 +129,38 @@ class Session:
         return masked(words, segments, self.own, pairs, fewest(self.hellos))
 
 
+def about_of(asked: Asked, incoming: bytes) -> bytes:
+    """SHA-256 of all that the sites of a sum are told alike: the order, and the weights with it.
+
+    Args:
+        asked: the order.
+        incoming: the parcel of weights that came with it.
+
+    Raises:
+        MaskingError: a number that is none.
+    """
+    values = {k: v for k, v in asdict(asked.order).items() if k not in TOLD_ALONE}
+    values |= {"kind": asked.kind, "weights_in": hashlib.sha256(incoming).hexdigest()}
+    try:
+        return context(values)
+    except ValueError:
+        raise MaskingError("order: a number that is none") from None
+
+
+def hellos_of(asked: Asked, keyring: Keyring) -> dict[str, Hello]:
+    """What the sites of the sums say of themselves, verified; nothing is written down.
+
+    Raises:
+        MaskingError: in doubt.
+    """
+    with _record(keyring, asked.order.run) as record:
+        if not record:
+            raise MaskingError("run: this site was not asked who it is, or has lost its key of it")
+        if record["peers"] not in ([], asked.order.peers):
+            raise MaskingError("peers: other sites, or other keys, than in this run so far")
+        return _verified(asked, keyring, str(record["hello"]))
+
+
 @contextmanager
 def session_of(asked: Asked, incoming: bytes, keyring: Keyring) -> Iterator[Session]:
     """Verifies the others, and writes down what is about to be masked before it is.
@@ -129,12 +168,7 @@ def session_of(asked: Asked, incoming: bytes, keyring: Keyring) -> Iterator[Sess
     Raises:
         MaskingError: in doubt.
     """
-    values = {k: v for k, v in asdict(asked.order).items() if k not in TOLD_ALONE}
-    values |= {"kind": asked.kind, "weights_in": hashlib.sha256(incoming).hexdigest()}
-    try:
-        about = context(values)
-    except ValueError:
-        raise MaskingError("order: a number that is none") from None
+    about = about_of(asked, incoming)
     with _record(keyring, asked.order.run) as record:
         if not record:
             raise MaskingError("run: this site was not asked who it is, or has lost its key of it")

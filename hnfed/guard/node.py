@@ -18,10 +18,11 @@ from core.data.cached_case import Entry
 from core.plan.load import plan_from_json, plan_hash
 from core.plan.schema import Phase, Plan
 from core.wire.countersignature import Countersignature
-from core.wire.messages import NEED_BASE, OK, Order
+from core.wire.messages import NEED_BASE, OK, Header, Order
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
+from hnfed.guard.bundle_version import OtherVersionError, require_same_wire
 from hnfed.guard.case_sets import require_apart_from_earlier
 from hnfed.guard.countersigned import note
 from hnfed.guard.fleet import (
@@ -37,6 +38,7 @@ from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit
 from hnfed.guard.log import Log
+from hnfed.guard.masking_session import Keyring
 from hnfed.guard.outbox import OutboxError
 from hnfed.guard.pins import Pin
 from hnfed.guard.plans import require_agreed
@@ -50,9 +52,13 @@ from hnfed.guard.policy import (
 )
 from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
+from hnfed.guard.weights import WeightsError, require_weights
+from hnfed.guard.weights_record import FOLDER as WEIGHTS
+from hnfed.guard.weights_record import record_of
 
 POLL_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
+SECRET = (pins.FOLDER, SUMS, WEIGHTS)  # of the guard's folder, no training process reads
 REMEMBERED = 4  # runs whose bundles are not fetched again
 
 
@@ -171,6 +177,9 @@ class Desk:
         except NotApprovedError as error:
             self.house.say(str(error))
             reply = self._refuse(error, case, "E_BUNDLE", quiet=True)
+        except OtherVersionError as error:
+            self.house.say(str(error))
+            reply = self._refuse(error, case, "E_CODE", quiet=True)
         except BundleError as error:
             reply = self._refuse(error, case, "E_BUNDLE")
         except closed.OvertimeError as error:
@@ -193,6 +202,7 @@ class Desk:
         content = self._bundle(arrival, run)
         policy = read_policy(house.kit.folder / "policy.yaml")
         require_approved(content, house.kit, policy)
+        require_same_wire(content)
         settings = order.settings_of(run.config)
         case.run = settings["run_id"]
         self.log.begin(f"run {case.run}: {arrival.kind}")
@@ -200,7 +210,7 @@ class Desk:
         require_plan(plan, house.name, policy)
         require_agreed(house.kit.folder, plan, policy)
         pin = pins.pinned(house.guard, case.run, plan_hash(plan))
-        records = self.connection.content(arrival, exit.plan_bytes(plan))
+        records = self.connection.content(arrival, exit.incoming_bytes(plan))
         case.pulled = True
         case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         sums = plan.federation.secure_aggregation
@@ -211,7 +221,10 @@ class Desk:
             pin = self._prepared(case, settings["plan"], pin)
         else:
             case.cases = self._require_entries(asked, policy, pin)
-        reply = self._worked_on(asked, settings, records, pin, policy, content)
+        if self._known_weights(asked, records, keyring, policy):
+            reply = self._worked_on(asked, settings, records, pin, policy, content)
+        else:
+            reply = exit.Reply(_needs_base(asked).to_config(), {})
         reply = _with_startup(reply, time.monotonic() - begun)
         policy = self._still_allowed(content, plan)
         incoming = records.get("arrays")
@@ -230,6 +243,23 @@ class Desk:
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
+
+    def _known_weights(
+        self,
+        asked: order.Asked,
+        records: Mapping[str, Any],
+        keyring: Keyring | None,
+        policy: Policy,
+    ) -> bool:
+        """Weights that are worked with are those that this site derives, if the policy says so.
+
+        Returns:
+            False where the base of the phase must come first, to be looked at.
+        """
+        if policy.weights != "agreed" or asked.kind == "query":
+            return True
+        record = record_of(self.house.guard, asked.run, self.house.say)
+        return require_weights(asked, records, keyring, record)
 
     def _still_allowed(self, content: bytes, plan: Plan) -> Policy:
         """What a person here took back while the order was worked on does not leave.
@@ -329,14 +359,14 @@ class Desk:
                     house.device,
                     read=(code, house.cache),
                     write=(run_folder, base_folder, worker.scratch),
-                    secrets=(house.kit.folder, house.guard / pins.FOLDER, house.guard / SUMS),
+                    secrets=(house.kit.folder, *(house.guard / f for f in SECRET)),
                 ),
                 "records": {"order": asked.order.to_config()},
                 "run_config": dict.fromkeys(order.SETTINGS, "")
                 | {key: settings[key] for key in ("plan", "run_id")},
                 "node_config": {"site": house.describe(asked.run, pin)},
             }
-            blobs = {name: records[name] for name in order.PARCELS[asked.kind] if name in records}
+            blobs = {name: records[name] for name in order.HANDED_ON if name in records}
             limits = closed.Limits(policy.longest_s, exit.plan_bytes(asked.plan))
             values, out = worker.work(task, blobs, limits)
         return _reply_of(values, out)
@@ -354,7 +384,8 @@ class Desk:
     ) -> exit.Reply:
         self.log.error(error)
         if not quiet:
-            about = str(error) if isinstance(error, PolicyError) else "see client.log"
+            plain = isinstance(error, PolicyError | WeightsError)
+            about = str(error) if plain else "see client.log"
             kind = type(error).__name__
             self._say(case, f"not done, the server is told {code}: {kind}, {about}")
         name = self.house.name
@@ -396,6 +427,11 @@ def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply
     if not isinstance(header, dict) or not isinstance(metrics, dict):
         raise OutboxError("records: a header or numbers of another form")
     return exit.Reply(header, metrics, out.get("arrays", b""))
+
+
+def _needs_base(asked: order.Asked) -> Header:
+    told = asked.order
+    return Header(asked.site, told.run, told.phase, told.round, NEED_BASE)
 
 
 def _with_startup(reply: exit.Reply, passed_s: float) -> exit.Reply:

@@ -11,12 +11,16 @@ from core.errors import UserError
 from core.identifiers import RunId, run_id
 from core.plan.schema import Phase, Plan
 from core.secure.hello import LONGEST as LONGEST_HELLO
+from core.secure.layout import EVIDENCE
 from core.wire.messages import Order
 
 # Kinds of messages that this site answers, with the tasks that each may ask for.
 KINDS = {"query": ("", "tally"), "train": ("train",), "evaluate": ("validate", "test", "finish")}
 SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
-PARCELS = {"query": (), "train": ("arrays", "base"), "evaluate": ("arrays", "base")}
+# Parcels of bytes that a message may hold, and those that are handed on behind the walls.
+HANDED_ON = ("arrays", "base")
+PARCELS: dict[str, tuple[str, ...]] = {"query": ()}
+PARCELS |= dict.fromkeys(("train", "evaluate"), (*HANDED_ON, EVIDENCE))
 MOST_TEXT = 2**20
 MOST_PEERS = 1000
 LONGEST = 8192  # of an order's texts: a certificate

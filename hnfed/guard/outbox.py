@@ -64,6 +64,7 @@ PER_ORGAN = ("annotated", "voxels", "totals", "annotated_val", "annotated_test")
 # What the guard itself adds under secure aggregation, where all else is emptied.
 MASKED = {
     "hello": "this site's key of the run, and which organs it has cases of, under its signature",
+    "signed": "this site's signature under what it masked",
     "masked": "counts, losses, scores under masks: only their sum over the sites can be read",
 }
 LARGEST, LONGEST = 1e15, 256

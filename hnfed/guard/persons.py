@@ -42,6 +42,23 @@ class Confirmation:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What persons agreed to: a bundle, or a plan.
+
+    Attributes:
+        digest: its SHA-256.
+        persons: in the order in which they agreed; of an earlier version's list one without a name.
+    """
+
+    digest: str
+    persons: tuple[Confirmation, ...]
+
+    def enough(self, approvers: int) -> bool:
+        """Whether so many different persons agreed."""
+        return different(self.persons) >= approvers
+
+
 def now(person: str = "") -> Confirmation:
     """The agreement of whoever runs this.
 
@@ -79,3 +96,24 @@ def _folded(name: str) -> str:
 def one_account(given: Sequence[Confirmation]) -> bool:
     """Whether two or more persons confirmed through one and the same account."""
     return len(given) > 1 and len({(c.account, c.behind) for c in given}) == 1
+
+
+def approvals_json(
+    approved: Sequence[Agreement], waiting: Sequence[str], approvers: int
+) -> dict[str, Any]:
+    """What is approved at a site and what waits, as data.
+
+    Args:
+        approved: whatever somebody agreed to.
+        waiting: SHA-256 of what nobody, or too few, agreed to yet.
+        approvers: persons that the policy asks for.
+    """
+    rows = [
+        {
+            "sha256": one.digest,
+            "enough": one.enough(approvers),
+            "persons": [p.as_json() for p in one.persons],
+        }
+        for one in approved
+    ]
+    return {"schema": 1, "approved": rows, "waiting": list(waiting)}

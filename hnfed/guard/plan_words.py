@@ -22,10 +22,13 @@ SHARED = (
     "numbers of cases and of voxels by organ, losses, and sums of Dice and HD95 by organ over the "
     "validation and test cases"
 )
-WEIGHTS = (
-    "  but weights are made of images: whoever takes over the coordinator's machine can send some "
-    "that make a reply show one CT (docs/privacy.md)"
-)
+WEIGHTS = {
+    "any": "  but weights are made of images: whoever takes over the coordinator's machine can "
+    "send some that make a reply show one CT (policy.yaml: weights: any; docs/privacy.md)",
+    "agreed": "  works with no weights but those that this machine derives itself, from the plan's "
+    "seed and from what the sites signed; who has taken over the coordinator's machine needs "
+    "the help of one of them to send others (docs/privacy.md)",
+}
 PERSONAL = "scores by organ, emptied where fewer than {cell} cases stand behind them"
 
 
@@ -44,6 +47,7 @@ def in_words(
         UserError: a network that cannot be built.
     """
     own = [phase for phase in plan.phases if site in phase.sites]
+    leaving = any(p.share != "none" and p.rounds for p in own)
     lines = [f"plan {plan_hash(plan)}", f"  at {site}: {len(own)} of {len(plan.phases)} phases"]
     try:
         require_plan(plan, site, policy)
@@ -60,7 +64,7 @@ def in_words(
         f"  again: each round's task is answered up to {policy.most_answers} times, over all runs "
         "of this plan (most_answers)",
         "  never: images, contours, case ids, file names, figures of single cases",
-        *([WEIGHTS] if any(p.share != "none" and p.rounds for p in own) else []),
+        *([WEIGHTS[policy.weights]] if policy.weights != "any" or leaving else []),
         "  before it is approved: compare the SHA-256 above with the coordinator's, by phone",
     ]
     return [shown(line) for line in lines]

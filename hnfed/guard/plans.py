@@ -8,35 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from core.errors import UserError
 from core.files import replace_file
 from core.plan.load import plan_from_json, plan_hash, plan_json
 from core.plan.schema import Plan
-from hnfed.guard.persons import Confirmation, different
+from hnfed.guard.persons import Agreement, Confirmation, different
 from hnfed.guard.rules import Policy, PolicyError
 
 FILE, PENDING, SUFFIX = "plans.json", "pending", ".plan.json"
 SHORTEST = 16
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """A plan and who agreed to it.
-
-    Attributes:
-        digest: SHA-256 of the canonical plan.
-        persons: in the order in which they agreed.
-    """
-
-    digest: str
-    persons: tuple[Confirmation, ...]
-
-    def enough(self, approvers: int) -> bool:
-        """Whether so many different persons agreed."""
-        return different(self.persons) >= approvers
 
 
 def require_agreed(kit: Path, plan: Plan, policy: Policy) -> None:
@@ -64,7 +47,7 @@ def require_agreed(kit: Path, plan: Plan, policy: Policy) -> None:
     )
 
 
-def agreed(kit: Path) -> list[Agreed]:
+def agreed(kit: Path) -> list[Agreement]:
     """What was approved, oldest first.
 
     Raises:
@@ -75,7 +58,7 @@ def agreed(kit: Path) -> list[Agreed]:
         return []
     try:
         return [
-            Agreed(str(e["sha256"]), tuple(Confirmation.of_json(p) for p in e["persons"]))
+            Agreement(str(e["sha256"]), tuple(Confirmation.of_json(p) for p in e["persons"]))
             for e in json.loads(path.read_text(encoding="utf-8"))
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,10 +66,10 @@ def agreed(kit: Path) -> list[Agreed]:
         raise UserError(FILE, path, remedy, problem=type(error).__name__) from error
 
 
-def agree(kit: Path, digest: str, who: Confirmation) -> Agreed:
+def agree(kit: Path, digest: str, who: Confirmation) -> Agreement:
     """Adds a person's agreement; a plan that enough agreed to may run at once."""
     entries = agreed(kit)
-    before = next((a for a in entries if a.digest == digest), Agreed(digest, ()))
+    before = next((a for a in entries if a.digest == digest), Agreement(digest, ()))
     after = replace(before, persons=(*before.persons, who))
     if different(after.persons) == different(before.persons):
         after = before  # the same person again
@@ -139,6 +122,6 @@ def _keep(folder: Path, digest: str, plan: Plan, most_mb: float) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(kit: Path, entries: Sequence[Agreed]) -> None:
+def _write(kit: Path, entries: Sequence[Agreement]) -> None:
     listed = [{"sha256": a.digest, "persons": [p.as_json() for p in a.persons]} for a in entries]
     replace_file(kit / FILE, json.dumps(listed, indent=1) + "\n")

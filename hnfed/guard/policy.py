@@ -39,6 +39,8 @@ def require_plan(plan: Plan, site: str, policy: Policy) -> None:
     if not own:
         raise PolicyError("phases: none of the plan's phases is for this site")
     _require_sums(plan, site, policy)
+    if policy.weights == "agreed":
+        _require_derivable(plan, site, own)
     _require_organs(plan, policy)
     _require_size(plan, own, policy)
     for phase in own:
@@ -168,6 +170,29 @@ def _require_sums(plan: Plan, site: str, policy: Policy) -> None:
             f"secure_aggregation_sites: {policy.secure_aggregation_sites}, and the plan has "
             f"{len(sites)} sites (the coordinator: add sites to the plan's phases; or write a "
             "smaller number into policy.yaml)"
+        )
+
+
+def _require_derivable(plan: Plan, site: str, own: list[Phase]) -> None:
+    """Weights that a site is to derive itself follow from the seed, sums, and phases it was in."""
+    known = {phase.name: phase for phase in plan.phases}
+    for phase in own:
+        if phase.share != "none" and not plan.federation.secure_aggregation:
+            raise PolicyError(
+                f"weights: agreed, and phase {phase.name} has share: {phase.share} without sums, "
+                "so nothing shows here how its weights were made (the coordinator: "
+                "federation.secure_aggregation=true, with three sites or more; or this site writes "
+                "weights: any into policy.yaml: whoever takes over the coordinator's machine can "
+                "then send weights that make a reply show one CT)"
+            )
+        before = known.get(phase.init)
+        if phase.init == "scratch" or (before is not None and site in before.sites):
+            continue
+        origin = "a file of weights" if before is None else "a phase that this site has no part in"
+        raise PolicyError(
+            f"weights: agreed, and phase {phase.name} has init: {phase.init[:24]}, {origin}, so "
+            "this site cannot tell what made them (the coordinator: begin with scratch, or with a "
+            "phase of this site; or this site writes weights: any into policy.yaml)"
         )
 
 

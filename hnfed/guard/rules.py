@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plans": ("any", "approved"),
     "sandbox": ("required", "preferred"),
     "secure_aggregation": ("allowed", "required"),
+    "weights": ("agreed", "any"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "fewest_cases": (1, 100_000),
@@ -91,6 +92,8 @@ class Policy:
         plans: any, or only those that were approved here.
         approvers: persons who must approve code, and plans.
         sandbox: whether a machine that cannot close the training process in may train.
+        weights: that may be worked with: ``agreed``: those that this site derives itself, from the
+            plan's seed and from what the sites of the sums signed; or ``any``.
         secure_aggregation: ``required``: no weights, counts or scores leave but in a sum over
             sites; ``allowed``: where the plan asks for it.
         secure_aggregation_sites: over how many sites at least, row by row of the head.
@@ -133,6 +136,7 @@ class Policy:
     plans: str = "any"
     approvers: int = 1
     sandbox: str = "required"
+    weights: str = "agreed"
     secure_aggregation: str = "allowed"
     secure_aggregation_sites: int = 3
     secure_aggregation_change: bool = False

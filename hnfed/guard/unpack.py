@@ -1,4 +1,4 @@
-"""What is in a code bundle, read with bounds; and a fresh folder of an approved one.
+"""What is in a app bundle, read with bounds; and a fresh folder of an approved one.
 
 Flower's own installer is not asked: the folder's name is the bundle's SHA-256, never a name that
 the server chose, and what lies in it is compared with the bundle each time before it is used.

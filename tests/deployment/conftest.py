@@ -129,9 +129,10 @@ class Place:
     def kit(self, name: str) -> Kit:
         return read_kit(self.folder / "kits" / name, "server" if name == "server" else "site")
 
-    def be_lenient(self, name: str) -> None:
-        """The site's policy, as these plans need it."""
-        (self.kit(name).folder / "policy.yaml").write_text("\n".join(LENIENT) + "\n")
+    def be_lenient(self, name: str, weights: str = "any") -> None:
+        """The site's policy, as these plans need it: those without sums leave nothing to derive."""
+        lines = [*LENIENT, f"weights: {weights}"]
+        (self.kit(name).folder / "policy.yaml").write_text("\n".join(lines) + "\n")
 
     def write_site(self, name: str, root: Path, path: str = "") -> Path:
         file = self.folder / (path or f"{name}.yaml")

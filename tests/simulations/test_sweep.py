@@ -23,7 +23,7 @@ from hnfed.cli.main import main
 from simulations import sweep as grid_module
 from simulations.cell import mean_dice, wanted
 from simulations.study import read_study
-from simulations.sweep import grid
+from simulations.sweep import grid, list_cells
 from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_a_folder_of_another_plan_is_refused_and_kept(
     assert str(caught.value.value) == str(made / PRETRAIN)
     assert "nothing is deleted" in caught.value.remedy
     assert files_of(made) == before
-    assert grid(study, [override], made, list_only=True) == 0
+    assert list_cells(study, [override], made)[0]["state"] == f"refused: it was made with {told}"
     assert f"refused: it was made with {told}" in capsys.readouterr().out
 
 

@@ -344,3 +344,14 @@ def test_no_spelling_of_an_interpolation_passes_in_a_file(tmp_path: Path, line: 
 def test_what_is_no_plan_is_a_user_error(text: str) -> None:
     with pytest.raises(UserError):
         plan_from_json(text)
+
+
+def test_the_same_text_is_read_once_and_nobody_changes_what_it_gives() -> None:
+    text = plan_json(load("smoke", [])[0].plan)
+    first = plan_from_json(text)
+    assert plan_from_json(text) is first
+    assert plan_json(first) == text
+    wrong = text.replace('"seed":0', '"seed":"no"')
+    for _ in range(2):  # an error is not remembered as a plan
+        with pytest.raises(UserError, match="seed"):
+            plan_from_json(wrong)

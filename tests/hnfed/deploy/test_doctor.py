@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 from core.plan.load import load
-from hnfed.deploy.doctor import FAIL, PASS, WARN, Check, clock, examine, report
+from hnfed.deploy.doctor import (
+    FAIL,
+    PASS,
+    WARN,
+    Check,
+    _allowed,
+    _ends_soon,
+    clock,
+    examine,
+    report,
+)
 from hnfed.deploy.memory_probe import Rehearsal
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.kit import SERVER, Kit, read_kit
@@ -39,6 +52,22 @@ def test_a_site_learns_what_is_missing(kits: Path) -> None:
     assert all(check.remedy for check in found.values() if check.state != PASS)
 
 
+def test_whose_weights_a_site_works_with(kits: Path) -> None:
+    kit = read_kit(kits / "nyu", "site")
+    found = states("site", kit)["weights"]
+    assert (found.state, "0 other sites confirmed" in found.detail) == (WARN, True)
+    plan = load("openkbp")[0].plan
+    first = replace(plan.phases[0], sites=["nyu", "miccai"])
+    shared = replace(plan, phases=[first])
+    assert _allowed(kit, shared).detail.startswith("refuses: weights: agreed")
+    (kit.folder / "policy.yaml").write_text("weights: any\n")
+    found = states("site", kit)["weights"]
+    assert (found.state, "one CT" in found.detail) == (WARN, True)
+    assert _allowed(kit, shared).state == PASS
+    (kit.folder / "policy.yaml").write_text("weights: some\n")
+    assert states("site", kit)["weights"].state == _allowed(kit, shared).state == FAIL
+
+
 def test_open_keys_and_changed_files(kits: Path) -> None:
     folder = kits / "nyu"
     (folder / "node.key").chmod(0o644)
@@ -61,13 +90,33 @@ def test_a_servers_certificate(kits: Path) -> None:
     assert "fed.example.org" in found["certificate"].detail
 
 
+def test_a_certificate_for_a_month_is_no_warning_on_its_first_day(tmp_path: Path) -> None:
+    federation = Federation("hn", "fed.example.org", 1234, 1235, ("nyu",), 30)
+    provision(federation, tmp_path / "kits")
+    for role in (SERVER, "site"):
+        folder = tmp_path / "kits" / ("server" if role == SERVER else "nyu")
+        assert states(role, read_kit(folder, role))["certificate"].state == PASS
+
+
+@pytest.mark.parametrize(
+    ("whole", "left", "soon"), [(365, 29, True), (365, 31, False), (30, 6, True), (30, 9, False)]
+)
+def test_what_ends_soon(whole: int, left: int, soon: bool) -> None:
+    now = datetime.now(UTC)
+    end = now + timedelta(days=left, hours=1)
+    made = SimpleNamespace(
+        not_valid_before_utc=end - timedelta(days=whole), not_valid_after_utc=end
+    )
+    assert _ends_soon(made) is soon
+
+
 def test_without_a_kit(capsys: pytest.CaptureFixture[str]) -> None:
     checks = list(examine("site"))
     assert checks[-1].state == WARN
-    assert report(iter([Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")])) == 1
+    told = [Check("a", PASS, "x"), Check("b", FAIL, "y", "do z")]
+    assert list(report(iter(told))) == told
     out = capsys.readouterr().out
     assert "-> do z" in out
-    assert report(iter([Check("a", WARN, "x", "w")])) == 0
 
 
 def test_tracking_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.client.conftest import tiny_phase, tiny_plan, write_case
 
 ORGANS = ("Brainstem", "Parotid_L")
 LENIENT = (
-    "min_cell: 1", "fewest_cases: 1", "fewest_cases_organ: 1", "fewest_steps: 1",
+    "weights: any", "min_cell: 1", "fewest_cases: 1", "fewest_cases_organ: 1", "fewest_steps: 1",
     "least_augmentation: 0", "fewest_voxels_channel: 1", "models: any", "largest_clip_norm: 1000",
     "longest_s: 600",
 )  # fmt: skip

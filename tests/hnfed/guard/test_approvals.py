@@ -54,7 +54,7 @@ def digest_of(content: bytes) -> str:
 def test_unapproved_code_is_kept_and_refused(kit: Kit) -> None:
     content = bundle(a__py="print(1)\n")
     digest = digest_of(content)
-    with pytest.raises(NotApprovedError, match=f"code bundle {digest[:16]} is not approved"):
+    with pytest.raises(NotApprovedError, match=f"app bundle {digest[:16]} is not approved"):
         require_approved(content, kit, POLICY)
     first, second = candidates(kit)
     assert (first.digest, first.content, first.sent, first.own) == (digest, content, True, False)

@@ -15,11 +15,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from core.metrics.scores import OrganSum
 from core.plan.schema import Phase
 from core.secure.hello import Hello, require_signed
-from core.secure.layout import flat, summed, tallied, travelling
-from core.secure.masked_sum import NUMBER_BITS, UPDATE_BITS, opened
+from core.secure.layout import (
+    Opened,
+    counted,
+    flat,
+    following,
+    longest,
+    summed,
+    tallied,
+    travelling,
+    weight_segments,
+)
+from core.secure.masked_sum import NUMBER_BITS, UPDATE_BITS, Evidence, opened
 from core.wire.messages import Description, Header, Order, Result
 from core.wire.partition import fingerprint, start_state
-from core.wire.state import unpacked
+from core.wire.state import packed, unpacked
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit, read_kit
@@ -30,7 +40,7 @@ from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import read_receipts
 from hnfed.guard.rules import Policy
 from tests.client.conftest import tiny_phase, tiny_plan
-from tests.hnfed.guard.conftest import ORGANS, Hospital
+from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital
 
 SITES = ["east", "north", "west"]
 
@@ -43,7 +53,9 @@ def secure_phase() -> Phase:
 def clinic(tmp_path: Path, patients: Path, own_bundle: bytes) -> Hospital:
     plan = tiny_plan(secure_phase())
     federation = replace(plan.federation, secure_aggregation=True)
-    return Hospital(tmp_path, patients, own_bundle, replace(plan, federation=federation))
+    made = Hospital(tmp_path, patients, own_bundle, replace(plan, federation=federation))
+    made.policy(*(r for r in LENIENT if r != "weights: any"))
+    return made
 
 
 @pytest.fixture
@@ -160,6 +172,53 @@ def test_only_the_sum_over_all_sites_can_be_read(
     assert (clinic.house.guard / "sums").stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in kept if path.suffix == ".json")
     assert "key" in json.loads(next(p for p in kept if len(p.stem) == 32).read_text())
+
+
+def test_the_next_round_needs_what_all_sites_signed(
+    clinic: Hospital, others: dict[str, Kit], tmp_path: Path
+) -> None:
+    """Through the whole guard: nothing of other weights comes behind the walls."""
+    rest = {s: Other(clinic, kit, s, tmp_path / "states") for s, kit in others.items()}
+    query = Order("r-000001", "", 0, "", fingerprint=fingerprint())
+    hellos = {s: o.describe(query)[0]["hello"] for s, o in rest.items()}
+    hellos["north"] = clinic.ask("query").config["hello"]
+    assert Hello.read(hellos["north"]).evidence
+    order = Order("r-000001", "p", 1, "train", fingerprint=fingerprint(), attempt="a1",
+                  peers=[hellos[s] for s in SITES], weights=[5.0, 5.0, 5.0])  # fmt: skip
+    start = clinic.start()
+    crafted = unpacked(start)
+    crafted[min(crafted)].view(-1)[0] += 0.01
+    said = clinic.ask("train", order.to_config(), arrays=packed(crafted))
+    assert said.code == "E_WEIGHTS"
+    assert "its start is not what the plan's seed gives" in clinic.said[-1]
+    mine = clinic.ask("train", order.to_config(), arrays=start)
+    assert mine.code == "OK", clinic.log
+    told = {s: o.train(order, start) for s, o in rest.items()}
+    told["north"] = (mine.config, mine.metrics, mine.parcel)
+    phase, places = clinic.plan.phases[0], counted(len(ORGANS))
+    evidence = Evidence(
+        np.stack([unpacked(told[s][2])["masked"].numpy().view(np.uint32) for s in SITES]),
+        np.stack([words(told[s][1])[places] for s in SITES]),
+        tuple(bytes.fromhex(told[s][0]["signed"]) for s in SITES),
+    )
+    numbers = opened(list(evidence.counts), NUMBER_BITS)
+    what = travelling(clinic.plan, phase)
+    segments = weight_segments(clinic.plan, phase, {s: Hello.read(h) for s, h in hellos.items()},
+                               what)  # fmt: skip
+    found = Opened(opened(list(evidence.words), UPDATE_BITS), order.weights, [5, 5, 5])
+    after, _ = following(unpacked(start), what, segments, found)
+    guards = clinic.plan.federation.guards
+    then = replace(order, round=2, attempt="a2",
+                   longest=longest(numbers[-1], 3, guards.norm_factor))  # fmt: skip
+    assert clinic.ask("train", then.to_config(), arrays=packed(after)).code == "E_WEIGHTS"
+    parcel = evidence.to_parcel()
+    other = {n: t + 1e-6 for n, t in after.items()}
+    said = clinic.ask("train", then.to_config(), arrays=packed(other), evidence=parcel)
+    assert said.code == "E_WEIGHTS"
+    assert said.parcel == b""
+    assert "not what the sites' signed parts add up to" in clinic.said[-1]
+    said = clinic.ask("train", then.to_config(), arrays=packed(after), evidence=parcel)
+    assert said.code == "OK", clinic.log
 
 
 def test_a_policy_that_requires_sums_refuses_a_plan_without(clinic: Hospital) -> None:

@@ -22,6 +22,7 @@ from unittest import mock
 import pytest
 
 from core.plan.schema import Train
+from core.wire.messages import WIRE
 from core.wire.state import packed
 from hnfed.deploy.node import Voice, alone
 from hnfed.guard import closed, node
@@ -60,7 +61,11 @@ def bundle_of(**files: str) -> bytes:
 
 def bundle_that(body: str) -> bytes:
     lines = "\n".join("    " + line for line in body.strip("\n").splitlines())
-    files = {"client/__init__.py": "", "core/__init__.py": "", "core/wire/messages.py": ""}
+    files = {
+        "client/__init__.py": "",
+        "core/__init__.py": "",
+        "core/wire/messages.py": f"WIRE = {WIRE}\n",
+    }
     return bundle_of(**files, **{"client/app.py": APP.format(body=lines)})
 
 

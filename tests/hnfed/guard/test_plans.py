@@ -86,7 +86,7 @@ def test_what_waits_is_bounded_and_is_what_its_name_says(tmp_path: Path) -> None
 
 
 def test_the_words_say_what_leaves_in_numbers() -> None:
-    lines = in_words(PLAN, "nyu", Policy())
+    lines = in_words(PLAN, "nyu", Policy(weights="any"))
     text = "\n".join(lines)
     assert plan_hash(PLAN) in lines[0]
     assert "policy.yaml allows it" in text
@@ -103,8 +103,16 @@ def test_the_words_say_what_leaves_in_numbers() -> None:
     assert "leaves: no weight; scores by organ, emptied where fewer than 11 cases" in text
     assert "weights trained here for here" in text
     assert "policy.yaml refuses it: organs" in "\n".join(
-        in_words(PLAN, "nyu", Policy(organs=("Larynx",)))
+        in_words(PLAN, "nyu", Policy(weights="any", organs=("Larynx",)))
     )
+
+
+def test_the_words_say_whose_weights_are_worked_with() -> None:
+    trusting = "\n".join(in_words(PLAN, "nyu", Policy(weights="any")))
+    assert "make a reply show one CT (policy.yaml: weights: any" in trusting
+    own = "\n".join(in_words(PLAN, "nyu", Policy()))
+    assert "policy.yaml refuses it: weights: agreed" in own
+    assert "no weights but those that this machine derives itself" in own
 
 
 def test_words_of_a_plan_do_not_reach_the_terminal_as_they_are() -> None:

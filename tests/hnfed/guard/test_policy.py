@@ -26,6 +26,7 @@ from hnfed.guard.policy import Policy, PolicyError, augmentation, read_policy, r
 from hnfed.guard.rules import RANGES
 
 ORGANS = ["Brainstem", "Parotid_L"]
+OPEN = Policy(weights="any")  # for plans of two sites, or without sums
 
 
 def plan(*phases: Phase, **changes: Any) -> Plan:
@@ -63,7 +64,7 @@ def test_what_is_left_out_has_the_kits_value(tmp_path: Path) -> None:
      "sandbox: off", "secure_aggregation: true", "secure_aggregation_sites: 2", "fewest_cases: 8.5",
      "fewest_cases: true", "largest_lr: .nan", "largest_lr: -1", "optimizers: [lion]",
      "smallest_lr: 0.5", "plan_aliases: 0", "least_augmentation: 2", "models: [1]",
-     "scores: no", "counts: off", "min_cell: 1e9", "gpu_memory_share: 0"],
+     "weights: yes", "scores: no", "counts: off", "min_cell: 1e9", "gpu_memory_share: 0"],
 )  # fmt: skip
 def test_nothing_runs_under_a_doubtful_policy(tmp_path: Path, text: str) -> None:
     (tmp_path / "policy.yaml").write_text(text + "\n")
@@ -80,26 +81,26 @@ def test_every_number_has_a_range() -> None:
 
 
 def test_a_plan_of_the_shipped_kind_passes() -> None:
-    require_plan(plan(), "nyu", Policy())
+    require_plan(plan(), "nyu", OPEN)
 
 
 def test_the_policy_comes_before_everything() -> None:
     """M1: a plan none of whose phases names the site had its organs prepared and counted."""
     others = plan(phase(sites=["miccai"]))
     with pytest.raises(PolicyError, match="phases: none"):
-        require_plan(others, "nyu", Policy())
+        require_plan(others, "nyu", OPEN)
     mixed = plan(phase("a", organs=["Larynx"]), phase("b", sites=["miccai"]))
     with pytest.raises(PolicyError, match="organs: Brainstem, Parotid_L"):
-        require_plan(mixed, "nyu", Policy(organs=("Larynx",)))
+        require_plan(mixed, "nyu", Policy(weights="any", organs=("Larynx",)))
 
 
 def test_a_plans_own_spellings_are_refused() -> None:
     """They would widen `organs`, and tell which structure names exist."""
     wide = plan(organs={"Brainstem": {"aliases": ["Secret study ROI"]}})
     with pytest.raises(PolicyError, match=r"plan_aliases: .*Brainstem"):
-        require_plan(wide, "nyu", Policy(organs=tuple(ORGANS)))
-    require_plan(wide, "nyu", Policy(plan_aliases=True))
-    require_plan(plan(organs={"Brainstem": {"colour": [1, 2, 3]}}), "nyu", Policy())
+        require_plan(wide, "nyu", Policy(weights="any", organs=tuple(ORGANS)))
+    require_plan(wide, "nyu", Policy(weights="any", plan_aliases=True))
+    require_plan(plan(organs={"Brainstem": {"colour": [1, 2, 3]}}), "nyu", OPEN)
 
 
 BAD: dict[str, Callable[[], Plan]] = {
@@ -143,11 +144,11 @@ def test_what_goes_beyond_the_policy_is_refused_by_its_key(key: str) -> None:
         "fewest_local_epochs": {"fewest_local_epochs": 2},
     }
     with pytest.raises(PolicyError, match=f"^({key}|smallest_lr, {key})"):
-        require_plan(BAD[key](), "nyu", replace(Policy(), **stricter.get(key, {})))
+        require_plan(BAD[key](), "nyu", replace(OPEN, **stricter.get(key, {})))
 
 
 def test_momentum_is_bounded_where_sgd_is_allowed() -> None:
-    policy = Policy(optimizers=("sgd",), largest_momentum=0.9)
+    policy = Policy(weights="any", optimizers=("sgd",), largest_momentum=0.9)
     with pytest.raises(PolicyError, match="largest_momentum"):
         require_plan(plan(train=Train(optimizer="sgd", momentum=0.99)), "nyu", policy)
     require_plan(plan(train=Train(optimizer="sgd", momentum=0.9)), "nyu", policy)
@@ -160,7 +161,7 @@ def test_momentum_is_bounded_where_sgd_is_allowed() -> None:
 def test_what_sends_no_weights_needs_no_floor(changes: dict[str, Any]) -> None:
     own = phase(share="none", **changes)
     made = plan(own, train=Train(optimizer="sgd", clip_norm=0.0), augment=Augment(enabled=False))
-    require_plan(replace(made, federation=Federation(min_cell=1)), "nyu", Policy())
+    require_plan(replace(made, federation=Federation(min_cell=1)), "nyu", OPEN)
 
 
 def test_a_weak_deformation_is_none() -> None:
@@ -178,7 +179,11 @@ def sites_of(name: str) -> list[tuple[Plan, str]]:
 
 @pytest.mark.parametrize(
     ("name", "line"),
-    [("openkbp", {}), ("smoke", {}), ("demo", {"least_augmentation": 0.05})],
+    [
+        ("openkbp", {"weights": "any"}),
+        ("smoke", {"weights": "any"}),
+        ("demo", {"weights": "any", "least_augmentation": 0.05}),
+    ],
 )
 def test_shipped_plans_pass_with_the_line_that_the_docs_name(
     name: str, line: dict[str, Any]
@@ -186,8 +191,9 @@ def test_shipped_plans_pass_with_the_line_that_the_docs_name(
     for made, site in sites_of(name):
         require_plan(made, site, replace(Policy(), **line))
         for key in line:
+            others = {k: v for k, v in line.items() if k != key}
             with pytest.raises(PolicyError, match=f"^{key}"):
-                require_plan(made, site, Policy())
+                require_plan(made, site, replace(Policy(), **others))
     text = Path("docs/privacy.md").read_text(encoding="utf-8")
     for key, value in line.items():
         assert f"`{key}: {value}`" in text
@@ -196,4 +202,22 @@ def test_shipped_plans_pass_with_the_line_that_the_docs_name(
 def test_twelve_cases_of_the_constrictors_pass() -> None:
     organs = [f"Musc_Constrict_{level}" for level in "SMI"]
     own = phase("pcm", organs=organs, freeze="encoder", share="none", max_cases=12)
-    require_plan(plan(phase("first"), own), "nyu", Policy())
+    require_plan(plan(phase("first"), own), "nyu", OPEN)
+
+
+def test_weights_that_a_site_cannot_derive_are_refused_with_the_remedy() -> None:
+    sites = ["a", "b", "nyu"]
+    shared, sums = phase(sites=sites), Federation(secure_aggregation=True)
+    require_plan(plan(shared, federation=sums), "nyu", Policy())
+    with pytest.raises(PolicyError, match=r"^weights: .*secure_aggregation=true.*weights: any"):
+        require_plan(plan(shared), "nyu", Policy())
+    own = {"name": "own", "share": "none"}
+    require_plan(plan(shared, phase(init="p", **own), federation=sums), "nyu", Policy())
+    require_plan(plan(phase(**own)), "nyu", Policy())
+    file = phase(init="sha256:" + "0" * 64, **own)
+    with pytest.raises(PolicyError, match=r"^weights: .*init: sha256:0.*a file of weights"):
+        require_plan(plan(file), "nyu", Policy())
+    elsewhere = [phase(sites=["a", "b", "c"]), phase(init="p", **own)]
+    with pytest.raises(PolicyError, match=r"^weights: .*init: p, a phase that this site has no"):
+        require_plan(plan(*elsewhere, federation=sums), "nyu", Policy())
+    require_plan(plan(*elsewhere, federation=sums), "nyu", OPEN)

@@ -18,7 +18,7 @@ def secure_plan(*, secure: bool, sites: int = 3) -> Plan:
 def test_sums_can_be_forced() -> None:
     forced = Policy(secure_aggregation="required")
     require_plan(secure_plan(secure=True), "s0", forced)
-    require_plan(secure_plan(secure=False), "s0", Policy())
+    require_plan(secure_plan(secure=False), "s0", Policy(weights="any"))
     with pytest.raises(PolicyError, match=r"secure_aggregation: required.*the coordinator"):
         require_plan(secure_plan(secure=False), "s0", forced)
 

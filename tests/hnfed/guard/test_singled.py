@@ -6,9 +6,12 @@ more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from benchmarks.inversion import CASES, LEAST
 from benchmarks.inversion_attacks import (
@@ -32,8 +35,19 @@ from benchmarks.inversion_singled import (
 from core.data.cached_case import Entry
 from core.metrics.scores import organ_sums
 from core.training.engine import validate
-from core.wire.partition import load_state, network
-from hnfed.guard.policy import Policy, require_entries, require_order, require_plan
+from core.wire.messages import Order
+from core.wire.partition import load_state, network, parts_of, start_state, state_hash
+from core.wire.state import packed
+from hnfed.guard.order import Asked
+from hnfed.guard.policy import (
+    Policy,
+    PolicyError,
+    require_entries,
+    require_order,
+    require_plan,
+)
+from hnfed.guard.weights import WeightsError, require_weights
+from hnfed.guard.weights_record import record_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +63,7 @@ def moved(reply: Reply) -> float:
 def test_weights_that_single_a_case_out_pass_every_floor_and_show_it(own: list[Entry]) -> None:
     plan = singling_plan(LEAST)
     phase = plan.phases[0]
-    require_plan(plan, "site", Policy())
+    require_plan(plan, "site", Policy(weights="any"))
     require_entries(Policy(), plan, phase, 1, own)
     require_order(Policy(), plan, phase, order_of(plan, FREQUENCIES))
     last = max(openings(plan, own))  # found by asking, from above
@@ -59,6 +73,31 @@ def test_weights_that_single_a_case_out_pass_every_floor_and_show_it(own: list[E
     assert max(found) > 0.8, found
     shut = reply_of(plan, own, singling(plan, last + 0.1), weights_of(plan))
     assert moved(shut) < 0.2 * moved(reply), "which tells that no case opened"
+
+
+def test_the_default_policy_refuses_them_with_sums_and_without(
+    own: list[Entry], tmp_path: Path
+) -> None:
+    """A site that derives the weights itself works with none that were made for it."""
+    plan = singling_plan(LEAST)
+    with pytest.raises(PolicyError, match=r"^weights: agreed"):
+        require_plan(plan, "site", Policy())
+    phase = replace(plan.phases[0], sites=["north", "site", "west"])
+    sums = replace(plan.federation, secure_aggregation=True)
+    plan = replace(plan, phases=[phase], federation=sums)
+    require_plan(plan, "site", Policy())
+    parts = parts_of(network(plan, phase), plan, phase)
+
+    def sent(state: Mapping[str, Tensor]) -> bool:
+        base = {n: state[n] for n in parts.base}
+        order = Order("r", phase.name, 1, "train", base_hash=state_hash(base))
+        asked = Asked("train", "site", "r", plan, order, phase)
+        records = {"arrays": packed({n: state[n] for n in parts.shared}), "base": packed(base)}
+        return require_weights(asked, records, None, record_of(tmp_path, "r", print))
+
+    with pytest.raises(WeightsError, match="not what the plan's seed gives"):
+        sent(singling(plan, max(openings(plan, own))))
+    assert sent(start_state(plan, phase, None))
 
 
 def test_share_none_and_no_scores_is_what_meets_them(own: list[Entry]) -> None:
