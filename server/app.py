@@ -24,12 +24,12 @@ from core.wire.checkpoint import load, load_meta
 from core.wire.messages import Description
 from core.wire.partition import fingerprint, require_same_input
 from server.dispatch import RunFailed, RunIncomplete, quorum_of
-from server.enrolment import bounds_of, call_roster, require_same_split
+from server.enrolment import call_roster, require_same_split
 from server.plainly import speak_plainly
 from server.progress import State
 from server.record import Recorder, tell
 from server.round_record import told_mean
-from server.rounds import PhaseRun
+from server.rounds import Parties, PhaseRun, Start
 from server.run_folder import LOCK, completed
 from server.secure_start import secure_start
 
@@ -172,12 +172,9 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
     )
     nodes, described = call_roster(
         grid,
-        plan.site_names,
-        bounds=bounds_of(plan),
+        plan,
         run=recorder.run,
         fingerprint=code,
-        join_s=plan.federation.query_timeout_s,
-        prepare_s=plan.federation.prepare_timeout_s,
         say=recorder.say,
         seen=recorder.receipts.seen,
     )
@@ -185,6 +182,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
         _introduce(description, plan, recorder)
     _require_annotated(plan, described)
     secure = secure_start(grid, plan, nodes, described, code, recorder)
+    parties = Parties(grid, plan, recorder, nodes, described, code, secure, whole)
     weights: dict[str, tuple[State, list[str]]] = {}
     splits: dict[str, dict[str, str]] = {}
     for phase in plan.phases:
@@ -213,18 +211,13 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
         if phase.init not in splits:
             splits[phase.init] = _checked_splits(plan, phase, recorder, described)
         run = PhaseRun(
-            grid,
-            plan,
+            parties,
             phase,
-            recorder,
-            nodes,
-            described,
-            code,
-            _previous(plan, phase, recorder, weights),
-            _starts_at_site(plan, phase),
-            splits[phase.init],
-            secure,
-            whole=whole,
+            Start(
+                _previous(plan, phase, recorder, weights),
+                _starts_at_site(plan, phase),
+                splits[phase.init],
+            ),
         )
         splits[phase.name] = dict(run.meta["splits"])
         best_state, block = run.run(resume)

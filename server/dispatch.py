@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from core.plan.schema import Federation, Phase, Plan
 from core.plan.secure import ALL
 from core.secure.layout import EVIDENCE, Sum, Travelling
-from core.wire.messages import FINAL, OF_THE_PLAN, Description, Order
+from core.wire.messages import FINAL, OF_THE_PLAN, Description, Header, Order
 from core.wire.partition import size_bytes, state_hash
 from core.wire.state import packed
-from server.exchange import Exchange, exchange, record_of
+from server.exchange import Call, Exchange, exchange, record_of
 from server.guards import AWAY, Accepted, Rejected, inspect
 from server.progress import Progress, State
 from server.record import Recorder, tell
@@ -304,16 +304,14 @@ class Correspondence:
                 }
             )
         federation = self.plan.federation
-        train = kind == "train"
+        timeout_s = federation.round_timeout_s
+        if kind == "train":
+            timeout_s = deadline(federation, progress.slowest)
         done = exchange(
             self.grid,
             contents,
             self.nodes,
-            kind=kind,
-            group=self.phase.name,
-            timeout_s=deadline(federation, progress.slowest)
-            if train
-            else federation.round_timeout_s,
+            Call(kind, self.phase.name, timeout_s),
             base=(lambda: record_of(packed(self.base))) if self.base else None,
             seen=self.recorder.receipts.seen,
         )
@@ -333,10 +331,7 @@ class Correspondence:
         for site in asked:
             verdict = inspect_masked(
                 done.replies.get(site),
-                site=site,
-                run=self.recorder.run,
-                phase=self.phase.name,
-                round_=round_,
+                Header(site, self.recorder.run, self.phase.name, round_),
                 words=words if task == "train" else 0,
                 numbers=number_length(self.secure, self.phase, task),
             )
@@ -381,10 +376,8 @@ class Correspondence:
         for site in asked:
             verdict = inspect(
                 done.replies.get(site),
-                site=site,
-                run=self.recorder.run,
-                phase=self.phase,
-                round_=round_,
+                Header(site, self.recorder.run, self.phase.name, round_),
+                self.phase,
                 expected=expected,
                 guards=self.plan.federation.guards,
                 cases=self.described[site].cases,

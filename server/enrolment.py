@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.organs.volumes import VOLUME_ML
 from core.plan.schema import Phase, Plan
 from core.wire.messages import CODES, OK, Description
-from server.exchange import exchange
+from server.exchange import Call, exchange
 from server.guards import error_words, known_code
 from server.record import tell
 from server.strategy import HEADER, METRICS, ORDER
@@ -54,13 +54,10 @@ def bounds_of(plan: Plan) -> Bounds:
 
 def call_roster(
     grid: Grid,
-    sites: Sequence[str],
+    plan: Plan,
     *,
-    bounds: Bounds,
     run: str,
     fingerprint: str,
-    join_s: float,
-    prepare_s: float,
     say: Say,
     seen: Callable[[str, Message], None] | None = None,
 ) -> tuple[dict[str, int], dict[str, Description]]:
@@ -68,12 +65,10 @@ def call_roster(
 
     Args:
         grid: Flower's grid.
-        sites: the names that the plan wants.
-        bounds: of what sites may say of themselves.
+        plan: names the sites; how long to wait for one to appear (not for one that came and cannot
+            take part), and how long it may take to answer.
         run: of this run.
         fingerprint: of the server's `core`.
-        join_s: how long to wait for a site to appear; not for one that came and cannot take part.
-        prepare_s: how long a site may take to answer.
         say: journal.
         seen: called with each reply, and the site that it is of.
 
@@ -86,7 +81,8 @@ def call_roster(
     refused: set[str] = set()
     asked: set[int] = set()
     silent = 0
-    deadline = time.monotonic() + join_s
+    sites, bounds = plan.site_names, bounds_of(plan)
+    deadline = time.monotonic() + plan.federation.query_timeout_s
     while missing := set(sites) - set(nodes) - refused:
         fresh = sorted(set(grid.get_node_ids()) - asked)
         if not fresh:
@@ -102,9 +98,7 @@ def call_roster(
             grid,
             {name: RecordDict({ORDER: order}) for name in names},
             names,
-            kind="query",
-            group="roster",
-            timeout_s=prepare_s,
+            Call("query", "roster", plan.federation.prepare_timeout_s),
         )
         for name, node in names.items():
             verdict = _admit(done.replies.get(name), sites, nodes, bounds, fingerprint)

@@ -36,14 +36,27 @@ class Exchange:
     lasted: float = 0.0
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the messages of an exchange have in common.
+
+    Attributes:
+        kind: message type, such as ``train``.
+        group: label of the round.
+        timeout_s: deadline for the whole exchange.
+    """
+
+    kind: str
+    group: str
+    timeout_s: float
+
+
 def exchange(
     grid: Grid,
     contents: Mapping[str, RecordDict],
     nodes: Mapping[str, int],
+    call: Call,
     *,
-    kind: str,
-    group: str,
-    timeout_s: float,
     base: Callable[[], ArrayRecord] | None = None,
     seen: Callable[[str, Message], None] | None = None,
 ) -> Exchange:
@@ -56,9 +69,7 @@ def exchange(
         grid: Flower's grid.
         contents: what to send, by site.
         nodes: node id by site.
-        kind: message type, such as ``train``.
-        group: label of the round.
-        timeout_s: deadline for the whole exchange.
+        call: of what kind, and by when.
         base: makes the base's arrays, if the phase has a base.
         seen: called with each reply and its site, those that ask for the base too.
     """
@@ -67,7 +78,9 @@ def exchange(
     waiting: dict[str, str] = {}
 
     def push(site: str, content: RecordDict) -> None:
-        message = Message(content, nodes[site], kind, group_id=group, ttl=timeout_s + 60.0)
+        message = Message(
+            content, nodes[site], call.kind, group_id=call.group, ttl=call.timeout_s + 60.0
+        )
         begun = time.monotonic()
         (identifier,) = list(grid.push_messages([message]))
         done.moving += time.monotonic() - begun
@@ -83,7 +96,7 @@ def exchange(
         begun = time.monotonic()
         replies = list(grid.pull_messages(list(waiting)))
         pulled = time.monotonic() - begun if replies else pulled
-        if not replies and time.monotonic() - started >= timeout_s:
+        if not replies and time.monotonic() - started >= call.timeout_s:
             break
         for reply in replies:
             site = waiting.pop(reply.metadata.reply_to_message_id, "")

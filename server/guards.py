@@ -51,11 +51,9 @@ class Rejected:
 
 def inspect(
     reply: Message | None,
-    *,
-    site: str,
-    run: str,
+    asked: Header,
     phase: Phase,
-    round_: int,
+    *,
     expected: Mapping[str, Tensor],
     guards: Guards,
     cases: tuple[int, int, int],
@@ -64,10 +62,8 @@ def inspect(
 
     Args:
         reply: as Flower brought it; None where none came.
-        site: that was asked.
-        run: of the order.
+        asked: site, run, phase and round of the order.
         phase: of the order.
-        round_: of the order.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
         cases: training, validation and test cases that the site described; -1 where it told none.
@@ -84,7 +80,7 @@ def inspect(
         result = Result.from_metrics(_one(reply, METRICS, MetricRecord), phase.organs)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return Rejected("E_SCHEMA", f"header or metrics ({type(error).__name__})")
-    if (header.site, header.run, header.phase, header.round) != (site, run, phase.name, round_):
+    if not header.answers(asked):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
     wrong = _numbers(result, guards, cases)
     verdict = wrong or _with_state(reply, header, result, expected, cases[0] < 0)

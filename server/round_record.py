@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from core.plan.schema import LOSS_TERMS, LOSSES, Phase, Plan
@@ -14,11 +15,24 @@ from server.progress import Progress
 from server.record import mean_of
 
 
+@dataclass(frozen=True)
+class Replies:
+    """What came back in a round.
+
+    Attributes:
+        exchange: bytes and seconds.
+        accepted: replies by site.
+        rejected: reason codes by site.
+    """
+
+    exchange: Exchange
+    accepted: Mapping[str, Accepted]
+    rejected: Mapping[str, str]
+
+
 def round_event(
     phase: Phase,
-    done: Exchange,
-    good: Mapping[str, Accepted],
-    rejected: Mapping[str, str],
+    replies: Replies,
     progress: Progress,
     *,
     scored: int,
@@ -36,14 +50,13 @@ def round_event(
 
     Args:
         phase: of the round.
-        done: the exchange: bytes and seconds.
-        good: accepted replies by site.
-        rejected: reason codes by site.
+        replies: of the round.
         progress: after the round.
         scored: round of the weights that the val scores belong to (D4).
         seconds: of the whole round.
         min_cell: smallest number of cases that is published.
     """
+    done, good, rejected = replies.exchange, replies.accepted, replies.rejected
     sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
     losses = [r.result.loss for r in good.values() if r.result.loss]
     slowest = max((done.seconds[s] for s in good), default=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -26,12 +27,11 @@ from core.wire.state import beyond
 from server.aggregate import Federated, aggregate
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
-from server.exchange import Exchange
 from server.guards import Accepted
 from server.norm_clipping import limit
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
-from server.round_record import best_round, published_weights, round_event, round_line
+from server.round_record import Replies, best_round, published_weights, round_event, round_line
 from server.score_outliers import repeated, standing_out, words
 from server.secure_round import (
     Masked,
@@ -44,27 +44,54 @@ from server.secure_round import (
 from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
 
 
+@dataclass(frozen=True)
+class Parties:
+    """Who takes part in a run.
+
+    Attributes:
+        grid: Flower's.
+        plan: what is run.
+        recorder: of the run.
+        nodes: node id by site.
+        described: what each site said of itself.
+        fingerprint: of the code that the sites must have.
+        secure: who takes part in sums; None where the plan does not ask for them.
+        whole: whether no site may stay away, as in a simulation.
+    """
+
+    grid: Grid
+    plan: Plan
+    recorder: Recorder
+    nodes: Mapping[str, int]
+    described: Mapping[str, Description]
+    fingerprint: str
+    secure: Secure | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a phase begins with.
+
+    Attributes:
+        previous: weights and organs of the phase (or file) before it; None for scratch.
+        at_sites: whether each site begins with weights of its own.
+        splits: keyed hash of each site's split, of the phases before.
+    """
+
+    previous: tuple[State, list[str]] | None
+    at_sites: bool
+    splits: Mapping[str, str]
+
+
 class PhaseRun:
     """One phase of one run, from its start weights to its metrics block."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        plan: Plan,
-        phase: Phase,
-        recorder: Recorder,
-        nodes: Mapping[str, int],
-        described: Mapping[str, Description],
-        fingerprint: str,
-        previous: tuple[State, list[str]] | None,
-        local_start: bool,
-        inherited: Mapping[str, str],
-        secure: Secure | None = None,
-        whole: bool = False,
-    ) -> None:
-        self.plan = plan
+    def __init__(self, parties: Parties, phase: Phase, start: Start) -> None:
+        self.plan = plan = parties.plan
         self.phase = phase
-        self.recorder = recorder
+        self.recorder = parties.recorder
+        described, nodes = parties.described, parties.nodes
         self.described = {s: described[s] for s in phase.sites if s in described}
         self.nodes = {s: nodes[s] for s in sorted(phase.sites) if s in nodes}
         model = network(plan, phase)
@@ -73,33 +100,33 @@ class PhaseRun:
         heads = [n for n in head_rows(model) if n in self.parts.shared]
         self.federated = Federated(plan, phase, self.described, heads)
         self.moments: Moments = {}  # what the strategy carries to the next round
-        self.start = start_state(plan, phase, previous)
+        self.start = start_state(plan, phase, start.previous)
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
-        self.secure = None if self.personal else secure
+        self.secure = None if self.personal else parties.secure
         self.travelling = travelling(plan, phase) if self.secure else None
-        self.store = recorder.store(phase.name)
+        self.store = self.recorder.store(phase.name)
         self.event: dict[str, Any] = {}  # of the last committed round
         self.evidence = b""  # of that round, where a site asks for it
         voxels, totals = self._frequencies()
         self.sites = Correspondence(
-            grid,
+            parties.grid,
             plan,
             phase,
-            recorder,
+            self.recorder,
             self.nodes,
             self.described,
-            fingerprint,
+            parties.fingerprint,
             shared=self.parts.shared,
-            base={} if local_start else {n: self.start[n] for n in self.parts.base},
+            base={} if start.at_sites else {n: self.start[n] for n in self.parts.base},
             keeps=bool(self.parts.personal),
             voxels=voxels,
             totals=totals,
             secure=self.secure,
             travelling=self.travelling,
-            whole=whole,
+            whole=parties.whole,
         )
-        self.meta = self._meta(inherited)
+        self.meta = self._meta(start.splits)
 
     def run(self, resume: bool) -> tuple[State, dict[str, Any]]:
         """Runs the phase to its end.
@@ -241,7 +268,7 @@ class PhaseRun:
         factors = list(progress.organ_factors)
         rejected: dict[str, str] = {}
         if self.secure:
-            done, replies, found = self.sites.summed("train", state, progress, self.evidence)
+            done, masked, found = self.sites.summed("train", state, progress, self.evidence)
             good = {ALL: self._pooled(found, progress.round + 1)}
         else:
             done, good, rejected = self.sites.trained(state, progress)
@@ -271,7 +298,7 @@ class PhaseRun:
                 note = f"organ weights are static: no val score of {names}"
                 self.recorder.note(note, self.phase.name)
             if self.secure:
-                new, notes = self._added(self.secure, state, replies, found, progress)
+                new, notes = self._added(self.secure, state, masked, found, progress)
             else:
                 good, clipped = self._limited(good, state, rejected, progress.round)
                 made = aggregate(self.federated, state, self.moments, good, progress.round)
@@ -282,15 +309,13 @@ class PhaseRun:
                 note = f"round {progress.round}: the average of {far} is unusable; the weights of "
                 self.recorder.note(f"{note}before are kept", self.phase.name)
                 new, moments = dict(state), self.moments
-        seconds = time.monotonic() - started
+        seconds, replies = time.monotonic() - started, Replies(done, good, rejected)
         progress.seconds += seconds
-        progress.slowest = [*progress.slowest, self._lasted(done, good, rejected, progress)]
+        progress.slowest = [*progress.slowest, self._lasted(replies, progress)]
         progress.slowest = progress.slowest[-REMEMBERED:]
         event = round_event(
             self.phase,
-            done,
-            good,
-            rejected,
+            replies,
             progress,
             scored=scored,
             seconds=seconds,
@@ -309,7 +334,7 @@ class PhaseRun:
         progress.missing = missing
         self.moments = moments
         if self.secure:
-            self.evidence = evidence_of(self.secure, self.phase, replies)
+            self.evidence = evidence_of(self.secure, self.phase, masked)
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
@@ -357,17 +382,11 @@ class PhaseRun:
         if self._reason_to_stop(progress):
             raise self.sites.incomplete(what, missing, "no site may miss the last round")
 
-    def _lasted(
-        self,
-        done: Exchange,
-        good: Mapping[str, Accepted],
-        rejected: Mapping[str, str],
-        progress: Progress,
-    ) -> float:
+    def _lasted(self, replies: Replies, progress: Progress) -> float:
         """Seconds that the round's sites took; where one was late, at least until the deadline."""
-        if "E_LOST" in rejected.values():
+        if "E_LOST" in replies.rejected.values():
             return deadline(self.plan.federation, progress.slowest)
-        return max(done.seconds[s] for s in good)
+        return max(replies.exchange.seconds[s] for s in replies.accepted)
 
     def _announce(self, event: Mapping[str, Any], seconds_so_far: float) -> None:
         """A committed round, to the journal, to W&B and to whoever follows."""

@@ -164,16 +164,13 @@ def secure_set(plan: Plan, described: Mapping[str, Description]) -> Secure:
 
 
 def inspect_masked(
-    reply: Message | None, *, site: str, run: str, phase: str, round_: int, words: int, numbers: int
+    reply: Message | None, asked: Header, *, words: int, numbers: int
 ) -> Masked | Rejected:
     """Checks the form of one masked reply; what it holds nobody can check.
 
     Args:
         reply: as Flower brought it; None where none came.
-        site: that was asked.
-        run: of the order.
-        phase: of the order; "" before the first.
-        round_: of the order.
+        asked: site, run, phase ("" before the first) and round of the order.
         words: length of the masked update; 0 where no weights travel.
         numbers: length of the masked numbers.
     """
@@ -188,8 +185,9 @@ def inspect_masked(
         if config.get("code") != OK:
             code = known_code(config.get("code"))
             return Rejected(code, CODES[code])
-        about = (config["site"], config.get("run", run), config.get("phase", ""))
-        if (*about, config.get("round", 0)) != (site, run, phase, round_):
+        of_no_phase = {"run": asked.run, "phase": "", "round": 0}  # as the tally's
+        about = {k: config.get(k, v) for k, v in of_no_phase.items()}
+        if about | {"site": config["site"]} != {k: getattr(asked, k) for k in ("site", *about)}:
             return Rejected("E_STALE", "site, run, phase or round differ from the order")
         told = metrics[SUMMED]
         if not isinstance(told, list) or len(told) != numbers:
@@ -199,10 +197,9 @@ def inspect_masked(
         signed = bytes.fromhex(str(config.get(SIGNED, ""))[: 2 * SIGNATURE])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         return Rejected("E_SCHEMA", f"masked reply ({type(error).__name__})")
-    header = Header(site, run, phase, round_)
     if len(signed) >= SIGNATURE:
         return Rejected("E_SCHEMA", "a longer signature")
-    return Masked(header, update, vector, signed)
+    return Masked(asked, update, vector, signed)
 
 
 def _words(reply: Message, length: int) -> Words:

@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 from core.plan.schema import Plan
 from core.plan.secure import ALL
 from core.secure.layout import closed_organs
-from core.wire.messages import Description, Order
+from core.wire.messages import Description, Header, Order
 from server.dispatch import RunFailed
 from server.enrolment import bounds_of, impossible
-from server.exchange import exchange
+from server.exchange import Call, exchange
 from server.record import Recorder, tell
 from server.secure_round import (
     Masked,
@@ -119,17 +119,12 @@ def _counted(
             grid,
             content,
             nodes,
-            kind="query",
-            group="tally",
-            timeout_s=plan.federation.prepare_timeout_s,
+            Call("query", "tally", plan.federation.prepare_timeout_s),
         )
         verdicts = {
             site: inspect_masked(
                 done.replies.get(site),
-                site=site,
-                run=recorder.run,
-                phase="",
-                round_=0,
+                Header(site, recorder.run, "", 0),
                 words=0,
                 numbers=tally_length(secure),
             )

@@ -150,6 +150,11 @@ class Header:
         """Scalars for a ConfigRecord."""
         return asdict(self)
 
+    def answers(self, asked: Self) -> bool:
+        """Whether site, run, phase and round are those of an order."""
+        ours, theirs = asdict(self), asdict(asked)
+        return all(ours[k] == theirs[k] for k in ("site", "run", "phase", "round"))
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Inverse of `to_config`.

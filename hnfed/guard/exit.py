@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +30,7 @@ from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
 from hnfed.guard.outbox import OutboxError, require_allowed, require_form
 from hnfed.guard.policy import Policy, PolicyError, hidden
-from hnfed.guard.receipts import write_receipt
+from hnfed.guard.receipts import Chain, write_receipt
 from hnfed.guard.weights import WeightsError
 
 FOR_MASKING = ("annotated_val", "annotated_test")
@@ -50,35 +49,31 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Receipts:
-    """Where a site keeps its receipts.
+class Known:
+    """What the guard knows of an order that the code which works on it need not be asked.
 
     Attributes:
-        state: the site's state folder.
-        key: the private key that signs them.
+        cases: training cases that the phase uses here; None where they were not counted.
+        split: keyed hash of the split; "" where a simulation has no pin.
+        incoming: the parcel of weights that came; b"" where none did.
     """
 
-    state: Path
-    key: Path
+    cases: int | None = None
+    split: str = ""
+    incoming: bytes = field(default=b"", repr=False)
 
-    def write(self, run: str, kind: str, reply: Reply, state: State) -> Reply:
-        """Adds a line; the reply names it."""
-        told = write_receipt(
-            self.state, run, kind, reply.config, reply.metrics, state, key=self.key
-        )
-        return Reply({**reply.config, "receipt": told}, reply.metrics, reply.parcel)
+
+NOTHING_KNOWN = Known()
 
 
 def release(
     reply: Reply,
     asked: Asked,
     policy: Policy | None,
+    known: Known = NOTHING_KNOWN,
     *,
-    cases: int | None = None,
-    split: str = "",
-    receipts: Receipts | None = None,
+    receipts: Chain | None = None,
     keyring: Keyring | None = None,
-    incoming: bytes = b"",
 ) -> Reply:
     """What of a reply leaves.
 
@@ -86,11 +81,9 @@ def release(
         reply: what the code that worked on the order says.
         asked: the order.
         policy: of the site; a simulated site has none.
-        cases: training cases that the phase uses here, as the guard counted them.
-        split: keyed hash of the split, as the guard had it made; "" where a simulation has no pin.
+        known: what the guard itself knows of it.
         receipts: of the site; they grow by a line before the reply goes.
         keyring: of the site; what leaves is masked where the plan asks for sums only.
-        incoming: the parcel of weights that came with the order; b"" where none did.
 
     Returns:
         The reply that may go, made anew.
@@ -107,19 +100,10 @@ def release(
     code = config.get("code")
     if isinstance(code, str) and code in CODES and code not in (OK, NEED_BASE) and not reply.parcel:
         return refusal(code, asked.site, asked, receipts=receipts)  # a word; nothing of its own
-    _require_own_words(config, asked, split)
+    _require_own_words(config, asked, known.split)
     require_form(asked.kind, asked.plan, asked.phase, metrics)
     if policy is not None:
-        config, metrics = hidden(
-            policy,
-            asked.kind,
-            asked.plan,
-            asked.phase,
-            config,
-            metrics,
-            site=asked.site,
-            cases=cases,
-        )
+        metrics = hidden(policy, asked, metrics, known.cases)
     expected: Mapping[str, Tensor] = {}
     if asked.kind == "train" and asked.phase is not None and code == OK:
         expected = shared_shapes(plan_json(asked.plan), asked.phase.name)
@@ -136,16 +120,16 @@ def release(
     else:
         if keyring is None:
             raise MaskingError("there is no key of this site to mask with")
-        config, metrics, parcel = secured(asked, incoming, config, metrics, state, keyring)
+        config, metrics, parcel = secured(asked, known.incoming, config, metrics, state, keyring)
         state = unpacked(parcel) if parcel else {}
     released = Reply(config, metrics, parcel)
     if receipts is None:
         return released
-    return receipts.write(asked.run, asked.kind, released, state)
+    return _receipted(receipts, asked.run, asked.kind, released, state)
 
 
 def refusal(
-    code: str, site: str, asked: Asked | None, *, receipts: Receipts | None = None, run: str = ""
+    code: str, site: str, asked: Asked | None, *, receipts: Chain | None = None, run: str = ""
 ) -> Reply:
     """The reply that tells the server a code, and nothing else; a receipt says so.
 
@@ -166,7 +150,7 @@ def refusal(
         code=code,
     )
     reply = Reply(header.to_config(), NOTHING)
-    return reply if receipts is None else receipts.write(header.run, "error", reply, {})
+    return reply if receipts is None else _receipted(receipts, header.run, "error", reply, {})
 
 
 def code_of(error: BaseException) -> str:
@@ -267,3 +251,9 @@ def incoming_bytes(plan: Plan) -> int:
     """`plan_bytes` and, under secure aggregation, as much for each site's part of a sum."""
     parts = len(summed_sites(plan)) if plan.federation.secure_aggregation else 0
     return plan_bytes(plan) * (1 + parts)
+
+
+def _receipted(chain: Chain, run: str, kind: str, reply: Reply, state: State) -> Reply:
+    """The reply with the name of its receipt, which is written first."""
+    receipt = write_receipt(chain, run, kind, reply.config, reply.metrics, state)
+    return Reply({**reply.config, "receipt": receipt}, reply.metrics, reply.parcel)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.metrics.scores import MEASURES, SUM_FIELDS
-from core.plan.schema import Phase, Plan
+from core.plan.schema import Plan
+from hnfed.guard.order import Asked
 from hnfed.guard.rules import Policy
 
 SPLITS = ("val", "test")
@@ -14,17 +15,9 @@ PER_ORGAN = ("annotated", "voxels", "totals")
 
 
 def hidden(
-    policy: Policy,
-    kind: str,
-    plan: Plan,
-    phase: Phase | None,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    *,
-    site: str = "",
-    cases: int | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A reply's settings and numbers without what is kept back.
+    policy: Policy, asked: Asked, metrics: Mapping[str, Any], cases: int | None = None
+) -> dict[str, Any]:
+    """A reply's numbers without what is kept back.
 
     ``counts: false`` takes every number that a number of cases follows from: cases, steps, skipped
     steps, seconds, annotated cases, voxels, reasons why something was left out; the sums over a
@@ -34,27 +27,23 @@ def hidden(
 
     Args:
         policy: of the site.
-        kind: query, train or evaluate.
-        plan: of the run.
-        phase: of the order; None in a query.
-        config: settings of the reply.
-        metrics: its numbers.
-        site: this site's name, which tells its phases in a query; by default as in `config`.
+        asked: the order.
+        metrics: numbers of the reply.
         cases: training cases of a personal phase, as counted by the guard; None if it did not.
     """
     told = _counted(metrics)
-    cell = max(policy.min_cell, plan.federation.min_cell)
-    if kind == "query":
-        _describe(told, policy, plan, site or str(config.get("site", "")), cell)
-    elif phase is not None and phase.share == "none":
+    cell = max(policy.min_cell, asked.plan.federation.min_cell)
+    if asked.kind == "query":
+        _describe(told, policy, asked.plan, asked.site, cell)
+    elif asked.phase is not None and asked.phase.share == "none":
         _personal(told, cell, cases or 0)
     if not policy.counts:
-        _uncounted(told, kind)
+        _uncounted(told, asked.kind)
     if not policy.scores:
         told.pop("loss", None)
         for key in [k for k in told if k.partition(".")[0] in SPLITS]:
             del told[key]
-    return dict(config), told
+    return told
 
 
 def _counted(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from hnfed.guard.policy import (
     require_order,
     require_plan,
 )
+from hnfed.guard.receipts import Chain
 from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 from hnfed.guard.weights import WeightsError, require_weights
@@ -144,7 +145,7 @@ class Desk:
         self.house = house
         self.connection = connection
         self.log = Log(house.state)
-        self.receipts = exit.Receipts(house.state, house.kit.folder / "node.key")
+        self.receipts = Chain(house.state, house.kit.folder / "node.key")
         self._bundles: dict[str, bytes] = {}
         self._workers = closed.Workers(house.guard / "scratch", self.log)
 
@@ -227,16 +228,13 @@ class Desk:
             reply = exit.Reply(_needs_base(asked).to_config(), {})
         reply = _with_startup(reply, time.monotonic() - begun)
         policy = self._still_allowed(content, plan)
-        incoming = records.get("arrays")
         released = exit.release(
             reply,
             asked,
             policy,
-            cases=case.cases,
-            split=pin.split,
+            exit.Known(case.cases, pin.split, _bytes_of(records, "arrays")),
             receipts=self.receipts,
             keyring=keyring,
-            incoming=incoming if isinstance(incoming, bytes) else b"",
         )
         if asked.phase is not None and released.config["code"] == OK:
             self._count(case, pin, asked)
@@ -415,6 +413,12 @@ class Case:
     asked: order.Asked | None = None
     cases: int | None = None
     pulled: bool = False
+
+
+def _bytes_of(records: Mapping[str, Any], name: str) -> bytes:
+    """A parcel of a message; b"" where there is none."""
+    content = records.get(name)
+    return content if isinstance(content, bytes) else b""
 
 
 def _reply_of(values: Mapping[str, Any], out: Mapping[str, bytes]) -> exit.Reply:

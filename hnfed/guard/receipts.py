@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,26 @@ Line = dict[str, Any]
 UNREADABLE: Line = {"kind": "unreadable", "scalars": {}, "unchained": True}
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Where a site keeps its receipts.
+
+    Attributes:
+        state: the site's state folder.
+        key: the private key that signs them (OpenSSH or PEM); None leaves them without a signature.
+    """
+
+    state: Path
+    key: Path | None = None
+
+
 def write_receipt(
-    state: Path,
+    chain: Chain,
     run: str,
     kind: str,
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    *,
-    key: Path | None = None,
 ) -> str:
     """Adds a line to the site's receipts: what leaves, in how many bytes, and its SHA-256.
 
@@ -49,13 +61,12 @@ def write_receipt(
     ``repaired`` says so.
 
     Args:
-        state: the site's state folder.
+        chain: of the site.
         run: checked id of the run; "" where it is not known.
         kind: query, train, evaluate, or error.
         config: settings that leave.
         metrics: numbers that leave.
         tensors: weights that leave.
-        key: the site's private key (OpenSSH or PEM); None leaves the line without a signature.
 
     Returns:
         SHA-256 of the line.
@@ -75,7 +86,8 @@ def write_receipt(
         "bytes": sum(t["bytes"] for t in listed),
         "sha256": digest.hexdigest(),
     }
-    signer = private_key(key) if key is not None else None
+    state = chain.state
+    signer = private_key(chain.key) if chain.key is not None else None
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _held(state):
         torn = _mend(state)

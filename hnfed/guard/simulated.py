@@ -53,8 +53,8 @@ def let_out(
             _reply_of(reply),
             asked,
             None,
+            exit.Known(incoming=incoming if isinstance(incoming, bytes) else b""),
             keyring=keys(context, asked),
-            incoming=incoming if isinstance(incoming, bytes) else b"",
         )
     except Exception as error:
         _log(context, site, error)

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from core.plan.schema import Phase, Plan
+from core.plan.schema import Federation, Phase, Plan
 from core.wire.messages import Description, Header
 from server.enrolment import Bounds, bounds_of, call_roster, declared, frequencies, impossible
 
@@ -82,16 +83,17 @@ class Grid:
 
 def call(grid: Grid, *sites: str, join_s: float = 0.5) -> tuple[dict[str, int], Any, list[Any]]:
     events: list[Any] = []
-    nodes, described = call_roster(
-        grid,  # type: ignore[arg-type]
-        sites,
-        bounds=BOUNDS,
-        run="r",
-        fingerprint="f",
-        join_s=join_s,
-        prepare_s=0.3,
-        say=lambda event: events.append(dict(event)),
-    )
+    phase = Phase(name="p", sites=list(sites), organs=["Brainstem", "Parotid_L"])
+    waits = Federation(query_timeout_s=join_s, prepare_timeout_s=0.3)
+    plan = Plan(phases=[phase], federation=waits)
+    with patch("server.enrolment.bounds_of", return_value=BOUNDS):
+        nodes, described = call_roster(
+            grid,  # type: ignore[arg-type]
+            plan,
+            run="r",
+            fingerprint="f",
+            say=lambda event: events.append(dict(event)),
+        )
     assert set(nodes) == set(described)
     assert all(e["event"] == "rejected" for e in events)
     return nodes, described, events

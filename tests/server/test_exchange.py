@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from core.wire.messages import NEED_BASE, OK, Header
-from server.exchange import exchange, size_of
+from server.exchange import Call, exchange, size_of
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 BASE = {"w": torch.arange(6.0)}
@@ -69,9 +69,7 @@ def ask(grid: Grid, sites: dict[str, int], *, timeout_s: float = 5.0, base: Any 
         grid,  # type: ignore[arg-type]
         contents,
         sites,
-        kind="train",
-        group="g",
-        timeout_s=timeout_s,
+        Call("train", "g", timeout_s),
         base=base,
     )
 
@@ -105,9 +103,7 @@ def test_a_reply_that_is_there_counts_whenever_it_is_looked_at() -> None:
         grid,
         {"a": order(), "b": order()},
         {"a": 1, "b": 2},
-        kind="train",
-        group="p",
-        timeout_s=0.0,
+        Call("train", "p", 0.0),
         base=lambda: ArrayRecord(BASE),
     )
     assert set(found.replies) == {"a", "b"}

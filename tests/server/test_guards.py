@@ -53,10 +53,8 @@ def verdict(
 ) -> Accepted | Rejected:
     return inspect(
         message,
-        site="a",
-        run="r",
-        phase=phase,
-        round_=4,
+        Header("a", "r", phase.name, 4),
+        phase,
         expected=expected,
         guards=Guards(max_cases=1000),
         cases=cases,

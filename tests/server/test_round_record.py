@@ -9,7 +9,7 @@ from core.wire.messages import Header, Result
 from server.exchange import Exchange
 from server.guards import Accepted
 from server.progress import Progress
-from server.round_record import published_weights, round_event, round_line, told_mean
+from server.round_record import Replies, published_weights, round_event, round_line, told_mean
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,7 @@ def test_waiting_is_never_another_sites_computing(
     }
     event = round_event(
         phase,
-        Exchange(seconds=answered, lasted=max(answered.values(), default=0.0)),
-        good,
-        {},
+        Replies(Exchange(seconds=answered, lasted=max(answered.values(), default=0.0)), good, {}),
         Progress(round=1),
         scored=0,
         seconds=16.0,
@@ -54,9 +52,7 @@ def test_in_deployment_the_slowest_site_stands_for_the_round() -> None:
     }
     event = round_event(
         Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
-        Exchange(seconds={"a": 19.0, "b": 12.0}, moving=1.0, lasted=19.0),
-        good,
-        {},
+        Replies(Exchange(seconds={"a": 19.0, "b": 12.0}, moving=1.0, lasted=19.0), good, {}),
         Progress(round=1),
         scored=0,
         seconds=19.5,
@@ -70,9 +66,7 @@ def test_a_site_that_is_lost_is_waited_for() -> None:
     good = {"a": Accepted(Header("a", "r", "p", 1), Result(seconds=8.0), {}, Mock())}
     event = round_event(
         Phase(name="p", sites=["a", "b"], organs=["Brainstem"]),
-        Exchange(seconds={"a": 10.0}, lasted=3600.0),
-        good,
-        {"b": "E_LOST"},
+        Replies(Exchange(seconds={"a": 10.0}, lasted=3600.0), good, {"b": "E_LOST"}),
         Progress(round=1),
         scored=0,
         seconds=3600.5,

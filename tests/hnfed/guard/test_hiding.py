@@ -7,7 +7,8 @@ import pytest
 
 from core.metrics.scores import OrganSum
 from core.plan.schema import Loss, Phase, Plan, Preprocess
-from core.wire.messages import WITHHELD, Description, Header, Result
+from core.wire.messages import WITHHELD, Description, Order, Result
+from hnfed.guard.order import Asked
 from hnfed.guard.outbox import NUMBERS
 from hnfed.guard.policy import Policy, hidden
 
@@ -18,10 +19,10 @@ PLAN = Plan(preprocess=Preprocess(crop=[8, 8, 8]), phases=[SHARED, OWN])
 SUMS = {"Brainstem": OrganSum(20, 16, 15.0, 64.0, 90.0), "Larynx": OrganSum(3, 3, 2.0, 9.0, 9.0)}
 
 
-def description(site: str = "nyu") -> tuple[dict[str, Any], dict[str, Any]]:
+def description() -> dict[str, Any]:
     return Description(
-        site, "f", "s", (12, 3, 4), (12, 5), (100.0, 50.0), (6144.0, 2560.0), {"E_X": 2}, {}
-    ).to_records()
+        "nyu", "f", "s", (12, 3, 4), (12, 5), (100.0, 50.0), (6144.0, 2560.0), {"E_X": 2}, {}
+    ).to_records()[1]
 
 
 def result(organs: list[str] = ORGANS) -> dict[str, Any]:
@@ -30,18 +31,17 @@ def result(organs: list[str] = ORGANS) -> dict[str, Any]:
     return told.to_metrics(organs)
 
 
-def header() -> dict[str, Any]:
-    return Header("nyu", "run", "s", 3).to_config()
+def asked(kind: str, plan: Plan, phase: Phase | None) -> Asked:
+    return Asked(kind, "nyu", "run", plan, Order("run", phase.name if phase else "", 3, ""), phase)
 
 
 def test_nothing_is_hidden_of_a_shared_phase_by_default() -> None:
     metrics = result(["Brainstem"])
-    assert hidden(Policy(), "train", PLAN, SHARED, header(), metrics) == (header(), metrics)
+    assert hidden(Policy(), asked("train", PLAN, SHARED), metrics) == metrics
 
 
 def test_organs_of_personal_phases_are_not_counted_in_a_query() -> None:
-    config, metrics = hidden(Policy(), "query", PLAN, None, *description())
-    assert config == description()[0]
+    metrics = hidden(Policy(), asked("query", PLAN, None), description())
     assert metrics["annotated"] == [12, 0]
     assert metrics["voxels"] == [100.0, 0.0]
     assert metrics["totals"] == [6144.0, 0.0]
@@ -54,36 +54,36 @@ def test_the_larger_cell_counts(plans: int, site_s: int) -> None:
     alone = replace(PLAN, federation=replace(PLAN.federation, min_cell=plans))
     alone = replace(alone, phases=[replace(SHARED, sites=["miccai"]), OWN])
     policy = Policy(min_cell=site_s)
-    metrics = hidden(policy, "query", alone, None, *description())[1]
+    metrics = hidden(policy, asked("query", alone, None), description())
     few = -1 if max(plans, site_s) == 11 else None
     assert metrics["cases"] == [12, few or 3, few or 4]
     assert metrics["left_out.E_X"] == (few or 2)
     assert metrics["annotated"] == [0, 0]
-    told = hidden(policy, "train", alone, OWN, header(), result(["Larynx"]), cases=12)[1]
+    told = hidden(policy, asked("train", alone, OWN), result(["Larynx"]), 12)
     scores = Result.from_metrics(told, ["Larynx"]).scores["val"]["Larynx"]
     assert scores == (WITHHELD if few else SUMS["Larynx"])
 
 
 def test_no_count_of_a_personal_phase_leaves() -> None:
-    told = hidden(Policy(min_cell=1), "train", PLAN, OWN, header(), result(["Larynx"]))[1]
+    told = hidden(Policy(min_cell=1), asked("train", PLAN, OWN), result(["Larynx"]))
     assert (told["cases"], told["steps"], told["skipped"]) == (0, 0, 0)
     assert "annotated" not in told
     assert "loss" not in told, "the guard did not count the cases"
-    assert "loss" in hidden(Policy(), "train", PLAN, OWN, header(), result(), cases=12)[1]
-    assert "loss" not in hidden(Policy(), "train", PLAN, OWN, header(), result(), cases=10)[1]
+    assert "loss" in hidden(Policy(), asked("train", PLAN, OWN), result(), 12)
+    assert "loss" not in hidden(Policy(), asked("train", PLAN, OWN), result(), 10)
 
 
 def test_scores_of_which_no_count_is_told_do_not_leave() -> None:
     """A reply without `val.n` showed the sums of two cases, whatever `min_cell`."""
     metrics = {k: v for k, v in result(["Larynx"]).items() if k not in ("val.n", "test.n")}
     for policy in (Policy(), Policy(counts=False)):
-        told = hidden(policy, "train", PLAN, OWN, header(), metrics, cases=12)[1]
+        told = hidden(policy, asked("train", PLAN, OWN), metrics, 12)
         assert not [k for k in told if k.partition(".")[0] in ("val", "test")]
 
 
 def test_frequencies_leave_only_where_the_loss_needs_them() -> None:
     plan = replace(PLAN, loss=Loss(class_weight="none"))
-    told = hidden(Policy(), "query", plan, None, *description())[1]
+    told = hidden(Policy(), asked("query", plan, None), description())
     assert not {"voxels", "totals"} & set(told)
 
 
@@ -99,13 +99,13 @@ def test_without_counts_no_field_depends_on_a_number_of_cases(kind: str) -> None
     """M9: `val.n` told them. Here the same means over ten times the cases leave the same reply."""
     policy, phase = Policy(counts=False), None if kind == "query" else SHARED
     if kind == "query":
-        config, one = description()
+        one = description()
         many = {k: _times(v, 10) for k, v in one.items()}
     else:
-        config, one = header(), result(["Brainstem"])
+        one = result(["Brainstem"])
         many = {k: v if k in ("loss", "startup") else _times(v, 10) for k, v in one.items()}
-    first = hidden(policy, kind, PLAN, phase, config, one)[1]
-    second = hidden(policy, kind, PLAN, phase, config, many)[1]
+    first = hidden(policy, asked(kind, PLAN, phase), one)
+    second = hidden(policy, asked(kind, PLAN, phase), many)
     assert first.keys() == second.keys()
     for key in first:
         assert first[key] == pytest.approx(second[key]), key
@@ -118,18 +118,18 @@ def _times(value: Any, factor: int) -> Any:
 
 def test_means_stay_and_the_server_can_read_them() -> None:
     policy = Policy(counts=False)
-    told = hidden(policy, "evaluate", PLAN, SHARED, header(), result(["Brainstem"]))[1]
+    told = hidden(policy, asked("evaluate", PLAN, SHARED), result(["Brainstem"]))
     assert Result.from_metrics(told, ["Brainstem"]).scores["test"]["Brainstem"] == OrganSum(
         1, 1, 0.75, 4.0, 4.5
     )
     assert (told["cases"], told["steps"], told["skipped"], told["seconds"]) == (0, 0, 0, 0.0)
     empty = result(["Brainstem"]) | {"val.n": [0.0], "val.detected": [0.0]}
-    assert hidden(policy, "train", PLAN, SHARED, header(), empty)[1]["val.n"] == [0.0]
+    assert hidden(policy, asked("train", PLAN, SHARED), empty)["val.n"] == [0.0]
 
 
 def test_without_scores_no_loss_leaves_either() -> None:
     """M9: the loss terms are scores too, the Dice term to the letter."""
     for phase in (SHARED, OWN):
-        told = hidden(Policy(scores=False), "train", PLAN, phase, header(), result(), cases=99)[1]
+        told = hidden(Policy(scores=False), asked("train", PLAN, phase), result(), 99)
         assert not {k for k in told if k.startswith(("val.", "test.", "loss"))}
-    assert hidden(Policy(scores=False), "query", PLAN, None, *description())[1]["cases"]
+    assert hidden(Policy(scores=False), asked("query", PLAN, None), description())["cases"]

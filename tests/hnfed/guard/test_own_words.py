@@ -33,7 +33,7 @@ def test_a_description_carries_no_words_of_its_own(more: dict[str, Any]) -> None
     order = Order("run", "", 0, "")
     asked = Asked("query", "north", "run", tiny_plan(), order, None)
     numbers = {"cases": [3, 1, 1]}
-    made = exit.release(exit.Reply(described(), numbers), asked, None, split="b" * 64)
+    made = exit.release(exit.Reply(described(), numbers), asked, None, exit.Known(split="b" * 64))
     assert made.config == described()
     with pytest.raises(OutboxError, match="split_hash"):  # the guard knows the split that it made
         exit.release(

@@ -19,6 +19,7 @@ from hnfed.guard.countersigned import missing, note, read
 from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import (
     FIRST,
+    Chain,
     hashes_of,
     public_key,
     read_receipts,
@@ -44,7 +45,7 @@ def good() -> dict[str, torch.Tensor]:
 def filled(state: Path, kits: Path, count: int = 5) -> list[str]:
     key = kits / "nyu" / "node.key"
     return [
-        write_receipt(state, "run-1", "train", HEADER | {"round": i}, METRICS, good(), key=key)
+        write_receipt(Chain(state, key), "run-1", "train", HEADER | {"round": i}, METRICS, good())
         for i in range(count)
     ]
 
@@ -54,8 +55,10 @@ def wrong(state: Path, kits: Path) -> list[str]:
 
 
 def test_receipts_say_what_left(tmp_path: Path) -> None:
-    write_receipt(tmp_path, "run-1", "query", {"site": "nyu", "code": "OK"}, {"cases": [1]}, {})
-    write_receipt(tmp_path, "run-1", "train", HEADER, METRICS, good())
+    write_receipt(
+        Chain(tmp_path), "run-1", "query", {"site": "nyu", "code": "OK"}, {"cases": [1]}, {}
+    )
+    write_receipt(Chain(tmp_path), "run-1", "train", HEADER, METRICS, good())
     found = read_receipts(tmp_path)
     last = found["run-1"][-1]
     assert last["bytes"] == 4 * (6 + 4)
@@ -68,7 +71,9 @@ def test_receipts_say_what_left(tmp_path: Path) -> None:
     told = {line.split()[0]: line.split(maxsplit=1)[1:] for line in rows}
     assert set(told) == {*HEADER, *METRICS}
     assert all(told.values()), "each scalar is explained"
-    write_receipt(tmp_path, "run-1", "train", HEADER, METRICS, {**good(), "body.1": torch.ones(4)})
+    write_receipt(
+        Chain(tmp_path), "run-1", "train", HEADER, METRICS, {**good(), "body.1": torch.ones(4)}
+    )
     assert read_receipts(tmp_path)["run-1"][-1]["sha256"] != last["sha256"]
     json.dumps(found)
     assert "nothing has left" in summary(read_receipts(tmp_path / "none"))
@@ -76,8 +81,8 @@ def test_receipts_say_what_left(tmp_path: Path) -> None:
 
 def test_a_runs_name_hides_nothing(tmp_path: Path) -> None:
     """H3: receipts of a run called a/b lay where nobody looked."""
-    write_receipt(tmp_path, "a/b", "train", HEADER, METRICS, good())
-    write_receipt(tmp_path, "\x1b[2J\u202e", "train", HEADER, METRICS, good())
+    write_receipt(Chain(tmp_path), "a/b", "train", HEADER, METRICS, good())
+    write_receipt(Chain(tmp_path), "\x1b[2J\u202e", "train", HEADER, METRICS, good())
     assert set(read_receipts(tmp_path)) == {"a/b", "\x1b[2J\u202e"}
     text = summary(read_receipts(tmp_path))
     assert text.isascii()
@@ -89,7 +94,7 @@ def test_receipts_of_an_earlier_version_are_listed_without_a_chain(tmp_path: Pat
     (tmp_path / "old").mkdir()
     line = {"at": "2026", "kind": "train", "scalars": HEADER, "tensors": [], "bytes": 0}
     (tmp_path / "old" / "receipts.jsonl").write_text(json.dumps(line) + '\n{"at": "2026')
-    write_receipt(tmp_path, "new", "train", HEADER, METRICS, {})
+    write_receipt(Chain(tmp_path), "new", "train", HEADER, METRICS, {})
     kinds = [[row["kind"] for row in rows] for rows in read_receipts(tmp_path).values()]
     assert kinds == [["train", "unreadable"], ["train"]], "the torn one is told"
     assert "1 receipts of an earlier version stand in no chain" in summary(read_receipts(tmp_path))
@@ -98,7 +103,7 @@ def test_receipts_of_an_earlier_version_are_listed_without_a_chain(tmp_path: Pat
 
 def test_what_trained_code_leaves_in_a_runs_folder_hides_no_receipt(tmp_path: Path) -> None:
     """A size that is a word, a line of brackets, a folder, a terabyte of nothing."""
-    write_receipt(tmp_path, "r", "query", {"code": "OK"}, {}, {})
+    write_receipt(Chain(tmp_path), "r", "query", {"code": "OK"}, {}, {})
     lines = [b'{"scalars": {}, "bytes": "x"}', b'{"scalars": {}, "tensors": 3}', b"[" * 100_000]
     lines += [b"\xff", b'{"scalars": {}, "bytes": 7, "kind": ["x\\u001b[2K"], "at": {}}']
     for name in ("a", "b", "c"):
@@ -135,7 +140,7 @@ def test_a_chain_that_was_let_alone_is_sound(tmp_path: Path, kits: Path) -> None
 
 def test_lines_without_a_signature_are_told(tmp_path: Path, kits: Path) -> None:
     filled(tmp_path, kits, 1)
-    write_receipt(tmp_path, "run", "train", HEADER, METRICS, {})
+    write_receipt(Chain(tmp_path), "run", "train", HEADER, METRICS, {})
     assert wrong(tmp_path, kits) == ["line 2 has no signature"]
 
 
@@ -175,8 +180,8 @@ def test_a_history_written_anew_without_the_key_is_found(tmp_path: Path, kits: P
     (tmp_path / "receipts.jsonl").unlink()
     for i in range(2):
         write_receipt(
-            tmp_path, "run-1", "train", HEADER | {"round": i}, METRICS, {},
-            key=kits / "miccai" / "node.key",
+            Chain(tmp_path, kits / "miccai" / "node.key"), "run-1", "train",
+            HEADER | {"round": i}, METRICS, {},
         )  # fmt: skip
     assert len(wrong(tmp_path, kits)) == 2
 
@@ -206,13 +211,15 @@ def test_a_torn_first_line_too(tmp_path: Path, kits: Path) -> None:
 def test_a_long_line_is_followed(tmp_path: Path, kits: Path) -> None:
     many = {f"body.{i}": torch.zeros(1) for i in range(500)}
     for _ in range(2):
-        write_receipt(tmp_path, "r", "train", HEADER, METRICS, many, key=kits / "nyu" / "node.key")
+        write_receipt(
+            Chain(tmp_path, kits / "nyu" / "node.key"), "r", "train", HEADER, METRICS, many
+        )
     assert wrong(tmp_path, kits) == []
 
 
 def _writer(state: Path, key: Path) -> None:
     for i in range(10):
-        write_receipt(state, "r", "train", HEADER | {"round": i}, {}, {}, key=key)
+        write_receipt(Chain(state, key), "r", "train", HEADER | {"round": i}, {}, {})
 
 
 def test_two_writers_keep_one_chain(tmp_path: Path, kits: Path) -> None:
