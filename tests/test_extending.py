@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -64,7 +65,10 @@ def changed(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
 
     def run(*arguments: str | Path) -> str:
         command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=250)
+        own = os.environ | {"PYTHONPATH": str(copy)}
+        done = subprocess.run(
+            command, cwd=copy, env=own, capture_output=True, text=True, timeout=250
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -28,7 +28,7 @@ HNFED = {
     "report": {"core"},
     "predict": {"core", "hnfed.evaluate", "hnfed.report", "hnfed.screen"},
     "compare": {"core", "hnfed.evaluate", "hnfed.report"},
-    "deploy": {"core", "client", "server", "hnfed.guard", "hnfed.report"},
+    "deploy": {"core", "client", "server", "hnfed.guard", "hnfed.installation", "hnfed.report"},
 }
 FEDERATION = {"flwr", "ray"}
 
