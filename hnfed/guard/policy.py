@@ -23,6 +23,8 @@ from hnfed.guard.rules import Policy, PolicyError, read_policy
 
 __all__ = ["Policy", "PolicyError", "hidden", "read_policy"]
 __all__ += ["require_entries", "require_order", "require_plan"]
+SOFT_HU = (-100.0, 200.0)  # fat to enhanced soft tissue
+LOWEST_HU, HIGHEST_HU = -1100.0, 3100.0  # of a CT of 12 bits
 HALF = 0.5  # of the shipped strength, what a deformation must have to count as one
 
 
@@ -42,6 +44,7 @@ def require_plan(plan: Plan, site: str, policy: Policy) -> None:
     if policy.weights == "agreed":
         _require_derivable(plan, site, own)
     _require_organs(plan, policy)
+    _require_view(plan, policy)
     _require_size(plan, own, policy)
     for phase in own:
         if phase.share not in policy.share:
@@ -65,6 +68,24 @@ def _require_organs(plan: Plan, policy: Policy) -> None:
         raise PolicyError(
             f"plan_aliases: the plan brings spellings of its own for {', '.join(map(str, widened))}"
         )
+
+
+def _require_view(plan: Plan, policy: Policy) -> None:
+    """What the network sees of a patient is what it sees of all: soft tissue of a head and neck."""
+    seen = plan.preprocess
+    low, high = seen.window_hu
+    if policy.window == "soft-tissue" and not (
+        LOWEST_HU <= low <= SOFT_HU[0] and SOFT_HU[1] <= high <= HIGHEST_HU
+    ):
+        raise PolicyError(
+            f"window: {seen.window_hu} (the coordinator: preprocess.window_hu from at most "
+            f"{SOFT_HU[0]:g} to at least {SOFT_HU[1]:g}, within {LOWEST_HU:g} to {HIGHEST_HU:g})"
+        )
+    crop_mm = [n * step for n, step in zip(seen.crop, seen.spacing_mm, strict=True)]
+    if min(crop_mm) < policy.smallest_crop_mm:
+        raise PolicyError(f"smallest_crop_mm: {crop_mm}")
+    if max(seen.spacing_mm) > policy.largest_spacing_mm:
+        raise PolicyError(f"largest_spacing_mm: {seen.spacing_mm}")
 
 
 def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:

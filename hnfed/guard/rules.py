@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sandbox": ("required", "preferred"),
     "secure_aggregation": ("allowed", "required"),
     "weights": ("agreed", "any"),
+    "window": ("soft-tissue", "any"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "fewest_cases": (1, 100_000),
@@ -37,6 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "largest_organ_ratio": (1.0, 1e9),
     "largest_stride": (1, 64),
     "fewest_voxels_channel": (1, 10**9),
+    "smallest_crop_mm": (1.0, 1000.0),
+    "largest_spacing_mm": (0.1, 50.0),
     "most_crop_voxels": (512, 10**9),
     "most_channels": (1, 65_536),
     "most_parameters": (1, 10**10),
@@ -79,6 +82,10 @@ class Policy:
         largest_organ_ratio: between the weights of two organs of a phase, and of background.
         largest_stride: between two levels of a network, along any axis.
         fewest_voxels_channel: voxels of the crop for each channel of the widest level.
+        window: ``soft-tissue``: a plan's window of HU shows soft tissue, and bounds what is denser; a
+            window that only one patient's metal reaches would show the network that patient alone.
+        smallest_crop_mm: along each axis. A crop of a few mm lies in air in all patients but some.
+        largest_spacing_mm: of a voxel of the crop, along each axis.
         most_crop_voxels, most_channels, most_parameters: size of the input and of the network.
         most_epochs: rounds times local epochs of a phase.
         most_answers: for each round of a plan, how often a task of it is answered, over all runs.
@@ -121,6 +128,9 @@ class Policy:
     largest_organ_ratio: float = 16.0
     largest_stride: int = 2
     fewest_voxels_channel: int = 1000
+    window: str = "soft-tissue"
+    smallest_crop_mm: float = 90.0
+    largest_spacing_mm: float = 16.0
     most_crop_voxels: int = 4_000_000
     most_channels: int = 512
     most_parameters: int = 100_000_000

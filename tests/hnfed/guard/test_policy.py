@@ -31,7 +31,7 @@ OPEN = Policy(weights="any")  # for plans of two sites, or without sums
 
 def plan(*phases: Phase, **changes: Any) -> Plan:
     made = Plan(
-        preprocess=Preprocess(crop=[32, 16, 16]),
+        preprocess=Preprocess(crop=[32, 16, 16], spacing_mm=[3.0, 6.0, 6.0]),
         model=Model(channels=[4, 8]),
         phases=list(phases) or [phase()],
     )
@@ -106,6 +106,9 @@ def test_a_plans_own_spellings_are_refused() -> None:
 BAD: dict[str, Callable[[], Plan]] = {
     "models": lambda: plan(model=Model(name="unetr")),
     "share": lambda: plan(phase(share="all")),
+    "window": lambda: plan(preprocess=Preprocess(window_hu=[2900.0, 3000.0])),
+    "smallest_crop_mm": lambda: plan(preprocess=Preprocess(spacing_mm=[3.0, 0.1, 1.0])),
+    "largest_spacing_mm": lambda: plan(preprocess=Preprocess(spacing_mm=[40.0, 1.5, 1.5])),
     "most_crop_voxels": lambda: plan(preprocess=Preprocess(crop=[3000, 3000, 3000])),
     "most_channels": lambda: plan(model=Model(channels=[40_000, 8])),
     "most_parameters": lambda: plan(model=Model(channels=[512] * 6), preprocess=Preprocess()),
@@ -221,3 +224,20 @@ def test_weights_that_a_site_cannot_derive_are_refused_with_the_remedy() -> None
     with pytest.raises(PolicyError, match=r"^weights: .*init: p, a phase that this site has no"):
         require_plan(plan(*elsewhere, federation=sums), "nyu", Policy())
     require_plan(plan(*elsewhere, federation=sums), "nyu", OPEN)
+
+
+@pytest.mark.parametrize(
+    "window_hu",
+    [[-1000.0, -200.0], [-200.0, 32_000.0], [-20_000.0, 300.0], [20.0, 80.0], [300.0, 3000.0]],
+)
+def test_a_window_that_shows_one_patient_alone_is_refused(window_hu: list[float]) -> None:
+    """All who have nothing in such a window are one constant image: no gate of weights needed."""
+    seen = plan(preprocess=replace(plan().preprocess, window_hu=window_hu))
+    with pytest.raises(PolicyError, match="^window: .*preprocess.window_hu"):
+        require_plan(seen, "nyu", OPEN)
+    require_plan(seen, "nyu", replace(OPEN, window="any"))
+
+
+@pytest.mark.parametrize("window_hu", [[-200.0, 300.0], [-100.0, 200.0], [-1024.0, 3071.0]])
+def test_windows_for_soft_tissue_pass(window_hu: list[float]) -> None:
+    require_plan(plan(preprocess=replace(plan().preprocess, window_hu=window_hu)), "nyu", OPEN)
