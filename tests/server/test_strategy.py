@@ -133,7 +133,8 @@ def test_only_training_has_a_learned_deadline(
     real = server.dispatch.exchange
 
     def noting(*arguments: Any, **options: Any) -> Any:
-        asked.append((options["kind"], options["timeout_s"]))
+        call = arguments[3]
+        asked.append((call.kind, call.timeout_s))
         return real(*arguments, **options)
 
     monkeypatch.setattr(server.dispatch, "exchange", noting)

@@ -24,7 +24,7 @@ DATA = {
     "advise",
 }
 OTHERS = {"simulate", "client", "join", "provision", "server", "run", "predict", "report", "export"}
-OTHERS |= {"config", "completion"}
+OTHERS |= {"config", "completion", "folds"}
 
 
 def test_each_command_whose_result_is_data_has_it() -> None:

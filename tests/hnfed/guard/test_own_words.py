@@ -35,10 +35,9 @@ def test_a_description_carries_no_words_of_its_own(more: dict[str, Any]) -> None
     numbers = {"cases": [3, 1, 1]}
     made = exit.release(exit.Reply(described(), numbers), asked, None, exit.Known(split="b" * 64))
     assert made.config == described()
+    other = exit.Reply(described(split_hash="d" * 64), numbers)
     with pytest.raises(OutboxError, match="split_hash"):  # the guard knows the split that it made
-        exit.release(
-            exit.Reply(described(split_hash="d" * 64), numbers), asked, None, split="b" * 64
-        )
+        exit.release(other, asked, None, exit.Known(split="b" * 64))
     with pytest.raises(OutboxError, match="config"):
         exit.release(exit.Reply(described() | more, numbers), asked, None)
 

@@ -260,14 +260,14 @@ def test_some_structures_are_missing_but_every_organ_is_drawn_somewhere(site: Pa
 
 def test_no_organ_is_missing_in_most_cases() -> None:
     greedy = dataclasses.replace(SIGNATURES["miccai"], missing=0.9)
-    lacking = phantom._left_out(greedy, 10, np.random.default_rng(0))
+    lacking = phantom._left_out(Cohort(greedy, 10, 0))
     assert max(sum(organ in one for one in lacking) for organ in NINE) <= 5
     assert max(map(len, lacking)) <= 4
 
 
 def test_constrictors_on_a_share_of_the_cases() -> None:
     some = dataclasses.replace(SIGNATURES["nyu"], pcm_share=0.3)
-    lacking = phantom._left_out(some, 10, np.random.default_rng(0))
+    lacking = phantom._left_out(Cohort(some, 10, 0))
     assert sum(not one & set(PCM) for one in lacking) == 3
     assert all(set(PCM) <= one or not one & set(PCM) for one in lacking)
 
