@@ -155,7 +155,9 @@ def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
         return
     told = [e for e in read_events(out / JOURNAL) if e["event"] in ("run-start", "run-end")]
     if told and told[-1]["event"] == "run-end":
-        return
+        early = (told[-1].get("status"), status) == ("incomplete", "interrupted")
+        if not early:  # sites were ended a moment before the server: it missed them
+            return
     recorder = Recorder(out, run, plan, Tracking(mode="disabled"))
     recorder.take_over(p.name for p in plan.phases)
     recorder.write_metrics(status)

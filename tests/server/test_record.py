@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from server.record import tell
+from core.journal import read_events
+from core.plan.schema import Phase, Plan, Tracking
+from server.record import JOURNAL, Recorder, end_untold, tell
 
 
 def test_every_line_that_is_told_bears_the_mark(capsys: pytest.CaptureFixture[str]) -> None:
@@ -11,3 +16,27 @@ def test_every_line_that_is_told_bears_the_mark(capsys: pytest.CaptureFixture[st
         "hnfed| error: x = 3",
         "hnfed|   remedy: mend it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "status"),
+    [
+        ("", "interrupted", "interrupted"),
+        ("incomplete", "interrupted", "interrupted"),  # its sites were ended a moment before it
+        ("incomplete", "failed", "incomplete"),
+        ("completed", "interrupted", "completed"),
+    ],
+)
+def test_the_end_of_a_run_is_told_once_and_truly(
+    tmp_path: Path, told: str, asked: str, status: str
+) -> None:
+    plan = Plan(phases=[Phase(name="p", sites=["a"], organs=["Brainstem"])])
+    recorder = Recorder(tmp_path, "r-1", plan, Tracking(mode="disabled"))
+    recorder.say({"event": "run-start", "run": "r-1"})
+    if told:
+        recorder.write_metrics(told)
+        recorder.say({"event": "run-end", "status": told, "seconds": 1.0})
+    end_untold(tmp_path, "r-1", plan, asked)
+    assert json.loads((tmp_path / "metrics.json").read_text())["status"] == status
+    last = read_events(tmp_path / JOURNAL)[-1]
+    assert (last["event"], last["status"]) == ("run-end", status)

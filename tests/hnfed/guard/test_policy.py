@@ -233,7 +233,7 @@ def test_weights_that_a_site_cannot_derive_are_refused_with_the_remedy() -> None
 def test_a_window_that_shows_one_patient_alone_is_refused(window_hu: list[float]) -> None:
     """All who have nothing in such a window are one constant image: no gate of weights needed."""
     seen = plan(preprocess=replace(plan().preprocess, window_hu=window_hu))
-    with pytest.raises(PolicyError, match="^window: .*preprocess.window_hu"):
+    with pytest.raises(PolicyError, match=r"^window: .*preprocess.window_hu"):
         require_plan(seen, "nyu", OPEN)
     require_plan(seen, "nyu", replace(OPEN, window="any"))
 
