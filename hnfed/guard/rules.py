@@ -82,7 +82,7 @@ class Policy:
         largest_organ_ratio: between the weights of two organs of a phase, and of background.
         largest_stride: between two levels of a network, along any axis.
         fewest_voxels_channel: voxels of the crop for each channel of the widest level.
-        window: ``soft-tissue``: a plan's window of HU shows soft tissue, and little beyond bone. One
+        window: ``soft-tissue``: a plan's window of HU shows soft tissue, not metal alone. One
             that a single patient's metal reaches would show the network that patient alone.
         smallest_crop_mm: along each axis. A crop of a few mm lies in air in all patients but some.
         largest_spacing_mm: of a voxel of the crop, along each axis.
