@@ -17,7 +17,7 @@ from core.data.site import Site
 from core.errors import UserError
 from core.metrics.scores import OrganSum, organ_sums
 from core.models.stages import head_rows, unique_state
-from core.plan.schema import Phase, Plan, crop_words
+from core.plan.schema import SPLITS, Phase, Plan, crop_words
 from core.provenance import versions
 from core.training.loss_weights import organ_factors
 from core.wire.messages import Description, Header, Result, withhold
@@ -62,7 +62,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         site=site.name,
         fingerprint=fingerprint,
         split_hash=site.split_hash(),
-        cases=tuple(told(sum(e.split == s for e in entries)) for s in ("train", "val", "test")),  # type: ignore[arg-type]
+        cases=tuple(told(sum(e.split == s for e in entries)) for s in SPLITS),  # type: ignore[arg-type]
         annotated=tuple(len(rows[o]) for o in plan.organ_names),
         voxels=tuple(float(sum(e.voxels.get(o, 0) for e in es)) for o, es in rows.items())
         if weighted

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from core.errors import UserError
 from core.os_refusals import in_words
 from core.plan.load import plan_from_json, plan_hash
-from core.plan.schema import Phase, Plan, Tracking, crop_words
+from core.plan.schema import SPLITS, Phase, Plan, Tracking, crop_words
 from core.provenance import versions
 from core.wire.checkpoint import load, load_meta
 from core.wire.messages import Description
@@ -260,7 +260,7 @@ def _introduce(description: Description, plan: Plan, recorder: Recorder) -> None
     shared = {o for p in plan.phases if p.share != "none" for o in p.organs}
     told = zip(plan.organ_names, description.annotated, strict=False)
     organs = {o: n for o, n in told if o in shared}
-    cases = dict(zip(("train", "val", "test"), description.cases, strict=True))
+    cases = dict(zip(SPLITS, description.cases, strict=True))
     recorder.say(
         {
             "event": "site-described",

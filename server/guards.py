@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from core.metrics.scores import MEASURES, OrganSum
-from core.plan.schema import Guards, Phase
+from core.plan.schema import SPLITS, Guards, Phase
 from core.wire.messages import CODES, OK, Header, Result
 from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
@@ -103,7 +103,7 @@ def known_code(code: object) -> str:
 def _numbers(result: Result, guards: Guards, described: tuple[int, int, int]) -> Rejected | None:
     most = {
         split: min(guards.max_cases, n) if n >= 0 else guards.max_cases
-        for split, n in zip(("train", "val", "test"), described, strict=True)
+        for split, n in zip(SPLITS, described, strict=True)
     }
     counts = (result.cases, result.steps, result.skipped, *result.annotated)
     if min(counts) < 0 or max(counts) > guards.max_cases * 1000:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from core.plan.schema import Plan
+from core.plan.schema import SPLITS, Plan
 from core.plan.secure import ALL
 from core.secure.layout import closed_organs
 from core.wire.messages import Description, Header, Order
@@ -56,7 +56,7 @@ def secure_start(
     if secure.told:
         secure = _counted(grid, nodes, secure, fingerprint, recorder)
         cell = plan.federation.min_cell
-        counts = dict(zip(("train", "val", "test"), map(int, secure.cases), strict=True))
+        counts = dict(zip(SPLITS, map(int, secure.cases), strict=True))
         tell(f"all sites: {', '.join(f'{_shown(n, cell)} {k}' for k, n in counts.items())} cases")
     else:
         recorder.note("not every site tells its counts: all sites weigh equally")

@@ -16,7 +16,6 @@ from filelock import FileLock
 
 from core.archives.archive import Archive, CaseRef, content_hash, read_case
 from core.archives.case_writer import complete, stored_findings, write_entry
-from core.archives.caselist import SPLITS
 from core.archives.contour_qa import without_errors
 from core.archives.deidentify import words_of
 from core.archives.duplicates import copies_of
@@ -26,6 +25,7 @@ from core.data.cached_case import FORMAT, Entry, open_entry
 from core.data.quota import require_room
 from core.errors import CaseError, Finding, UserError
 from core.files import flush_folder, private_folder, replace_file
+from core.plan.schema import SPLITS
 from core.provenance import versions
 
 Progress = Callable[[int, int, bool], None]

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from core.errors import UserError
 from core.files import plain_cell
 from core.identifiers import case_name, site_name
+from core.plan.schema import SPLITS
 
-SPLITS = ("train", "val", "test")
 IMAGE_NAMES = ("img.nrrd", "ct.csv")
 
 

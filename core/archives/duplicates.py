@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from core.archives.caselist import SPLITS
 from core.data.geometry import Geometry
 from core.errors import Finding
+from core.plan.schema import SPLITS
 
 
 def image_digest(image: npt.NDArray[Any], geometry: Geometry) -> str:

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from core.archives.archive import Archive, CaseRef
-from core.archives.caselist import SPLITS
 from core.errors import Finding, UserError
+from core.plan.schema import SPLITS
 
 
 def split_cases(

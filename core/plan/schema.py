@@ -75,6 +75,8 @@ LOSS_TERMS: Mapping[str, str] = {
     "dice": "Dice",
     "gdice": "generalised Dice",
 }
+SPLITS = ("train", "val", "test")
+SHARES = ("all", "trainable", "none")
 LOSSES = ("total", *LOSS_TERMS)  # what training tells of the loss, in this order
 
 

@@ -11,7 +11,7 @@ from core.identifiers import organ_name, phase_name, site_name
 from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
 from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, require_in_range
-from core.plan.schema import LOSS_TERMS, STRATEGIES, Config, Phase, Plan, Simulation
+from core.plan.schema import LOSS_TERMS, SHARES, SPLITS, STRATEGIES, Config, Phase, Plan, Simulation
 from core.plan.secure import check_secure
 
 MAX_ORGANS = 32  # bits of a cache entry
@@ -28,7 +28,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "train.amp": ("off", "bf16", "fp16"),
     "weighting.terms": ("static", "shift"),
     "weighting.by": ("static", "dice"),
-    "phases.*.share": ("all", "trainable", "none"),
+    "phases.*.share": SHARES,
     "phases.*.freeze": FREEZE,
     "phases.*.head_init": ("random", "background", "mean"),
     "phases.*.candidates": KINDS,
@@ -37,7 +37,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "simulation.engine": ("ray", "inline"),
     "simulation.baseline": ("", "local-only", "pooled"),
     "simulation.published": PUBLISHED,
-    "simulation.sites.*.splits": ("train", "val", "test"),
+    "simulation.sites.*.splits": SPLITS,
     "simulation.sites.*.absent": ("refuse", "count"),
 }
 

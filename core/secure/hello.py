@@ -15,12 +15,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from core.plan.schema import SPLITS
+
 DOMAIN = b"hnfed secure aggregation, hello 1\0"
 PART = b"hnfed secure aggregation, part of a sum 1\0"
 LONGEST = 4096  # characters of a hello
 HEX_KEY = re.compile(r"[0-9a-f]{64}")
 FLAGS = re.compile(r"[01]{0,64}")
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from core.plan.schema import LOSSES
 WIRE = 3
 OK = "OK"
 NEED_BASE = "NEED_BASE"
+SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 TASKS = ("", "tally", "train", "validate", "test", "finish")
 LONGEST_LIST = 64  # of an order: one number an organ
 

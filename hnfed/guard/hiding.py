@@ -7,11 +7,11 @@ from typing import Any
 
 from core.metrics.scores import MEASURES, SUM_FIELDS
 from core.plan.schema import Plan
+from core.secure.layout import TALLIED
 from hnfed.guard.order import Asked
 from hnfed.guard.rules import Policy
 
 SPLITS = ("val", "test")
-PER_ORGAN = ("annotated", "voxels", "totals")
 
 
 def hidden(
@@ -56,7 +56,7 @@ def _describe(told: dict[str, Any], policy: Policy, plan: Plan, site: str, cell:
     """Counts of organs of shared phases alone; of a site without one, none below the cell."""
     own = [p for p in plan.phases if site in p.sites]
     shared = {o for p in own if p.share != "none" for o in p.organs}
-    for name in PER_ORGAN:
+    for name in TALLIED:
         if name in told:
             rows = zip(plan.organ_names, told[name], strict=False)
             told[name] = [n if organ in shared else type(n)(0) for organ, n in rows]
@@ -91,7 +91,7 @@ def _personal(told: dict[str, Any], cell: int, cases: int) -> None:
 
 
 def _uncounted(told: dict[str, Any], kind: str) -> None:
-    for name in PER_ORGAN:
+    for name in TALLIED:
         told.pop(name, None)
     for key in [k for k in told if k.startswith("left_out.")]:
         told[key] = -1

@@ -22,8 +22,8 @@ from filelock import FileLock
 from core.errors import UserError
 from core.files import replace_file
 from core.plan.load import plan_hash
-from core.plan.schema import Plan
-from core.secure.hello import SPLITS, Hello, fewest, members, require_signed
+from core.plan.schema import SPLITS, Plan
+from core.secure.hello import Hello, fewest, members, require_signed
 from core.secure.layout import summed_sites
 from core.secure.masked_sum import FEWEST, Segment, Words, context, masked, seeds
 from core.wire.messages import Description

@@ -18,7 +18,7 @@ from core.data.cached_case import Entry
 from core.plan.load import plan_from_json, plan_hash
 from core.plan.schema import Phase, Plan
 from core.wire.countersignature import Countersignature
-from core.wire.messages import NEED_BASE, OK, Header, Order
+from core.wire.messages import NEED_BASE, OK, SETTINGS, Header, Order
 from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
@@ -360,7 +360,7 @@ class Desk:
                     secrets=(house.kit.folder, *(house.guard / f for f in SECRET)),
                 ),
                 "records": {"order": asked.order.to_config()},
-                "run_config": dict.fromkeys(order.SETTINGS, "")
+                "run_config": dict.fromkeys(SETTINGS, "")
                 | {key: settings[key] for key in ("plan", "run_id")},
                 "node_config": {"site": house.describe(asked.run, pin)},
             }

@@ -12,11 +12,10 @@ from core.identifiers import RunId, run_id
 from core.plan.schema import Phase, Plan
 from core.secure.hello import LONGEST as LONGEST_HELLO
 from core.secure.layout import EVIDENCE
-from core.wire.messages import Order
+from core.wire.messages import SETTINGS, Order
 
 # Kinds of messages that this site answers, with the tasks that each may ask for.
 KINDS = {"query": ("", "tally"), "train": ("train",), "evaluate": ("validate", "test", "finish")}
-SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 # Parcels of bytes that a message may hold, and those that are handed on behind the walls.
 HANDED_ON = ("arrays", "base")
 PARCELS: dict[str, tuple[str, ...]] = {"query": ()}

@@ -12,7 +12,7 @@ from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
 from core.models.stages import unique_state
 from core.plan.load import load, plan_from_json, plan_hash
-from core.plan.schema import Phase, Plan
+from core.plan.schema import SPLITS, Phase, Plan
 from core.text import shown
 from core.wire.partition import network, parts_of
 from hnfed.guard.floors import distinct, require_entries
@@ -126,7 +126,7 @@ def _cases(plan: Plan, phase: Phase, policy: Policy, entries: Sequence[Entry] | 
     if entries is None:
         most = f"at most {phase.max_cases} for training" if phase.max_cases else "all"
         return f"{most} that annotate one of these organs (give --site SITE.yaml to count them)"
-    found: dict[str, Any] = {s: cases_of(entries, plan, phase, s) for s in ("train", "val", "test")}
+    found: dict[str, Any] = {s: cases_of(entries, plan, phase, s) for s in SPLITS}
     counts = ", ".join(f"{s} {len(distinct(es))}" for s, es in found.items())
     rows = ", ".join(f"{o} {sum(o in e.annotated for e in found['train'])}" for o in phase.organs)
     try:

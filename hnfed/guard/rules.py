@@ -10,8 +10,8 @@ from typing import Any
 
 from core.errors import UserError
 from core.plan.load import read_yaml
+from core.plan.schema import SHARES
 
-SHARES = ("all", "trainable", "none")
 CHOICES: dict[str, tuple[str, ...]] = {
     "share": SHARES,
     "optimizers": ("adamw", "sgd"),

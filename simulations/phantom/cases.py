@@ -24,7 +24,8 @@ import SimpleITK as sitk
 
 from core.archives.parallel import each
 from core.errors import UserError
-from simulations.phantom.scan import NINE, PCM, Case, SiteSignature, make_case
+from core.organs.vocabulary import NINE, PCM
+from simulations.phantom.scan import Case, SiteSignature, make_case
 
 FORMAT_VERSION = 1
 STAMP = "phantom.json"

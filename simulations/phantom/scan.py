@@ -10,16 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
+from core.organs.vocabulary import NINE
 from simulations.phantom.body import Part, Patient, paint_body, soft_tissue
 from simulations.phantom.head import brainstem, glands_and_jaw, metal_places, optics, skull
 from simulations.phantom.neck import neck, spine
 from simulations.phantom.shapes import Canvas, Field, make_canvas, paint
-
-NINE = (
-    "Brainstem", "OpticChiasm", "Bone_Mandible", "OpticNrv_L", "OpticNrv_R",
-    "Parotid_L", "Parotid_R", "Glnd_Submand_L", "Glnd_Submand_R",
-)  # fmt: skip
-PCM = ("Musc_Constrict_S", "Musc_Constrict_M", "Musc_Constrict_I")
 
 
 @dataclass(frozen=True)

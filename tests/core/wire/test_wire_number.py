@@ -10,8 +10,8 @@ import typing
 from core.metrics.scores import SUM_FIELDS
 from core.plan.schema import LOSSES, Plan
 from core.secure.hello import Hello
-from core.wire.messages import CODES, TASKS, WIRE, Description, Header, Order, Result
-from hnfed.guard.order import KINDS, PARCELS, SETTINGS
+from core.wire.messages import CODES, SETTINGS, TASKS, WIRE, Description, Header, Order, Result
+from hnfed.guard.order import KINDS, PARCELS
 
 
 def form(kind: object) -> object:

@@ -15,10 +15,11 @@ from scipy.spatial import KDTree
 
 from core.archives.archive import open_archive, read_case
 from core.errors import UserError
+from core.organs.vocabulary import NINE, PCM
 from core.organs.volumes import VOLUME_ML
 from simulations.phantom import cases as phantom
 from simulations.phantom.cases import LOW_NECK, SIGNATURES, Cohort, case_name, write_site
-from simulations.phantom.scan import NINE, PCM, Case, SiteSignature, make_case
+from simulations.phantom.scan import Case, SiteSignature, make_case
 
 COARSE = (6.0, 4.0, 4.0)
 FINE = (4.0, 3.0, 3.0)
