@@ -102,6 +102,7 @@ RANGES: Mapping[str, Range] = {
     "train.warmup_epochs": Range(0, MAX_EPOCHS),
     "train.clip_norm": WEIGHT,
     "train.batch": Range(1, 256),
+    "train.accumulate": Range(1, 256),
     "train.threads": Range(0, 1024),
     "phases.*.rounds": Range(0, 100_000),
     "phases.*.local_epochs": Range(1, 10_000),

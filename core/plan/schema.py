@@ -104,6 +104,7 @@ class Train:
     warmup_epochs: float = 0.0
     clip_norm: float = 12.0
     batch: int = 1
+    accumulate: int = 1
     amp: str = "off"
     threads: int = 0
     deterministic: bool = False

@@ -26,7 +26,7 @@ from core.metrics.scores import CaseScore, score_case
 from core.plan.schema import LOSSES, Phase, Plan
 from core.processes import leave_if_told
 from core.training.inference import probabilities_of
-from core.training.losses import LossTerms, LossWeights, segmentation_loss
+from core.training.losses import LossTerms, LossWeights, denominators, segmentation_loss
 from core.training.optimisation import (
     LARGEST_LOSS,
     NonFiniteError,
@@ -138,13 +138,11 @@ def train(
                 rate = learning_rate(settings, epoch + step / steps_per_epoch, total)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                with autocast(settings, target):
-                    logits = model(batch["image"])
-                label, known = batch["label"], batch["annotated"]
-                terms = segmentation_loss(logits.float(), label, known, plan.loss, epochs.weights)
-                taken = take_step(terms.total, optimiser, scaler, pull, settings.clip_norm)
+                parts: list[LossTerms] = []
+                losses = part_losses(model, batch, plan, epochs.weights, parts)
+                taken = take_step(losses, optimiser, scaler, pull, settings.clip_norm)
                 leave_if_told()
-                tally.add(terms, pull.value if taken else None, len(batch["image"]), taken)
+                tally.add(parts, pull.value if taken else None, len(batch["image"]), taken)
         state = optimiser_tensors(optimiser, named)
     return tally.result(time.perf_counter() - start), state
 
@@ -190,6 +188,30 @@ def validate(
     return scores
 
 
+def part_losses(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    plan: Plan,
+    weights: LossWeights,
+    parts: list[LossTerms],
+) -> Iterator[Tensor]:
+    """Losses of the parts that `train.accumulate` cuts a batch into, each computed when asked for.
+
+    They add up to the loss of the batch, and so do their gradients: each is divided by what the
+    whole batch is divided by. The terms are added to `parts`.
+    """
+    image, label, known = batch["image"], batch["label"], batch["annotated"]
+    size = math.ceil(len(image) / plan.train.accumulate)
+    whole = denominators(label, known, plan.loss, weights) if size < len(image) else None
+    for start in range(0, len(image), size):
+        some = slice(start, start + size)
+        with autocast(plan.train, image.device):
+            logits = model(image[some]).float()
+        terms = segmentation_loss(logits, label[some], known[some], plan.loss, weights, whole)
+        parts.append(terms)
+        yield terms.total
+
+
 class _Tally:
     """Sums losses on the device; one transfer at the end."""
 
@@ -198,15 +220,17 @@ class _Tally:
         self.samples = self.steps = self.seen = 0
         self.proximal = False
 
-    def add(self, terms: LossTerms, proximal: Tensor | None, samples: int, taken: bool) -> None:
+    def add(
+        self, parts: Sequence[LossTerms], proximal: Tensor | None, samples: int, taken: bool
+    ) -> None:
         self.seen += 1
         if not taken:
             return
         self.steps += 1
         self.samples += samples
         self.proximal |= proximal is not None
-        last = proximal if proximal is not None else terms.total.new_zeros(())
-        values = [getattr(terms, name).detach() for name in LOSSES] + [last]
+        terms = [sum(getattr(part, name).detach() for part in parts) for name in LOSSES]
+        values = [*terms, proximal if proximal is not None else torch.zeros_like(terms[0])]
         self.sums += samples * torch.stack([v.to(self.sums) for v in values])
 
     def result(self, seconds: float) -> TrainResult:

@@ -71,6 +71,7 @@ def segmentation_loss(
     annotated: torch.Tensor,
     settings: Loss,
     weights: LossWeights | None = None,
+    whole: torch.Tensor | None = None,
 ) -> LossTerms:
     r"""Returns the loss of a batch, computed in float32 even under autocast (float64 stays).
 
@@ -105,6 +106,8 @@ def segmentation_loss(
         annotated: (B, C) bool.
         settings: the plan's `loss`.
         weights: of classes (w), organs (v) and terms.
+        whole: of a larger batch that these cases are a part of, from `denominators`: the losses of
+            all its parts then add up to the loss of it, and so do their gradients.
 
     Raises:
         UserError: unknown `loss.form`.
@@ -119,13 +122,14 @@ def segmentation_loss(
         sums = _Sums(*(torch.stack(column) for column in zip(*cases, strict=True)))
         ones = torch.ones_like(sums.count[0])
         weights = weights or LossWeights()
-        w = ones if weights.classes is None else z.new_tensor(weights.classes)
-        v = ones if weights.organs is None else z.new_tensor([1.0, *weights.organs])
+        w, v = _weights(weights, ones)
+        whole = whole if whole is not None else _counted_in(sums.count, sums.active, w, v, settings)
         terms = {
-            "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w, v, settings.form),
-            "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form),
-            "dice": _dice(sums, v, settings.dice_background),
-            "gdice": _generalised_dice(sums, v, settings.dice_background),
+            "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w, v, settings.form) / whole[0],
+            "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form)
+            / whole[1],
+            "dice": _dice(sums, v, settings.dice_background) / whole[2],
+            "gdice": _generalised_dice(sums, v, settings.dice_background) / whole[3],
         }
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for name in LOSS_TERMS:
@@ -166,6 +170,50 @@ def class_weights(voxels: Sequence[float], mode: str) -> list[float]:
     return [w / scale if scale > 0 else 1.0 / len(weights) for w in weights]
 
 
+def denominators(
+    label: torch.Tensor, annotated: torch.Tensor, settings: Loss, weights: LossWeights
+) -> torch.Tensor:
+    """What the sums of a batch are divided by, from its labels alone: (4), one a loss term.
+
+    Args:
+        label: (B, Z, Y, X) int64.
+        annotated: (B, C) bool.
+        settings: the plan's `loss`.
+        weights: as for `segmentation_loss`.
+    """
+    classes = annotated.shape[1] + 1
+    counts, active = [], []
+    for one, known in zip(label, annotated, strict=True):
+        flags = torch.cat((known.any().reshape(1), known)).float()
+        found = torch.bincount(one.flatten(), minlength=classes).float() * flags
+        found[0] = (one.numel() - found[1:].sum()) * flags[0]  # unknown organs are background
+        counts.append(found)
+        active.append(flags)
+    w, v = _weights(weights, torch.ones(classes, device=label.device))
+    return _counted_in(torch.stack(counts), torch.stack(active), w, v, settings)
+
+
+def _weights(weights: LossWeights, ones: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of classes and of organs, (K) each."""
+    w = ones if weights.classes is None else ones.new_tensor(weights.classes)
+    v = ones if weights.organs is None else ones.new_tensor([1.0, *weights.organs])
+    return w, v
+
+
+def _counted_in(
+    count: torch.Tensor, active: torch.Tensor, w: torch.Tensor, v: torch.Tensor, settings: Loss
+) -> torch.Tensor:
+    """Weights of all voxels in ce and focal, and cases in dice and gdice; none of them 0."""
+    rest = count.new_zeros(())
+    if settings.form == "one_vs_rest":
+        rest = ((count.sum(dim=1, keepdim=True) - count) * active * v).sum()
+    shares = _share(active, v, settings.dice_background)
+    labelled = _counted(active, settings.dice_background)
+    voxels = torch.stack([(count * w * v).sum() + rest, (count * v).sum() + rest])
+    cases = torch.stack([(s.sum(dim=1) > 0).sum() for s in (shares, labelled)])
+    return torch.cat((torch.where(voxels > 0, voxels, 1), cases.clamp_min(1).to(voxels)))
+
+
 def _voxel_term(
     s: _Sums,
     positive: torch.Tensor,
@@ -174,22 +222,21 @@ def _voxel_term(
     v: torch.Tensor,
     form: str,
 ) -> torch.Tensor:
-    """Weighted mean over voxels (categorical) or voxels and classes (one_vs_rest), as a scalar."""
-    value, weight = positive * w * v, s.count * w * v
-    if form == "one_vs_rest":
-        voxels = s.count.sum(dim=1, keepdim=True)
-        value = value + negative * v
-        weight = weight + (voxels - s.count) * s.active * v
-    total = weight.sum()
-    return torch.where(total > 0, value.sum() / torch.where(total > 0, total, 1), 0)
+    """Weighted sum over voxels (categorical) or voxels and classes (one_vs_rest), as a scalar."""
+    value = positive * w * v
+    return (value + negative * v).sum() if form == "one_vs_rest" else value.sum()
+
+
+def _share(active: torch.Tensor, v: torch.Tensor, background: bool) -> torch.Tensor:
+    """Weight of each class of each case in dice, (B, K)."""
+    return _counted(active * v, background)
 
 
 def _dice(s: _Sums, v: torch.Tensor, background: bool) -> torch.Tensor:
     per_class = 1 - (2 * s.overlap + SMOOTH) / (s.mass + s.count + SMOOTH)
-    share = _counted(s.active * v, background)
+    share = _share(s.active, v, background)
     total = share.sum(dim=1)
-    per_case = (per_class * share).sum(dim=1) / torch.where(total > 0, total, 1)
-    return per_case.sum() / (total > 0).sum().clamp_min(1)
+    return ((per_class * share).sum(dim=1) / torch.where(total > 0, total, 1)).sum()
 
 
 def _generalised_dice(s: _Sums, v: torch.Tensor, background: bool) -> torch.Tensor:
@@ -198,9 +245,7 @@ def _generalised_dice(s: _Sums, v: torch.Tensor, background: bool) -> torch.Tens
     u = _counted(u * s.active, background)
     above, below = 2 * (u * s.overlap).sum(dim=1), (u * (s.mass + s.count)).sum(dim=1)
     usable = below > 0
-    per_case = torch.where(usable, 1 - above / torch.where(usable, below, 1), 0)
-    labelled = (_counted(s.active, background).sum(dim=1) > 0).sum()
-    return per_case.sum() / labelled.clamp_min(1)
+    return torch.where(usable, 1 - above / torch.where(usable, below, 1), 0).sum()
 
 
 def _counted(weights: torch.Tensor, background: bool) -> torch.Tensor:

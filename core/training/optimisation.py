@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -195,17 +195,27 @@ class Proximal:
 
 
 def take_step(
-    loss: Tensor,
+    losses: Iterable[Tensor],
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     pull: Proximal,
     clip_norm: float,
 ) -> bool:
-    """Backward and one optimiser step; False, and no change, where something is not finite."""
+    """One optimiser step; False, and no change, where something is not finite.
+
+    Args:
+        losses: of the parts of a batch, which add up to its loss; each part's forward pass runs as
+            it is asked for, and its memory is free after its backward pass.
+        optimiser: of the parameters that train.
+        scaler: see `make_scaler`.
+        pull: FedProx.
+        clip_norm: longest gradient; 0 for any.
+    """
     optimiser.zero_grad(set_to_none=True)
-    if not bool(torch.isfinite(loss)):
-        return False
-    torch.autograd.backward(scaler.scale(loss))
+    for loss in losses:
+        if not bool(torch.isfinite(loss)):
+            return False
+        torch.autograd.backward(scaler.scale(loss))
     scaler.unscale_(optimiser)
     pull.add_gradient()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -247,5 +257,6 @@ def memory_advice() -> Iterator[None]:
         raise DeviceMemoryError(
             "device memory",
             str(error).splitlines()[0] if str(error) else "exhausted",
-            "set model.checkpointing=true, train.amp=bf16 (GPU) or a smaller train.batch or crop",
+            "set model.checkpointing=true, train.amp=bf16 (GPU), train.accumulate=train.batch, or "
+            "a smaller crop",
         ) from error

@@ -16,11 +16,11 @@ import torch
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Plan
-from core.training.losses import segmentation_loss
+from core.training.engine import part_losses
+from core.training.losses import LossWeights
 from core.training.optimisation import (
     DeviceMemoryError,
     Proximal,
-    autocast,
     device_settings,
     make_optimiser,
     make_scaler,
@@ -31,7 +31,7 @@ from core.training.optimisation import (
 )
 from core.wire.partition import network
 
-REMEDY = "set model.checkpointing=true, or a smaller train.batch or preprocess.crop"
+REMEDY = "set model.checkpointing=true, train.accumulate=train.batch, or a smaller preprocess.crop"
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,21 @@ def rehearse(plan: Plan, device: str = "auto") -> Rehearsal:
 def _steps(plan: Plan, device: str) -> Rehearsal:
     target = resolve_device(device)
     phase = max(plan.phases, key=lambda p: len(p.organs))
-    organs, batch = len(phase.organs), plan.train.batch
+    organs, cases = len(phase.organs), plan.train.batch
     with device_settings(plan.train, target, plan.seed), memory_advice():
         model = to_device(network(plan, phase), target, plan.model.channels_last).train()
         scaler = make_scaler(plan.train, target)
         optimiser = make_optimiser(plan.train, list(model.parameters()))
-        image = torch.rand(batch, 1, *plan.preprocess.crop, device=target) * 2 - 1
-        label = torch.randint(organs + 1, (batch, *plan.preprocess.crop), device=target)
-        annotated = torch.ones(batch, organs, dtype=torch.bool, device=target)
+        batch = {
+            "image": torch.rand(cases, 1, *plan.preprocess.crop, device=target) * 2 - 1,
+            "label": torch.randint(organs + 1, (cases, *plan.preprocess.crop), device=target),
+            "annotated": torch.ones(cases, organs, dtype=torch.bool, device=target),
+        }
         seconds = 0.0
         for _ in range(2):
             started = time.perf_counter()
-            with autocast(plan.train, target):
-                logits = model(image)
-            loss = segmentation_loss(logits.float(), label, annotated, plan.loss).total
-            take_step(loss, optimiser, scaler, Proximal({}, None), plan.train.clip_norm)
+            losses = part_losses(model, batch, plan, LossWeights(), [])
+            take_step(losses, optimiser, scaler, Proximal({}, None), plan.train.clip_norm)
             seconds = time.perf_counter() - started
     if target.type == "cuda":
         return Rehearsal(torch.cuda.max_memory_reserved(target), seconds)

@@ -359,3 +359,19 @@ def test_lr_argument_stands_for_the_plans(entries: list[Entry]) -> None:
     _train(a, entries[:1], plan, lr=1e-4)
     _train(b, entries[:1], plan_of(lr=1e-4))
     assert _distance(_weights(a), _weights(b)) == 0
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_takes_the_same_steps(entries: list[Entry], parts: int) -> None:
+    """Also where the last batch is smaller, and cases annotate different organs."""
+    plan = plan_of(augment=True)
+    plan = replace(plan, train=replace(plan.train, batch=3))
+    whole, cut = model_of(plan), model_of(plan)
+    one, _ = _train(whole, entries[:5], plan, count=2)
+    apart = replace(plan, train=replace(plan.train, accumulate=parts))
+    other, _ = _train(cut, entries[:5], apart, count=2)
+    assert (one.steps, other.steps) == (4, 4)
+    assert other.loss == pytest.approx(one.loss, rel=1e-4)
+    assert _distance(_weights(whole), _weights(cut)) < 1e-4 * _distance(
+        _weights(whole), _weights(model_of(plan))
+    )

@@ -20,6 +20,7 @@ from core.training.losses import (
     LossWeights,
     class_sums,
     class_weights,
+    denominators,
     segmentation_loss,
 )
 
@@ -400,3 +401,35 @@ def test_keeps_no_one_hot_map():
 
 def test_what_the_loss_returns_is_what_the_plan_names() -> None:
     assert tuple(f.name for f in dataclasses.fields(LossTerms)) == LOSSES
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 4),
+    form=st.sampled_from(["categorical", "one_vs_rest"]),
+    background=st.booleans(),
+    known=st.lists(st.booleans(), min_size=5 * C, max_size=5 * C),
+)
+def test_the_parts_of_a_batch_add_up_to_it(
+    seed: int, size: int, form: str, background: bool, known: list[bool]
+) -> None:
+    logits, label, _ = batch(seed, cases=5)
+    annotated = torch.tensor(known).reshape(5, C)
+    label = torch.where(annotated.any(dim=1).reshape(-1, 1, 1, 1), label, 0)
+    config = Loss(ce=1.0, focal=0.5, dice=1.0, gdice=0.7, form=form, dice_background=background)
+    weights = LossWeights([0.1, 0.4, 0.3, 0.2], [1.0, 3.0, 0.5], {"focal": 2.0})
+    together = segmentation_loss(logits, label, annotated, config, weights)
+    whole = denominators(label, annotated, config, weights).double()
+    parts = [
+        segmentation_loss(*(x[i : i + size] for x in (logits, label, annotated)), config, weights,
+                          whole)
+        for i in range(0, 5, size)
+    ]  # fmt: skip
+    for name in LOSSES:
+        added = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(added, getattr(together, name), rtol=1e-6, atol=1e-9)
+    total = sum(part.total for part in parts)
+    torch.testing.assert_close(
+        grad(total, logits), grad(together.total, logits), rtol=1e-6, atol=1e-9
+    )
