@@ -84,7 +84,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         seed: decides order and augmentation, together with the epoch.
         epoch: number of the epoch.
 
-    Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` int64 (Z, Y, X) and ``annotated``
+    Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` uint8 (Z, Y, X) and ``annotated``
     bool (C,).
     """
 
@@ -128,7 +128,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             if np.random.default_rng([seed, 1]).random() < self.augment.mirror:
                 image, label, annotated = mirror(image, label, annotated, self.organs)
             image, label = augment_sample(image, label, self.augment, entry.crop.spacing_mm, seed)
-        return {"image": image, "label": label.long(), "annotated": annotated}
+        return {"image": image, "label": label, "annotated": annotated}
 
     def sample_seed(self, case: int) -> int:
         """Returns the seed of a case's augmentation in this epoch; `case` counts in `entries`."""

@@ -207,7 +207,8 @@ def part_losses(
         some = slice(start, start + size)
         with autocast(plan.train, image.device):
             logits = model(image[some]).float()
-        terms = segmentation_loss(logits, label[some], known[some], plan.loss, weights, whole)
+        target = label[some].long()  # it travels to the device as bytes
+        terms = segmentation_loss(logits, target, known[some], plan.loss, weights, whole)
         parts.append(terms)
         yield terms.total
 
@@ -283,4 +284,8 @@ def _batches(
 
 
 def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    """The batch on the device; flags stay where they are read without waiting for a GPU."""
+    if device.type == "cpu":
+        return batch
+    pinned = {key: batch[key].pin_memory() for key in ("image", "label")}
+    return batch | {key: value.to(device, non_blocking=True) for key, value in pinned.items()}

@@ -176,14 +176,14 @@ def denominators(
     """What the sums of a batch are divided by, from its labels alone: (4), one a loss term.
 
     Args:
-        label: (B, Z, Y, X) int64.
-        annotated: (B, C) bool.
+        label: (B, Z, Y, X) uint8 or int64.
+        annotated: (B, C) bool, on any device.
         settings: the plan's `loss`.
         weights: as for `segmentation_loss`.
     """
     classes = annotated.shape[1] + 1
     counts, active = [], []
-    for one, known in zip(label, annotated, strict=True):
+    for one, known in zip(label, annotated.to(label.device), strict=True):
         flags = torch.cat((known.any().reshape(1), known)).float()
         found = torch.bincount(one.flatten(), minlength=classes).float() * flags
         found[0] = (one.numel() - found[1:].sum()) * flags[0]  # unknown organs are background

@@ -53,7 +53,7 @@ def test_a_sample_without_augmentation_is_the_cached_case(entries: list[Entry]) 
         expected = np.where(bits & 4, 1, np.where(bits & 1, 2, 0))
         np.testing.assert_array_equal(sample["label"].numpy(), expected)
         assert sample["image"].dtype == torch.float32
-        assert sample["label"].dtype == torch.int64
+        assert sample["label"].dtype == torch.uint8
         assert sample["annotated"].tolist() == [True, True, False]
 
 
