@@ -96,7 +96,9 @@ def train_shared(task: Task, state: State) -> tuple[State, Result]:
     parts = parts_of(network(plan, phase), plan, phase)
     personal, kept = opened(task)
     model = own = loaded(plan, phase, state | kept.state)
-    scores = organ_sums(score(task, model, "val"), phase.organs)
+    scores: dict[str, Mapping[str, OrganSum]] = {}
+    if phase.validates(order.round - 1):
+        scores["val"] = organ_sums(score(task, model, "val"), phase.organs)
     entries = task.entries("train")
     incoming = {n: state[n] for n in parts.shared}
     strategy, factors = plan.federation.strategy, order.organ_factors
@@ -116,7 +118,7 @@ def train_shared(task: Task, state: State) -> tuple[State, Result]:
         trained = returned(trained, state, result.annotated, rows)
     if strategy.name == "dp":
         trained = clipped(trained, incoming, strategy.clip_norm)
-    return trained, replace(result, seconds=time.perf_counter() - started, scores={"val": scores})
+    return trained, replace(result, seconds=time.perf_counter() - started, scores=scores)
 
 
 def returned(

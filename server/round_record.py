@@ -110,11 +110,14 @@ def round_line(phase: Phase, event: Mapping[str, Any], seconds_so_far: float) ->
     dice, loss = event["mean"]["dice"], event["loss"].get("total")
     untold = "withheld (few cases)" if _withholds(event) else "-"
     left = seconds_so_far / number * (phase.rounds - number)
+    personal = phase.share == "none"
     parts = [
         f"{phase.name} {number}/{phase.rounds}",
         "" if loss is None else f"loss {loss:.3f}",
         f"val Dice {untold if dice is None else f'{dice:.3f}'} "
-        f"(weights of round {event['scored_round']})",
+        f"(weights of round {event['scored_round']})"
+        if personal or phase.validates(event["scored_round"])
+        else "",
         f"best {event['best_round']}",
         ", ".join(event["accepted"]),
         f"rejected {', '.join(event['rejected'])}" if event["rejected"] else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,19 +284,10 @@ class PhaseRun:
             new, scored = state, progress.round
         else:
             scored = progress.round - 1
-            sums: Sums = {s: {} for s in good} | _scores(good, "val")
-            told = judge(progress, sums, scored)
-            self._flag(progress, sums)
-            self._remember_kept(progress, scored)
+            if self.phase.validates(scored):
+                self._judged(progress, good, scored, factors)
             at = list(self.nodes) if self.secure else list(good)
             progress.acknowledged |= dict.fromkeys(at, progress.round) if self.kept else {}
-            if not told and scored == 0:
-                self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
-            silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
-            if silent and (factors or progress.round == 1):
-                names = ", ".join(silent)
-                note = f"organ weights are static: no val score of {names}"
-                self.recorder.note(note, self.phase.name)
             if self.secure:
                 new, notes = self._added(self.secure, state, masked, found, progress)
             else:
@@ -338,6 +329,26 @@ class PhaseRun:
         self._commit(new, progress, event)
         self._announce(event, progress.seconds)
         return new
+
+    def _judged(
+        self,
+        progress: Progress,
+        good: Mapping[str, Accepted],
+        scored: int,
+        factors: Sequence[float],
+    ) -> None:
+        """What the val scores of a round say: the best so far, organ weights, who stands out."""
+        sums: Sums = {s: {} for s in good} | _scores(good, "val")
+        told = judge(progress, sums, scored)
+        self._flag(progress, sums)
+        self._remember_kept(progress, scored)
+        if not told and scored == 0:
+            self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
+        silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
+        if silent and (factors or progress.round == 1):
+            names = ", ".join(silent)
+            note = f"organ weights are static: no val score of {names}"
+            self.recorder.note(note, self.phase.name)
 
     def _pooled(self, found: Sum, round_: int) -> Accepted:
         """All sites of a sum as one, whose name is `ALL`."""

@@ -106,6 +106,7 @@ RANGES: Mapping[str, Range] = {
     "train.threads": Range(0, 1024),
     "phases.*.rounds": Range(0, 100_000),
     "phases.*.local_epochs": Range(1, 10_000),
+    "phases.*.validate_every": Range(1, 10_000),
     "phases.*.patience": Range(1, MAX_EPOCHS),
     "phases.*.keep_epochs": Range(0, 10_000),
     "phases.*.thaw.*": Range(2, 100_000),

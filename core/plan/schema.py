@@ -120,6 +120,7 @@ class Phase:
     rounds: int = 1
     local_epochs: int = 1
     patience: int = 50
+    validate_every: int = 1
     init: str = "scratch"
     head_init: str = "random"
     freeze: Any = "none"
@@ -133,6 +134,10 @@ class Phase:
     average_mirrored: bool = False
     candidates: list[str] = field(default_factory=list)
     test: bool = True
+
+    def validates(self, round_: int) -> bool:
+        """Whether the weights of a shared phase's round are scored as the next round begins."""
+        return round_ % self.validate_every == 0
 
     @property
     def best_at_site(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core.errors import UserError
 from core.journal import read_events
@@ -337,3 +338,25 @@ def test_a_run_without_a_choice_gives_no_advice(
     assert not (run / "advice.json").exists()
     assert main(["advise", str(run)]) == 1
     assert "candidates" in capsys.readouterr().err
+
+
+def test_weights_are_scored_as_often_as_the_plan_says_and_train_the_same(
+    run_tiny: RunTiny,
+) -> None:
+    """Round 0 and every third one, and the last; what is not the best of these is not chosen."""
+    more = ("phases.pretrain.rounds=5", "phases.personalise.rounds=1")
+    every = run_tiny("every", *more)
+    third = run_tiny("third", *more, "phases.pretrain.validate_every=3")
+    rounds = [
+        e
+        for e in read_events(third / "journal.jsonl")
+        if e["event"] == "round" and e["phase"] == "pretrain"
+    ]
+    scored = [e["scored_round"] for e in rounds if e["sites"]]
+    assert scored == [0, 3]
+    assert {e["best_round"] for e in rounds} <= {0, 3}
+    last = [load_checkpoint(run / WEIGHTS[1])[0] for run in (every, third)]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    block = json.loads((third / "metrics.json").read_text())["phases"][0]
+    assert block["best_round"] in (0, 3, 5)
+    assert block["mean_val"]["dice"] is not None
