@@ -58,7 +58,7 @@ def _doctor(options: argparse.Namespace) -> int:
     )
     of_site = examine_site(site, kit) if site is not None else ()
     walls = [examine_walls()] if asked == "site" else []
-    done = list(report(chain(checks, of_site, walls)))
+    done = report(chain(checks, of_site, walls))
     if options.json is not None:
         options.json.write({"schema": 1, "checks": [asdict(check) for check in done]})
     return int(any(check.state == FAIL for check in done))

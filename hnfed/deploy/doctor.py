@@ -432,13 +432,15 @@ def clock(ahead_s: float) -> Check:
     return judged("clock", good, found, remedy, FAIL)
 
 
-def report(checks: Iterator[Check]) -> Iterator[Check]:
+def report(checks: Iterator[Check]) -> list[Check]:
     """Prints each check as it is done."""
+    done = []
     for check in checks:
         print(f"{check.state}  {check.name:<14} {check.detail}")
         if check.remedy:
             print(f"      {'':<14} -> {check.remedy}")
-        yield check
+        done.append(check)
+    return done
 
 
 def role_of(kit: Kit | None, role: str | None) -> str:
