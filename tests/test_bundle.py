@@ -14,7 +14,7 @@ from core.packaging.app_bundle import app_dir, stage_app
 from core.wire.partition import INSTALLED
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOWERS_OWN = {"pyproject.toml", ".info/CONTENT"}
+FLOWERS_OWN = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
 OURS = ("core", "client", "server", "simulations", "hnfed")
 APPS = ("client/app.py", "server/app.py")
 MOST_FILES, MOST_LINES = 95, 16_000

@@ -21,7 +21,9 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
-INSTALLED = "hnfed_app.toml"  # what a wheel calls the pyproject.toml that it was built from
+# What a wheel calls two files of the clone that it was built from, which Flower wants in an app.
+INSTALLED, INSTALLED_LICENSE = "hnfed_app.toml", "hnfed_app.LICENSE"
+LICENSE = "LICENSE"
 
 
 def app_dir() -> Path:
@@ -52,7 +54,7 @@ def description(source: Path) -> Path:
 
 
 def stage_app(source: Path, target: Path) -> None:
-    """Copies an app's pyproject.toml and the files of its ``fab-include`` list, nothing else.
+    """Copies an app's pyproject.toml, licence and the files of its ``fab-include`` list alone.
 
     Flower's command line may rewrite a pyproject.toml and looks at .gitignore: it sees a copy.
 
@@ -70,7 +72,13 @@ def stage_app(source: Path, target: Path) -> None:
         raise UserError("tool.flwr.app.fab-include", patterns, "list the files that sites may get")
     target.mkdir(parents=True)
     (target / "pyproject.toml").write_bytes(text)
-    for pattern in patterns:
+    if LICENSE in patterns:
+        beside = (source / INSTALLED_LICENSE, source / LICENSE)
+        kept = next((path for path in beside if path.is_file()), None)
+        if kept is None:
+            raise UserError("LICENSE", source, "install hnfed anew", problem="no such file")
+        shutil.copyfile(kept, target / LICENSE)
+    for pattern in (p for p in patterns if p != LICENSE):
         found = [path for path in sorted(source.glob(pattern)) if path.is_file()]
         if not found:
             raise UserError("tool.flwr.app.fab-include", pattern, "correct it", problem="no file")
