@@ -17,7 +17,9 @@ from hnfed.guard.policy import Policy, PolicyError
 SHARED = Phase("pretrain", ["nyu", "miccai"], ["Brainstem", "Parotid_L"], rounds=4, local_epochs=5)
 OWN = Phase("own", ["nyu"], ["Larynx"], init="pretrain", freeze="encoder", share="none", rounds=2)
 PLAN = Plan(
-    preprocess=Preprocess(crop=[32, 16, 16]), model=Model(channels=[4, 8]), phases=[SHARED, OWN]
+    preprocess=Preprocess(crop=[32, 16, 16], spacing_mm=[3.0, 6.0, 6.0]),
+    model=Model(channels=[4, 8]),
+    phases=[SHARED, OWN],
 )
 APPROVED = Policy(plans="approved")
 
