@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from core.plan.schema import Phase, Plan, Strategy
 from core.wire.messages import Description
 from server.enrolment import declared
 from server.guards import Accepted
+from server.parts import PART, parts
 from server.strategy import (
     ARRAYS,
     METRICS,
@@ -121,27 +122,43 @@ def average(
     Returns:
         The weights, and what the strategy carries to the next round.
     """
-    before = {name: state[name] for name in good[min(good)].state}
-    strategy = build_strategy(settings, len(good), before, moments)
-    replies = []
-    for site in sorted(good):
-        message = good[site].message
-        assert message is not None
-        arrays = ArrayRecord(dict(good[site].state))
-        weight = 1.0 if equal else float(good[site].result.cases)
-        message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})
-        replies.append(message)
-    averaged, _ = strategy.aggregate_train(round_, replies)
-    assert averaged is not None
-    new = dict(state)
-    for name, tensor in averaged.to_torch_state_dict().items():
-        new[name] = tensor.to(state[name].dtype)
-        if STRATEGIES[settings.name].moments:
-            same = [one.state[name] == state[name] for one in good.values()]
-            new[name] = torch.where(
-                functools.reduce(torch.logical_and, same), state[name], new[name]
-            )
-    return new, moments_of(strategy, settings, before)
+    like = {name: state[name] for name in good[min(good)].state}
+    made: dict[str, Tensor] = {}
+    carried: dict[str, dict[str, Tensor]] = {}
+    row = STRATEGIES[settings.name]
+    for part in parts(like, PART if row.elementwise else 0):
+        before = part.of(state)
+        updates = [part.of(good[site].state) for site in sorted(good)]
+        strategy = build_strategy(
+            settings, len(good), before, {kind: part.of(m) for kind, m in moments.items()}
+        )
+        replies = [
+            _filled(good[site], update, equal=equal)
+            for site, update in zip(sorted(good), updates, strict=True)
+        ]
+        averaged, _ = strategy.aggregate_train(round_, replies)
+        assert averaged is not None
+        values = {n: t.to(before[n].dtype) for n, t in averaged.to_torch_state_dict().items()}
+        if row.moments:
+            values = {n: _moved(before[n], v, [u[n] for u in updates]) for n, v in values.items()}
+        part.put(values, made, like)
+        for kind, tensors in moments_of(strategy, settings, before).items():
+            part.put(tensors, carried.setdefault(kind, {}), like)
+    return dict(state) | made, carried
+
+
+def _filled(one: Accepted, update: State, *, equal: bool) -> Message:
+    """The site's message with what the strategy averages."""
+    assert one.message is not None
+    weight = MetricRecord({WEIGHT: 1.0 if equal else float(one.result.cases)})
+    one.message.content = RecordDict({ARRAYS: ArrayRecord(dict(update)), METRICS: weight})
+    return one.message
+
+
+def _moved(before: Tensor, after: Tensor, updates: Sequence[Tensor]) -> Tensor:
+    """`after`, but where every update has the value of `before`."""
+    same = functools.reduce(torch.logical_and, [update == before for update in updates])
+    return torch.where(same, before, after)
 
 
 def aggregate_head(

@@ -49,8 +49,11 @@ class Rejected:
     detail: str
 
 
+NO_REPLY = Rejected("E_LOST", "no reply before the deadline")
+
+
 def inspect(
-    reply: Message | None,
+    reply: Message,
     asked: Header,
     phase: Phase,
     *,
@@ -61,15 +64,13 @@ def inspect(
     """Checks one reply against what was asked.
 
     Args:
-        reply: as Flower brought it; None where none came.
+        reply: as Flower brought it.
         asked: site, run, phase and round of the order.
         phase: of the order.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
         cases: training, validation and test cases that the site described; -1 where it told none.
     """
-    if reply is None:
-        return Rejected("E_LOST", "no reply before the deadline")
     if reply.has_error():
         return Rejected("E_ERROR", error_words(reply))
     try:

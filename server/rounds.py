@@ -430,7 +430,8 @@ class PhaseRun:
         round_: int,
     ) -> tuple[dict[str, Accepted], dict[str, float]]:
         """Updates held against the round's median length; what is refused goes to `rejected`."""
-        kept, clipped, odd = limit(good, state, self.plan.federation.guards)
+        guards = self.plan.federation.guards
+        kept, clipped, odd = limit(good, state, guards, self.store.folder)
         if len(kept) < quorum_of(self.plan, self.phase):
             raise self.sites.too_few(f"round {round_}", dict.fromkeys(odd, "E_NORM"))
         for site in odd:

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from server.aggregate import aggregate_head
+from core.plan.schema import Strategy
+from core.wire.messages import Header, Result
+from server.aggregate import aggregate_head, average
+from server.guards import Accepted
+from server.strategy import STRATEGIES, joined
 
 
 def head(value: float) -> dict[str, Tensor]:
@@ -71,3 +76,40 @@ def test_sums_run_in_double_precision() -> None:
 def test_every_update_has_a_row_of_weights() -> None:
     with pytest.raises(ValueError):
         aggregate_head(head(0.0), head(0.0), [head(1.0), head(2.0)], [[1.0, 1.0]], HEADS)
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"dp"}))  # its noise differs
+@pytest.mark.parametrize("sites", [1, 3, 9])
+def test_an_average_in_parts_is_the_whole_one_bit_for_bit(
+    task_identity: None, monkeypatch: pytest.MonkeyPatch, name: str, sites: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn() -> dict[str, Tensor]:
+        shapes = {"a": (7, 3, 2), "b": (5,), "one": (1,), "none": ()}
+        return {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+
+    def rounds() -> dict[str, Tensor]:
+        state, moments = start, {}
+        for round_ in (1, 2):
+            order = Message(RecordDict(), dst_node_id=1, message_type="train")  # type: ignore[arg-type]
+            good = {
+                f"s{i}": Accepted(
+                    Header(f"s{i}", "r", "p", round_),
+                    Result(cases=i + 1),
+                    {n: t + u for (n, t), u in zip(state.items(), update.values(), strict=True)},
+                    Message(RecordDict(), reply_to=order),
+                )
+                for i, update in enumerate(drawn_updates)
+            }
+            state, moments = average(settings, round_, state, moments, good, equal=False)
+        return joined(state, moments)
+
+    settings, start = Strategy(name=name), drawn()
+    drawn_updates = [drawn() for _ in range(sites)]
+    whole = rounds()
+    monkeypatch.setattr("server.aggregate.PART", 10)
+    cut = rounds()
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[n], cut[n]) for n in whole)
+    assert any(not torch.equal(whole[n], start[n]) for n in start)

@@ -46,7 +46,7 @@ def reply(
 
 
 def verdict(
-    message: Message | None,
+    message: Message,
     expected: dict[str, Tensor] = EXPECTED,
     cases: tuple[int, int, int] = (3, 2, 2),
     phase: Phase = PHASE,
@@ -61,7 +61,7 @@ def verdict(
     )
 
 
-def code_of(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> str:
+def code_of(message: Message, expected: dict[str, Tensor] = EXPECTED) -> str:
     found = verdict(message, expected)
     assert isinstance(found, Rejected)
     assert found.code in CODES
@@ -89,8 +89,7 @@ def test_weights_where_none_may_travel() -> None:
     assert code_of(reply(other=ArrayRecord(GOOD)), {}) == "E_SCHEMA"
 
 
-def test_silence_and_errors_of_flower() -> None:
-    assert code_of(None) == "E_LOST"
+def test_errors_of_flower() -> None:
     asked = reply()
     error = Message(Error(2, "Jane Doe's scan"), reply_to=asked)
     found = verdict(error)
