@@ -138,6 +138,8 @@ def average(
         ]
         averaged, _ = strategy.aggregate_train(round_, replies)
         assert averaged is not None
+        for message in replies:
+            message.content.clear()  # see server/dispatch.py
         values = {n: t.to(before[n].dtype) for n, t in averaged.to_torch_state_dict().items()}
         if row.moments:
             values = {n: _moved(before[n], v, [u[n] for u in updates]) for n, v in values.items()}

@@ -321,6 +321,8 @@ class Correspondence:
             seen=self.recorder.receipts.seen,
             answered=answered,
         )
+        for content in contents.values():
+            content.clear()  # a RecordDict is a circle: its arrays would stay until Python looks
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())
         return done

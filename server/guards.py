@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
+Opener = Callable[[bytes, Mapping[str, Tensor]], dict[str, Tensor]]
 AWAY = 5  # Flower's code of a node without a connection
 FLOWER_WORDS = {
     0: "the site's process died (memory?)",
@@ -60,6 +61,7 @@ def inspect(
     expected: Mapping[str, Tensor],
     guards: Guards,
     cases: tuple[int, int, int],
+    opened: Opener = unpacked,
 ) -> Accepted | Rejected:
     """Checks one reply against what was asked.
 
@@ -70,6 +72,7 @@ def inspect(
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
         cases: training, validation and test cases that the site described; -1 where it told none.
+        opened: makes the tensors of a parcel, as `core.wire.state.unpacked` does.
     """
     if reply.has_error():
         return Rejected("E_ERROR", error_words(reply))
@@ -84,8 +87,13 @@ def inspect(
     if not header.answers(asked):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
     wrong = _numbers(result, guards, cases)
-    verdict = wrong or _with_state(reply, header, result, expected, cases[0] < 0)
-    if isinstance(verdict, Accepted) and not phase.thaw and _unchanged(verdict.state, expected):
+    verdict = wrong or _with_state(reply, Accepted(header, result, {}, reply), expected, opened)
+    if isinstance(verdict, Rejected) or not verdict.state:
+        return verdict
+    told = cases[0] >= 0 or result.annotated  # else the site withholds its counts
+    if result.cases < 1 and told:
+        return Rejected("E_COUNT", "an update from no case")
+    if not phase.thaw and _unchanged(verdict.state, expected):
         return Rejected("E_UNCHANGED", "the weights came back as they went out")
     return verdict
 
@@ -136,26 +144,23 @@ def _unchanged(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> boo
 
 
 def _with_state(
-    reply: Message,
-    header: Header,
-    result: Result,
-    expected: Mapping[str, Tensor],
-    withheld: bool,
+    reply: Message, one: Accepted, expected: Mapping[str, Tensor], opened: Opener
 ) -> Accepted | Rejected:
-    """Names, shapes, types and values; only a site that withholds its counts may tell none."""
+    """Names, shapes, types and values of the weights, which the message holds no longer then."""
     records = reply.content.array_records
     if not expected:
         if records:
             return Rejected("E_SCHEMA", "weights where none may travel")
-        return Accepted(header, result, {}, reply)
+        return one
     try:
         arrays = _one(reply, ARRAYS, ArrayRecord)
         if len(records) != 1 or len(arrays) != 1:
             return Rejected("E_SCHEMA", "more than one parcel of weights")
         (array,) = arrays.values()
-        state = unpacked(array.data, expected)
+        state = opened(array.data, expected)
     except (KeyError, TypeError, ValueError) as error:
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
+    del reply.content[ARRAYS], arrays, array  # from here on they are in `state` alone
     if set(state) != set(expected):
         return Rejected("E_SCHEMA", "names of the weights")
     for name, tensor in expected.items():
@@ -167,10 +172,7 @@ def _with_state(
             return Rejected("E_NONFINITE", f"weights of {name}")
     if far := beyond(state, expected):
         return Rejected("E_NORM", f"{far} moved farther than training moves weights in a round")
-    if result.cases < 1 and not (withheld and not result.annotated):
-        return Rejected("E_COUNT", "an update from no case")
-    del reply.content[ARRAYS]  # from here on they are in `state` alone
-    return Accepted(header, result, state, reply)
+    return replace(one, state=state)
 
 
 def _one(reply: Message, key: str, kind: type[T]) -> T:

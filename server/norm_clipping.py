@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from core.plan.schema import Guards
-from core.wire.state import length, shortened
+from core.wire.state import length, packed, shortened
 from server.guards import Accepted
 from server.verdicts import on_disk
 
@@ -42,7 +42,9 @@ def limit(
         return {s: one for s, one in good.items() if s not in odd}, {}, odd
     factors = {site: longest / lengths[site] for site in odd}
     kept = {
-        site: replace(one, state=on_disk(shortened(one.state, before, factors[site]), folder))
+        site: replace(
+            one, state=on_disk(packed(shortened(one.state, before, factors[site])), folder)
+        )
         if site in factors
         else one
         for site, one in good.items()

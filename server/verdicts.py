@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from core.files import private_folder
 from core.plan.schema import Guards, Phase
 from core.wire.messages import Header
-from core.wire.state import packed
+from core.wire.state import unpacked
 from server.guards import NO_REPLY, Accepted, Rejected, inspect
 
 
@@ -47,35 +48,33 @@ class Verdicts:
 
     def __call__(self, site: str, reply: Message) -> None:
         """Judges one answer."""
-        verdict = inspect(
+        self.found[site] = inspect(
             reply,
             replace(self.asked, site=site),
             self.phase,
             expected=self.expected,
             guards=self.guards,
             cases=self.cases[site],
+            opened=partial(unpacked, load=partial(on_disk, folder=self.folder)),
         )
-        if isinstance(verdict, Accepted) and verdict.state:
-            verdict = replace(verdict, state=on_disk(verdict.state, self.folder))
-        self.found[site] = verdict
 
     def of(self, site: str) -> Accepted | Rejected:
         """The verdict on a site, which may not have answered."""
         return self.found.get(site, NO_REPLY)
 
 
-def on_disk(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The same tensors, whose memory the system takes back where it needs it.
+def on_disk(parcel: bytes, folder: Path) -> dict[str, Tensor]:
+    """The tensors of a parcel, whose memory the system takes back where it needs it.
 
     Args:
-        state: tensors by name, on the CPU.
+        parcel: from `core.wire.state.packed`.
         folder: made, for this account alone, where it does not exist.
     """
     private_folder(folder)
     handle, name = tempfile.mkstemp(suffix=".safetensors", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(packed(state))
+            file.write(parcel)
         return safetensors.torch.load_file(name)
     finally:
         os.unlink(name)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from safetensors import SafetensorError
 
 from core.plan.schema import Guards, Phase
 from core.wire.messages import Header, Result
+from core.wire.state import packed
 from server.verdicts import Verdicts, on_disk
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("task_identity")
 
 def test_what_waits_on_disk_is_what_came_and_leaves_no_file(tmp_path: Path) -> None:
     state = {"b": torch.randn(7, 3), "a": torch.arange(5), "one": torch.tensor(2.5)}
-    held = on_disk(state, tmp_path / "state")
+    held = on_disk(packed(state), tmp_path / "state")
     assert set(held) == set(state)
     assert all(torch.equal(held[n], state[n]) for n in state)
     assert {n: t.dtype for n, t in held.items()} == {n: t.dtype for n, t in state.items()}
@@ -27,19 +29,15 @@ def test_what_waits_on_disk_is_what_came_and_leaves_no_file(tmp_path: Path) -> N
 
 def test_what_is_written_to_it_stays_in_memory_and_changes_nothing_else(tmp_path: Path) -> None:
     state = {"a": torch.ones(4)}
-    held = on_disk(state, tmp_path)
+    held = on_disk(packed(state), tmp_path)
     held["a"][0] = 9.0
     assert held["a"].tolist() == [9.0, 1.0, 1.0, 1.0]
     assert state["a"].tolist() == [1.0] * 4
 
 
-def test_a_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("server.verdicts.packed", full)
-    with pytest.raises(OSError, match="No space"):
-        on_disk({"a": torch.ones(2)}, tmp_path)
+def test_what_is_no_parcel_leaves_no_file_behind(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError):
+        on_disk(b"no safetensors file", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
