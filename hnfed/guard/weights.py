@@ -312,10 +312,10 @@ def _opened(
     numbers = [float(v) for v in opened(list(told.counts), NUMBER_BITS)]
     counts = [round(v) for v in numbers[:-1]]
     for total, count in zip(part.weights, counts, strict=True):
-        if total > 0 and count > 0 and not count <= total <= MOST_RATIO * count:
+        if count > 0 and not count <= total <= MOST_RATIO * count:
             raise WeightsError(
-                f"{what}: shares of {total:g} cases, and {count} in the round; at most "
-                f"{MOST_RATIO:g} times as many keep the sum's precision"
+                f"{what}: shares of {total:g} cases, and {count} in the round; as many or more "
+                f"make them shares, and at most {MOST_RATIO:g} times as many keep their precision"
             )
     guards = asked.plan.federation.guards
     bound = longest(numbers[-1], len(sites), guards.norm_factor) if guards.norm == "clip" else 0.0

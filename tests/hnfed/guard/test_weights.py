@@ -40,6 +40,7 @@ from hnfed.guard.weights_record import MOST_RUNS, Known, Part, Record, heads_par
 from server.dispatch import RunFailed
 from server.exchange import record_of as weights_record
 from server.rounds import PhaseRun
+from server.secure_round import Secure
 from tests.client.conftest import BALLS, tiny_phase
 from tests.client.conftest import tiny_plan as small_plan
 from tests.hnfed.guard.conftest import LENIENT, Hospital
@@ -263,6 +264,24 @@ def test_a_server_that_makes_weights_of_its_own_opens_no_sum(
     trusting = start(two_phases(3)[0], agreed=(), folder="trusting")
     trusting.run()
     assert trusting.events("round", round=3), "which is what it is for"
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_a_server_does_not_choose_which_parts_of_the_network_a_round_moves(
+    start: Start, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """A share of nothing is none: body or row would stay, in a plan that freezes neither."""
+    honest = Secure.totals
+
+    def silenced(self: Secure, phase: Phase) -> list[float]:
+        return [0.0 if i == part else t for i, t in enumerate(honest(self, phase))]
+
+    monkeypatch.setattr(Secure, "totals", silenced)
+    run = start(two_phases(2)[0])
+    with pytest.raises(RunFailed, match="s0: E_MASK, s1: E_MASK, s2: E_MASK"):
+        run.run()
+    assert "of 0 at all sites" in run.fakes.refused[0]
+    assert not run.events("round")
 
 
 # ------------------------------------------------------ orders of an honest run, looked at again
@@ -577,6 +596,9 @@ def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_pa
     (part,) = record.parts
     record.parts[:] = [replace(part, weights=tuple(1000 * w for w in part.weights))]
     with pytest.raises(WeightsError, match="at most 100 times"):
+        heard.look(asked, records, record)
+    record.parts[:] = [replace(part, weights=(0.0, *part.weights[1:]))]
+    with pytest.raises(WeightsError, match="shares of 0 cases"):
         heard.look(asked, records, record)
 
 
