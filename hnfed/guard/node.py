@@ -211,11 +211,11 @@ class Desk:
         require_plan(plan, house.name, policy)
         require_agreed(house.kit.folder, plan, policy)
         pin = pins.pinned(house.guard, case.run, plan_hash(plan))
-        records = self.connection.content(arrival, exit.incoming_bytes(plan))
-        case.pulled = True
-        case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         sums = plan.federation.secure_aggregation
         keyring = keyring_of(house.kit, house.name, house.guard, policy) if sums else None
+        records = self.connection.content(arrival, exit.incoming_bytes(plan, keyring))
+        case.pulled = True
+        case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         self._heed(asked.order)
         self._say(case, "begun")
         if asked.kind == "query":
