@@ -36,7 +36,16 @@ from hnfed.guard.node import _needs_base
 from hnfed.guard.order import Asked
 from hnfed.guard.simulated import _plain, read
 from hnfed.guard.weights import WeightsError, _close, hashes, require_weights
-from hnfed.guard.weights_record import MOST_RUNS, Known, Part, Record, heads_parcel, record_of
+from hnfed.guard.weights_record import (
+    MOST_RUNS,
+    Known,
+    Part,
+    Record,
+    forget,
+    heads_parcel,
+    is_kept,
+    record_of,
+)
 from server.dispatch import RunFailed
 from server.exchange import record_of as weights_record
 from server.rounds import PhaseRun
@@ -586,6 +595,52 @@ def test_a_guard_asks_for_a_base_that_it_has_not_seen(
         said = hospital.ask("train", order, base=packed(base))
         assert said.code == code, hospital.log
     assert hospital.ask("train", hospital.order(2, base_hash=state_hash(crafted))).code != "OK"
+
+
+def test_a_run_under_any_does_not_become_agreed_in_the_middle(
+    tmp_path: Path, patients: Path, own_bundle: bytes
+) -> None:
+    """Scored once from an honest start, it went on from what a crafted one had left here."""
+    own = tiny_phase(organs=list(BALLS), sites=["north"], share="none", rounds=3)
+    hospital = Hospital(tmp_path, patients, own_bundle, small_plan(own))
+    assert hospital.ask("query").code == "OK", hospital.log
+    state = start_state(hospital.plan, own, None)
+    crafted = {n: t + 0.01 for n, t in state.items()}
+    first = hospital.order(base_hash=state_hash(crafted))
+    assert hospital.ask("train", first, base=packed(crafted)).code == "OK", hospital.log
+    hospital.policy(*(r for r in LENIENT if r != "weights: any"))
+    honest = {"base_hash": state_hash(state)}
+    looked_at = hospital.order(1, "validate", **honest)
+    hospital.ask("evaluate", looked_at, base=packed(state))
+    then = hospital.order(2, base_round=1, best_round=1, **honest)
+    said = hospital.ask("train", then, base=packed(state))
+    assert said.code == "E_WEIGHTS", hospital.log
+    assert "weights: any until now" in hospital.said[-1]
+
+
+def test_a_run_that_was_looked_at_is_forgotten_under_any(tmp_path: Path) -> None:
+    said: list[str] = []
+    record_of(tmp_path, "r", print).add(Known("p", 0, "", {"a": "00"}, ""))
+    assert is_kept(tmp_path, "r")
+    forget(tmp_path, "r", said.append)
+    forget(tmp_path, "r", said.append)
+    assert not is_kept(tmp_path, "r")
+    (line,) = said
+    assert "cannot go on here" in line
+
+
+def test_orders_that_are_refused_make_no_run_forgotten(tmp_path: Path) -> None:
+    own = Phase(name="own", sites=["s1"], organs=ORGANS, share="none")
+    plan = tiny_plan(own)
+    record_of(tmp_path, "real", print).add(Known("own", 0, "", {"a": "00"}, ""))
+    crafted = {n: t + 0.01 for n, t in start_state(plan, own, None).items()}
+    for i in range(MOST_RUNS + 1):
+        order = Order(f"r{i}", "own", 1, "train", base_hash=state_hash(crafted))
+        asked = Asked("train", "s1", f"r{i}", plan, order, own)
+        record = record_of(tmp_path, f"r{i}", print)
+        with pytest.raises(WeightsError, match="its start is not"):
+            require_weights(asked, {"base": packed(crafted)}, None, record)
+    assert (tmp_path / "weights" / "real").is_dir()
 
 
 def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_path: Path) -> None:
