@@ -25,9 +25,9 @@ from torch import Tensor
 from core.errors import UserError
 from core.plan.schema import Phase
 from core.secure.hello import part_signed
-from core.secure.layout import counted, travelling
+from core.secure.layout import counted, numbers, travelling
 from core.secure.masked_sum import Evidence
-from core.wire.messages import Order
+from core.wire.messages import Order, Result
 from core.wire.partition import start_state, state_hash
 from core.wire.state import packed, unpacked
 from hnfed.guard import exit
@@ -291,6 +291,27 @@ def test_a_server_does_not_choose_which_parts_of_the_network_a_round_moves(
         run.run()
     assert "of 0 at all sites" in run.fakes.refused[0]
     assert not run.events("round")
+
+
+def test_a_site_that_lies_about_its_cases_spoils_a_round_and_not_the_run(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Committed, the round was one that no site could go on from."""
+
+    def lying(phase: Phase, task: str, result: Result, *rest: Any) -> Any:
+        made = numbers(phase, task, result, *rest)
+        made[0] += 1000.0 if task == "train" and result.cases == 5 else 0.0
+        return made
+
+    run = start(two_phases(2)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("hnfed.guard.masking.numbers", lying)
+        with pytest.raises(RunFailed):
+            run.run()
+    assert not run.events("round")
+    run.run(resume=True)
+    assert not run.fakes.why
+    assert run.events("round", round=2)
 
 
 # ------------------------------------------------------ orders of an honest run, looked at again
@@ -653,7 +674,7 @@ def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_pa
     with pytest.raises(WeightsError, match="at most 100 times"):
         heard.look(asked, records, record)
     record.parts[:] = [replace(part, weights=(0.0, *part.weights[1:]))]
-    with pytest.raises(WeightsError, match="shares of 0 cases"):
+    with pytest.raises(WeightsError, match="shares of 0, "):
         heard.look(asked, records, record)
 
 
