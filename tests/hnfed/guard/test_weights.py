@@ -734,6 +734,7 @@ def test_a_start_may_differ_in_the_last_bits_alone(far: float, sign: float) -> N
     assert _close(state, other) == (far <= 1e-6) or abs(far - 1e-6) < 1e-12
     assert not _close(state, {"a": state["a"], "b": state["b"] + 1e-30}), "zeros are zeros"
     assert not _close(state, {"a": state["a"]})
+    assert not _close({"a": torch.tensor([float("inf")])}, {"a": torch.ones(1)}), "no bound at all"
     assert not _close(state, {**state, "a": torch.tensor([2.0, float("nan")])})
 
 
