@@ -215,11 +215,23 @@ def kept_by(task: Task) -> Personal:
 
 
 def opened(task: Task) -> tuple[Personal, Kept]:
-    """What the site keeps of a phase, and of it the round that the order builds on."""
+    """What the site keeps of a phase, and of it the round that the order builds on.
+
+    Raises:
+        UserError: round 1 again, where the site has gone on: a server is one reply behind at most,
+            and what the site has trained would be lost.
+    """
     personal, order = kept_by(task), task.order
     if order.base_round > 0:
         return personal, personal.load(order.base_round)
     if order.round == 1:
+        if max(personal.store.rounds(), default=0) > 1:
+            raise UserError(
+                "base_round",
+                0,
+                "let the coordinator begin a new run, or resume this one",
+                problem=f"phase {task.phase.name} has come further here; its weights are kept",
+            )
         personal.store.clear()
     return personal, Kept({}, {}, 0, -1.0)
 

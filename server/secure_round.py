@@ -21,6 +21,7 @@ from core.secure.layout import (
     Opened,
     Sum,
     Travelling,
+    are_shares,
     closed_organs,
     counted,
     following,
@@ -275,6 +276,9 @@ def add_up(secure: Secure, phase: Phase, task: str, replies: Sequence[Masked], m
         raise ValueError("masks")
     if result.cases > most or any(c.dice > c.n + 1e-3 or c.n > most for c in cells):
         raise ValueError("masks")
+    told = (result.cases, *result.annotated)
+    if task == "train" and not are_shares(secure.totals(phase), told):
+        raise ValueError("masks")  # once committed, no site could go on from it
     if task == "train" and result.cases < 1:
         raise ValueError("masks")
     return found

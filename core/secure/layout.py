@@ -31,6 +31,7 @@ EVIDENCE = "evidence"
 SCORED = {"train": "val", "validate": "val", "finish": "val", "test": "test"}  # split by task
 WHOLE = ("cases", "steps", "skipped", "seconds", "square", "shortened", "told")
 TALLIED = ("annotated", "voxels", "totals")
+MOST_RATIO = 100.0  # cases of all that a share may be of, for each case of the round
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,17 @@ def longest(square: float, sites: int, factor: float) -> float:
         factor: `federation.guards.norm_factor`.
     """
     return factor * math.sqrt(max(square, 0.0) / sites)
+
+
+def are_shares(totals: Sequence[float], counts: Sequence[int]) -> bool:
+    """Whether what the sites sent are shares of these totals, and precise enough.
+
+    Args:
+        totals: that a share is of: cases, and cases that annotate each organ.
+        counts: the same of the round, summed over the sites; 0 where no sum opens.
+    """
+    pairs = zip(totals, counts, strict=True)
+    return all(count <= 0 or count <= total <= MOST_RATIO * count for total, count in pairs)
 
 
 @dataclass(frozen=True)

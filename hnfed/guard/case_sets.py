@@ -37,7 +37,7 @@ class CaseSet:
 def require_apart_from_earlier(
     folder: Path, policy: Policy, phase: Phase, split: str, entries: Sequence[Entry]
 ) -> None:
-    """Requires that no run, with what left before, singles out a few cases; remembers this set.
+    """Requires that no run, with what left before, singles out a few cases.
 
     Compared are sets of one archive of which a plan cut one: what the site itself adds to its
     archive, and cases that lack the organs of a phase, are not of a plan's choosing.
@@ -53,8 +53,8 @@ def require_apart_from_earlier(
         PolicyError: an earlier set differs by fewer than `fewest_cases`; it stays in the site's
             log.
     """
-    mine = CaseSet(split, phase.max_cases is not None, frozenset(distinct(entries)))
-    for earlier in (sets := list(_read(folder / FILE))):
+    mine = _set_of(phase, split, entries)
+    for earlier in _read(folder / FILE):
         comparable = earlier.split == split and (earlier.cut or mine.cut)
         apart = too_few_apart(policy, mine.cases, earlier.cases)
         if comparable and apart:
@@ -62,11 +62,27 @@ def require_apart_from_earlier(
                 f"fewest_cases: phase {phase.name} has {apart} other cases than an update that "
                 "has left: `max_cases` or `seed` differ from an earlier run"
             )
-    if mine not in sets:
+
+
+def remember_cases(folder: Path, phase: Phase, split: str, entries: Sequence[Entry]) -> None:
+    """Remembers the cases behind an update that is about to leave; of no order that was refused.
+
+    Args:
+        folder: the guard's.
+        phase: of the order.
+        split: HMAC of the site's split.
+        entries: training cases of the phase.
+    """
+    mine = _set_of(phase, split, entries)
+    if mine not in _read(folder / FILE):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         line = {"split": split, "cut": mine.cut, "cases": sorted(mine.cases)}
         with (folder / FILE).open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(line) + "\n")  # begins anew behind a torn line
+
+
+def _set_of(phase: Phase, split: str, entries: Sequence[Entry]) -> CaseSet:
+    return CaseSet(split, phase.max_cases is not None, frozenset(distinct(entries)))
 
 
 def _read(path: Path) -> Iterator[CaseSet]:

@@ -247,10 +247,20 @@ def plan_bytes(plan: Plan) -> int:
     return most_bytes(plan_json(plan))
 
 
-def incoming_bytes(plan: Plan) -> int:
-    """`plan_bytes` and, under secure aggregation, as much for each site's part of a sum."""
-    parts = len(summed_sites(plan)) if plan.federation.secure_aggregation else 0
-    return plan_bytes(plan) * (1 + parts)
+def incoming_bytes(plan: Plan, keyring: Keyring | None = None) -> int:
+    """`plan_bytes` and, where this site looks at the parts of sums, room for each site's.
+
+    A plan may name a thousand sites: what they would send has room only if all of them were
+    confirmed here; no sum of others is ever opened.
+
+    Args:
+        plan: of the run.
+        keyring: of this site; None where the plan asks for no sums.
+    """
+    sites = summed_sites(plan)
+    looks = keyring is not None and keyring.agreed and keyring.site in sites
+    known = looks and set(sites) <= {*keyring.peers, keyring.site} if keyring else False
+    return plan_bytes(plan) + (len(sites) * (plan_bytes(plan) // 2) if known else 0)
 
 
 def _receipted(chain: Chain, run: str, kind: str, reply: Reply, state: State) -> Reply:

@@ -61,6 +61,51 @@ def require_entries(
         )
 
 
+def require_taken(
+    policy: Policy, plan: Plan, phase: Phase, entries: Sequence[Entry], counts: tuple[int, int]
+) -> None:
+    """Requires that an update that was made has the floors: steps that were left out make nothing.
+
+    A plan decides how often a step is left out: with ``train.amp: fp16`` and a heavy loss nearly
+    all of a round overflow, and the update is that of the case which does not. Of a case that only
+    such steps saw there is nothing in the update, so as many cases as may be of that kind count as
+    absent.
+
+    Args:
+        policy: of the site.
+        plan: gives the batch.
+        phase: of the order.
+        entries: training cases of the phase.
+        counts: steps that were taken, and those that were left out.
+
+    Raises:
+        PolicyError: fewer steps, or cases, than the policy asks for; it stays in the site's log.
+    """
+    taken, left_out = counts
+    if phase.share == "none" or phase.rounds == 0:
+        return
+    taken -= phase.keep_epochs * math.ceil(len(entries) / plan.train.batch)
+    if taken < policy.fewest_steps:
+        raise PolicyError(
+            f"fewest_steps: {taken} taken in phase {phase.name}, {left_out} left out as not finite "
+            "(the coordinator: train.amp=bf16 or off, smaller weights of the loss)"
+        )
+    unseen = left_out * plan.train.batch // (phase.local_epochs - phase.keep_epochs)
+    groups = {"fewest_cases": entries} | {
+        f"fewest_cases_organ, {organ}": [
+            e for e in entries if organ in e.annotated and e.voxels.get(organ, 0)
+        ]
+        for organ in phase.organs
+    }
+    for key, group in groups.items():
+        least = policy.fewest_cases if group is entries else policy.fewest_cases_organ
+        if unseen and group and len(distinct(group)) - unseen < least:
+            raise PolicyError(
+                f"{key}: {left_out} steps left out in phase {phase.name} may be all that saw "
+                f"{unseen} of {len(distinct(group))} cases (the coordinator: train.amp=bf16 or off)"
+            )
+
+
 def require_apart(
     policy: Policy, phase: Phase, own: Sequence[Entry], others: Mapping[str, Sequence[Entry]]
 ) -> None:

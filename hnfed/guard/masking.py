@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.plan.schema import Phase
-from core.secure.hello import part_signed
+from core.secure.hello import fewest, part_signed
 from core.secure.layout import (
     HELLO,
     SCORED,
@@ -96,7 +96,7 @@ def secured(
             what = travelling(plan, phase)
             update, square, shortened = _update(asked, incoming, state, what)
             segments = weight_segments(plan, phase, hellos, what)
-            _weigh(update, segments, result, asked.order.weights)
+            _weigh(update, segments, result, asked.order.weights, fewest(hellos))
             update_words = session.masked(_fixed(update, UPDATE_BITS, 1, 32), segments, "weights")
             parcel = packed({SUMMED: torch.from_numpy(update_words.view(np.int32))})
         values = _fixed(numbers(phase, task, result, square, shortened), NUMBER_BITS, len(hellos))
@@ -186,15 +186,24 @@ def _update(
 
 
 def _weigh(
-    update: Floats, segments: Sequence[Segment], result: Result, totals: Sequence[float]
+    update: Floats,
+    segments: Sequence[Segment],
+    result: Result,
+    totals: Sequence[float],
+    needed: int,
 ) -> None:
-    """Makes an update this site's share of the sum: body by cases, rows by those that annotate."""
+    """Makes an update this site's share of the sum: body by cases, rows by those that annotate.
+
+    A total of 0 stands for a part of which no sum opens, and for no other: the server may not
+    choose which parts of the network a round moves.
+    """
     own = (result.cases, *result.annotated)
     if not len(own) == len(totals) == len(segments):
         raise MaskingError("weights: totals of another phase")
     at = 0
     for count, total, segment in zip(own, totals, segments, strict=True):
-        if total > 0 and not 0 <= count <= total:
+        opens = len(segment.members) >= needed
+        if (total > 0 or opens) and not 0 <= count <= total:
             raise MaskingError(f"weights: {count} cases here of {total:g} at all sites")
         update[at : at + segment.length] *= count / total if total > 0 else 0.0
         at += segment.length

@@ -23,7 +23,7 @@ from hnfed.guard import closed, exit, order, pins
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
 from hnfed.guard.bundle_version import OtherVersionError, require_same_wire
-from hnfed.guard.case_sets import require_apart_from_earlier
+from hnfed.guard.case_sets import remember_cases, require_apart_from_earlier
 from hnfed.guard.countersigned import note
 from hnfed.guard.fleet import (
     Arrival,
@@ -33,7 +33,7 @@ from hnfed.guard.fleet import (
     Run,
     RunOverError,
 )
-from hnfed.guard.floors import require_apart
+from hnfed.guard.floors import require_apart, require_taken
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit
@@ -55,7 +55,7 @@ from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 from hnfed.guard.weights import WeightsError, require_weights
 from hnfed.guard.weights_record import FOLDER as WEIGHTS
-from hnfed.guard.weights_record import record_of
+from hnfed.guard.weights_record import forget, is_kept, record_of
 
 POLL_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
@@ -211,23 +211,24 @@ class Desk:
         require_plan(plan, house.name, policy)
         require_agreed(house.kit.folder, plan, policy)
         pin = pins.pinned(house.guard, case.run, plan_hash(plan))
-        records = self.connection.content(arrival, exit.incoming_bytes(plan))
-        case.pulled = True
-        case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         sums = plan.federation.secure_aggregation
         keyring = keyring_of(house.kit, house.name, house.guard, policy) if sums else None
+        records = self.connection.content(arrival, exit.incoming_bytes(plan, keyring))
+        case.pulled = True
+        case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         self._heed(asked.order)
         self._say(case, "begun")
         if asked.kind == "query":
             pin = self._prepared(case, settings["plan"], pin)
         else:
-            case.cases = self._require_entries(asked, policy, pin)
-        if self._known_weights(asked, records, keyring, policy):
+            case.entries = self._require_entries(asked, policy, pin)
+        if self._known_weights(asked, records, keyring, policy, pin):
             reply = self._worked_on(asked, settings, records, pin, policy, content)
         else:
             reply = exit.Reply(_needs_base(asked).to_config(), {})
         reply = _with_startup(reply, time.monotonic() - begun)
         policy = self._still_allowed(content, plan)
+        self._require_made(reply, asked, policy, case.entries)
         released = exit.release(
             reply,
             asked,
@@ -248,14 +249,27 @@ class Desk:
         records: Mapping[str, Any],
         keyring: Keyring | None,
         policy: Policy,
+        pin: Pin,
     ) -> bool:
         """Weights that are worked with are those that this site derives, if the policy says so.
+
+        A run that was worked on under ``weights: any`` is not gone on with under ``agreed``, even
+        if it was looked at before: what the site keeps of it may be made of anything.
 
         Returns:
             False where the base of the phase must come first, to be looked at.
         """
-        if policy.weights != "agreed" or asked.kind == "query":
+        if asked.kind == "query":
             return True
+        if policy.weights != "agreed":
+            forget(self.house.guard, asked.run, self.house.say)
+            return True
+        if pin.answered and not is_kept(self.house.guard, asked.run):
+            raise WeightsError(
+                f"run {asked.run}: it was worked on here, and which weights of it were verified is "
+                "not kept (weights: any until now, or too many runs since); let the coordinator "
+                "begin a new run"
+            )
         record = record_of(self.house.guard, asked.run, self.house.say)
         return require_weights(asked, records, keyring, record)
 
@@ -298,10 +312,12 @@ class Desk:
     def _count(self, case: Case, pin: Pin, asked: order.Asked) -> None:
         """Before an answer to an order of a phase leaves."""
         note_answer(self.house.guard, pin.plan, asked)
+        if asked.kind == "train" and asked.phase is not None and asked.phase.share != "none":
+            remember_cases(self.house.guard, asked.phase, pin.split, case.entries or ())
         if not pin.answered:
             pins.keep(self.house.guard, case.run, replace(pin, answered=True))
 
-    def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> int:
+    def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> Sequence[Entry]:
         """What the order would be worked on with is what the policy allows; training cases."""
         assert asked.phase is not None
         if self.house.name not in asked.phase.sites:
@@ -317,7 +333,22 @@ class Desk:
             if asked.phase.share != "none":
                 guard = self.house.guard
                 require_apart_from_earlier(guard, policy, asked.phase, pin.split, entries)
-        return len(entries)
+        return entries
+
+    def _require_made(
+        self,
+        reply: exit.Reply,
+        asked: order.Asked,
+        policy: Policy,
+        entries: Sequence[Entry] | None,
+    ) -> None:
+        """What was made has the floors too, once it is told which steps were left out."""
+        if asked.kind != "train" or asked.phase is None or reply.config.get("code") != OK:
+            return
+        taken, left_out = (reply.metrics.get(name) for name in ("steps", "skipped"))
+        if type(taken) is not int or type(left_out) is not int or min(taken, left_out) < 0:
+            raise OutboxError("metrics: steps or skipped")
+        require_taken(policy, asked.plan, asked.phase, entries or (), (taken, left_out))
 
     def _beside(self, plan: Plan, phase: Phase, pin: Pin) -> dict[str, Sequence[Entry]]:
         """Training cases of other phases whose updates leave, where a cut sets them apart."""
@@ -405,14 +436,19 @@ class Case:
     Attributes:
         run: checked id of its run; "" before that.
         asked: its order, once it was read.
-        cases: training cases that its phase uses here, once they were counted.
+        entries: training cases that its phase uses here, once they were counted.
         pulled: whether its content was fetched, and with that confirmed.
     """
 
     run: str = ""
     asked: order.Asked | None = None
-    cases: int | None = None
+    entries: Sequence[Entry] | None = None
     pulled: bool = False
+
+    @property
+    def cases(self) -> int | None:
+        """How many these are."""
+        return None if self.entries is None else len(self.entries)
 
 
 def _bytes_of(records: Mapping[str, Any], name: str) -> bytes:

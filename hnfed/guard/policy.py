@@ -135,6 +135,13 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
     rate = settings.lr if phase.lr is None else phase.lr
     if not policy.smallest_lr <= rate <= policy.largest_lr:
         raise PolicyError(f"smallest_lr, largest_lr: {rate} in phase {name}")
+    if 2 * settings.warmup_epochs > (epochs := phase.rounds * phase.local_epochs):
+        raise PolicyError(
+            f"smallest_lr: phase {name} has {epochs} epochs and a warm-up of "
+            f"{settings.warmup_epochs:g}, so the rate stays below it (the coordinator: "
+            f"train.warmup_epochs={epochs / 2:g} or less)"
+        )
+    _require_steps_count(plan, policy)
     if settings.optimizer == "sgd" and settings.momentum > policy.largest_momentum:
         raise PolicyError(f"largest_momentum: {settings.momentum}")
     if 0 < settings.clip_norm < policy.smallest_clip_norm:
@@ -164,6 +171,21 @@ def _require_shared(plan: Plan, phase: Phase, policy: Policy) -> None:
         raise PolicyError(f"largest_organ_ratio: {weights}, times {bound}, in phase {name}")
     if phase.max_cases is not None and phase.max_cases < policy.fewest_cases:
         raise PolicyError(f"fewest_cases: max_cases is {phase.max_cases} in phase {name}")
+
+
+def _require_steps_count(plan: Plan, policy: Policy) -> None:
+    """No setting may undo that an update is made of several steps, none of them linear."""
+    strategy = plan.federation.strategy
+    if strategy.name == "fedprox" and strategy.proximal_mu > policy.largest_proximal_mu:
+        raise PolicyError(
+            f"largest_proximal_mu: {strategy.proximal_mu:g}: so strong a pull leaves of a round's "
+            "steps the first alone"
+        )
+    if plan.model.prior < policy.smallest_prior:
+        raise PolicyError(
+            f"smallest_prior: {plan.model.prior:g}: gradients of Dice terms are then below Adam's "
+            "epsilon"
+        )
 
 
 def _require_apart(own: list[Phase], policy: Policy) -> None:

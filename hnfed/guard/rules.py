@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "largest_clip_norm": (1e-6, 1e6),
     "smallest_loss_weight": (0.0, 1e6),
     "largest_organ_ratio": (1.0, 1e9),
+    "largest_proximal_mu": (0.0, 1e6),
+    "smallest_prior": (0.0, 1.0),
     "largest_stride": (1, 64),
     "fewest_voxels_channel": (1, 10**9),
     "smallest_crop_mm": (1.0, 1000.0),
@@ -72,7 +74,8 @@ class Policy:
         largest_batch: cases a step.
         least_augmentation: least probability of a deformation at half the shipped strength or more.
         largest_augmentation: no strength is more than so many times the shipped one.
-        smallest_lr, largest_lr: bounds on the learning rate at the top of the schedule.
+        smallest_lr, largest_lr: bounds on the learning rate at the top of the schedule; a warm-up
+            must end in the first half of the phase.
         largest_momentum: of SGD.
         smallest_clip_norm, largest_clip_norm: bounds on the length that every step's gradient is
             clipped to.
@@ -80,6 +83,9 @@ class Policy:
             Adam's epsilon, where a short clip and a light loss bring a gradient, a step is linear
             in it, as one of SGD.
         largest_organ_ratio: between the weights of two organs of a phase, and of background.
+        largest_proximal_mu: of FedProx. A strong pull leaves of a round's steps the first alone.
+        smallest_prior: probability that an organ begins with. Dice terms of a rarer one have
+            gradients below Adam's epsilon, as light losses have.
         largest_stride: between two levels of a network, along any axis.
         fewest_voxels_channel: voxels of the crop for each channel of the widest level.
         window: ``soft-tissue``: a plan's window of HU shows soft tissue, not metal alone. One
@@ -126,6 +132,8 @@ class Policy:
     largest_clip_norm: float = 12.0
     smallest_loss_weight: float = 0.01
     largest_organ_ratio: float = 16.0
+    largest_proximal_mu: float = 0.1
+    smallest_prior: float = 0.001
     largest_stride: int = 2
     fewest_voxels_channel: int = 1000
     window: str = "soft-tissue"

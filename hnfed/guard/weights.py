@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,9 @@ from core.plan.schema import Phase, Plan
 from core.secure.hello import Hello, require_part
 from core.secure.layout import (
     EVIDENCE,
+    MOST_RATIO,
     Opened,
+    are_shares,
     counted,
     following,
     longest,
@@ -41,7 +44,6 @@ from hnfed.guard.order import Asked
 from hnfed.guard.weights_record import Known, Part, Record, heads_parcel
 
 TOLERANCE = 1e-6  # of a tensor's largest number: other builds of torch draw the last bit otherwise
-MOST_RATIO = 100.0  # cases of all that a share may be of, for each case of the round
 State = dict[str, Tensor]
 
 
@@ -214,7 +216,7 @@ def _close(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
         return False
     for name, tensor in expected.items():
         far = (tensor.double() - state[name].double()).abs().max() if tensor.numel() else 0.0
-        if not float(far) <= TOLERANCE * float(tensor.double().abs().max()):
+        if not float(far) <= TOLERANCE * float(tensor.double().abs().max()) < math.inf:
             return False
     return True
 
@@ -311,12 +313,12 @@ def _opened(
         raise WeightsError(f"{what}: the weights that the round began from are not kept here")
     numbers = [float(v) for v in opened(list(told.counts), NUMBER_BITS)]
     counts = [round(v) for v in numbers[:-1]]
-    for total, count in zip(part.weights, counts, strict=True):
-        if total > 0 and count > 0 and not count <= total <= MOST_RATIO * count:
-            raise WeightsError(
-                f"{what}: shares of {total:g} cases, and {count} in the round; at most "
-                f"{MOST_RATIO:g} times as many keep the sum's precision"
-            )
+    if not are_shares(part.weights, counts):
+        raise WeightsError(
+            f"{what}: shares of {', '.join(f'{w:g}' for w in part.weights)} cases, and {counts} in "
+            f"the round; as many or more make them shares, and at most {MOST_RATIO:g} times as "
+            "many keep their precision"
+        )
     guards = asked.plan.federation.guards
     bound = longest(numbers[-1], len(sites), guards.norm_factor) if guards.norm == "clip" else 0.0
     update = opened(list(told.words), UPDATE_BITS)

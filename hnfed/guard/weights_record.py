@@ -78,11 +78,13 @@ class Record:
         folder: of the run.
         known: in the order in which they were verified.
         parts: in the order in which they were asked for.
+        say: a line for the person at the site.
     """
 
     folder: Path
     known: list[Known] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    say: Callable[[str], None] = print
 
     def of_phase(self, phase: str, base: str) -> Iterator[Known]:
         """What is known of a phase with that base."""
@@ -122,6 +124,7 @@ class Record:
         if line in lines:
             return
         lines.append(line)
+        self._make()
         text = json.dumps({"kind": type(line).__name__, **asdict(line)})
         descriptor = os.open(self.folder / STATES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -131,10 +134,18 @@ class Record:
 
     def keep_start(self, parcel: bytes) -> None:
         """Keeps the weights that an order to train begins from; those of the one before go."""
+        self._make()
         path = self.folder / START
         if not path.is_file() or path.read_bytes() != parcel:
             replace_file(path, parcel)
             path.chmod(0o600)
+
+    def _make(self) -> None:
+        """The folder of a run; the oldest of too many goes, but for none that was refused."""
+        if not self.folder.is_dir():
+            self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _forget(self.folder.parent, self.say)
+            self.folder.mkdir(mode=0o700)
 
     def start(self, digest: str) -> dict[str, Tensor] | None:
         """The weights that are kept, if they are those with that SHA-256."""
@@ -144,7 +155,7 @@ class Record:
 
 
 def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
-    """The record of a run; made where it has none, and then the oldest of too many goes.
+    """The record of a run: an empty one, without a place on the disk, where it has none.
 
     Args:
         guard: the guard's folder at this site.
@@ -154,13 +165,8 @@ def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
     Raises:
         UserError: a damaged record.
     """
-    folder = guard / FOLDER / run
-    if not folder.is_dir():
-        (guard / FOLDER).mkdir(parents=True, exist_ok=True, mode=0o700)
-        _forget(guard / FOLDER, say)
-        folder.mkdir(mode=0o700)
-    record = Record(folder)
-    path = folder / STATES
+    record = Record(guard / FOLDER / run, say=say)
+    path = record.folder / STATES
     if not path.is_file():
         return record
     try:
@@ -176,6 +182,22 @@ def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
         remedy = "restore the file, or let the coordinator begin a new run"
         raise UserError("weights", path, remedy, problem=type(error).__name__) from error
     return record
+
+
+def is_kept(guard: Path, run: str) -> bool:
+    """Whether anything of a run was verified, and is remembered."""
+    return (guard / FOLDER / run / STATES).is_file()
+
+
+def forget(guard: Path, run: str, say: Callable[[str], None]) -> None:
+    """Forgets what was verified of a run, which is now worked on with whatever comes."""
+    folder = guard / FOLDER / run
+    if folder.is_dir():
+        shutil.rmtree(folder)
+        say(
+            f"run {run}: worked on under weights: any, so which weights of it were verified is "
+            "forgotten; it cannot go on here under weights: agreed"
+        )
 
 
 def heads_parcel(heads: Mapping[str, Tensor]) -> str:

@@ -255,6 +255,20 @@ def test_personal_weights_stay_and_the_best_is_a_whole_model(
         assert torch.equal(state[name], start(plan)[name])
 
 
+def test_round_1_again_does_not_take_away_what_a_site_has_trained(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the coordinator's machine could send it, and the finished model was gone."""
+    plan = personal_plan(make_plan, make_phase)
+    rounds(prepared, plan, {1: 0.3}, monkeypatch, 1)
+    rounds(prepared, plan, {1: 0.3, 2: 0.5, 3: 0.4}, monkeypatch, 3)  # a lost reply: again from 1
+    best = (prepared.phase_folder("p") / "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match="base_round"):
+        rounds(prepared, plan, {1: 0.6}, monkeypatch, 1)
+    assert stored(prepared, plan).store.rounds() == [2, 3]
+    assert (prepared.phase_folder("p") / "best.safetensors").read_bytes() == best
+
+
 def test_a_round_trains_with_the_term_weights_of_the_plan(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

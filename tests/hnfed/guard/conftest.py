@@ -74,6 +74,7 @@ class Wire:
     sent: list[Said] = field(default_factory=list)
     confirmed: int = 0
     pulled: int = 0
+    most_bytes: int = 0
 
     def run(self, arrival: Arrival) -> Run:
         return Run("0" * 64, self.config)
@@ -83,6 +84,7 @@ class Wire:
 
     def content(self, arrival: Arrival, most_bytes: int) -> dict[str, Any]:
         self.pulled += 1
+        self.most_bytes = most_bytes
         return self.records
 
     def confirm(self, arrival: Arrival) -> None:

@@ -12,7 +12,7 @@ from core.data.cached_case import Entry, cases_of
 from core.data.geometry import Geometry
 from core.plan.schema import Phase, Plan, Preprocess, Train, Weighting
 from core.wire.messages import Order
-from hnfed.guard.floors import distinct, require_apart, steps
+from hnfed.guard.floors import distinct, require_apart, require_taken, steps
 from hnfed.guard.policy import Policy, PolicyError, require_entries, require_order
 
 GRID = Geometry((8, 8, 8), (1.0, 1.0, 1.0))
@@ -139,6 +139,33 @@ def test_an_honest_servers_order_passes() -> None:
     require_order(Policy(), PLAN, PHASE, order())
     honest = order(voxels=[10.0, 0.0], totals=[512.0, 0.0], organ_factors=[0.5, 2.0])
     require_order(Policy(), PLAN, PHASE, honest)
+
+
+@pytest.mark.parametrize(
+    ("taken", "left_out", "key"),
+    [(8, 0, ""), (7, 1, "fewest_steps: 7"), (40, 2, ""), (40, 4, "fewest_cases: 4"),
+     (40, 24, "fewest_cases"), (11, 0, "")],
+)  # fmt: skip
+def test_steps_that_were_left_out_make_no_update(taken: int, left_out: int, key: str) -> None:
+    """Half precision and a heavy loss leave of eight steps the one that does not overflow."""
+    phase = replace(PHASE, local_epochs=4 if taken == 40 else 1)
+    entries = [entry(i) for i in range(8)]
+    if not key:
+        require_taken(Policy(), PLAN, phase, entries, (taken, left_out))
+        return
+    with pytest.raises(PolicyError, match=key):
+        require_taken(Policy(), PLAN, phase, entries, (taken, left_out))
+
+
+def test_left_out_steps_may_be_all_that_saw_an_organs_cases() -> None:
+    entries = [entry(i, ("Brainstem",)) for i in range(16)] + [entry(i) for i in range(16, 20)]
+    require_taken(Policy(), PLAN, PHASE, entries, (20, 0))
+    with pytest.raises(PolicyError, match="fewest_cases_organ, Parotid_L: 1 steps"):
+        require_taken(Policy(), PLAN, PHASE, entries, (19, 1))
+    kept = replace(PHASE, local_epochs=2, keep_epochs=1, keep=["norm"])
+    with pytest.raises(PolicyError, match="fewest_steps: 7"):
+        require_taken(Policy(), PLAN, kept, entries, (27, 0))
+    require_taken(Policy(), PLAN, replace(PHASE, share="none"), entries, (1, 19))
 
 
 @pytest.mark.parametrize(

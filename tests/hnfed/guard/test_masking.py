@@ -31,6 +31,7 @@ from core.wire.messages import Description, Header, Order, Result
 from core.wire.partition import fingerprint, start_state
 from core.wire.state import packed, unpacked
 from hnfed.deploy.provision import Federation, provision
+from hnfed.guard import exit
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit, read_kit
 from hnfed.guard.masking import secured
@@ -113,6 +114,22 @@ def test_nothing_is_told_where_no_other_site_was_confirmed(clinic: Hospital) -> 
     assert said.metrics["cases"] == 0
     assert "hello" not in said.config
     assert "hnfed join" in clinic.log
+
+
+def test_a_plan_of_a_thousand_sites_makes_no_room_for_what_they_would_send(
+    clinic: Hospital, others: dict[str, Kit], tmp_path: Path
+) -> None:
+    """What comes lies in this machine's memory before anything of it is looked at."""
+    assert clinic.ask("query").code == "OK", clinic.log
+    alone, usual = exit.plan_bytes(clinic.plan), clinic.wire.most_bytes
+    shapes = travelling(clinic.plan, clinic.plan.phases[0]).shapes.values()
+    assert usual > alone + 3 * 4 * sum(int(np.prod(s)) for s in shapes)
+    many = replace(secure_phase(), sites=[*SITES, *(f"x{i}" for i in range(997))])
+    plan = replace(clinic.plan, phases=[many])
+    clinic.wire.config = clinic.settings(plan, "r-000002")
+    clinic.ask("query", {"run": "r-000002", "fingerprint": fingerprint()})
+    assert clinic.wire.pulled == 2
+    assert clinic.wire.most_bytes <= exit.plan_bytes(plan)
 
 
 def test_only_the_sum_over_all_sites_can_be_read(

@@ -25,7 +25,7 @@ from core.plan.schema import Train
 from core.wire.messages import WIRE
 from core.wire.state import packed
 from hnfed.deploy.node import Voice, alone
-from hnfed.guard import closed, node
+from hnfed.guard import closed, exit, node
 from hnfed.guard.approvals import approve, withdraw
 from hnfed.guard.fleet import Arrival, FleetError, RunOverError
 from hnfed.guard.log import Log
@@ -502,6 +502,26 @@ def test_a_line_for_the_person_is_one_line(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert shown.startswith("w0rd say run x<U+000A>w0rd say approve 1234<U+001B>")
     assert len(shown.splitlines()) == 1
+
+
+def test_steps_that_were_left_out_stand_behind_no_update(hospital: Hospital) -> None:
+    """What counts is what was made: of three steps two overflow, by the plan's own choosing."""
+    assert hospital.ask("query").code == "OK", hospital.log
+    hospital.policy(*(r for r in LENIENT if "fewest_steps" not in r), "fewest_steps: 3")
+    whole = hospital.desk._worked_on
+
+    def overflown(*given: Any) -> exit.Reply:
+        reply = whole(*given)
+        return replace(reply, metrics={**reply.metrics, "steps": 1, "skipped": 2})
+
+    order, start = hospital.order(), hospital.start()
+    with mock.patch.object(hospital.desk, "_worked_on", overflown):
+        said = hospital.ask("train", order, arrays=start)
+    assert (said.code, said.parcel) == ("E_POLICY", b"")
+    assert "fewest_steps: 1 taken" in hospital.said[-1]
+    assert not (hospital.house.guard / "case-sets.jsonl").exists()
+    assert hospital.ask("train", order, arrays=start).code == "OK", hospital.log
+    assert (hospital.house.guard / "case-sets.jsonl").is_file()
 
 
 def test_the_second_plan_does_not_open_what_the_first_kept(hospital: Hospital) -> None:

@@ -17,6 +17,7 @@ from core.plan.schema import (
     Phase,
     Plan,
     Preprocess,
+    Strategy,
     Train,
     Weighting,
 )
@@ -119,6 +120,11 @@ BAD: dict[str, Callable[[], Plan]] = {
     "fewest_local_epochs": lambda: plan(phase(local_epochs=1)),
     "optimizers": lambda: plan(train=Train(optimizer="sgd")),
     "smallest_lr": lambda: plan(phase(lr=1e-30)),
+    "smallest_lr: phase p has 3 epochs": lambda: plan(train=Train(warmup_epochs=1e6)),
+    "largest_proximal_mu": lambda: plan(
+        federation=Federation(strategy=Strategy("fedprox", proximal_mu=10.0))
+    ),
+    "smallest_prior": lambda: plan(model=Model(channels=[4, 8], prior=1e-9)),
     "largest_lr": lambda: plan(train=Train(lr=0.5)),
     "smallest_clip_norm": lambda: plan(train=Train(clip_norm=1e-9)),
     "smallest_loss_weight: 1e-09": lambda: plan(

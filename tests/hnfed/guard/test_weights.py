@@ -25,9 +25,9 @@ from torch import Tensor
 from core.errors import UserError
 from core.plan.schema import Phase
 from core.secure.hello import part_signed
-from core.secure.layout import counted, travelling
+from core.secure.layout import counted, numbers, travelling
 from core.secure.masked_sum import Evidence
-from core.wire.messages import Order
+from core.wire.messages import Order, Result
 from core.wire.partition import start_state, state_hash
 from core.wire.state import packed, unpacked
 from hnfed.guard import exit
@@ -36,10 +36,20 @@ from hnfed.guard.node import _needs_base
 from hnfed.guard.order import Asked
 from hnfed.guard.simulated import _plain, read
 from hnfed.guard.weights import WeightsError, _close, hashes, require_weights
-from hnfed.guard.weights_record import MOST_RUNS, Known, Part, Record, heads_parcel, record_of
+from hnfed.guard.weights_record import (
+    MOST_RUNS,
+    Known,
+    Part,
+    Record,
+    forget,
+    heads_parcel,
+    is_kept,
+    record_of,
+)
 from server.dispatch import RunFailed
 from server.exchange import record_of as weights_record
 from server.rounds import PhaseRun
+from server.secure_round import Secure
 from tests.client.conftest import BALLS, tiny_phase
 from tests.client.conftest import tiny_plan as small_plan
 from tests.hnfed.guard.conftest import LENIENT, Hospital
@@ -263,6 +273,45 @@ def test_a_server_that_makes_weights_of_its_own_opens_no_sum(
     trusting = start(two_phases(3)[0], agreed=(), folder="trusting")
     trusting.run()
     assert trusting.events("round", round=3), "which is what it is for"
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_a_server_does_not_choose_which_parts_of_the_network_a_round_moves(
+    start: Start, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """A share of nothing is none: body or row would stay, in a plan that freezes neither."""
+    honest = Secure.totals
+
+    def silenced(self: Secure, phase: Phase) -> list[float]:
+        return [0.0 if i == part else t for i, t in enumerate(honest(self, phase))]
+
+    monkeypatch.setattr(Secure, "totals", silenced)
+    run = start(two_phases(2)[0])
+    with pytest.raises(RunFailed, match="s0: E_MASK, s1: E_MASK, s2: E_MASK"):
+        run.run()
+    assert "of 0 at all sites" in run.fakes.refused[0]
+    assert not run.events("round")
+
+
+def test_a_site_that_lies_about_its_cases_spoils_a_round_and_not_the_run(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Committed, the round was one that no site could go on from."""
+
+    def lying(phase: Phase, task: str, result: Result, *rest: Any) -> Any:
+        made = numbers(phase, task, result, *rest)
+        made[0] += 1000.0 if task == "train" and result.cases == 5 else 0.0
+        return made
+
+    run = start(two_phases(2)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("hnfed.guard.masking.numbers", lying)
+        with pytest.raises(RunFailed):
+            run.run()
+    assert not run.events("round")
+    run.run(resume=True)
+    assert not run.fakes.why
+    assert run.events("round", round=2)
 
 
 # ------------------------------------------------------ orders of an honest run, looked at again
@@ -569,6 +618,52 @@ def test_a_guard_asks_for_a_base_that_it_has_not_seen(
     assert hospital.ask("train", hospital.order(2, base_hash=state_hash(crafted))).code != "OK"
 
 
+def test_a_run_under_any_does_not_become_agreed_in_the_middle(
+    tmp_path: Path, patients: Path, own_bundle: bytes
+) -> None:
+    """Scored once from an honest start, it went on from what a crafted one had left here."""
+    own = tiny_phase(organs=list(BALLS), sites=["north"], share="none", rounds=3)
+    hospital = Hospital(tmp_path, patients, own_bundle, small_plan(own))
+    assert hospital.ask("query").code == "OK", hospital.log
+    state = start_state(hospital.plan, own, None)
+    crafted = {n: t + 0.01 for n, t in state.items()}
+    first = hospital.order(base_hash=state_hash(crafted))
+    assert hospital.ask("train", first, base=packed(crafted)).code == "OK", hospital.log
+    hospital.policy(*(r for r in LENIENT if r != "weights: any"))
+    honest = {"base_hash": state_hash(state)}
+    looked_at = hospital.order(1, "validate", **honest)
+    hospital.ask("evaluate", looked_at, base=packed(state))
+    then = hospital.order(2, base_round=1, best_round=1, **honest)
+    said = hospital.ask("train", then, base=packed(state))
+    assert said.code == "E_WEIGHTS", hospital.log
+    assert "weights: any until now" in hospital.said[-1]
+
+
+def test_a_run_that_was_looked_at_is_forgotten_under_any(tmp_path: Path) -> None:
+    said: list[str] = []
+    record_of(tmp_path, "r", print).add(Known("p", 0, "", {"a": "00"}, ""))
+    assert is_kept(tmp_path, "r")
+    forget(tmp_path, "r", said.append)
+    forget(tmp_path, "r", said.append)
+    assert not is_kept(tmp_path, "r")
+    (line,) = said
+    assert "cannot go on here" in line
+
+
+def test_orders_that_are_refused_make_no_run_forgotten(tmp_path: Path) -> None:
+    own = Phase(name="own", sites=["s1"], organs=ORGANS, share="none")
+    plan = tiny_plan(own)
+    record_of(tmp_path, "real", print).add(Known("own", 0, "", {"a": "00"}, ""))
+    crafted = {n: t + 0.01 for n, t in start_state(plan, own, None).items()}
+    for i in range(MOST_RUNS + 1):
+        order = Order(f"r{i}", "own", 1, "train", base_hash=state_hash(crafted))
+        asked = Asked("train", "s1", f"r{i}", plan, order, own)
+        record = record_of(tmp_path, f"r{i}", print)
+        with pytest.raises(WeightsError, match="its start is not"):
+            require_weights(asked, {"base": packed(crafted)}, None, record)
+    assert (tmp_path / "weights" / "real").is_dir()
+
+
 def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_path: Path) -> None:
     """Shares of far too much would leave of a sum what rounding leaves of it."""
     place = heard.at("train", "p", 2)
@@ -577,6 +672,9 @@ def test_totals_that_the_counts_do_not_bear_out_are_refused(heard: Heard, tmp_pa
     (part,) = record.parts
     record.parts[:] = [replace(part, weights=tuple(1000 * w for w in part.weights))]
     with pytest.raises(WeightsError, match="at most 100 times"):
+        heard.look(asked, records, record)
+    record.parts[:] = [replace(part, weights=(0.0, *part.weights[1:]))]
+    with pytest.raises(WeightsError, match="shares of 0, "):
         heard.look(asked, records, record)
 
 
@@ -636,6 +734,7 @@ def test_a_start_may_differ_in_the_last_bits_alone(far: float, sign: float) -> N
     assert _close(state, other) == (far <= 1e-6) or abs(far - 1e-6) < 1e-12
     assert not _close(state, {"a": state["a"], "b": state["b"] + 1e-30}), "zeros are zeros"
     assert not _close(state, {"a": state["a"]})
+    assert not _close({"a": torch.tensor([float("inf")])}, {"a": torch.ones(1)}), "no bound at all"
     assert not _close(state, {**state, "a": torch.tensor([2.0, float("nan")])})
 
 
