@@ -147,14 +147,14 @@ def _with_state(
     reply: Message, one: Accepted, expected: Mapping[str, Tensor], opened: Opener
 ) -> Accepted | Rejected:
     """Names, shapes, types and values of the weights, which the message holds no longer then."""
-    records = reply.content.array_records
+    travelling = sum(isinstance(r, ArrayRecord) for r in reply.content.values())
     if not expected:
-        if records:
+        if travelling:
             return Rejected("E_SCHEMA", "weights where none may travel")
         return one
     try:
         arrays = _one(reply, ARRAYS, ArrayRecord)
-        if len(records) != 1 or len(arrays) != 1:
+        if travelling != 1 or len(arrays) != 1:
             return Rejected("E_SCHEMA", "more than one parcel of weights")
         (array,) = arrays.values()
         state = opened(array.data, expected)

@@ -140,6 +140,7 @@ class PhaseRun:
         """
         state, progress = self._begin(resume)
         self._say_start()
+        self.start = {}  # is in `state`, and not held twice
         if not self.personal and not self.plan.federation.strategy.by_rows:
             name = self.plan.federation.strategy.name
             self.recorder.note(
@@ -149,7 +150,7 @@ class PhaseRun:
         while not reason:
             state = self._round(state, progress)
             reason = self._reason_to_stop(progress)
-        best = self.start
+        best = state
         if not self.personal:
             self._score_last(state, progress)
             best = separated(self.store.get(max(progress.best_round, 0))[0])[0]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -106,8 +107,8 @@ def beyond(after: State, before: State) -> str:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         step = size = 0.0
-        start = before[name].reshape(-1).split(PIECE)
-        for new, old in zip(tensor.reshape(-1).split(PIECE), start, strict=True):
+        pieces = (torch.split(t.reshape(-1), PIECE) for t in (tensor, before[name]))
+        for new, old in zip(*pieces, strict=True):
             step += float((new.double() - old.double()).square().sum())
             size += float(old.double().square().sum())
         step, size = math.sqrt(step / tensor.numel()), math.sqrt(size / tensor.numel())
