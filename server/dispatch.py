@@ -21,12 +21,11 @@ from core.wire.messages import FINAL, OF_THE_PLAN, Description, Header, Order
 from core.wire.partition import size_bytes, state_hash
 from core.wire.state import packed
 from server.exchange import Call, Exchange, exchange, record_of
-from server.guards import AWAY, Accepted, Rejected
+from server.guards import AWAY, Accepted, Rejected, Verdicts
 from server.progress import Progress, State
 from server.record import Recorder, tell
 from server.secure_round import Masked, Secure, add_up, inspect_masked, number_length
 from server.strategy import ARRAYS, ORDER
-from server.verdicts import Verdicts
 
 # A deadline that is learned: from so many rounds, with time for a process to start.
 REMEMBERED, FEWEST_ROUNDS, SLACK_SECONDS = 9, 3, 30.0

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from core.plan.schema import Guards
 from core.wire.state import length, packed, shortened
-from server.guards import Accepted
-from server.verdicts import on_disk
+from server.guards import Accepted, on_disk
 
 # With two updates nothing says which of them is the odd one.
 FEWEST = 3
@@ -27,7 +26,7 @@ def limit(
         good: accepted replies by site.
         before: weights that the sites were sent.
         guards: `norm` is ``clip``, ``reject`` or ``off``; `norm_factor` the multiple of the median.
-        folder: where shortened updates wait (`server.verdicts.on_disk`).
+        folder: where shortened updates wait (`server.guards.on_disk`).
 
     Returns:
         The replies that remain; by site the factor that its update was shortened by; and the sites
