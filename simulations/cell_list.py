@@ -97,6 +97,11 @@ def whereabouts(out: Path, names: Sequence[str]) -> dict[str, str]:
                 words = f"Slurm's job {of_slurm[name]}: {job.words()}"
         elif place == local.NAME and busy:
             words = "this machine"
+        elif place == "ray" and busy:
+            node = read_note(out, name, "node")
+            of_now = node.get("attempt") == note.get("attempt")
+            words = f"Ray at {note.get('address')}: "
+            words += f"running on {node['node']}" if of_now else "waits for room on a node"
         found[name] = words
     return found
 

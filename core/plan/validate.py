@@ -218,7 +218,10 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
                 f"take it out, or choose from {', '.join(plan.organ_names)}",
                 problem="no phase contours it",
             )
-    _check_cluster(simulation)
+    require_address(simulation)
+    if simulation.ray and simulation.engine != "ray":
+        remedy = "add simulation.engine=ray, or leave simulation.ray out"
+        raise UserError("simulation.ray", simulation.ray, remedy, problem="the engine is inline")
     spacing = simulation.phantom_spacing_mm
     if len(spacing) != 3:
         raise UserError("simulation.phantom_spacing_mm", spacing, "give three mm: [z, y, x]")
@@ -230,8 +233,12 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
             )
 
 
-def _check_cluster(simulation: Simulation) -> None:
-    """The address of a Ray cluster; whether one answers there is asked where it is joined."""
+def require_address(simulation: Simulation) -> None:
+    """Requires that `ray` is an address; whether a cluster answers there is asked by who joins it.
+
+    Raises:
+        UserError: it is none.
+    """
     address = simulation.ray
     host, _, port = address.rpartition(":")
     if address not in ("", "auto") and not (
@@ -239,9 +246,6 @@ def _check_cluster(simulation: Simulation) -> None:
     ):
         remedy = "give HOST:PORT of the cluster's head, auto, or nothing for a Ray of the run's own"
         raise UserError("simulation.ray", address, remedy)
-    if address and simulation.engine != "ray":
-        remedy = "add simulation.engine=ray, or leave simulation.ray out"
-        raise UserError("simulation.ray", address, remedy, problem="the engine is inline")
 
 
 def require_simulated(config: Config) -> None:

@@ -10,7 +10,7 @@ from core.errors import UserError
 from hnfed.cli.json_output import SCREEN, add_json
 from hnfed.cli.results import subcommand
 
-ON = ("local", "slurm")
+ON = ("local", "ray", "slurm")
 
 
 def register(commands: Any, release: str = "") -> None:
@@ -46,12 +46,13 @@ def register(commands: Any, release: str = "") -> None:
         "hnfed grid transfer simulation.data=DIR --out runs/transfer --only 'scratch-*'",
         "hnfed grid my-study.yaml seeds=[0,1,2] --jobs 2",
         "hnfed grid transfer simulation.data=DIR --on slurm --slurm partition=long",
+        "hnfed grid transfer simulation.data=DIR --on ray simulation.ray=10.0.0.1:6379",
     )
     grid.add_argument("study", metavar="STUDY", help="a shipped study, or a YAML file")
     text = "dotted keys, for every cell; seeds=[...]"
     grid.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     grid.add_argument("--out", type=Path, help="folder of the cells (default: runs/STUDY)")
-    text = "where the cells run: this machine (local, default), the nodes of a Slurm cluster"
+    text = "where the cells run: this machine (local, default), the nodes of a Ray or Slurm cluster"
     grid.add_argument("--on", choices=ON, default=ON[0], help=text)
     text = (
         "a setting of submitit's for --on slurm, several times: partition=P, time=MINUTES, mem=8GB"
@@ -84,8 +85,9 @@ def _simulate(options: argparse.Namespace) -> int:
 def _grid(options: argparse.Namespace) -> int:
     from core.files import keep_from_others
     from core.plan.load import require_pairs, value_of
+    from core.plan.schema import Simulation
     from simulations.cell_list import list_cells
-    from simulations.sweep import Where, grid
+    from simulations.sweep import Where, grid, of_the_cluster
 
     keep_from_others()
     if options.json is not None and not options.list:
@@ -94,6 +96,9 @@ def _grid(options: argparse.Namespace) -> int:
     swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
     overrides = [*options.overrides, *swallowed]
     only = [item for item in options.only if "=" not in item]
+    ray = Simulation()
+    if options.on == "ray":
+        overrides, ray = of_the_cluster(overrides)
     if options.list:
         cells = list_cells(options.study, overrides, options.out, only)
         if options.json is not None:
@@ -102,5 +107,5 @@ def _grid(options: argparse.Namespace) -> int:
     require_pairs(options.slurm)
     pairs = [item.partition("=") for item in options.slurm]
     slurm = {name: value_of(f"--slurm {name}", text) for name, _, text in pairs}
-    where = Where(options.on, options.jobs, slurm)
+    where = Where(options.on, options.jobs, slurm, ray)
     return grid(options.study, overrides, options.out, where=where, only=only)

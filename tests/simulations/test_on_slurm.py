@@ -41,7 +41,7 @@ cells:
   pretrain:
     phases: [pretrain]
     axes: *axes
-    set: {{phases.pretrain.rounds: 20, phases.pretrain.patience: 20}}
+    set: {{phases.pretrain.rounds: 100, phases.pretrain.patience: 100}}
 """
 CONF = """
 ClusterName=hnfed
@@ -231,7 +231,7 @@ def test_cells_on_slurm_are_requeued_followed_and_come_out_as_here(
     assert len(jobs(slurm)) == 4, "nothing was handed in twice"
     assert starts(first) == [False, True]
     assert starts(second) == [False]
-    assert rounds(first) == list(range(1, 21))
+    assert rounds(first) == list(range(1, 101))
     for variant in "ab":
         for name in BEST:
             path = name.format(variant)
