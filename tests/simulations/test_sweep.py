@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from simulations import sweep as grid_module
 from simulations.cell import mean_dice
 from simulations.cell_list import list_cells
 from simulations.places import local
-from simulations.places.place import Task
+from simulations.places.place import Place, Task
 from simulations.study import read_study
 from simulations.sweep import Where, grid
 from tests.conftest import lose_a_signal
@@ -461,3 +462,43 @@ def test_only_names_cells(study: str, tmp_path: Path) -> None:
 def test_an_error_names_its_cell(study: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"cell {PRETRAIN}: "):
         grid(study, ["train.lrr=1"], tmp_path / "x")
+
+
+def test_the_address_of_the_cluster_is_not_for_the_cells() -> None:
+    words = ["train.lr=0.1", "simulation.ray=head:6379", "simulation.ray_insecure=true"]
+    rest, found = grid_module.of_the_cluster(words)
+    assert rest == ["train.lr=0.1"]
+    assert (found.ray, found.ray_insecure) == ("head:6379", True)
+    assert grid_module.of_the_cluster([])[1].ray == ""
+    with pytest.raises(UserError, match="HOST:PORT"):
+        grid_module.of_the_cluster(["simulation.ray=head"])
+
+
+def test_what_is_for_slurm_alone_is_refused_elsewhere(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grid", study, "--out", str(tmp_path / "x"), "--slurm", "partition=p"]) == 1
+    assert "give it with --on slurm" in capsys.readouterr().err
+    assert main(["grid", study, "--on", "slurm", "--slurm", "partition"]) == 1
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_cell_elsewhere_is_a_run_on_one_node_with_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Task] = []
+
+    @contextmanager
+    def opened(out: Path, settings: Any, side_by_side: int | None) -> Iterator[Place]:
+        assert (settings, side_by_side) == ({"partition": "p"}, 3)
+        yield Place("slurm", None, True, began.extend, lambda _: "as asked", lambda _: "left")
+
+    monkeypatch.setattr("simulations.places.on_slurm.opened", opened)
+    study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}}}, phases: [pretrain]}")
+    words = ["simulation.engine=ray", "simulation.cpus_per_site=2", "simulation.gpus_per_site=0.5"]
+    where = Where("slurm", 3, {"partition": "p"})
+    assert grid(study, words, tmp_path / "out", where=where) == 1
+    assert [task.name for task in began] == ["a-n1-seed0", "a-n2-seed0"]
+    assert all((task.cpus, task.gpus) == (4, 1.0) for task in began)
+    for task in began:
+        assert task.arguments[-3:] == ('simulation.ray=""', "--out", str(task.out / task.name))
