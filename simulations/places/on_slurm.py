@@ -30,6 +30,7 @@ from simulations.places.place import (
 
 NAME = "slurm"
 POLL_SECONDS = 5.0
+NOTE_SECONDS = 30.0  # until what a node wrote last is seen here, over a network's file system
 # A job that comes to its time limit is queued again, and its cell goes on: so often, so long each.
 REQUEUES, MINUTES = 100, 240
 OVER = {
@@ -116,6 +117,8 @@ def opened(out: Path, settings: Mapping[str, Any], side_by_side: int | None) -> 
         executor.update_parameters(array_parallelism=side_by_side)
     queue = Queue()
     jobs: dict[str, tuple[str, str]] = {}  # by cell: job and attempt
+    seen: dict[str, float] = {}  # by cell: when it was looked at
+    over: dict[str, float] = {}  # by job without an exit code: when it was found to be over
 
     def look(identifier: str) -> Job | None:
         return queue.job(identifier, [job for job, _ in jobs.values()])
@@ -135,6 +138,10 @@ def opened(out: Path, settings: Mapping[str, Any], side_by_side: int | None) -> 
 
     def ended(task: Task) -> Ending | None:
         identifier, attempt = jobs[task.name]
+        now = time.monotonic()
+        if now - seen.get(task.name, -math.inf) < POLL_SECONDS:
+            return None
+        seen[task.name] = now
         note = read_note(out, task.name, "node")
         code = note.get("code") if note.get("attempt") == attempt else None
         if code == 0:
@@ -144,6 +151,8 @@ def opened(out: Path, settings: Mapping[str, Any], side_by_side: int | None) -> 
             return None
         if code is not None:
             return int(code)
+        if now - over.setdefault(identifier, now) < NOTE_SECONDS:
+            return None
         where = f"; its output: {executor.folder}/{identifier}_0_log.err"
         return f"Slurm's job {identifier} is {found.words()}{where}"
 

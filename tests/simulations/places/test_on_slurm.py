@@ -35,6 +35,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr(on_slurm, "POLL_SECONDS", -1.0)
+    monkeypatch.setattr(on_slurm, "NOTE_SECONDS", -1.0)
 
     def say(script: str) -> None:
         said.write_text(script)
@@ -117,6 +118,20 @@ def test_a_cell_is_at_work_as_long_as_slurm_has_its_job(
         assert place.ended(one) is None
         assert place.stays
         assert "left with Slurm: a (11_0)" in place.stop([one])
+
+
+def test_a_note_that_comes_late_over_the_network_counts(
+    tmp_path: Path, queue: Queue, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = task(tmp_path, "a")
+    monkeypatch.setattr(on_slurm, "NOTE_SECONDS", 60.0)
+    with opened(tmp_path, {}, None) as place:
+        place.start([one])
+        queue("echo '11_0|COMPLETED|n|None'")
+        assert place.ended(one) is None
+        attempt = executor.handed[0][1][0].attempt
+        write_note(one, "node", {"attempt": attempt, "code": 1})
+        assert place.ended(one) == 1
 
 
 def test_what_an_earlier_grid_handed_in_is_followed_and_not_handed_in_again(
