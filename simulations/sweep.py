@@ -7,16 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.archives.parallel import cpus
 from core.errors import UserError
-from core.plan.load import typed, value_of
-from core.plan.schema import Simulation
-from core.plan.validate import require_address
 from core.processes import deaf, leave_if_told
 from core.text import aligned, figure
 from simulations.cell import (
@@ -33,6 +29,7 @@ from simulations.cell_list import LOCK, asked_of
 from simulations.folds import make_view
 from simulations.places import local
 from simulations.places.place import Ending, Place, Task, forget
+from simulations.places.where import Where, opened
 from simulations.study import Cell, Study
 from simulations.sweep_tables import count_cells, write_tables
 
@@ -78,44 +75,6 @@ class Work:
     running: list[Child] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Where:
-    """Where the cells of a grid are to run.
-
-    Attributes:
-        on: ``local``, ``ray`` or ``slurm``.
-        jobs: cells side by side; None leaves it to the place.
-        slurm: settings of submitit, for ``slurm``.
-        ray: `ray` and `ray_insecure` of it, for ``ray``.
-    """
-
-    on: str = local.NAME
-    jobs: int | None = None
-    slurm: Mapping[str, Any] = field(default_factory=dict)
-    ray: Simulation = field(default_factory=Simulation)
-
-
-def of_the_cluster(overrides: Sequence[str]) -> tuple[list[str], Simulation]:
-    """The overrides for the cells, and those that name the Ray cluster for ``--on ray``.
-
-    A cell there is a run on one node, and joins nothing.
-
-    Raises:
-        UserError: what no cluster can have.
-    """
-    rest, found = [], {}
-    for item in overrides:
-        key, _, text = item.partition("=")
-        section, _, name = key.partition(".")
-        if section == "simulation" and name in ("ray", "ray_insecure"):
-            found[name] = value_of(key, text)
-        else:
-            rest.append(item)
-    simulation = typed(Simulation, found, "simulation")
-    require_address(simulation)
-    return rest, simulation
-
-
 def grid(
     study: str,
     overrides: Sequence[str],
@@ -148,7 +107,7 @@ def grid(
     for cell in chosen:
         state(cell, out / cell.name, wishes[cell.name])
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out) as lock, _opened(where, out, list(wishes.values()), lock) as place:
+    with _alone(out) as lock, opened(where, out, list(wishes.values()), lock) as place:
         for view, root in read.views.items():
             make_view(root, view)
         room = where.jobs if where.jobs and not place.stays else place.side_by_side
@@ -164,25 +123,6 @@ def grid(
             _end(work)
             rows = write_tables(read, out)
     return _summary(work, rows)
-
-
-def _opened(
-    where: Where, out: Path, wishes: Sequence[Wanted], lock: int
-) -> AbstractContextManager[Place]:
-    """The place; what is imported for it is slow, or not installed everywhere."""
-    if where.on == "ray":
-        from simulations.cluster import cluster_of
-        from simulations.places import on_ray
-
-        cluster = cluster_of(where.ray, needed=True)
-        assert cluster is not None
-        most = [max(need) for need in zip(*(w.needs_at_most for w in wishes), strict=True)]
-        return on_ray.opened(out, cluster, {"CPU": float(most[0]), "GPU": most[1]})
-    if where.on == "slurm":
-        from simulations.places import on_slurm
-
-        return on_slurm.opened(out, where.slurm, where.jobs)
-    return local.opened(max(1, cpus() // max(wish.cpus for wish in wishes)), lock)
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def _grid(options: argparse.Namespace) -> int:
     from core.plan.load import require_pairs, value_of
     from core.plan.schema import Simulation
     from simulations.cell_list import list_cells
-    from simulations.sweep import Where, grid, of_the_cluster
+    from simulations.places.where import Where, of_the_cluster
+    from simulations.sweep import grid
 
     keep_from_others()
     if options.json is not None and not options.list:

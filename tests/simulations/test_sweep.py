@@ -26,8 +26,9 @@ from simulations.cell import mean_dice
 from simulations.cell_list import list_cells
 from simulations.places import local
 from simulations.places.place import Place, Task
+from simulations.places.where import Where, of_the_cluster
 from simulations.study import read_study
-from simulations.sweep import Where, grid
+from simulations.sweep import grid
 from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,7 +360,7 @@ def test_jobs_bounds_what_runs_side_by_side(
     assert grid(study, [], tmp_path / "two", where=Where(jobs=2)) == 0
     assert max(most) == 2
     most.clear()
-    monkeypatch.setattr(grid_module, "cpus", lambda: 7)
+    monkeypatch.setattr("simulations.places.where.cpus", lambda: 7)
     assert grid(study, ["simulation.cpus_per_site=2"], tmp_path / "three") == 0
     assert max(most) == 3
     with pytest.raises(UserError, match="--jobs"):
@@ -466,12 +467,12 @@ def test_an_error_names_its_cell(study: str, tmp_path: Path) -> None:
 
 def test_the_address_of_the_cluster_is_not_for_the_cells() -> None:
     words = ["train.lr=0.1", "simulation.ray=head:6379", "simulation.ray_insecure=true"]
-    rest, found = grid_module.of_the_cluster(words)
+    rest, found = of_the_cluster(words)
     assert rest == ["train.lr=0.1"]
     assert (found.ray, found.ray_insecure) == ("head:6379", True)
-    assert grid_module.of_the_cluster([])[1].ray == ""
+    assert of_the_cluster([])[1].ray == ""
     with pytest.raises(UserError, match="HOST:PORT"):
-        grid_module.of_the_cluster(["simulation.ray=head"])
+        of_the_cluster(["simulation.ray=head"])
 
 
 def test_what_is_for_slurm_alone_is_refused_elsewhere(
