@@ -1,6 +1,6 @@
 """What each node of a Ray cluster sees: the folders that a run shares, and hnfed itself.
 
-`require_shared` starts this file as a process of its own, which joins the cluster, asks and leaves.
+`require_shared` starts `simulations.cluster_visit`, which joins the cluster, asks and leaves.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from simulations.cluster import FIELD, Cluster
 NODE_SECONDS, PROCESS_SECONDS = 60.0, 100.0
 SAME = ("torch", "flwr", "numpy")  # other versions of these would give other weights
 ROOT = Path(__file__).resolve().parents[1]
+VISIT = ROOT / "simulations" / "cluster_visit.py"
 Seen = dict[str, Any]
 
 
@@ -114,7 +115,7 @@ def _asked(cluster: Cluster, asked: Mapping[str, Any]) -> dict[str, Seen]:
     environment = cluster.environment(os.environ) | {"PYTHONPATH": python_path()}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", __file__], input=json.dumps(asked), env=environment, text=True,
+            [sys.executable, "-P", str(VISIT)], input=json.dumps(asked), env=environment, text=True,
             capture_output=True, timeout=PROCESS_SECONDS, check=False,
         )  # fmt: skip
         found = json.loads(done.stdout.splitlines()[-1])
@@ -169,20 +170,3 @@ def ask(address: str, paths: Sequence[str]) -> dict[str, Seen]:
         host = node["NodeManagerHostname"]
         found[f"{name} ({host})"] = {**seen, "resources": node["Resources"]}
     return found
-
-
-def main() -> None:
-    """Reads what to ask from standard input; the last line printed is the answer, as JSON."""
-    from simulations import cluster_nodes  # by its name, as the nodes will import it
-
-    asked = json.load(sys.stdin)
-    try:
-        answer: Any = cluster_nodes.ask(asked["address"], asked["paths"])
-    except UserError as error:
-        answer = {"unfit": error.problem}
-    print(json.dumps(answer), flush=True)
-    os._exit(0)  # Ray needs no farewell
-
-
-if __name__ == "__main__":
-    main()
