@@ -20,13 +20,16 @@ def require_runnable(config: Config) -> None:
     Raises:
         UserError: names the key of the configuration.
     """
+    simulation = config.simulation
+    elsewhere = bool(simulation.ray and simulation.gpus_per_site)  # GPUs of a cluster's nodes
     try:
-        device = resolve_device(config.simulation.device)
+        device = resolve_device("cpu" if elsewhere else simulation.device)
     except UserError as error:
         raise UserError(
             "simulation.device", error.value, error.remedy, problem=error.problem
         ) from None
-    make_scaler(config.train, device)
+    if not elsewhere:
+        make_scaler(config.train, device)
     if config.simulation.engine == "ray":
         require_space(resource.getrlimit(resource.RLIMIT_AS)[0])
     for name, site in config.simulation.sites.items():

@@ -15,6 +15,7 @@ import pytest
 from core.errors import UserError
 from core.packaging.app_bundle import app_dir, stage_app
 from simulations import launch, supervise
+from simulations.cluster import Cluster
 from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 
 PYPROJECT = pyproject(keys=("out", "plan"))
@@ -174,6 +175,21 @@ def test_only_listed_files_are_staged(tiny_app: Path, tmp_path: Path) -> None:
 def test_app_dir_holds_the_apps() -> None:
     settings = tomllib.loads((app_dir() / "pyproject.toml").read_text())
     assert settings["tool"]["flwr"]["app"]["components"]["serverapp"] == "server.app:app"
+
+
+def test_on_a_cluster_the_launch_has_its_token_and_a_folder_that_nodes_see(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
+    made = launch._environment(tmp_path, Cluster("head:6379"))
+    kept = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
+    assert kept.items() <= made.items()
+    assert not {"RAY_ADDRESS", "RAY_TMPDIR", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} & set(made)
+    assert (made["FLWR_HOME"], made["FLWR_TELEMETRY_ENABLED"]) == (str(tmp_path), "0")
+    home = launch._private_folder(tmp_path)
+    assert home.parent == tmp_path
+    assert home.stat().st_mode & 0o077 == 0
 
 
 def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
