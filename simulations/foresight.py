@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import resource
 
+import torch
+
 from core.archives.splits import shares_of
 from core.errors import UserError
 from core.plan.schema import Config
-from core.training.optimisation import make_scaler, resolve_device
+from core.training.optimisation import make_scaler
+from core.training.ranks import devices_of, require_batch
 
 # Ray's processes map memory that they never use: 8 GB of address space leave a run without sites,
 # 14 GB are enough on two cores.
@@ -20,18 +23,27 @@ def require_runnable(config: Config) -> None:
     Raises:
         UserError: names the key of the configuration.
     """
-    try:
-        device = resolve_device(config.simulation.device)
-    except UserError as error:
-        raise UserError(
-            "simulation.device", error.value, error.remedy, problem=error.problem
-        ) from None
-    make_scaler(config.train, device)
+    devices = devices_of_site(config)
+    make_scaler(config.train, devices[0])
     if config.simulation.engine == "ray":
         require_space(resource.getrlimit(resource.RLIMIT_AS)[0])
     for name, site in config.simulation.sites.items():
         if not site.splits:
             shares_of(site.split, f"simulation.sites.{name}.split")
+
+
+def devices_of_site(config: Config) -> tuple[torch.device, ...]:
+    """The devices that one site trains on: with Ray and no GPUs named, one of them.
+
+    Raises:
+        UserError: names ``simulation.device``, or a batch too small for them.
+    """
+    name = config.simulation.device
+    devices = devices_of(name, "simulation.device")
+    if config.simulation.engine == "ray" and name in ("auto", "cuda"):
+        devices = devices[:1]
+    require_batch(config.train.batch, devices, "simulation.device")
+    return devices
 
 
 def require_space(allowed: int) -> None:
