@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 
 import torch
@@ -33,17 +34,26 @@ def require_runnable(config: Config) -> None:
 
 
 def devices_of_site(config: Config) -> tuple[torch.device, ...]:
-    """The devices that one site trains on: with Ray and no GPUs named, one of them.
+    """The devices of one site's processes. Ray gives a site some of the GPUs that are named.
 
     Raises:
         UserError: names ``simulation.device``, or a batch too small for them.
     """
-    name = config.simulation.device
-    devices = devices_of(name, "simulation.device")
-    if config.simulation.engine == "ray" and name in ("auto", "cuda"):
-        devices = devices[:1]
+    simulation = config.simulation
+    devices = devices_of(simulation.device, "simulation.device")
+    if simulation.engine == "ray" and devices[0].type == "cuda":
+        all_named = 1 if simulation.device in ("auto", "cuda") else len(devices)
+        devices = devices[: math.ceil(simulation.gpus_per_site) or all_named]
     require_batch(config.train.batch, devices, "simulation.device")
     return devices
+
+
+def told_device(config: Config) -> str:
+    """`simulation.device` as a site is told it: under Ray it sees its own GPUs alone, from 0."""
+    devices = devices_of_site(config)
+    if config.simulation.engine == "ray" and devices[0].type == "cuda":
+        return "cuda"
+    return config.simulation.device
 
 
 def require_space(allowed: int) -> None:

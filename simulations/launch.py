@@ -68,6 +68,7 @@ class Clients:
         side_by_side: clients that run at the same time; all sites where None.
         release: ``module:function`` that each reply passes before it leaves its site (see
             `simulations.released`); "" for none.
+        visible: GPUs that all of them may use, as CUDA_VISIBLE_DEVICES; "" for all.
     """
 
     sites: int
@@ -75,6 +76,7 @@ class Clients:
     gpus: float = 0.0
     side_by_side: int | None = None
     release: str = ""
+    visible: str = ""
 
 
 def run_flower(
@@ -123,7 +125,7 @@ def run_flower(
             _fill(home, source, settings)
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home)],
-                cwd=home, env=_environment(home),
+                cwd=home, env=_environment(home, clients.visible),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
@@ -220,7 +222,7 @@ def _words(code: int) -> str:
     return f"{ends[code]}; is memory short?" if code in ends else "unexpected"
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, visible: str = "") -> dict[str, str]:
     ours = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
     scripts = str(Path(sys.executable).parent)
     given = [ours.get(name, "") for name in ("NO_PROXY", "no_proxy")]
@@ -232,6 +234,7 @@ def _environment(home: Path) -> dict[str, str]:
         "NO_PROXY": direct, "no_proxy": direct,
         "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home),
         "RAY_AUTH_TOKEN_PATH": str(home / TOKEN),
+        **({"CUDA_VISIBLE_DEVICES": visible} if visible else {}),
     }  # fmt: skip
 
 

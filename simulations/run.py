@@ -31,7 +31,7 @@ from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
 from simulations.apart import keep_prepared, prepare_sites
 from simulations.baselines import POOLED, with_baseline
-from simulations.foresight import require_runnable
+from simulations.foresight import require_runnable, told_device
 from simulations.site_words import sizes_of_logs, told_failure
 from simulations.supervise import FAILED_MARK
 
@@ -160,11 +160,11 @@ def _launch(
             return 1
         return 0
     from core.packaging.app_bundle import app_dir
-    from simulations.launch import Clients, run_flower
+    from simulations.launch import run_flower
+    from simulations.room import room_for
 
     print("starting Flower and Ray (about 10 s) ...", flush=True)
-    each = config.simulation.cpus_per_site
-    clients = Clients(sites, each, _gpus(config.simulation), max(1, cpus() // each), release)
+    clients = room_for(config, sites, release)
     work_dir = folder / "flower"
     return run_flower(app_dir(), run_config, clients, work_dir=work_dir, on_line=_Screen())
 
@@ -181,18 +181,6 @@ class _Unmarked(io.TextIOBase):
 
     def flush(self) -> None:
         self._target.flush()
-
-
-def _gpus(simulation: Simulation) -> float:
-    """The share of a GPU for one site: as configured, or a whole one where `device` wants one."""
-    if simulation.gpus_per_site or simulation.device == "cpu":
-        return simulation.gpus_per_site
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0.0
-    print("one site at a time on the GPU; simulation.gpus_per_site=0.5 lets two share it")
-    return 1.0
 
 
 class _Screen:
@@ -228,7 +216,7 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
         "sites": sites,
         "out": str(folder),
         "cache": str(cache / "prepared"),
-        "device": simulation.device,
+        "device": told_device(config),
         "overlays": simulation.overlays,
     }
 
