@@ -70,6 +70,7 @@ class Clients:
         release: ``module:function`` that each reply passes before it leaves its site (see
             `simulations.released`); "" for none.
         cluster: a running Ray cluster to join; None for a Ray of the launch's own.
+        visible: GPUs that all of them may use, as CUDA_VISIBLE_DEVICES; "" for all.
     """
 
     sites: int
@@ -78,6 +79,7 @@ class Clients:
     side_by_side: int | None = None
     release: str = ""
     cluster: Cluster | None = None
+    visible: str = ""
 
 
 def run_flower(
@@ -128,7 +130,7 @@ def run_flower(
             _fill(home, source, settings)
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home)],
-                cwd=home, env=_environment(home, clients.cluster),
+                cwd=home, env=_environment(home, clients),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
@@ -230,20 +232,22 @@ def _words(code: int) -> str:
     return f"{ends[code]}; is memory short?" if code in ends else "unexpected"
 
 
-def _environment(home: Path, cluster: Cluster | None = None) -> dict[str, str]:
+def _environment(home: Path, clients: Clients) -> dict[str, str]:
     ours = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
     scripts = str(Path(sys.executable).parent)
     given = [ours.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     direct = ",".join(dict.fromkeys(filter(None, [*given, *LOCAL])))
     private = {**QUIET_RAY, "RAY_TMPDIR": str(home), "RAY_AUTH_TOKEN_PATH": str(home / TOKEN)}
-    joining = cluster.environment(os.environ) if cluster else {}
-    of_ray = {n: v for n, v in joining.items() if n.startswith("RAY_")} if cluster else private
+    joining = clients.cluster.environment(os.environ) if clients.cluster else {}
+    of_ray = {n: v for n, v in joining.items() if n.startswith("RAY_")}
+    of_ray = of_ray if clients.cluster else private
     return {
         **ours, **QUIET, **of_ray, **KEEP_HEAP,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,
         "FLWR_HOME": str(home), "TMPDIR": str(home),
+        **({"CUDA_VISIBLE_DEVICES": clients.visible} if clients.visible else {}),
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
 from simulations.apart import keep_prepared, prepare_sites
 from simulations.baselines import POOLED, with_baseline
-from simulations.foresight import require_runnable
+from simulations.foresight import require_runnable, told_device
 from simulations.site_words import sizes_of_logs, told_failure
 from simulations.supervise import FAILED_MARK
 
@@ -198,17 +198,15 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, crew: Crew
             return 1
         return 0
     from core.packaging.app_bundle import app_dir
-    from simulations.launch import Clients, run_flower
+    from simulations.launch import run_flower
+    from simulations.room import room_for, room_on
 
-    simulation = config.simulation
-    each = simulation.cpus_per_site
     if crew.cluster is None:
         print("starting Flower and Ray (about 10 s) ...", flush=True)
-        gpus, at_a_time = _gpus(simulation), max(1, cpus() // each)
+        clients = room_for(config, crew.sites, crew.release)
     else:
         print(f"starting Flower on the Ray cluster at {crew.cluster.address} ...", flush=True)
-        gpus, at_a_time = simulation.gpus_per_site, crew.sites
-    clients = Clients(crew.sites, each, gpus, at_a_time, crew.release, crew.cluster)
+        clients = room_on(crew.cluster, config, crew.sites, crew.release)
     work_dir = folder / "flower"
     return run_flower(app_dir(), run_config, clients, work_dir=work_dir, on_line=_Screen())
 
@@ -225,18 +223,6 @@ class _Unmarked(io.TextIOBase):
 
     def flush(self) -> None:
         self._target.flush()
-
-
-def _gpus(simulation: Simulation) -> float:
-    """The share of a GPU for one site: as configured, or a whole one where `device` wants one."""
-    if simulation.gpus_per_site or simulation.device == "cpu":
-        return simulation.gpus_per_site
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0.0
-    print("one site at a time on the GPU; simulation.gpus_per_site=0.5 lets two share it")
-    return 1.0
 
 
 class _Screen:
@@ -272,7 +258,7 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
         "sites": sites,
         "out": str(folder),
         "cache": str(cache / "prepared"),
-        "device": simulation.device,
+        "device": told_device(config),
         "overlays": simulation.overlays,
     }
 

@@ -182,7 +182,7 @@ def test_on_a_cluster_the_launch_has_its_token_and_a_folder_that_nodes_see(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
-    made = launch._environment(tmp_path, Cluster("head:6379"))
+    made = launch._environment(tmp_path, launch.Clients(1, cluster=Cluster("head:6379")))
     kept = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
     assert kept.items() <= made.items()
     assert not {"RAY_ADDRESS", "RAY_TMPDIR", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} & set(made)
@@ -198,7 +198,7 @@ def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("no_proxy", "inner.example")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = launch._environment(tmp_path)
+    made = launch._environment(tmp_path, launch.Clients(1))
     assert "RAY_ADDRESS" not in made
     assert made["FLWR_HOME"] == made["RAY_TMPDIR"] == str(tmp_path)
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"
