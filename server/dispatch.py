@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from core.plan.schema import Federation, Phase, Plan
@@ -311,12 +311,15 @@ class Correspondence:
         timeout_s = federation.round_timeout_s
         if kind == "train":
             timeout_s = deadline(federation, progress.slowest)
+
+        def base() -> ArrayRecord:
+            return record_of(packed(self.base))
+
         done = exchange(
             self.grid,
             contents,
             self.nodes,
-            Call(kind, self.phase.name, timeout_s),
-            base=(lambda: record_of(packed(self.base))) if self.base else None,
+            Call(kind, self.phase.name, timeout_s, base if self.base else None),
             seen=self.recorder.receipts.seen,
             answered=answered,
         )

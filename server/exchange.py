@@ -44,11 +44,13 @@ class Call:
         kind: message type, such as ``train``.
         group: label of the round.
         timeout_s: deadline for the whole exchange.
+        base: makes the base's arrays, if the phase has a base.
     """
 
     kind: str
     group: str
     timeout_s: float
+    base: Callable[[], ArrayRecord] | None = None
 
 
 def exchange(
@@ -57,7 +59,6 @@ def exchange(
     nodes: Mapping[str, int],
     call: Call,
     *,
-    base: Callable[[], ArrayRecord] | None = None,
     seen: Callable[[str, Message], None] | None = None,
     answered: Callable[[str, Message], None] | None = None,
 ) -> Exchange:
@@ -71,7 +72,6 @@ def exchange(
         contents: what to send, by site.
         nodes: node id by site.
         call: of what kind, and by when.
-        base: makes the base's arrays, if the phase has a base.
         seen: called with each reply and its site, those that ask for the base too.
         answered: called with each answer as it comes, before the next one is fetched: what it takes
             out of the message need not wait in memory for the other sites.
@@ -109,10 +109,10 @@ def exchange(
                     if seen is not None:
                         seen(site, reply)
                     done.received[site] = done.received.get(site, 0) + size_of(reply.content)
-                    if base is not None and site not in given and _needs_base(reply):
+                    if call.base is not None and site not in given and _needs_base(reply):
                         given.add(site)
                         content = RecordDict(dict(contents[site]))
-                        content[BASE] = base()
+                        content[BASE] = call.base()
                         push(site, content)
                         continue
                 done.replies[site] = reply

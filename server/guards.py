@@ -61,6 +61,19 @@ class Rejected:
     detail: str
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """Weights that must come back.
+
+    Attributes:
+        tensors: of their names, shapes and dtypes; {} where none travel.
+        opened: makes the tensors of a parcel, as `core.wire.state.unpacked` does.
+    """
+
+    tensors: Mapping[str, Tensor]
+    opened: Opener = unpacked
+
+
 NO_REPLY = Rejected("E_LOST", "no reply before the deadline")
 
 
@@ -69,10 +82,9 @@ def inspect(
     asked: Header,
     phase: Phase,
     *,
-    expected: Mapping[str, Tensor],
+    awaited: Awaited,
     guards: Guards,
     cases: tuple[int, int, int],
-    opened: Opener = unpacked,
 ) -> Accepted | Rejected:
     """Checks one reply against what was asked.
 
@@ -80,10 +92,9 @@ def inspect(
         reply: as Flower brought it.
         asked: site, run, phase and round of the order.
         phase: of the order.
-        expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
+        awaited: the weights that must come back.
         guards: bounds of the plan.
         cases: training, validation and test cases that the site described; -1 where it told none.
-        opened: makes the tensors of a parcel, as `core.wire.state.unpacked` does.
     """
     if reply.has_error():
         return Rejected("E_ERROR", error_words(reply))
@@ -98,13 +109,13 @@ def inspect(
     if not header.answers(asked):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
     wrong = _numbers(result, guards, cases)
-    verdict = wrong or _with_state(reply, Accepted(header, result, {}, reply), expected, opened)
+    verdict = wrong or _with_state(reply, Accepted(header, result, {}, reply), awaited)
     if isinstance(verdict, Rejected) or not verdict.state:
         return verdict
     told = cases[0] >= 0 or result.annotated  # else the site withholds its counts
     if result.cases < 1 and told:
         return Rejected("E_COUNT", "an update from no case")
-    if not phase.thaw and _unchanged(verdict.state, expected):
+    if not phase.thaw and _unchanged(verdict.state, awaited.tensors):
         return Rejected("E_UNCHANGED", "the weights came back as they went out")
     return verdict
 
@@ -154,10 +165,9 @@ def _unchanged(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> boo
     return bool(state) and all(torch.equal(tensor, before[n]) for n, tensor in state.items())
 
 
-def _with_state(
-    reply: Message, one: Accepted, expected: Mapping[str, Tensor], opened: Opener
-) -> Accepted | Rejected:
+def _with_state(reply: Message, one: Accepted, awaited: Awaited) -> Accepted | Rejected:
     """Names, shapes, types and values of the weights, which the message holds no longer then."""
+    expected = awaited.tensors
     travelling = sum(isinstance(r, ArrayRecord) for r in reply.content.values())
     if not expected:
         if travelling:
@@ -168,7 +178,7 @@ def _with_state(
         if travelling != 1 or len(arrays) != 1:
             return Rejected("E_SCHEMA", "more than one parcel of weights")
         (array,) = arrays.values()
-        state = opened(array.data, expected)
+        state = awaited.opened(array.data, expected)
     except (KeyError, TypeError, ValueError) as error:
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
     del reply.content[ARRAYS], arrays, array  # from here on they are in `state` alone
@@ -217,14 +227,14 @@ class Verdicts:
 
     def __call__(self, site: str, reply: Message) -> None:
         """Judges one answer."""
+        opened = partial(unpacked, load=partial(on_disk, folder=self.folder))
         self.found[site] = inspect(
             reply,
             replace(self.asked, site=site),
             self.phase,
-            expected=self.expected,
+            awaited=Awaited(self.expected, opened),
             guards=self.guards,
             cases=self.cases[site],
-            opened=partial(unpacked, load=partial(on_disk, folder=self.folder)),
         )
 
     def of(self, site: str) -> Accepted | Rejected:

@@ -69,8 +69,7 @@ def ask(grid: Grid, sites: dict[str, int], *, timeout_s: float = 5.0, base: Any 
         grid,  # type: ignore[arg-type]
         contents,
         sites,
-        Call("train", "g", timeout_s),
-        base=base,
+        Call("train", "g", timeout_s, base),
     )
 
 
@@ -103,8 +102,7 @@ def test_a_reply_that_is_there_counts_whenever_it_is_looked_at() -> None:
         grid,
         {"a": order(), "b": order()},
         {"a": 1, "b": 2},
-        Call("train", "p", 0.0),
-        base=lambda: ArrayRecord(BASE),
+        Call("train", "p", 0.0, lambda: ArrayRecord(BASE)),
     )
     assert set(found.replies) == {"a", "b"}
 
@@ -133,8 +131,7 @@ def test_each_answer_is_taken_before_the_next_is_fetched() -> None:
         grid,  # type: ignore[arg-type]
         {site: order() for site in sites},
         sites,
-        Call("train", "g", 5.0),
-        base=lambda: ArrayRecord(BASE),
+        Call("train", "g", 5.0, lambda: ArrayRecord(BASE)),
         answered=lambda site, _: log.append(site),
     )
     assert log == ["pull 1", "a", "pull 1", "pull 1", "c", "pull 1", "b"]

@@ -19,7 +19,7 @@ from core.plan.schema import Guards, Phase
 from core.wire.messages import CODES, NEED_BASE, Header, Result
 from core.wire.state import packed
 from server.exchange import record_of
-from server.guards import Accepted, Rejected, Verdicts, inspect, on_disk
+from server.guards import Accepted, Awaited, Rejected, Verdicts, inspect, on_disk
 
 PHASE = Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])
 EXPECTED = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
@@ -58,7 +58,7 @@ def verdict(
         message,
         Header("a", "r", phase.name, 4),
         phase,
-        expected=expected,
+        awaited=Awaited(expected),
         guards=Guards(max_cases=1000),
         cases=cases,
     )
