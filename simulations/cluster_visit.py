@@ -1,4 +1,4 @@
-"""The child process of `simulations.cluster_nodes`: joins a Ray cluster, asks its nodes, and leaves.
+"""The child process of `simulations.cluster_nodes`: joins a Ray cluster, asks its nodes, leaves.
 
 Started by file name. What the nodes run must not stand here: they know a started file by no name.
 """
