@@ -70,8 +70,14 @@ class Nodes:
     def within(self, name: str, *command: str) -> list[str]:
         return ["ip", "netns", "exec", name, *command]
 
-    def start(self, name: str, cpus: int, *, mode: str = "token") -> None:
-        """Starts the Ray node of a namespace, and waits until it is up."""
+    def start(
+        self, name: str, cpus: int, *, mode: str = "token", without: Path | None = None
+    ) -> None:
+        """Starts the Ray node of a namespace, and waits until it is up.
+
+        A folder that it is to be `without` is another, empty one there; `ip netns exec` gives what
+        it starts mounts of its own.
+        """
         head = name == self.names[0]
         words = [str(RAY), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats",
                  "--object-store-memory=100000000"]  # fmt: skip
@@ -80,6 +86,9 @@ class Nodes:
              "--include-dashboard=false", f"--temp-dir={self.folder}"]
             if head else [f"--node-ip-address={OTHER}", f"--address={ADDRESS}"]
         )  # fmt: skip
+        if without is not None:
+            script = 'mount -t tmpfs none "$0" && exec "$@"'
+            words = ["sh", "-c", script, str(without), *words]
         log = self.folder / f"{name}.log"
         with log.open("wb") as out:
             self.ray[name] = subprocess.Popen(
@@ -273,14 +282,18 @@ def test_what_cannot_be_joined_is_told_in_time(
 
     assert "no Ray cluster answers there" in refused(f"simulation.ray={ADDRESS}")
     assert "no Ray cluster answers there" in refused("simulation.ray=10.77.0.9:6399", folder="far")
+    shared = tmp_path / "shared"
+    shared.mkdir()
     nodes.start(head, 1)
-    nodes.start(other, 1)
+    nodes.start(other, 1, without=shared)
     (nodes.folder / "token").rename(nodes.folder / "kept")
     assert "asks for a token" in refused(f"simulation.ray={ADDRESS}", folder="untold")
     (nodes.folder / "token").write_text("0" * 64)
     assert "another token" in refused(f"simulation.ray={ADDRESS}", folder="wrong")
     (nodes.folder / "kept").rename(nodes.folder / "token")
     text = refused(f"simulation.ray={ADDRESS}", "simulation.cpus_per_site=9", folder="large")
+    told = refused(f"simulation.ray={ADDRESS}", folder="shared/run")
+    assert re.search(rf"node {OTHER} \(.*\): {shared}/run is not there", told), told
     assert re.search(r"cpus_per_site = 9\.0.*the largest node.* has 1 CPUs", text), text
 
 
