@@ -119,10 +119,18 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             f"add the other side to {key}.organs, or set it to false",
             problem=f"of {', '.join(alone)} the phase has one side only",
         )
+    whole = [phase.freeze] if isinstance(phase.freeze, str) else list(phase.freeze)
+    if "all-but-head" in whole:
+        whole += ["encoder", "decoder"]
     for part, start in phase.thaw.items():
         if start > phase.rounds:
+            raise UserError(f"{key}.thaw.{part}", start, f"give a round up to {phase.rounds}")
+        if start == 1 and (part in whole or "none" in whole):
             raise UserError(
-                f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
+                f"{key}.thaw.{part}",
+                start,
+                f"give a later round, up to {phase.rounds}, or do not freeze {part}",
+                problem="what trains from the first round on is not frozen",
             )
     _check_kept(key, phase)
     if phase.head_init != "random" and phase.init == "scratch":

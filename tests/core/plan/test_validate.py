@@ -63,6 +63,8 @@ def fails(*overrides: str) -> UserError:
         ("phases.pretrain.share=some", "phases.pretrain.share"),
         ("phases.pretrain.freeze=first-half", "phases.pretrain.freeze"),
         ("phases.pretrain.thaw={encoder: 1}", "phases.pretrain.thaw.encoder"),
+        ("phases.personalise.thaw={encoder: 1}", "phases.personalise.thaw.encoder"),
+        ("phases.personalise.thaw={norm: 0}", "phases.personalise.thaw.norm"),
         ("phases.pretrain.thaw={encoder: 999}", "phases.pretrain.thaw.encoder"),
         ("phases.personalise.keep=[norm]", "phases.personalise.keep"),
         ("phases.personalise.ditto=0.1", "phases.personalise.ditto"),
