@@ -81,8 +81,9 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
 
 
 def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:
-    told = described(site, make_plan(loss=Loss(class_weight="none")))
-    assert (told.voxels, told.totals) == ((), ())
+    for loss in (Loss(class_weight="none"), Loss("one_vs_rest", class_weight="prediction")):
+        told = described(site, make_plan(loss=loss))
+        assert (told.voxels, told.totals) == ((), ())
 
 
 def test_counts_of_organs_of_personal_phases_do_not_leave(

@@ -28,6 +28,7 @@ def fails(*overrides: str) -> UserError:
         ("model.prior=1.0", "model.prior"),
         ("loss.form=other", "loss.form"),
         ("loss.class_weight=all", "loss.class_weight"),
+        ("loss.class_weight=prediction", "loss.class_weight"),
         ("train.optimizer=lion", "train.optimizer"),
         ("train.schedule=none", "train.schedule"),
         ("train.amp=fp8", "train.amp"),
