@@ -42,7 +42,7 @@ def clustered(values: npt.ArrayLike, clusters: Sequence[object]) -> Difference:
     if not rows.size:
         return Difference(0)
     table, known = table[rows][:, organs], known[rows][:, organs]
-    names = [clusters[i] for i in rows]
+    names = [clusters[int(i)] for i in rows]
     mean, patients = organ_mean(table), len(names)
     groups = [[i for i, name in enumerate(names) if name == one] for one in dict.fromkeys(names)]
     if len(groups) < FEWEST or mean is None:
