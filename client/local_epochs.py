@@ -97,7 +97,7 @@ def frequencies(
     plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
 ) -> list[float] | None:
     """Class weights from the federation's frequencies; the site's own if none are shared (D9)."""
-    if plan.loss.class_weight == "none":
+    if not plan.loss.counts_classes:
         return None
     voxels, totals = order.voxels, order.totals
     if phase.share == "none":

@@ -56,7 +56,7 @@ def describe(site: Site, plan: Plan, fingerprint: str) -> Description:
         cases = [e.annotated for e in entries if e.split == split]
         return tuple(sum(o in shared and o in a for a in cases) for o in plan.organ_names)
 
-    weighted = plan.loss.class_weight != "none"
+    weighted = plan.loss.counts_classes
     rows = {o: annotating(trained, o) if o in shared else [] for o in plan.organ_names}
     return Description(
         site=site.name,

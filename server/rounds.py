@@ -513,7 +513,7 @@ class PhaseRun:
 
     def _frequencies(self) -> tuple[list[float], list[float]]:
         """Class frequencies over the federation; with ``share: none`` each site's own (D9)."""
-        if self.personal or self.plan.loss.class_weight == "none":
+        if self.personal or not self.plan.loss.counts_classes:
             return [], []
         if self.secure:
             told = self.secure.frequencies(self.phase)

@@ -109,7 +109,7 @@ RANGES: Mapping[str, Range] = {
     "phases.*.validate_every": Range(1, 10_000),
     "phases.*.patience": Range(1, MAX_EPOCHS),
     "phases.*.keep_epochs": Range(0, 10_000),
-    "phases.*.thaw.*": Range(2, 100_000),
+    "phases.*.thaw.*": Range(1, 100_000),
     "phases.*.ditto": WEIGHT,
     "phases.*.lr": Range(0, 10, above=True),
     "phases.*.max_cases": Range(1, 1_000_000),

@@ -67,6 +67,11 @@ class Loss:
     class_weight: str = "sqrt"
     dice_background: bool = False
 
+    @property
+    def counts_classes(self) -> bool:
+        """Whether the class weights need the frequencies of the labels."""
+        return self.class_weight not in ("none", "prediction")
+
 
 # Terms of the loss: key of their weight in `Loss`, and their name for people.
 LOSS_TERMS: Mapping[str, str] = {

@@ -22,7 +22,7 @@ FREEZE = ("none", "encoder", "decoder", "all-but-head")
 CHOICES: Mapping[str, Collection[str]] = {
     "model.norm": ("instance", "group"),
     "loss.form": ("categorical", "one_vs_rest"),
-    "loss.class_weight": ("paper", "sqrt", "none"),
+    "loss.class_weight": ("paper", "sqrt", "prediction", "none"),
     "train.optimizer": ("adamw", "sgd"),
     "train.schedule": ("poly", "cosine", "constant"),
     "train.amp": ("off", "bf16", "fp16"),
@@ -72,6 +72,13 @@ def _check_sections(plan: Plan) -> None:
         raise UserError("augment", "rotate_deg, translate_mm", "give three numbers each: [z, y, x]")
     if not any(getattr(plan.loss, term) for term in LOSS_TERMS):
         raise UserError("loss", ", ".join(LOSS_TERMS), "give at least one a weight above 0")
+    if plan.loss.class_weight == "prediction" and plan.loss.form != "one_vs_rest":
+        raise UserError(
+            "loss.class_weight",
+            "prediction",
+            "write loss.form: one_vs_rest, or paper, sqrt or none",
+            problem="weights from the prediction belong to the paper's form",
+        )
     factor = plan.federation.round_timeout_factor
     if factor != 0 and factor < 1:
         remedy = "give 0 (off), or a number of at least 1"
@@ -119,10 +126,18 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
             f"add the other side to {key}.organs, or set it to false",
             problem=f"of {', '.join(alone)} the phase has one side only",
         )
+    whole = [phase.freeze] if isinstance(phase.freeze, str) else list(phase.freeze)
+    if "all-but-head" in whole:
+        whole += ["encoder", "decoder"]
     for part, start in phase.thaw.items():
         if start > phase.rounds:
+            raise UserError(f"{key}.thaw.{part}", start, f"give a round up to {phase.rounds}")
+        if start == 1 and (part in whole or "none" in whole):
             raise UserError(
-                f"{key}.thaw.{part}", start, f"give a round after the first, up to {phase.rounds}"
+                f"{key}.thaw.{part}",
+                start,
+                f"give a later round, up to {phase.rounds}, or do not freeze {part}",
+                problem="what trains from the first round on is not frozen",
             )
     _check_kept(key, phase)
     if phase.head_init != "random" and phase.init == "scratch":

@@ -87,7 +87,12 @@ def segmentation_loss(
     * ``one_vs_rest``, (1) and (2): each class l of each voxel gives ``-w_l log p_l`` where y = l,
       ``-log(1 - p_l)`` elsewhere; focal ``-(1 - p_l)^gamma log p_l`` and
       ``-p_l^gamma log(1 - p_l)``. All are multiplied by v_l and divided by the sum of their weights
-      (w_l v_l where y = l, v_l elsewhere; focal: v_l).
+      (w_l v_l where y = l, v_l elsewhere; focal: v_l). With ``class_weight: prediction`` w is that
+      of (1) with the probabilities predicted for p_n, case by case and without gradient:
+      w_l = c (N - sum p_l) / sum p_l over the N voxels of the crop, c such that the weights of the
+      classes that the case annotates sum to 1 (C. H. Sudre et al., "Generalised Dice overlap as a
+      deep learning loss function for highly unbalanced segmentations", DLMIA 2017, whose form has
+      two classes); ce is then divided by the number of voxels and classes (and their v_l).
     * dice (3): per case, v-weighted mean over organs of 1 - 2 sum p y / (sum p + sum y), smoothed
       by 1e-5 above and below as MONAI's DiceLoss; then the mean over cases. An organ that is
       annotated and lies outside the crop gives 1, practically without gradient.
@@ -125,8 +130,9 @@ def segmentation_loss(
         w, v = _weights(weights, ones)
         if whole is None:
             whole = _divisors(_counted_in(sums.count, sums.active, w, v, settings))
+        w_ce = _predicted_weights(sums) if settings.class_weight == "prediction" else w
         terms = {
-            "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w, v, settings.form) / whole[0],
+            "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w_ce, v, settings.form) / whole[0],
             "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form)
             / whole[1],
             "dice": _dice(sums, v, settings.dice_background) / whole[2],
@@ -143,11 +149,12 @@ def segmentation_loss(
 def class_weights(voxels: Sequence[float], mode: str) -> list[float]:
     """Returns one weight per class from voxel counts over the training labels.
 
-    ``paper``: w_l = c (N - n_l) / n_l (1), c such that the weights sum to 1; ``sqrt``: the square
-    roots of (N - n_l) / n_l, summing to 1; ``none``: 1 for each class (they sum to K). The
-    categorical form does not depend on the scale; in the one-against-rest form w stands beside the
-    negative branch's weight of 1, so there ``none`` is plain binary cross entropy and ``paper``
-    weighs positives by less than 1.
+    ``paper``: w_l = c (N - n_l) / n_l, c such that the weights sum to 1: equation (1) with voxels
+    of labels for its p_n (with predictions for p_n: ``prediction``, in `segmentation_loss`);
+    ``sqrt``: the square roots of (N - n_l) / n_l, summing to 1; ``none``: 1 for each class (they
+    sum to K). The categorical form does not depend on the scale; in the one-against-rest form w
+    stands beside the negative branch's weight of 1, so there ``none`` is plain binary cross entropy
+    and ``paper`` weighs positives by less than 1.
 
     Args:
         voxels: (1+C) counts or frequencies, background first; each counted over the cases that
@@ -208,6 +215,14 @@ def _weights(weights: LossWeights, ones: torch.Tensor) -> tuple[torch.Tensor, to
     w = ones if weights.classes is None else ones.new_tensor(weights.classes)
     v = ones if weights.organs is None else ones.new_tensor([1.0, *weights.organs])
     return w, v
+
+
+def _predicted_weights(s: _Sums) -> torch.Tensor:
+    """Equation (1) with the probabilities predicted: (B, K), of each case; no gradient."""
+    mass = s.mass.detach() * s.active
+    rest = mass.sum(dim=1, keepdim=True) - mass
+    w = torch.where(s.active > 0, rest / mass.clamp_min(torch.finfo(mass.dtype).eps), 0)
+    return w / w.sum(dim=1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
 
 
 def _counted_in(

@@ -100,7 +100,8 @@ def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[
     Args:
         model: the phase's network.
         plan: names the network's stages.
-        phase: freezes stages or modules from its start, and thaws some of them at a later round.
+        phase: freezes stages or modules from its start, and thaws some of them at a round: with
+            `norm` all norms in what is frozen, from round 1 where they never are.
         round_: from 1.
 
     Raises:
@@ -123,7 +124,9 @@ def frozen_in(model: nn.Module, plan: Plan, phase: Phase, round_: int) -> tuple[
     thawed: set[str] = set()
     for part, start in phase.thaw.items():
         found = _within(model, plan, phase, part, "thaw")
-        if not found <= frozen:
+        if part == "norm":
+            found &= frozen
+        if not found or not found <= frozen:
             raise UserError(
                 f"phases.{phase.name}.thaw", part, f"thaw what is frozen: freeze is {phase.freeze}"
             )

@@ -31,7 +31,19 @@ def left_out(results: Sequence[VariantPhase], base: VariantPhase) -> list[str]:
             notes.append(f"{label}: no {', '.join(lacking)}; its mean is over fewer organs.")
         if result is not base and result.scores and base.scores:
             notes += _unpaired(result, base)
-    return notes
+    return [*notes, *_trained_once(results)]
+
+
+def _trained_once(results: Sequence[VariantPhase]) -> list[str]:
+    """What a test over the patients of a single training is about."""
+    scored = [r for r in results if r.scores]
+    once = [r for r in scored if len(r.variant.runs) == 1]
+    if len(scored) < 2 or not once:
+        return []
+    return [
+        f"trained once: {', '.join(r.variant.label for r in once)}. Patients are resampled, models "
+        "are not: intervals and p are about these models, and another seed may turn the difference."
+    ]
 
 
 def _unpaired(result: VariantPhase, base: VariantPhase) -> list[str]:

@@ -40,8 +40,8 @@ class Difference(Estimate):
     """A paired difference, first minus second, over the patients that both have.
 
     Attributes:
-        p: two-sided Wilcoxon signed-rank; None without a pair.
-        p_smallest: the smallest p that so many pairs with a difference can give.
+        p: two-sided, Wilcoxon's signed-rank or, over folds, Student's; None without a pair.
+        p_smallest: the smallest p that so many pairs with a difference can give; 0 over folds.
     """
 
     p: float | None = None

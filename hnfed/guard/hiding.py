@@ -60,7 +60,7 @@ def _describe(told: dict[str, Any], policy: Policy, plan: Plan, site: str, cell:
         if name in told:
             rows = zip(plan.organ_names, told[name], strict=False)
             told[name] = [n if organ in shared else type(n)(0) for organ, n in rows]
-    if plan.loss.class_weight == "none":
+    if not plan.loss.counts_classes:
         told.pop("voxels", None)
         told.pop("totals", None)
     if not shared and policy.counts:

@@ -76,11 +76,12 @@ def _phase(
     others = [s for s in phase.sites if s != site]
     company = f"with {', '.join(others)}" if others else "this site alone"
     epochs = phase.rounds * phase.local_epochs
+    thaws = "".join(f", {part} trains from round {r} on" for part, r in phase.thaw.items())
     lines = [
         f"  phase {phase.name}, {company}: {phase.rounds} rounds of {phase.local_epochs} epochs, "
         f"{epochs} in all",
         f"    organs: {', '.join(phase.organs)}",
-        f"    network: {plan.model.name}, starts from {phase.init}, frozen: {phase.freeze}",
+        f"    network: {plan.model.name}, starts from {phase.init}, frozen: {phase.freeze}{thaws}",
     ]
     lines += [f"    {line}" for line in _traffic(plan, phase, policy)]
     lines.append(f"    cases: {_cases(plan, phase, policy, entries)}")

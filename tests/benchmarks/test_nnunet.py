@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from benchmarks.nnunet import (
     NAME,
     ORGANS,
+    dice_row,
     fitting_epochs,
     label_map,
     timed,
@@ -76,3 +77,11 @@ def test_epochs_fit_the_budget(budget: float, epochs: int) -> None:
 def test_a_command_that_fails_ends_the_benchmark() -> None:
     with pytest.raises(SystemExit, match="ended with 1"):
         timed(["false"])
+
+
+def test_a_network_that_has_learnt_nothing_is_no_peer() -> None:
+    nothing = dice_row(0.768, 0.0)
+    assert (nothing["ratio"], nothing["target"], nothing["met"]) == (None, None, None)
+    assert "no comparison" in nothing["against"]
+    assert dice_row(0.7, 0.8)["met"] is False
+    assert dice_row(0.8, 0.7)["met"] is True

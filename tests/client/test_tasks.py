@@ -18,6 +18,7 @@ from core.archives.preparing import count_codes
 from core.data.site import Site
 from core.errors import UserError
 from core.metrics.scores import OrganSum
+from core.models.stages import norm_parameters, stage_of
 from core.plan.schema import Federation, Loss, Phase, Plan, Preprocess, Strategy, Weighting
 from core.wire.checkpoint import load
 from core.wire.messages import WITHHELD, Description
@@ -80,8 +81,9 @@ def test_an_organ_outside_every_crop_is_as_one_that_nobody_draws(
 
 
 def test_frequencies_that_nobody_uses_do_not_leave(site: Site, make_plan: MakePlan) -> None:
-    told = described(site, make_plan(loss=Loss(class_weight="none")))
-    assert (told.voxels, told.totals) == ((), ())
+    for loss in (Loss(class_weight="none"), Loss("one_vs_rest", class_weight="prediction")):
+        told = described(site, make_plan(loss=loss))
+        assert (told.voxels, told.totals) == ((), ())
 
 
 def test_counts_of_organs_of_personal_phases_do_not_leave(
@@ -186,6 +188,25 @@ def test_what_thaws_changes_from_its_round_on(
         changed.append({n for n in encoder if not torch.equal(before[n], after[n])})
     assert changed[0] == set()
     assert any(n.endswith("weight") for n in changed[1])
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_frozen_but_for_norms_changes_norms_of_the_encoder_and_the_rest(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, share: str
+) -> None:
+    plan = make_plan(make_phase(freeze="encoder", thaw={"norm": 1}, share=share))
+    phase, before = plan.phases[0], start(plan)
+    model = network(plan, phase)
+    stage, norms = stage_of(model, plan.model), norm_parameters(model)
+    if share == "none":
+        work.train_personal(Task(prepared, plan, phase, order(base_round=0)), before)
+        after = before | stored(prepared, plan).load(1).state
+    else:
+        after, _ = work.train_shared(Task(prepared, plan, phase, order()), before)
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    encoder = {n for n in before if stage[n] == "encoder"}
+    assert changed & encoder == norms & encoder != set()
+    assert {n for n in before if stage[n] in ("decoder", "head")} <= changed
 
 
 def test_fedprox_pulls_towards_what_came_in(prepared: Site, make_plan: MakePlan) -> None:

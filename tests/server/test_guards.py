@@ -296,6 +296,10 @@ def test_an_update_that_changes_nothing() -> None:
     assert isinstance(verdict(reply(arrays=moved)), Accepted)
     thawing = replace(PHASE, freeze="encoder", thaw={"encoder": 5})
     assert isinstance(verdict(reply(arrays=same), phase=thawing), Accepted), "nothing trains yet"
+    norms = replace(PHASE, freeze="encoder", thaw={"norm": 1})
+    found = verdict(reply(arrays=same), phase=norms)
+    assert isinstance(found, Rejected)
+    assert found.code == "E_UNCHANGED"
 
 
 def test_only_a_site_that_withholds_its_counts_may_train_on_none() -> None:

@@ -196,6 +196,44 @@ def test_one_vs_rest_has_the_negative_branches_of_equations_1_and_2():
     assert got.focal.item() == pytest.approx(focal / 3)
 
 
+PREDICTED = Loss(form="one_vs_rest", class_weight="prediction")
+
+
+def test_weights_of_equation_1_from_the_prediction_are_sudres():
+    logits, label, known = batch(cases=2)
+    known[0, 1] = False
+    label[0][label[0] == 2] = 0
+    above = below = 0.0
+    for b in range(2):
+        p = logits[b].softmax(0)
+        classes = [i for i in range(1 + C) if i == 0 or known[b, i - 1]]
+        hidden = [i for i in range(1, 1 + C) if i not in classes]
+        q = {i: p[i] for i in classes} | {0: p[[0, *hidden]].sum(0)}
+        ratio = {i: ((1 - v).sum() / v.sum()).item() for i, v in q.items()}
+        for i, v in q.items():
+            at = label[b] == i
+            above = above - ratio[i] / sum(ratio.values()) * v[at].log().sum()
+            above = above - (1 - v[~at]).log().sum()
+            below += label[b].numel()
+    got = segmentation_loss(logits, label, known, PREDICTED)
+    assert_same(got.ce, above / below, logits)
+    paper = segmentation_loss(
+        logits, label, known, dataclasses.replace(PREDICTED, class_weight="paper")
+    )
+    assert not torch.allclose(got.ce, paper.ce)
+    assert torch.equal(got.focal, paper.focal)
+
+
+def test_weights_from_a_prediction_without_mass_are_finite():
+    logits = torch.tensor([800.0, 0.0, -800.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 2, 2)
+    logits = logits.clone().requires_grad_()
+    label = torch.ones((1, 2, 2, 2), dtype=torch.int64)
+    for known in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
+        got = segmentation_loss(logits, label * known[0, 0], known, PREDICTED)
+        assert got.total.isfinite()
+        assert grad(got.total, logits).isfinite().all()
+
+
 def test_one_vs_rest_stays_finite_and_exact_where_p_rounds_to_one():
     logits = torch.tensor([60.0, 0.0, -60.0]).view(1, 3, 1, 1, 1).requires_grad_()
     label = torch.ones((1, 1, 1, 1), dtype=torch.int64)
@@ -208,10 +246,15 @@ def test_one_vs_rest_stays_finite_and_exact_where_p_rounds_to_one():
 # --- partial labels (D10) ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["categorical", "one_vs_rest"])
+@pytest.mark.parametrize(
+    ("form", "weight"),
+    [("categorical", "sqrt"), ("one_vs_rest", "sqrt"), ("one_vs_rest", "prediction")],
+)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.01, 0.98))
 @settings(max_examples=15, deadline=None)
-def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(form, seed, share):
+def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(
+    form, weight, seed, share
+):
     logits, label, known = batch(seed=seed, cases=1)
     known[0, 1] = False
     label[label == 2] = 0
@@ -219,7 +262,7 @@ def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(f
     moved = p.clone()
     both = p[:, 0] + p[:, 2]
     moved[:, 0], moved[:, 2] = share * both, (1 - share) * both
-    config = Loss(form=form, dice=1.0, dice_background=True)
+    config = Loss(form=form, dice=1.0, class_weight=weight, dice_background=True)
     before = segmentation_loss(p.log(), label, known, config)
     after = segmentation_loss(moved.log(), label, known, config)
     for term in LOSSES:
@@ -407,7 +450,7 @@ def test_what_the_loss_returns_is_what_the_plan_names() -> None:
 @given(
     seed=st.integers(0, 10_000),
     size=st.integers(1, 4),
-    form=st.sampled_from(["categorical", "one_vs_rest"]),
+    form=st.sampled_from(["categorical", "one_vs_rest", "prediction"]),
     background=st.booleans(),
     known=st.lists(st.booleans(), min_size=5 * C, max_size=5 * C),
 )
@@ -418,7 +461,10 @@ def test_the_parts_of_a_batch_add_up_to_it(
     annotated = torch.tensor(known).reshape(5, C)
     label = torch.where(annotated.any(dim=1).reshape(-1, 1, 1, 1), label, 0)
     config = Loss(ce=1.0, focal=0.5, dice=1.0, gdice=0.7, form=form, dice_background=background)
-    weights = LossWeights([0.1, 0.4, 0.3, 0.2], [1.0, 3.0, 0.5], {"focal": 2.0})
+    classes: list[float] | None = [0.1, 0.4, 0.3, 0.2]
+    if form == "prediction":
+        config, classes = dataclasses.replace(config, form="one_vs_rest", class_weight=form), None
+    weights = LossWeights(classes, [1.0, 3.0, 0.5], {"focal": 2.0})
     together = segmentation_loss(logits, label, annotated, config, weights)
     whole = denominators(label, annotated, config, weights).double()
     parts = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.models.stages import head_rows, stage_of, unique_state
+from core.models.stages import head_rows, norm_parameters, stage_of, unique_state
 from core.plan.schema import Model, Phase, Plan, Preprocess
 from core.wire import partition as phases
 from core.wire.partition import (
@@ -26,6 +26,7 @@ from core.wire.partition import (
     size_bytes,
     start_state,
     state_hash,
+    trainable_by_round,
     weights_meta,
 )
 
@@ -114,6 +115,31 @@ def test_a_module_may_be_frozen_or_thawed_by_its_name() -> None:
     some = phase(freeze="encoder", thaw={module: 2}, rounds=2)
     assert set(frozen_in(model, PLAN, some, 2)) == set(inside) - part
     assert part < set(inside)
+
+
+@pytest.mark.parametrize("share", ["all", "trainable", "none"])
+def test_frozen_but_for_norms_trains_and_sends_norms_of_the_encoder_alone(share: str) -> None:
+    found, stage, names = parts(freeze="encoder", thaw={"norm": 1}, share=share)
+    norms = norm_parameters(network(PLAN, phase()))
+    encoder = {n for n in names if stage[n] == "encoder"}
+    assert norms & encoder
+    assert encoder - norms
+    assert norms - encoder  # those of the decoder are never frozen, and are not asked about
+    assert set(found.frozen) == encoder - norms
+    trained = (names - encoder) | (norms & encoder)
+    assert set(found.personal if share == "none" else found.shared) == trained
+    later = phase(freeze="encoder", thaw={"norm": 3}, rounds=3)
+    model = network(PLAN, later)
+    assert [set(frozen_in(model, PLAN, later, r)) for r in (2, 3)] == [encoder, encoder - norms]
+    numbers = trainable_by_round(model, PLAN, phase(freeze="encoder", thaw={"norm": 1}))
+    state = unique_state(model)
+    assert numbers == {1: sum(state[n].numel() for n in trained)}
+
+
+def test_norms_thaw_only_where_some_are_frozen() -> None:
+    chosen = phase(freeze=["head"], thaw={"norm": 1})
+    with pytest.raises(UserError, match="thaw what is frozen"):
+        frozen_in(network(PLAN, chosen), PLAN, chosen, 1)
 
 
 @pytest.mark.parametrize(("freeze", "part"), [("encoder", "decoder"), ("encoder", "neck")])

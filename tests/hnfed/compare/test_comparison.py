@@ -303,6 +303,16 @@ def test_only_common_patients_are_paired_and_the_rest_is_counted(tmp_path: Path)
     assert "note: b and a" in summary(table)
 
 
+def test_a_difference_between_single_runs_is_said_to_be_about_these_models(tmp_path: Path) -> None:
+    make_run(tmp_path / "s0", dice_of(), seed=0)
+    make_run(tmp_path / "s1", dice_of(0.04), seed=1)
+    make_run(tmp_path / "other", dice_of(seed=3), lr=0.1)
+    table = compared(*(tmp_path / n for n in ("s0", "s1", "other")), out=tmp_path / "out")
+    assert "trained once: other." in " ".join(table.notes)
+    alone = compared(tmp_path / "s0", tmp_path / "s1", out=tmp_path / "out")
+    assert "trained once" not in " ".join(alone.notes)
+
+
 def test_phantoms_of_another_seed_are_other_patients(tmp_path: Path) -> None:
     make_run(tmp_path / "zero", dice_of(), phantom="nyu", seed=0)
     make_run(tmp_path / "one", dice_of(0.1), phantom="nyu", seed=1)

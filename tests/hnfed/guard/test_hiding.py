@@ -82,9 +82,9 @@ def test_scores_of_which_no_count_is_told_do_not_leave() -> None:
 
 
 def test_frequencies_leave_only_where_the_loss_needs_them() -> None:
-    plan = replace(PLAN, loss=Loss(class_weight="none"))
-    told = hidden(Policy(), asked("query", plan, None), description())
-    assert not {"voxels", "totals"} & set(told)
+    for loss in (Loss(class_weight="none"), Loss("one_vs_rest", class_weight="prediction")):
+        told = hidden(Policy(), asked("query", replace(PLAN, loss=loss), None), description())
+        assert not {"voxels", "totals"} & set(told)
 
 
 COUNTED = {"cases", "steps", "skipped", "annotated", "voxels", "totals", "seconds"}

@@ -104,6 +104,9 @@ def test_the_words_say_what_leaves_in_numbers() -> None:
     assert f"{4 * len(state)} tensors, {4 * numbers:,} numbers" in text
     assert "leaves: no weight; scores by organ, emptied where fewer than 11 cases" in text
     assert "weights trained here for here" in text
+    norms = replace(SHARED, freeze="encoder", thaw={"norm": 1})
+    told = "\n".join(in_words(replace(PLAN, phases=[norms]), "nyu", Policy(weights="any")))
+    assert "frozen: encoder, norm trains from round 1 on" in told
     assert "policy.yaml refuses it: organs" in "\n".join(
         in_words(PLAN, "nyu", Policy(weights="any", organs=("Larynx",)))
     )
