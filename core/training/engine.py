@@ -25,7 +25,6 @@ from core.errors import UserError
 from core.metrics.scores import CaseScore, score_case
 from core.plan.schema import LOSSES, Phase, Plan
 from core.processes import leave_if_told
-from core.training.inference import probabilities_of
 from core.training.losses import LossTerms, LossWeights, denominators, segmentation_loss
 from core.training.optimisation import (
     LARGEST_LOSS,
@@ -43,6 +42,7 @@ from core.training.optimisation import (
     take_step,
     to_device,
 )
+from core.training.probabilities import probabilities_of
 
 
 @dataclass(frozen=True)
