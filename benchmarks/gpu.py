@@ -312,5 +312,5 @@ def main() -> int:
     return 1 if any(r["met"] is False for r in found) else 0
 
 
-if __step_ == "__main__":
+if __name__ == "__main__":
     raise SystemExit(main())
