@@ -138,7 +138,7 @@ def memory(name: str, some: Steps) -> dict[str, Any]:
     """The row of a step's memory."""
     if some.batch["image"].device.type != "cuda":
         return unmeasured(f"{name}: memory", "torch counts the memory of GPUs only")
-    return row(f"{name}: memory", some.stategb(), "GB")
+    return row(f"{name}: memory", some.memory_gb(), "GB")
 
 
 def against_dynunet(bench: Bench) -> Iterator[dict[str, Any]]:

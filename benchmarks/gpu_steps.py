@@ -124,7 +124,7 @@ def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
         loss = loss + sum(term(logits, label) for term in terms)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        return float(loss)
+        return float(loss.detach())
 
     return Steps(model, batch, take)
 
