@@ -233,7 +233,7 @@ def distributed(bench: Bench) -> Iterator[dict[str, Any]]:
     finally:
         dist.destroy_process_group()
     pairs = zip(plain.parameters(), wrapped.module.parameters(), strict=True)
-    off = max(float((a - b).abs().max()) for a, b in pairs)
+    off = max(float((a - b).detach().abs().max()) for a, b in pairs)
     yield row(name, off, "", backend, off, AtMost(SAME_WEIGHTS))
 
 

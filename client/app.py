@@ -26,6 +26,7 @@ from core.models.stages import unique_state
 from core.plan.load import plan_from_json
 from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError, out_of_memory
+from core.training.ranks import end_others
 from core.wire.messages import NEED_BASE, Header, Order
 from core.wire.partition import fingerprint, network, parts_of, start_state
 from core.wire.state import packed, unpacked
@@ -50,7 +51,10 @@ def site_of(context: Context) -> Site:
 
 
 def guarded(handler: Handler) -> Handler:
-    """No exception leaves: its text may hold a patient's name. The site's log gets it."""
+    """No exception leaves: its text may hold a patient's name. The site's log gets it.
+
+    Nor does a process that was started for the message stay.
+    """
 
     @functools.wraps(handler)
     def safe(message: Message, context: Context) -> Message:
@@ -64,6 +68,8 @@ def guarded(handler: Handler) -> Handler:
                 traceback.print_exc()
                 header = Header("", "", "", 0, "E_INTERNAL")
             return _message(message, header.to_config(), NOTHING)
+        finally:
+            end_others()
 
     return safe
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from core.plan.schema import Phase, Plan, Strategy
@@ -25,6 +27,9 @@ from server.strategy import (
     moments_of,
     trimmed,
 )
+
+# Numbers of a part: few enough for thousands of sites, so many that a network is few parts.
+PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -121,27 +126,45 @@ def average(
     Returns:
         The weights, and what the strategy carries to the next round.
     """
-    before = {name: state[name] for name in good[min(good)].state}
-    strategy = build_strategy(settings, len(good), before, moments)
-    replies = []
-    for site in sorted(good):
-        message = good[site].message
-        assert message is not None
-        arrays = ArrayRecord(dict(good[site].state))
-        weight = 1.0 if equal else float(good[site].result.cases)
-        message.content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: weight})})
-        replies.append(message)
-    averaged, _ = strategy.aggregate_train(round_, replies)
-    assert averaged is not None
-    new = dict(state)
-    for name, tensor in averaged.to_torch_state_dict().items():
-        new[name] = tensor.to(state[name].dtype)
-        if STRATEGIES[settings.name].moments:
-            same = [one.state[name] == state[name] for one in good.values()]
-            new[name] = torch.where(
-                functools.reduce(torch.logical_and, same), state[name], new[name]
-            )
-    return new, moments_of(strategy, settings, before)
+    like = {name: state[name] for name in good[min(good)].state}
+    made: dict[str, Tensor] = {}
+    carried: dict[str, dict[str, Tensor]] = {}
+    row = STRATEGIES[settings.name]
+    for part in parts(like, PART if row.elementwise else 0):
+        before = part.of(state)
+        updates = [part.of(good[site].state) for site in sorted(good)]
+        strategy = build_strategy(
+            settings, len(good), before, {kind: part.of(m) for kind, m in moments.items()}
+        )
+        replies = [
+            _filled(good[site], update, equal=equal)
+            for site, update in zip(sorted(good), updates, strict=True)
+        ]
+        averaged, _ = strategy.aggregate_train(round_, replies)
+        assert averaged is not None
+        for message in replies:
+            message.content.clear()  # see server/dispatch.py
+        values = {n: t.to(before[n].dtype) for n, t in averaged.to_torch_state_dict().items()}
+        if row.moments:
+            values = {n: _moved(before[n], v, [u[n] for u in updates]) for n, v in values.items()}
+        part.put(values, made, like)
+        for kind, tensors in moments_of(strategy, settings, before).items():
+            part.put(tensors, carried.setdefault(kind, {}), like)
+    return dict(state) | made, carried
+
+
+def _filled(one: Accepted, update: State, *, equal: bool) -> Message:
+    """The site's message with what the strategy averages."""
+    assert one.message is not None
+    weight = MetricRecord({WEIGHT: 1.0 if equal else float(one.result.cases)})
+    one.message.content = RecordDict({ARRAYS: ArrayRecord(dict(update)), METRICS: weight})
+    return one.message
+
+
+def _moved(before: Tensor, after: Tensor, updates: Sequence[Tensor]) -> Tensor:
+    """`after`, but where every update has the value of `before`."""
+    same = functools.reduce(torch.logical_and, [update == before for update in updates])
+    return torch.where(same, before, after)
 
 
 def aggregate_head(
@@ -177,3 +200,54 @@ def aggregate_head(
             head[c] = row.to(head.dtype)
         state[name] = head
     return state, [c for c, total in enumerate(totals) if total <= 0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stretches of flattened tensors: (name, first number, one beyond the last)."""
+
+    stretches: tuple[tuple[str, int, int], ...]
+
+    def of(self, state: State) -> dict[str, Tensor]:
+        """The part of a state: 1-D tensors under names of the part's own."""
+        return {
+            f"{name}@{first}": state[name].reshape(-1)[first:end]
+            for name, first, end in self.stretches
+        }
+
+    def put(self, values: State, into: dict[str, Tensor], like: State) -> None:
+        """Writes a part into a state that is being made.
+
+        Args:
+            values: named as in `of`.
+            into: gets the tensors that it lacks, in the shapes of `like`, and this part's numbers.
+            like: a whole state.
+        """
+        for name, first, end in self.stretches:
+            value = values[f"{name}@{first}"]
+            if name not in into:
+                into[name] = value.new_empty(like[name].shape)
+            into[name].view(-1)[first:end] = value
+
+
+def parts(state: State, most: int) -> Iterator[Part]:
+    """Cuts a state into parts of at most `most` numbers; no tensor is cut unevenly.
+
+    Args:
+        state: tensors by name.
+        most: numbers of a part; 0 leaves the state whole.
+    """
+    stretches: list[tuple[str, int, int]] = []
+    numbers = 0
+    for name, tensor in state.items():
+        size = tensor.numel()
+        pieces = max(1, math.ceil(size / most)) if most else 1
+        edges = [size * i // pieces for i in range(pieces + 1)]
+        for first, end in itertools.pairwise(edges):
+            if stretches and most and numbers + end - first > most:
+                yield Part(tuple(stretches))
+                stretches, numbers = [], 0
+            stretches.append((name, first, end))
+            numbers += end - first
+    if stretches:
+        yield Part(tuple(stretches))

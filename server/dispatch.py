@@ -6,12 +6,12 @@ import math
 import secrets
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from core.plan.schema import Federation, Phase, Plan
@@ -21,7 +21,7 @@ from core.wire.messages import FINAL, OF_THE_PLAN, Description, Header, Order
 from core.wire.partition import size_bytes, state_hash
 from core.wire.state import packed
 from server.exchange import Call, Exchange, exchange, record_of
-from server.guards import AWAY, Accepted, Rejected, inspect
+from server.guards import AWAY, Accepted, Rejected, Verdicts
 from server.progress import Progress, State
 from server.record import Recorder, tell
 from server.secure_round import Masked, Secure, add_up, inspect_masked, number_length
@@ -123,11 +123,12 @@ class Correspondence:
         before = 0.0
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             orders = {s: self._order(round_, "train", progress, s) for s in asked}
-            done = self._send(orders, state, "train", progress)
+            verdicts = self._verdicts(round_, state)
+            done = self._send(orders, state, "train", progress, answered=verdicts)
             lasted = done.lasted
             done.lasted += before
             before = done.lasted
-            good, rejected = self._sift(done, asked, round_, state)
+            good, rejected = self._sift(done, asked, verdicts)
             if len(good) >= quorum:
                 return done, good, rejected
             if len(asked) - sum(map(self._final, rejected.values())) < quorum:
@@ -154,8 +155,9 @@ class Correspondence:
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             asked = [s for s in self.nodes if s not in good]
             orders = {s: self._order(progress.round, task, progress, s) for s in asked}
-            done = self._send(orders, state, "evaluate", progress)
-            more, rejected = self._sift(done, asked, progress.round, None)
+            verdicts = self._verdicts(progress.round, None)
+            done = self._send(orders, state, "evaluate", progress, answered=verdicts)
+            more, rejected = self._sift(done, asked, verdicts)
             good |= more
             if not left or all(map(self._final, rejected.values())):
                 break
@@ -196,7 +198,7 @@ class Correspondence:
         for left in reversed(range(self.plan.federation.round_retries + 1)):
             attempt = secrets.token_hex(16)
             orders = {s: self._order(round_, task, progress, s, attempt) for s in asked}
-            done = self._send(orders, state, kind, progress, evidence)
+            done = self._send(orders, state, kind, progress, evidence=evidence)
             lasted = done.lasted
             done.lasted += before
             before = done.lasted
@@ -280,7 +282,9 @@ class Correspondence:
         state: State,
         kind: str,
         progress: Progress,
+        *,
         evidence: bytes = b"",
+        answered: Callable[[str, Message], None] | None = None,
     ) -> Exchange:
         contents = {}
         shared = {n: state[n] for n in self.shared}
@@ -314,7 +318,10 @@ class Correspondence:
             Call(kind, self.phase.name, timeout_s),
             base=(lambda: record_of(packed(self.base))) if self.base else None,
             seen=self.recorder.receipts.seen,
+            answered=answered,
         )
+        for content in contents.values():
+            content.clear()  # a RecordDict is a circle: its arrays would stay until Python looks
         progress.sent += sum(done.sent.values())
         progress.received += sum(done.received.values())
         return done
@@ -366,27 +373,30 @@ class Correspondence:
         kind = "rejected" if isinstance(verdict, Rejected) else "accepted"
         self.recorder.say({"event": kind, **event})
 
+    def _verdicts(self, round_: int, state: State | None) -> Verdicts:
+        """What judges the answers of an exchange; without `state` no weights may come back."""
+        return Verdicts(
+            Header("", self.recorder.run, self.phase.name, round_),
+            self.phase,
+            {n: state[n] for n in self.shared} if state is not None else {},
+            self.plan.federation.guards,
+            {s: d.cases for s, d in self.described.items()},
+            self.recorder.store(self.phase.name).folder,
+        )
+
     def _sift(
-        self, done: Exchange, asked: list[str], round_: int, state: State | None
+        self, done: Exchange, asked: list[str], verdicts: Verdicts
     ) -> tuple[dict[str, Accepted], dict[str, str]]:
-        """Accepted replies and reason codes by site; without `state` no weights may come back."""
+        """Accepted replies and reason codes by site, in the order of asking."""
         good: dict[str, Accepted] = {}
         rejected: dict[str, str] = {}
-        expected = {n: state[n] for n in self.shared} if state is not None else {}
         for site in asked:
-            verdict = inspect(
-                done.replies.get(site),
-                Header(site, self.recorder.run, self.phase.name, round_),
-                self.phase,
-                expected=expected,
-                guards=self.plan.federation.guards,
-                cases=self.described[site].cases,
-            )
+            verdict = verdicts.of(site)
             if isinstance(verdict, Accepted):
                 good[site] = verdict
             else:
                 rejected[site] = verdict.code
-            self._journal(done, site, round_, verdict)
+            self._journal(done, site, verdicts.asked.round, verdict)
         return good, rejected
 
 

@@ -59,6 +59,7 @@ def exchange(
     *,
     base: Callable[[], ArrayRecord] | None = None,
     seen: Callable[[str, Message], None] | None = None,
+    answered: Callable[[str, Message], None] | None = None,
 ) -> Exchange:
     """Sends each site its content; collects the replies until all are in or the deadline is over.
 
@@ -72,6 +73,8 @@ def exchange(
         call: of what kind, and by when.
         base: makes the base's arrays, if the phase has a base.
         seen: called with each reply and its site, those that ask for the base too.
+        answered: called with each answer as it comes, before the next one is fetched: what it takes
+            out of the message need not wait in memory for the other sites.
     """
     done = Exchange()
     started = time.monotonic()
@@ -93,29 +96,34 @@ def exchange(
     given: set[str] = set()
     pulled = 0.0
     while waiting:
-        begun = time.monotonic()
-        replies = list(grid.pull_messages(list(waiting)))
-        pulled = time.monotonic() - begun if replies else pulled
-        if not replies and time.monotonic() - started >= call.timeout_s:
-            break
-        for reply in replies:
-            site = waiting.pop(reply.metadata.reply_to_message_id, "")
-            if not site:
-                continue
-            if not reply.has_error():
-                if seen is not None:
-                    seen(site, reply)
-                done.received[site] = done.received.get(site, 0) + size_of(reply.content)
-                if base is not None and site not in given and _needs_base(reply):
-                    given.add(site)
-                    content = RecordDict(dict(contents[site]))
-                    content[BASE] = base()
-                    push(site, content)
+        looked = time.monotonic()
+        any_came = False
+        for identifier in list(waiting):
+            begun = time.monotonic()
+            for reply in grid.pull_messages([identifier]):
+                pulled, any_came = time.monotonic() - begun, True
+                site = waiting.pop(reply.metadata.reply_to_message_id, "")
+                if not site:
                     continue
-            done.replies[site] = reply
-            done.seconds[site] = time.monotonic() - started
-        if waiting and not replies:
-            time.sleep(POLL_SECONDS)
+                if not reply.has_error():
+                    if seen is not None:
+                        seen(site, reply)
+                    done.received[site] = done.received.get(site, 0) + size_of(reply.content)
+                    if base is not None and site not in given and _needs_base(reply):
+                        given.add(site)
+                        content = RecordDict(dict(contents[site]))
+                        content[BASE] = base()
+                        push(site, content)
+                        continue
+                done.replies[site] = reply
+                done.seconds[site] = time.monotonic() - started
+                if answered is not None:
+                    answered(site, reply)
+        now = time.monotonic()
+        if not any_came and now - started >= call.timeout_s:
+            break
+        if waiting and not any_came:  # asking takes at most half of the time, however many sites
+            time.sleep(max(POLL_SECONDS, now - looked))
     done.moving += pulled
     done.lasted = time.monotonic() - started
     return done

@@ -1,16 +1,27 @@
-"""What the server accepts: all else is rejected by name, with a reason code; the round goes on."""
+"""What the server accepts: all else is rejected by name, with a reason code; the round goes on.
+
+Answers are judged as they come, and accepted weights wait on disk: the memory of a round does not
+grow with its sites. The file of an update has no name once it is open: it is gone when nobody reads
+it any more, whatever ends the process.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
+from core.files import private_folder
 from core.metrics.scores import MEASURES, OrganSum
 from core.plan.schema import SPLITS, Guards, Phase
 from core.wire.messages import CODES, OK, Header, Result
@@ -18,6 +29,7 @@ from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
+Opener = Callable[[bytes, Mapping[str, Tensor]], dict[str, Tensor]]
 AWAY = 5  # Flower's code of a node without a connection
 FLOWER_WORDS = {
     0: "the site's process died (memory?)",
@@ -49,27 +61,30 @@ class Rejected:
     detail: str
 
 
+NO_REPLY = Rejected("E_LOST", "no reply before the deadline")
+
+
 def inspect(
-    reply: Message | None,
+    reply: Message,
     asked: Header,
     phase: Phase,
     *,
     expected: Mapping[str, Tensor],
     guards: Guards,
     cases: tuple[int, int, int],
+    opened: Opener = unpacked,
 ) -> Accepted | Rejected:
     """Checks one reply against what was asked.
 
     Args:
-        reply: as Flower brought it; None where none came.
+        reply: as Flower brought it.
         asked: site, run, phase and round of the order.
         phase: of the order.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
         guards: bounds of the plan.
         cases: training, validation and test cases that the site described; -1 where it told none.
+        opened: makes the tensors of a parcel, as `core.wire.state.unpacked` does.
     """
-    if reply is None:
-        return Rejected("E_LOST", "no reply before the deadline")
     if reply.has_error():
         return Rejected("E_ERROR", error_words(reply))
     try:
@@ -83,8 +98,13 @@ def inspect(
     if not header.answers(asked):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
     wrong = _numbers(result, guards, cases)
-    verdict = wrong or _with_state(reply, header, result, expected, cases[0] < 0)
-    if isinstance(verdict, Accepted) and not phase.thaw and _unchanged(verdict.state, expected):
+    verdict = wrong or _with_state(reply, Accepted(header, result, {}, reply), expected, opened)
+    if isinstance(verdict, Rejected) or not verdict.state:
+        return verdict
+    told = cases[0] >= 0 or result.annotated  # else the site withholds its counts
+    if result.cases < 1 and told:
+        return Rejected("E_COUNT", "an update from no case")
+    if not phase.thaw and _unchanged(verdict.state, expected):
         return Rejected("E_UNCHANGED", "the weights came back as they went out")
     return verdict
 
@@ -135,26 +155,23 @@ def _unchanged(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> boo
 
 
 def _with_state(
-    reply: Message,
-    header: Header,
-    result: Result,
-    expected: Mapping[str, Tensor],
-    withheld: bool,
+    reply: Message, one: Accepted, expected: Mapping[str, Tensor], opened: Opener
 ) -> Accepted | Rejected:
-    """Names, shapes, types and values; only a site that withholds its counts may tell none."""
-    records = reply.content.array_records
+    """Names, shapes, types and values of the weights, which the message holds no longer then."""
+    travelling = sum(isinstance(r, ArrayRecord) for r in reply.content.values())
     if not expected:
-        if records:
+        if travelling:
             return Rejected("E_SCHEMA", "weights where none may travel")
-        return Accepted(header, result, {}, reply)
+        return one
     try:
         arrays = _one(reply, ARRAYS, ArrayRecord)
-        if len(records) != 1 or len(arrays) != 1:
+        if travelling != 1 or len(arrays) != 1:
             return Rejected("E_SCHEMA", "more than one parcel of weights")
         (array,) = arrays.values()
-        state = unpacked(array.data, expected)
+        state = opened(array.data, expected)
     except (KeyError, TypeError, ValueError) as error:
         return Rejected("E_SCHEMA", f"weights ({type(error).__name__})")
+    del reply.content[ARRAYS], arrays, array  # from here on they are in `state` alone
     if set(state) != set(expected):
         return Rejected("E_SCHEMA", "names of the weights")
     for name, tensor in expected.items():
@@ -166,10 +183,7 @@ def _with_state(
             return Rejected("E_NONFINITE", f"weights of {name}")
     if far := beyond(state, expected):
         return Rejected("E_NORM", f"{far} moved farther than training moves weights in a round")
-    if result.cases < 1 and not (withheld and not result.annotated):
-        return Rejected("E_COUNT", "an update from no case")
-    del reply.content[ARRAYS]  # from here on they are in `state` alone
-    return Accepted(header, result, state, reply)
+    return replace(one, state=state)
 
 
 def _one(reply: Message, key: str, kind: type[T]) -> T:
@@ -177,3 +191,59 @@ def _one(reply: Message, key: str, kind: type[T]) -> T:
     if not isinstance(record, kind):
         raise TypeError(key)
     return record
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Call it with each site and its answer.
+
+    Attributes:
+        asked: run, phase and round of the orders.
+        phase: of the orders.
+        expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
+        guards: bounds of the plan.
+        cases: by site, training, validation and test cases that it described.
+        folder: where the weights wait.
+        found: verdict by site, of those that answered.
+    """
+
+    asked: Header
+    phase: Phase
+    expected: Mapping[str, Tensor]
+    guards: Guards
+    cases: Mapping[str, tuple[int, int, int]]
+    folder: Path
+    found: dict[str, Accepted | Rejected] = field(default_factory=dict)
+
+    def __call__(self, site: str, reply: Message) -> None:
+        """Judges one answer."""
+        self.found[site] = inspect(
+            reply,
+            replace(self.asked, site=site),
+            self.phase,
+            expected=self.expected,
+            guards=self.guards,
+            cases=self.cases[site],
+            opened=partial(unpacked, load=partial(on_disk, folder=self.folder)),
+        )
+
+    def of(self, site: str) -> Accepted | Rejected:
+        """The verdict on a site, which may not have answered."""
+        return self.found.get(site, NO_REPLY)
+
+
+def on_disk(parcel: bytes, folder: Path) -> dict[str, Tensor]:
+    """The tensors of a parcel, whose memory the system takes back where it needs it.
+
+    Args:
+        parcel: from `core.wire.state.packed`.
+        folder: made, for this account alone, where it does not exist.
+    """
+    private_folder(folder)
+    handle, name = tempfile.mkstemp(suffix=".safetensors", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(parcel)
+        return safetensors.torch.load_file(name)
+    finally:
+        os.unlink(name)

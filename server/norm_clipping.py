@@ -5,19 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
 from core.plan.schema import Guards
-from core.wire.state import length, shortened
-from server.guards import Accepted
+from core.wire.state import length, packed, shortened
+from server.guards import Accepted, on_disk
 
 # With two updates nothing says which of them is the odd one.
 FEWEST = 3
 
 
 def limit(
-    good: Mapping[str, Accepted], before: Mapping[str, Tensor], guards: Guards
+    good: Mapping[str, Accepted], before: Mapping[str, Tensor], guards: Guards, folder: Path
 ) -> tuple[dict[str, Accepted], dict[str, float], list[str]]:
     """Holds each update against the median length of the round's updates.
 
@@ -25,6 +26,7 @@ def limit(
         good: accepted replies by site.
         before: weights that the sites were sent.
         guards: `norm` is ``clip``, ``reject`` or ``off``; `norm_factor` the multiple of the median.
+        folder: where shortened updates wait (`server.guards.on_disk`).
 
     Returns:
         The replies that remain; by site the factor that its update was shortened by; and the sites
@@ -39,7 +41,9 @@ def limit(
         return {s: one for s, one in good.items() if s not in odd}, {}, odd
     factors = {site: longest / lengths[site] for site in odd}
     kept = {
-        site: replace(one, state=shortened(one.state, before, factors[site]))
+        site: replace(
+            one, state=on_disk(packed(shortened(one.state, before, factors[site])), folder)
+        )
         if site in factors
         else one
         for site, one in good.items()

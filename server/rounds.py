@@ -147,6 +147,7 @@ class PhaseRun:
         """
         state, progress = self._begin(resume)
         self._say_start()
+        self.start = {}  # is in `state`, and not held twice
         if not self.personal and not self.plan.federation.strategy.by_rows:
             name = self.plan.federation.strategy.name
             self.recorder.note(
@@ -156,7 +157,7 @@ class PhaseRun:
         while not reason:
             state = self._round(state, progress)
             reason = self._reason_to_stop(progress)
-        best = self.start
+        best = state
         if not self.personal:
             self._score_last(state, progress)
             best = separated(self.store.get(max(progress.best_round, 0))[0])[0]
@@ -437,7 +438,8 @@ class PhaseRun:
         round_: int,
     ) -> tuple[dict[str, Accepted], dict[str, float]]:
         """Updates held against the round's median length; what is refused goes to `rejected`."""
-        kept, clipped, odd = limit(good, state, self.plan.federation.guards)
+        guards = self.plan.federation.guards
+        kept, clipped, odd = limit(good, state, guards, self.store.folder)
         if len(kept) < quorum_of(self.plan, self.phase):
             raise self.sites.too_few(f"round {round_}", dict.fromkeys(odd, "E_NORM"))
         for site in odd:

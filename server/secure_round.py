@@ -43,7 +43,7 @@ from core.secure.masked_sum import (
 )
 from core.wire.messages import CODES, OK, Description, Header, Result
 from core.wire.state import unpacked
-from server.guards import Rejected, error_words, known_code
+from server.guards import NO_REPLY, Rejected, error_words, known_code
 from server.strategy import ARRAYS, HEADER, METRICS
 
 State = dict[str, Tensor]
@@ -176,7 +176,7 @@ def inspect_masked(
         numbers: length of the masked numbers.
     """
     if reply is None:
-        return Rejected("E_LOST", "no reply before the deadline")
+        return NO_REPLY
     if reply.has_error():
         return Rejected("E_ERROR", error_words(reply))
     try:

@@ -57,11 +57,13 @@ class Row:
         build: makes Flower's, from the plan's settings and the number of updates in the round.
         moments: attributes in which Flower's keeps what it carries from round to round.
         by_name: they are mappings by the name of the tensor; else lists in the order of the arrays.
+        elementwise: a value of the average depends on no other value: it can be made in parts.
     """
 
     build: Callable[[Strategy, int], Aggregator]
     moments: tuple[str, ...] = ()
     by_name: bool = True
+    elementwise: bool = True
 
 
 def trimmed(settings: Strategy, replies: int) -> int:
@@ -108,8 +110,11 @@ STRATEGIES: Mapping[str, Row] = {
     "fedprox": Row(lambda settings, _: FedProx(proximal_mu=settings.proximal_mu, **COMMON)),
     "median": Row(lambda *_: FedMedian(**COMMON)),
     "trimmed-mean": Row(_trimmed_mean),
-    "krum": Row(lambda settings, _: Krum(num_malicious_nodes=settings.malicious, **COMMON)),
-    "dp": Row(_dp),
+    "krum": Row(
+        lambda settings, _: Krum(num_malicious_nodes=settings.malicious, **COMMON),
+        elementwise=False,
+    ),
+    "dp": Row(_dp, elementwise=False),  # its noise is drawn in one go
     "fedadam": Row(_fedadam, moments=("m_t", "v_t")),
     "fedavgm": Row(_fedavgm, moments=("momentum_vector",), by_name=False),
 }

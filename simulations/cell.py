@@ -33,6 +33,8 @@ class Wanted:
         last: names of the phases that the last phase of the configuration becomes.
         phases: the phases in words.
         cpus: `simulation.cpus_per_site`.
+        needs_at_most: CPUs and GPUs that the cell uses, with its sites side by side on Ray and one
+            after the other inline.
         waits: a checkpoint that it starts from does not exist yet.
     """
 
@@ -41,6 +43,7 @@ class Wanted:
     last: tuple[str, ...]
     phases: str
     cpus: int
+    needs_at_most: tuple[int, float]
     waits: bool
 
 
@@ -84,8 +87,15 @@ def wanted(cell: Cell, config: str, out: Path) -> Wanted:
         last=tuple(f"{final.name}-{s}" for s in final.sites) if alone else (final.name,),
         phases=", ".join(f"{p.name} {p.rounds} x {p.local_epochs}" for p in resolved.phases),
         cpus=resolved.simulation.cpus_per_site,
+        needs_at_most=_needs(resolved),
         waits=waits,
     )
+
+
+def _needs(config: Config) -> tuple[int, float]:
+    simulation = config.simulation
+    at_a_time = 1 if simulation.engine == "inline" else len(config.site_names)
+    return at_a_time * simulation.cpus_per_site, at_a_time * simulation.gpus_per_site
 
 
 def _simulation(config: Config, out: Path) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from simulations.flower import apps_of, simulate
+from simulations.cluster import Cluster
+from simulations.cluster_nodes import joined, python_path
+from simulations.flower import apps_of, on_cluster, simulate
 from simulations.released import Released, resolved
 
 RAY_START_SECONDS = 120.0
@@ -26,7 +29,7 @@ def run(
     *,
     sites: int,
     resources: Mapping[str, float],
-    ray: Mapping[str, float],
+    ray: Mapping[str, Any],
     release: str = "",
 ) -> None:
     """Runs the apps of a folder to the end of the ServerApp; Ray is left as it is then.
@@ -36,7 +39,8 @@ def run(
         values: run configuration; keys that pyproject.toml lacks are refused.
         sites: number of simulated sites.
         resources: ``num_cpus`` and ``num_gpus`` of one site.
-        ray: ``num_cpus`` and where needed ``num_gpus`` of all.
+        ray: ``num_cpus`` and where needed ``num_gpus`` of a Ray of this process's own; or of one
+            that is joined ``cluster``, its fields, and ``variables`` of the environment there.
         release: ``module:function`` that each reply passes before it leaves its site (see
             `simulations.released`); "" for none.
 
@@ -47,9 +51,16 @@ def run(
     server, client = apps_of(app)
     watched = _watched(server, outcome)
     sent = Released(client, resolved(release)) if release else client
-    backend = {"client_resources": {**resources, **REVIVED}, "init_args": ray}
+    backend = {
+        "client_resources": {**resources, **REVIVED},
+        "init_args": {} if "cluster" in ray else ray,
+    }
 
     def work() -> None:
+        if "cluster" in ray:
+            variables = {**ray["variables"], "PYTHONPATH": python_path()}
+            joined(Cluster(**ray["cluster"]), variables)
+            on_cluster(sites)
         simulate(app, watched, sent, values, sites, backend)
 
     threading.Thread(target=_tell, args=(work, outcome), daemon=True).start()

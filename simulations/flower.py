@@ -5,10 +5,11 @@ What only the engine on Ray needs is imported as it is used: it is slow to load.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run as Run
@@ -16,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
 SERVER_NODE = 1
+LOST_SECONDS = 120.0
 
 
 def be(node: int) -> None:
@@ -37,6 +39,40 @@ def apps_of(folder: Path) -> tuple[ServerApp, ClientApp]:
     parts = get_project_config(folder)["tool"]["flwr"]["app"]["components"]
     server, client = (load_app(parts[n], RuntimeError, folder) for n in ("serverapp", "clientapp"))
     return server, client
+
+
+def on_cluster(most: int) -> None:
+    """From now on Flower's engine works on a Ray cluster that this process has joined.
+
+    It starts a client wherever the cluster has room: at most `most` now. What no site needs would
+    take memory and, on the loss of a node, the room of those that work. Until Ray takes a lost node
+    for lost, some 15 to 45 s, its clients are unavailable: an order to one is given again.
+    """
+    import ray.exceptions
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+    from flwr.simulation.ray_transport import ray_actor
+
+    room, usual = ray_actor.pool_size_from_resources, raybackend.RayBackend
+
+    def bounded(client_resources: dict[str, int | float]) -> int:
+        return min(most, room(client_resources))
+
+    class Patient(usual):  # type: ignore[misc, valid-type]
+        """Flower's own, which waits for Ray to start a client of a lost node elsewhere."""
+
+        def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+            deadline = time.monotonic() + LOST_SECONDS
+            while True:
+                try:
+                    done: tuple[Message, Context] = super().process_message(message, context)
+                    return done
+                except ray.exceptions.ActorUnavailableError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(1.0)
+
+    ray_actor.pool_size_from_resources = bounded
+    raybackend.RayBackend = Patient  # type: ignore[misc]
 
 
 def simulate(

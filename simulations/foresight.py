@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import resource
+
+import torch
 
 from core.archives.splits import shares_of
 from core.errors import UserError
 from core.plan.schema import Config
-from core.training.optimisation import make_scaler, resolve_device
+from core.training.optimisation import make_scaler
+from core.training.ranks import devices_of, require_batch
 
 # Ray's processes map memory that they never use: 8 GB of address space leave a run without sites,
 # 14 GB are enough on two cores.
@@ -20,18 +24,42 @@ def require_runnable(config: Config) -> None:
     Raises:
         UserError: names the key of the configuration.
     """
-    try:
-        device = resolve_device(config.simulation.device)
-    except UserError as error:
-        raise UserError(
-            "simulation.device", error.value, error.remedy, problem=error.problem
-        ) from None
-    make_scaler(config.train, device)
+    if not elsewhere(config):
+        make_scaler(config.train, devices_of_site(config)[0])
     if config.simulation.engine == "ray":
         require_space(resource.getrlimit(resource.RLIMIT_AS)[0])
     for name, site in config.simulation.sites.items():
         if not site.splits:
             shares_of(site.split, f"simulation.sites.{name}.split")
+
+
+def elsewhere(config: Config) -> bool:
+    """Whether sites compute on GPUs of a cluster's nodes, which this machine cannot look at."""
+    return bool(config.simulation.ray and config.simulation.gpus_per_site)
+
+
+def devices_of_site(config: Config) -> tuple[torch.device, ...]:
+    """The devices of one site's processes. Ray gives a site some of the GPUs that are named.
+
+    Raises:
+        UserError: names ``simulation.device``, or a batch too small for them.
+    """
+    simulation = config.simulation
+    devices = devices_of(simulation.device, "simulation.device")
+    if simulation.engine == "ray" and devices[0].type == "cuda":
+        all_named = 1 if simulation.device in ("auto", "cuda") else len(devices)
+        devices = devices[: math.ceil(simulation.gpus_per_site) or all_named]
+    require_batch(config.train.batch, devices, "simulation.device")
+    return devices
+
+
+def told_device(config: Config) -> str:
+    """`simulation.device` as a site is told it: under Ray it sees its own GPUs alone, from 0."""
+    device = config.simulation.device
+    if elsewhere(config):
+        return "cuda" if device.startswith("cuda") else device
+    gpus = devices_of_site(config)[0].type == "cuda"
+    return "cuda" if gpus and config.simulation.engine == "ray" else device
 
 
 def require_space(allowed: int) -> None:

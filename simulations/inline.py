@@ -19,12 +19,12 @@ from simulations.flower import RUN_ID, SERVER_NODE, Run, be, empty_run
 
 
 class InlineGrid(Grid):
-    """A grid that answers at once: `push_messages` runs the ClientApp of the node it is sent to."""
+    """A grid without a network: a message runs at its node when its reply is asked for."""
 
     def __init__(self, client_app: ClientApp, contexts: Mapping[int, Context]) -> None:
         self._client_app = client_app
         self._contexts = dict(contexts)
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._numbers = itertools.count(1)
 
     def set_run(self, run: Run) -> None:
@@ -51,25 +51,30 @@ class InlineGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Runs each message at its node."""
+        """Takes messages, in order."""
         identifiers = []
         for message in list(messages):
             identifier = str(next(self._numbers))
             message.metadata.__dict__["_message_id"] = identifier
-            node = message.metadata.dst_node_id
-            be(node)
-            try:
-                reply = self._client_app(message, self._contexts[node])
-            finally:
-                be(SERVER_NODE)
-            leave_if_told()  # the app may have taken a signal for an error of its own
-            self._replies[identifier] = reply
+            self._waiting[identifier] = message
             identifiers.append(identifier)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages; each is handed out once."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        """The replies to these messages, made one by one; each is handed out once."""
+        for identifier in list(message_ids):
+            if identifier in self._waiting:
+                yield self._answer(self._waiting.pop(identifier))
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        be(node)
+        try:
+            reply = self._client_app(message, self._contexts[node])
+        finally:
+            be(SERVER_NODE)
+        leave_if_told()  # the app may have taken a signal for an error of its own
+        return reply
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -21,15 +21,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from core.errors import UserError
 from core.packaging.app_bundle import QUIET, stage_app, write_private
 from core.processes import deaf, leaving
 from core.text import uncoloured
 from simulations import supervise
+from simulations.cluster import Cluster
 
 # Ray: no telemetry, no `uv run` of its own; the loopback address alone, and a secret on each port.
 QUIET_RAY = {
@@ -68,6 +69,8 @@ class Clients:
         side_by_side: clients that run at the same time; all sites where None.
         release: ``module:function`` that each reply passes before it leaves its site (see
             `simulations.released`); "" for none.
+        cluster: a running Ray cluster to join; None for a Ray of the launch's own.
+        visible: GPUs that all of them may use, as CUDA_VISIBLE_DEVICES; "" for all.
     """
 
     sites: int
@@ -75,6 +78,8 @@ class Clients:
     gpus: float = 0.0
     side_by_side: int | None = None
     release: str = ""
+    cluster: Cluster | None = None
+    visible: str = ""
 
 
 def run_flower(
@@ -105,8 +110,10 @@ def run_flower(
         value = min(clients.sites, clients.cpus)
         raise UserError("simulation.sites, simulation.cpus_per_site", value, "give at least 1")
     actors = max(1, min(clients.sites, clients.side_by_side or clients.sites))
-    ray = {"num_cpus": actors * clients.cpus}
-    if clients.gpus > 0:
+    ray: dict[str, Any] = {"num_cpus": actors * clients.cpus}
+    if clients.cluster is not None:
+        ray = {"cluster": asdict(clients.cluster), "variables": {**QUIET, **KEEP_HEAP}}
+    elif clients.gpus > 0:
         ray["num_gpus"] = math.ceil(actors * clients.gpus)
     settings = {
         "values": dict(run_config),
@@ -117,13 +124,13 @@ def run_flower(
     }
     work_dir.mkdir(parents=True, exist_ok=True)
     with leaving(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:
-        home = _private_folder()
+        home = _private_folder(work_dir if clients.cluster else None)
         process: subprocess.Popen[str] | None = None
         try:
             _fill(home, source, settings)
             process = subprocess.Popen(
                 [sys.executable, "-P", supervise.__file__, str(home)],
-                cwd=home, env=_environment(home),
+                cwd=home, env=_environment(home, clients),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
@@ -139,14 +146,19 @@ def run_flower(
     return min(abs(code), 1)
 
 
-def _private_folder() -> Path:
+def _private_folder(shared: Path | None) -> Path:
     """A new folder of mode 0700, in a place short enough for Ray's sockets.
+
+    Args:
+        shared: where it is to be made, if a cluster is joined: its nodes read the app there.
 
     Raises:
         UserError: none can be made.
     """
-    usual = ""
+    usual = str(shared or "")
     try:
+        if shared is not None:
+            return Path(tempfile.mkdtemp(prefix="launch-", dir=shared.resolve()))
         usual = tempfile.gettempdir()
         short = len(os.fsencode(usual)) + len("/hnfed-12345678") < SOCKET_PATH_BYTES
         return Path(tempfile.mkdtemp(prefix="hnfed-", dir=usual if short else "/tmp"))
@@ -220,18 +232,22 @@ def _words(code: int) -> str:
     return f"{ends[code]}; is memory short?" if code in ends else "unexpected"
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, clients: Clients) -> dict[str, str]:
     ours = {n: value for n, value in os.environ.items() if not n.startswith(FOREIGN)}
     scripts = str(Path(sys.executable).parent)
     given = [ours.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     direct = ",".join(dict.fromkeys(filter(None, [*given, *LOCAL])))
+    private = {**QUIET_RAY, "RAY_TMPDIR": str(home), "RAY_AUTH_TOKEN_PATH": str(home / TOKEN)}
+    joining = clients.cluster.environment(os.environ) if clients.cluster else {}
+    of_ray = {n: v for n, v in joining.items() if n.startswith("RAY_")}
+    of_ray = of_ray if clients.cluster else private
     return {
-        **ours, **QUIET, **QUIET_RAY, **KEEP_HEAP,
+        **ours, **QUIET, **of_ray, **KEEP_HEAP,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,
-        "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home),
-        "RAY_AUTH_TOKEN_PATH": str(home / TOKEN),
+        "FLWR_HOME": str(home), "TMPDIR": str(home),
+        **({"CUDA_VISIBLE_DEVICES": clients.visible} if clients.visible else {}),
     }  # fmt: skip
 
 

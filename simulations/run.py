@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from core.archives.archive import open_archive
 from core.archives.parallel import cpus
@@ -31,9 +31,12 @@ from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
 from simulations.apart import keep_prepared, prepare_sites
 from simulations.baselines import POOLED, with_baseline
-from simulations.foresight import require_runnable
+from simulations.foresight import require_runnable, told_device
 from simulations.site_words import sizes_of_logs, told_failure
 from simulations.supervise import FAILED_MARK
+
+if TYPE_CHECKING:  # gRPC takes a while to load
+    from simulations.cluster import Cluster
 
 
 def simulate(
@@ -83,13 +86,17 @@ def _simulate(
     require_runnable(resolved)
     started = time.monotonic()
     logs = sizes_of_logs(folder)
+    cluster = _cluster(resolved)
     local = _site_map(resolved, folder)
+    if cluster is not None:
+        _require_shared(cluster, resolved, local, folder)
     prepared = prepare_sites(resolved, local)
     for name, site in prepared.items():
         local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
     keep_prepared(local, prepared)
-    status = _launch_to_its_end(resolved, values, folder, len(local["sites"]), release)
+    crew = Crew(len(local["sites"]), release, cluster)
+    status = _launch_to_its_end(resolved, values, folder, crew)
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
@@ -118,15 +125,48 @@ def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
     return asked, resolved
 
 
-def _launch_to_its_end(
-    config: Config, values: dict[str, str], folder: Path, sites: int, release: str
-) -> int:
+@dataclass(frozen=True)
+class Crew:
+    """Who takes part in a launch.
+
+    Attributes:
+        sites: how many.
+        release: ``module:function`` that each reply passes, see `simulations.released`.
+        cluster: a Ray cluster that they run on; None for this machine alone.
+    """
+
+    sites: int
+    release: str
+    cluster: Cluster | None
+
+
+def _cluster(config: Config) -> Cluster | None:
+    """The Ray cluster that the configuration names, looked at; None for this machine alone."""
+    if not config.simulation.ray:
+        return None
+    from simulations.cluster import cluster_of
+
+    return cluster_of(config.simulation)
+
+
+def _require_shared(cluster: Cluster, config: Config, local: dict[str, Any], folder: Path) -> None:
+    """Requires that each node sees the folders of the run, before anything is prepared."""
+    from simulations.cluster_nodes import require_shared
+
+    print(f"looking at the nodes of the Ray cluster at {cluster.address} ...", flush=True)
+    roots = {Path(s["root"]) for site in local["sites"].values() for s in site["sources"]}
+    simulation = config.simulation
+    needs = {"CPU": float(simulation.cpus_per_site), "GPU": simulation.gpus_per_site}
+    require_shared(cluster, [folder, Path(local["cache"]).parent], sorted(roots), needs)
+
+
+def _launch_to_its_end(config: Config, values: dict[str, str], folder: Path, crew: Crew) -> int:
     """`_launch`; where the server was ended before it could tell so, this process does."""
     from server.record import end_untold
 
     ended = "interrupted"
     try:
-        status = _launch(config, values, folder, sites, release)
+        status = _launch(config, values, folder, crew)
         ended = "failed"
     except UserError:
         ended = "failed"
@@ -137,9 +177,7 @@ def _launch_to_its_end(
     return status
 
 
-def _launch(
-    config: Config, run_config: dict[str, str], folder: Path, sites: int, release: str
-) -> int:
+def _launch(config: Config, run_config: dict[str, str], folder: Path, crew: Crew) -> int:
     if config.simulation.engine == "inline":
         from client.app import app as client_app
         from server.app import app as server_app
@@ -147,11 +185,11 @@ def _launch(
         from simulations.inline import run_inline
         from simulations.released import Released, resolved
 
-        if release:
-            client_app = Released(client_app, resolved(release))
+        if crew.release:
+            client_app = Released(client_app, resolved(crew.release))
         try:
             with redirect_stdout(_Unmarked(sys.stdout)):
-                run_inline(server_app, client_app, run_config, sites)
+                run_inline(server_app, client_app, run_config, crew.sites)
         except (RunFailed, UserError, OSError) as error:
             told = in_words(error) if isinstance(error, OSError) else error
             if told is None:
@@ -160,11 +198,15 @@ def _launch(
             return 1
         return 0
     from core.packaging.app_bundle import app_dir
-    from simulations.launch import Clients, run_flower
+    from simulations.launch import run_flower
+    from simulations.room import room_for, room_on
 
-    print("starting Flower and Ray (about 10 s) ...", flush=True)
-    each = config.simulation.cpus_per_site
-    clients = Clients(sites, each, _gpus(config.simulation), max(1, cpus() // each), release)
+    if crew.cluster is None:
+        print("starting Flower and Ray (about 10 s) ...", flush=True)
+        clients = room_for(config, crew.sites, crew.release)
+    else:
+        print(f"starting Flower on the Ray cluster at {crew.cluster.address} ...", flush=True)
+        clients = room_on(crew.cluster, config, crew.sites, crew.release)
     work_dir = folder / "flower"
     return run_flower(app_dir(), run_config, clients, work_dir=work_dir, on_line=_Screen())
 
@@ -181,18 +223,6 @@ class _Unmarked(io.TextIOBase):
 
     def flush(self) -> None:
         self._target.flush()
-
-
-def _gpus(simulation: Simulation) -> float:
-    """The share of a GPU for one site: as configured, or a whole one where `device` wants one."""
-    if simulation.gpus_per_site or simulation.device == "cpu":
-        return simulation.gpus_per_site
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0.0
-    print("one site at a time on the GPU; simulation.gpus_per_site=0.5 lets two share it")
-    return 1.0
 
 
 class _Screen:
@@ -228,7 +258,7 @@ def _site_map(config: Config, folder: Path) -> dict[str, Any]:
         "sites": sites,
         "out": str(folder),
         "cache": str(cache / "prepared"),
-        "device": simulation.device,
+        "device": told_device(config),
         "overlays": simulation.overlays,
     }
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.archives.parallel import cpus
 from core.errors import UserError
 from core.processes import deaf, leave_if_told
 from core.text import aligned, figure
 from simulations.cell import (
-    ROOT,
     Wanted,
     mean_dice,
     minutes,
@@ -29,13 +25,18 @@ from simulations.cell import (
     wanted,
     write_record,
 )
+from simulations.cell_list import LOCK, asked_of
 from simulations.folds import make_view
-from simulations.study import Cell, Study, read_study
+from simulations.places import local
+from simulations.places.place import Ending, Place, Task, forget
+from simulations.places.where import Where, opened
+from simulations.study import Cell, Study
 from simulations.sweep_tables import count_cells, write_tables
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 60.0
 GOOD = ("completed", "done before")
+# A cell on a cluster runs on one node of it, whatever the study says of its own Ray.
+ALONE = ('simulation.ray=""',)
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Child:
     cell: Cell
     target: Wanted
     command: list[str]
-    process: subprocess.Popen[bytes]
+    task: Task
     started: float
 
 
@@ -57,6 +58,8 @@ class Work:
         study: what is run.
         out: folder of the cells.
         chosen: the cells of this call.
+        place: where cells run.
+        room: cells at a time; None for all that can begin.
         outcome: by cell: completed, done before, failed, refused, skipped.
         waiting: cells that have not begun.
         running: cells at work.
@@ -65,6 +68,8 @@ class Work:
     study: Study
     out: Path
     chosen: Sequence[Cell]
+    place: Place
+    room: int | None
     outcome: dict[str, str] = field(default_factory=dict)
     waiting: list[Cell] = field(default_factory=list)
     running: list[Child] = field(default_factory=list)
@@ -75,7 +80,7 @@ def grid(
     overrides: Sequence[str],
     out: Path | None,
     *,
-    jobs: int | None = None,
+    where: Where | None = None,
     only: Sequence[str] = (),
 ) -> int:
     """Runs the cells of a study that are not done.
@@ -84,7 +89,7 @@ def grid(
         study: shipped name or YAML path.
         overrides: KEY=VALUE for every cell.
         out: folder of the cells; default ``runs/STUDY``.
-        jobs: cells side by side; default: CPUs // `simulation.cpus_per_site`.
+        where: they run; this machine, as many side by side as CPUs // `simulation.cpus_per_site`.
         only: patterns of cell names; what they need is run with them.
 
     Returns:
@@ -93,22 +98,25 @@ def grid(
     Raises:
         UserError: what cannot work, and folders of another plan, before any cell begins.
     """
-    read, out, chosen, wishes = _asked(study, overrides, out, only)
-    if jobs is not None and jobs < 1:
-        raise UserError("--jobs", jobs, "give a whole number >= 1")
+    where = where or Where()
+    read, out, chosen, wishes = asked_of(study, overrides, out, only)
+    if where.jobs is not None and where.jobs < 1:
+        raise UserError("--jobs", where.jobs, "give a whole number >= 1")
+    if where.slurm and where.on != "slurm":
+        raise UserError("--slurm", dict(where.slurm), "give it with --on slurm")
     for cell in chosen:
         state(cell, out / cell.name, wishes[cell.name])
-    jobs = jobs or max(1, cpus() // max(wish.cpus for wish in wishes.values()))
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out) as lock:
+    with _alone(out) as lock, opened(where, out, list(wishes.values()), lock) as place:
         for view, root in read.views.items():
             make_view(root, view)
-        work = Work(read, out, chosen, waiting=list(chosen))
+        room = where.jobs if where.jobs and not place.stays else place.side_by_side
+        work = Work(read, out, chosen, place, room, waiting=list(chosen))
         try:
             while work.waiting or work.running:
                 leave_if_told()
-                _begin(work, jobs, lock)
-                _settle(work, jobs)
+                _begin(work)
+                _settle(work)
                 if work.running:
                     time.sleep(POLL_SECONDS)
         finally:
@@ -117,62 +125,10 @@ def grid(
     return _summary(work, rows)
 
 
-def _asked(
-    study: str, overrides: Sequence[str], out: Path | None, only: Sequence[str]
-) -> tuple[Study, Path, list[Cell], dict[str, Wanted]]:
-    """The study, its folder, the cells asked for and what each is to become."""
-    out = (out or Path("runs") / Path(study).stem).resolve()
-    read = read_study(study, overrides, out)
-    chosen = _chosen(read.cells, only)
-    return read, out, chosen, {cell.name: wanted(cell, read.config, out) for cell in chosen}
-
-
-def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    names = {cell.name: cell for cell in cells}
-    wish = {n for n in names for p in only or ("*",) if fnmatch.fnmatchcase(n, p)}
-    for pattern in only:
-        if not fnmatch.filter(names, pattern):
-            remedy = "give a pattern of cell names; --list prints them"
-            raise UserError("--only", pattern, remedy, problem="no cell has such a name")
-    asked = len(wish)
-    for cell in reversed(cells):  # needs stand before
-        if cell.name in wish:
-            wish |= set(cell.needs)
-    if len(wish) > asked:
-        print(f"with what they need: {count_cells(len(wish) - asked)} more")
-    return [cell for cell in cells if cell.name in wish]
-
-
-def list_cells(
-    study: str, overrides: Sequence[str], out: Path | None, only: Sequence[str] = ()
-) -> list[dict[str, str]]:
-    """Prints the cells of a study and where each stands; runs nothing. Arguments as for `grid`.
-
-    Returns:
-        ``cell``, ``phases`` and ``state`` of each.
-    """
-    _, out, chosen, wishes = _asked(study, overrides, out, only)
-    rows = []
-    for cell in chosen:
-        wish = wishes[cell.name]
-        try:
-            found = state(cell, out / cell.name, wish)
-        except UserError as error:
-            found = f"refused: {error.problem}"
-        if found == "waits":
-            found = f"waits for {', '.join(cell.needs)}"
-        rows.append({"cell": cell.name, "phases": wish.phases, "state": found})
-    titles = ("cell", "phases: rounds x epochs", "state")
-    print(aligned([titles, *(tuple(row.values()) for row in rows)], words=3))
-    done = sum(row["state"] == "done" for row in rows)
-    print(f"{count_cells(len(rows))}, {done} done, in {out}")
-    return rows
-
-
 @contextmanager
 def _alone(out: Path) -> Iterator[int]:
     """Holds the folder; the cells inherit the lock, so one that outlives its grid holds it too."""
-    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,14 +144,16 @@ def _alone(out: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _begin(work: Work, jobs: int, lock: int) -> None:
+def _begin(work: Work) -> None:
     """Settles what needs no work, and starts cells as far as there is room."""
+    fresh: list[Child] = []
     for cell in list(work.waiting):
         bad = [n for n in cell.needs if work.outcome.get(n, GOOD[0]) not in GOOD]
+        full = work.room is not None and len(work.running) + len(fresh) >= work.room
         if bad:
             work.waiting.remove(cell)
             _say(work, cell, "skipped", f"skipped: it needs {', '.join(bad)}")
-        elif len(work.running) < jobs and all(n in work.outcome for n in cell.needs):
+        elif not full and all(n in work.outcome for n in cell.needs):
             try:
                 wish = wanted(cell, work.study.config, work.out)
                 found = state(cell, work.out / cell.name, wish)
@@ -207,46 +165,50 @@ def _begin(work: Work, jobs: int, lock: int) -> None:
             if found == "done":
                 _say(work, cell, "done before", f"done before: {_scores(work.out, cell, wish)}")
             else:
-                work.running.append(_start(cell, wish, work, found == "unfinished", lock))
+                fresh.append(_child(cell, wish, work))
+    if fresh:
+        work.running += fresh
+        work.place.start([child.task for child in fresh])
 
 
-def _start(cell: Cell, target: Wanted, work: Work, resume: bool, lock: int) -> Child:
+def _child(cell: Cell, target: Wanted, work: Work) -> Child:
+    """A cell that is about to begin, or to be gone on with; its record says so."""
     folder = work.out / cell.name
-    arguments = ["simulate", work.study.config, *cell.overrides, "--out", str(folder)]
-    arguments += ["--resume"] if resume else []
-    command = ["hnfed", *arguments]
+    alone = () if work.place.name == local.NAME else ALONE
+    arguments = ("simulate", work.study.config, *cell.overrides, *alone, "--out", str(folder))
+    task = Task(cell.name, work.out, arguments, *target.needs_at_most)
+    command = ["hnfed", *task.started()]
     write_record(cell, folder, target, command, "running", 0.0)
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    log = _log(work.out, cell)
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hnfed.cli.main", *arguments],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": paths}, start_new_session=True, pass_fds=(lock,),
-        )  # fmt: skip
-    print(f"{'resuming' if resume else 'starting'} {cell.name} (log {log})", flush=True)
-    return Child(cell, target, command, process, time.monotonic())
+    what = "resuming" if command[-1] == "--resume" else "starting"
+    print(f"{what} {cell.name} (log {task.log})", flush=True)
+    return Child(cell, target, command, task, time.monotonic())
 
 
-def _settle(work: Work, jobs: int) -> None:
+def _settle(work: Work) -> None:
     """Takes in the cells that have ended."""
     for child in list(work.running):
-        code = child.process.poll()
+        code = work.place.ended(child.task)
         if code is None:
             continue
         work.running.remove(child)
+        forget(child.task)
         cell, folder = child.cell, work.out / child.cell.name
         done = code == 0 and read_metrics(folder).get("status") == "completed"
         _record(child, folder, "completed" if done else "failed")
         if done:
-            text = f"{_scores(work.out, cell, child.target)}{_time_left(work, cell, jobs)}"
+            text = f"{_scores(work.out, cell, child.target)}{_time_left(work, cell)}"
             _say(work, cell, "completed", text)
         else:
-            ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
-            log = _log(work.out, cell)
-            text = f"failed after {minutes(folder):.1f} min ({ended}); read {log}"
+            log = child.task.log
+            text = f"failed after {minutes(folder):.1f} min ({_words(code)}); read {log}"
             _say(work, cell, "failed", f"{text}{_last_error(log)}")
         write_tables(work.study, work.out)
+
+
+def _words(ending: Ending) -> str:
+    if isinstance(ending, str):
+        return ending
+    return f"exit code {ending}" if ending >= 0 else f"signal {-ending}"
 
 
 def _record(child: Child, folder: Path, status: str) -> None:
@@ -254,11 +216,9 @@ def _record(child: Child, folder: Path, status: str) -> None:
     write_record(child.cell, folder, child.target, child.command, status, seconds)
 
 
-def _log(out: Path, cell: Cell) -> Path:
-    return out / f"{cell.name}.log"
-
-
 def _last_error(log: Path) -> str:
+    if not log.is_file():
+        return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("hnfed: error:")]
     return "".join(f"\n  {line}" for line in lines[starts[-1] :][:3]) if starts else ""
@@ -280,7 +240,7 @@ def _dice(folder: Path, target: Wanted, digits: int) -> tuple[str, str]:
     return figure(mean_dice(blocks, "val"), digits), figure(mean_dice(blocks, "test"), digits)
 
 
-def _time_left(work: Work, cell: Cell, jobs: int) -> str:
+def _time_left(work: Work, cell: Cell) -> str:
     """From the cells that are done: those of the same variant, else all."""
     known: dict[str, list[float]] = {}
     for done in work.chosen:
@@ -295,26 +255,22 @@ def _time_left(work: Work, cell: Cell, jobs: int) -> str:
     now = time.monotonic()
     left = sum(expected(c) for c in work.waiting)
     left += sum(max(0.0, expected(c.cell) - (now - c.started) / 60) for c in work.running)
-    return f"; about {left / jobs:.0f} min left" if work.waiting or work.running else ""
+    if not (work.waiting or work.running):
+        return ""
+    jobs = work.room or max(1, len(work.running))
+    return f"; about {left / jobs:.0f} min left"
 
 
 def _end(work: Work) -> None:
-    """Ends the cells at work, each by its own process id; they can be resumed."""
+    """Ends the cells at work, or says where they stay; they can be gone on with."""
     if not work.running:
         return
     with deaf():
-        for child in work.running:
-            child.process.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for child in work.running:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+        words = work.place.stop([child.task for child in work.running])
+        for child in work.running if not work.place.stays else ():
+            forget(child.task)
             _record(child, work.out / child.cell.name, "interrupted")
-    names = ", ".join(child.cell.name for child in work.running)
-    print(f"ended: {names}; the same command goes on with them", file=sys.stderr)
+    print(words, file=sys.stderr)
 
 
 def _summary(work: Work, rows: Sequence[Mapping[str, Any]]) -> int:

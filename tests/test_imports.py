@@ -28,8 +28,11 @@ HNFED = {
     "report": {"core"},
     "predict": {"core", "hnfed.evaluate", "hnfed.report", "hnfed.screen"},
     "compare": {"core", "hnfed.evaluate", "hnfed.report"},
-    "deploy": {"core", "client", "server", "hnfed.guard", "hnfed.installation", "hnfed.report"},
-}
+    "deploy": {
+        "core", "client", "server", "simulations.memory_probe", "hnfed.guard",
+        "hnfed.installation", "hnfed.report",
+    },
+}  # fmt: skip
 FEDERATION = {"flwr", "ray"}
 
 

@@ -45,7 +45,7 @@ class Site:
     Attributes:
         name: pseudonym under which the site appears.
         sources: its archives (one; several only for the pooled baseline).
-        device: auto | cpu | cuda:N.
+        device: as for `core.training.ranks.devices_of`.
         cache: folder of prepared cases.
         run_folder: what the site keeps of this run (D7).
         base_folder: the phases' bases by SHA-256 (D8).

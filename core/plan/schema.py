@@ -239,9 +239,11 @@ class SimulatedSite:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Resources and sites of a simulation on this machine."""
+    """Resources and sites of a simulation, on this machine or on a Ray cluster."""
 
     engine: str = "ray"
+    ray: str = ""
+    ray_insecure: bool = False
     baseline: str = ""
     data: str = ""
     cache: str = ""

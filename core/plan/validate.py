@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.identifiers import organ_name, phase_name, site_name
 from core.organs.vocabulary import one_sided, require_known, vocabulary
 from core.plan.candidates import KINDS
-from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, require_in_range
+from core.plan.ranges import MAX_EPOCHS, MAX_PHASES, PORT, require_in_range
 from core.plan.schema import LOSS_TERMS, SHARES, SPLITS, STRATEGIES, Config, Phase, Plan, Simulation
 from core.plan.secure import check_secure
 
@@ -220,6 +220,10 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
                 f"take it out, or choose from {', '.join(plan.organ_names)}",
                 problem="no phase contours it",
             )
+    require_address(simulation)
+    if simulation.ray and simulation.engine != "ray":
+        remedy = "add simulation.engine=ray, or leave simulation.ray out"
+        raise UserError("simulation.ray", simulation.ray, remedy, problem="the engine is inline")
     spacing = simulation.phantom_spacing_mm
     if len(spacing) != 3:
         raise UserError("simulation.phantom_spacing_mm", spacing, "give three mm: [z, y, x]")
@@ -229,6 +233,21 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"
             )
+
+
+def require_address(simulation: Simulation) -> None:
+    """Requires that `ray` is an address; whether a cluster answers there is asked by who joins it.
+
+    Raises:
+        UserError: it is none.
+    """
+    address = simulation.ray
+    host, _, port = address.rpartition(":")
+    if address not in ("", "auto") and not (
+        host and not set(host) & set("/ \t@") and port.isdecimal() and PORT.holds(int(port))
+    ):
+        remedy = "give HOST:PORT of the cluster's head, auto, or nothing for a Ray of the run's own"
+        raise UserError("simulation.ray", address, remedy)
 
 
 def require_simulated(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Train, validate and predict on one device; knows nothing of sites, rounds or files.
+"""Train and validate on one device or several; knows nothing of sites, rounds or files.
 
 Legend: image (B, 1, Z, Y, X) float32 in [-1, 1], label (B, Z, Y, X) int64, annotated (B, C) bool,
 logits (B, 1 + C, Z, Y, X); C organs in the order of `organs`, class 0 is background.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +42,24 @@ from core.training.optimisation import (
     memory_advice,
     optimiser_tensors,
     reads_none,
-    resolve_device,
     scaler_tensors,
     take_step,
     take_step_unread,
     to_device,
 )
 from core.training.probabilities import probabilities_of
+from core.training.ranks import (
+    ALONE,
+    Group,
+    arrays_of,
+    devices_of,
+    require_batch,
+    tensors_of,
+    together,
+)
+from core.wire.partition import network
+
+LEAST_NUMBERS = 16  # of a sum: those of a loss and its terms fit into it
 
 
 @dataclass(frozen=True)
@@ -106,50 +119,101 @@ def train(
         entries: cached training cases; all of them are used.
         plan: gives augmentation, loss, optimiser, schedule, precision, threads, determinism.
         phase: gives organs, and length and top of the learning rate's schedule.
-        device: ``auto | cpu | cuda:N``.
+        device: as for `devices_of`. Several share the cases of each batch; the weights are those
+            of one up to rounding (but for dropout, which each draws for itself), and `model` is
+            then `network` of the phase.
         epochs: which of the phase's.
 
     Returns:
         The result, and the optimiser's memory as flat tensors (safetensors can hold them).
 
     Raises:
-        UserError: no case, nothing to train, no finite loss at all, or not enough GPU memory.
+        UserError: no case, nothing to train, fewer cases in a batch than devices, a device that is
+            not there, no finite loss at all, or not enough GPU memory.
     """
-    target = resolve_device(device)
-    settings = plan.train if phase.lr is None else replace(plan.train, lr=phase.lr)
+    devices = devices_of(device)
+    require_batch(plan.train.batch, devices)
     if not entries:
         raise UserError("entries", 0, "give the phase a site with training cases of its organs")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise UserError("freeze", "every parameter", "leave at least one stage trainable")
+    if len(devices) == 1:
+        return _train(Group(devices=devices), model, entries, plan, phase, epochs)
+    pull = epochs.proximal
+    sent = (
+        _sent(model),
+        replace(epochs, optimiser_state=None, proximal=None),
+        arrays_of(epochs.optimiser_state or {}),
+        None if pull is None else (pull[0], arrays_of(pull[1])),
+    )
+    numbers = max(sum(p.numel() for p in named.values()) + len(named) + 1, LEAST_NUMBERS)
+    return together(
+        lambda group: _train(group, model, entries, plan, phase, epochs),
+        (_train_beside, (sent, tuple(entries), plan, phase)),
+        devices,
+        numbers,
+    )
+
+
+def _train_beside(
+    group: Group, sent: tuple[Any, ...], entries: Sequence[Entry], plan: Plan, phase: Phase
+) -> None:
+    """What the other processes do in `train`: the same steps, on their own copy."""
+    model, epochs, memory, pull = sent
+    epochs = replace(
+        epochs,
+        optimiser_state=tensors_of(memory),
+        proximal=None if pull is None else (pull[0], tensors_of(pull[1])),
+    )
+    _train(group, _received(model, plan, phase), entries, plan, phase, epochs)
+
+
+def _train(
+    group: Group,
+    model: nn.Module,
+    entries: Sequence[Entry],
+    plan: Plan,
+    phase: Phase,
+    epochs: Epochs,
+) -> tuple[TrainResult, dict[str, Tensor]]:
+    """`train` in one process of a group."""
+    target = group.device
+    settings = plan.train if phase.lr is None else replace(plan.train, lr=phase.lr)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     scaler = make_scaler(settings, target)
     start = time.perf_counter()
     augment = plan.augment if plan.augment.enabled else None
     window = plan.preprocess.window_hu
     total = phase.rounds * phase.local_epochs
-    with device_settings(settings, target, epochs.seed), memory_advice():
+    with device_settings(settings, target, epochs.seed + group.rank, group.size), memory_advice():
         to_device(model, target, plan.model.channels_last).train()
         optimiser = make_optimiser(settings, list(named.values()))
         if epochs.optimiser_state:
             load_optimiser(optimiser, named, epochs.optimiser_state)
             load_scaler(scaler, epochs.optimiser_state)
         pull = Proximal(named, epochs.proximal)
-        tally = _Tally(target)
-        step_of = take_step_unread if reads_none(optimiser, target) else take_step
+        tally = _Tally(group)
+        unread = group.size == 1 and reads_none(optimiser, target)
         steps_per_epoch = math.ceil(len(entries) / settings.batch)
         for epoch in range(epochs.first, epochs.first + epochs.count):
             cases = CropDataset(entries, phase.organs, augment, window, epochs.seed, epoch)
             cases.device = target if plan.augment.device == "site" else cases.device
             ahead = target.type == "cuda"
-            for step, batch in enumerate(_batches(cases, settings.batch, target, ahead=ahead)):
+            batches = _batches(cases, settings.batch, group, ahead=ahead)
+            for step, (count, batch) in enumerate(batches):
                 rate = learning_rate(settings, epoch + step / steps_per_epoch, total)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
+                for row in optimiser.param_groups:
+                    row["lr"] = rate
                 parts: list[LossTerms] = []
-                losses = part_losses(model, batch, plan, epochs.weights, parts)
-                taken = step_of(losses, optimiser, scaler, pull, settings.clip_norm)
+                losses = part_losses(model, batch, plan, epochs.weights, parts, group)
+                taken: bool | Tensor
+                if unread:
+                    taken = take_step_unread(losses, optimiser, scaler, pull, settings.clip_norm)
+                else:
+                    taken = take_step(losses, optimiser, scaler, pull, settings.clip_norm, group)
                 leave_if_told()
-                tally.add(parts, pull.value, len(batch["image"]), taken)
+                tally.add(parts, None if taken is False else pull.value, count, taken)
         state = optimiser_tensors(optimiser, named) | scaler_tensors(scaler)
     return tally.result(time.perf_counter() - start), state
 
@@ -171,21 +235,57 @@ def validate(
         plan: gives window, threads and determinism.
         phase: gives organs, whether each crop is averaged with its mirror image, and whether HD95
             is computed (`validate_hd95`).
-        device: ``auto | cpu | cuda:N``.
+        device: as for `devices_of`; several share the cases, and `model` is then `network` of the
+            phase.
         on_case: called with each entry and its label map (Z, Y, X) on the CT's grid.
 
     Returns:
         One score a case and annotated organ; a missed organ's penalty is the diagonal of the crop.
     """
-    target = resolve_device(device)
+    devices = devices_of(device)[: max(len(entries), 1)]
+
+    def score(group: Group) -> list[CaseScore]:
+        scores: list[CaseScore] = []
+        with closing(_scored(group, model, entries, plan, phase)) as own:
+            for index, entry in enumerate(entries):
+                leave_if_told()
+                rank = index % group.size
+                found, labelmap = next(own) if rank == 0 else group.receive(rank)
+                scores += found
+                if on_case is not None:
+                    on_case(entry, labelmap)
+        return scores
+
+    if len(devices) == 1:
+        return score(Group(devices=devices))
+    arguments = (_sent(model), tuple(entries), plan, phase, on_case is not None)
+    return together(score, (_score_beside, arguments), devices, 0)
+
+
+def _score_beside(
+    group: Group,
+    sent: tuple[Any, ...],
+    entries: Sequence[Entry],
+    plan: Plan,
+    phase: Phase,
+    drawn: bool,
+) -> None:
+    """What the other processes do in `validate`: every so many cases, sent as they are done."""
+    for found, labelmap in _scored(group, _received(sent, plan, phase), entries, plan, phase):
+        group.send((found, labelmap if drawn else None))
+
+
+def _scored(
+    group: Group, model: nn.Module, entries: Sequence[Entry], plan: Plan, phase: Phase
+) -> Generator[tuple[list[CaseScore], npt.NDArray[np.uint8]]]:
+    """Scores and label maps of the cases of one process: as many as it has ranks apart."""
     organs = phase.organs
     sides = organs if phase.average_mirrored else ()
     score = score_case if phase.validate_hd95 else overlap_case
-    scores: list[CaseScore] = []
-    with device_settings(plan.train, target, plan.seed), memory_advice():
+    target = group.device
+    with device_settings(plan.train, target, plan.seed, group.size), memory_advice():
         to_device(model, target, plan.model.channels_last).eval()
-        for entry in entries:
-            leave_if_told()
+        for entry in entries[group.rank :: group.size]:
             image = scale_image(entry.image(), plan.preprocess.window_hu)
             probabilities = probabilities_of(
                 [model], image, target, average_mirrored=sides, settings=plan.train
@@ -193,10 +293,23 @@ def validate(
             labelmap = restore(probabilities, entry.crop, entry.source)
             spacing, penalty = entry.source.spacing_mm, entry.crop.diagonal_mm()
             truth = entry.truth(organs)
-            scores += score(entry.case, labelmap, organs, truth, spacing, penalty)
-            if on_case is not None:
-                on_case(entry, labelmap)
-    return scores
+            yield score(entry.case, labelmap, organs, truth, spacing, penalty), labelmap
+
+
+def _sent(model: nn.Module) -> tuple[dict[str, Any], frozenset[str]]:
+    """A network's values, and the names of those that train, for `_received`."""
+    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    return arrays_of(model.state_dict()), trained
+
+
+def _received(sent: tuple[dict[str, Any], frozenset[str]], plan: Plan, phase: Phase) -> nn.Module:
+    """The phase's network with the values of another process's."""
+    values, trained = sent
+    model = network(plan, phase)
+    model.load_state_dict(tensors_of(values))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in trained
+    return model
 
 
 def part_losses(
@@ -205,15 +318,22 @@ def part_losses(
     plan: Plan,
     weights: LossWeights,
     parts: list[LossTerms],
+    group: Group = ALONE,
 ) -> Iterator[Tensor]:
     """Losses of the parts that `train.accumulate` cuts a batch into, each computed when asked for.
 
     They add up to the loss of the batch, and so do their gradients: each is divided by what the
-    whole batch is divided by. The terms are added to `parts`.
+    whole batch is divided by, also where other processes of a group have the rest of it ({} where
+    they have all). The terms are added to `parts`.
     """
+    if not batch:
+        group.sum([torch.zeros(len(LOSSES) - 1)])
+        return
     image, label, known = batch["image"], batch["label"], batch["annotated"]
     size = math.ceil(len(image) / plan.train.accumulate)
-    whole = denominators(label, known, plan.loss, weights) if size < len(image) else None
+    whole = None
+    if size < len(image) or group.size > 1:
+        whole = denominators(label, known, plan.loss, weights, lambda part: group.sum([part]))
     for start in range(0, len(image), size):
         some = slice(start, start + size)
         with autocast(plan.train, image.device):
@@ -227,8 +347,9 @@ def part_losses(
 class _Tally:
     """Sums losses on the device; one transfer at the end."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=device)
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=group.device)
         self.unread: list[tuple[int, Tensor]] = []  # samples of a step, whether it was taken
         self.samples = self.steps = self.seen = 0
         self.proximal = False
@@ -248,9 +369,10 @@ class _Tally:
         else:
             self._count(samples)
         self.proximal |= proximal is not None
-        terms = [sum(getattr(part, name).detach() for part in parts) for name in LOSSES]
-        values = [*terms, proximal if proximal is not None else torch.zeros_like(terms[0])]
-        added = samples * torch.stack([v.to(self.sums) for v in values])
+        zero = self.sums.new_zeros((), dtype=torch.float32)
+        terms = [sum((getattr(part, name).detach() for part in parts), zero) for name in LOSSES]
+        once = proximal if proximal is not None and self.group.rank == 0 else zero
+        added = samples * torch.stack([v.to(self.sums) for v in (*terms, once)])
         self.sums += added.where(taken, 0.0) if isinstance(taken, Tensor) else added
 
     def _count(self, samples: int) -> None:
@@ -270,6 +392,7 @@ class _Tally:
                 "lower train.lr, set train.amp to off, or start from sound weights",
                 problem="no step had a finite loss and gradient",
             )
+        self.group.sum([self.sums])
         names = (*LOSSES, "proximal") if self.proximal else LOSSES
         means = (self.sums / self.samples).tolist()
         loss = dict(zip(names, means, strict=False))
@@ -285,34 +408,40 @@ class _Tally:
 
 
 def _batches(
-    dataset: CropDataset, size: int, device: torch.device, *, ahead: bool
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of `size` samples on the device; the last may be smaller.
+    dataset: CropDataset, size: int, group: Group, *, ahead: bool
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Cases of each batch, and those of this process on its device; {} where it has none.
 
-    With `ahead` a thread prepares the next batch meanwhile (on a CPU it would only take the cores
-    that the network needs). A sample depends on its seed alone: only the time changes.
+    A batch has `size` cases, the last may have fewer. With `ahead` a thread prepares the next batch
+    meanwhile (on a CPU it would only take the cores that the network needs). A sample depends on
+    its seed alone: neither the time nor the process changes it.
     """
 
-    def batch(start: int) -> dict[str, Tensor]:
-        samples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
-        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+    def batch(start: int) -> tuple[int, dict[str, Tensor]]:
+        cases = range(start, min(start + size, len(dataset)))
+        samples = [dataset[i] for i in group.share(cases)]
+        keys = samples[0] if samples else ()
+        return len(cases), {key: torch.stack([s[key] for s in samples]) for key in keys}
+
+    def moved(prepared: tuple[int, dict[str, Tensor]]) -> tuple[int, dict[str, Tensor]]:
+        return prepared[0], _moved(prepared[1], group.device)
 
     starts = range(0, len(dataset), size)
     if not ahead:
-        yield from (_moved(batch(start), device) for start in starts)
+        yield from (moved(batch(start)) for start in starts)
         return
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[dict[str, Tensor]]] = deque()
+        waiting: deque[Future[tuple[int, dict[str, Tensor]]]] = deque()
         for start in starts:
             waiting.append(pool.submit(batch, start))
             if len(waiting) > 1:
-                yield _moved(waiting.popleft().result(), device)
+                yield moved(waiting.popleft().result())
         while waiting:
-            yield _moved(waiting.popleft().result(), device)
+            yield moved(waiting.popleft().result())
 
 
 def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The batch on the device; flags stay where they are read without waiting for a GPU."""
-    if device.type == "cpu":
+    if device.type == "cpu" or not batch:
         return batch
     return batch | {key: on_device(batch[key], device) for key in ("image", "label")}

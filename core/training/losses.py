@@ -9,7 +9,7 @@ one-hot map is made. The numbers in brackets are the equations of the paper, sec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +123,8 @@ def segmentation_loss(
         ones = torch.ones_like(sums.count[0])
         weights = weights or LossWeights()
         w, v = _weights(weights, ones)
-        whole = whole if whole is not None else _counted_in(sums.count, sums.active, w, v, settings)
+        if whole is None:
+            whole = _divisors(_counted_in(sums.count, sums.active, w, v, settings))
         terms = {
             "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w, v, settings.form) / whole[0],
             "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form)
@@ -171,7 +172,11 @@ def class_weights(voxels: Sequence[float], mode: str) -> list[float]:
 
 
 def denominators(
-    label: torch.Tensor, annotated: torch.Tensor, settings: Loss, weights: LossWeights
+    label: torch.Tensor,
+    annotated: torch.Tensor,
+    settings: Loss,
+    weights: LossWeights,
+    add_up: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """What the sums of a batch are divided by, from its labels alone: (4), one a loss term.
 
@@ -180,6 +185,8 @@ def denominators(
         annotated: (B, C) bool, on any device.
         settings: the plan's `loss`.
         weights: as for `segmentation_loss`.
+        add_up: replaces what was counted in these cases by what is in all of the batch, where
+            other processes have its other cases.
     """
     classes = annotated.shape[1] + 1
     counts, active = [], []
@@ -190,7 +197,10 @@ def denominators(
         counts.append(found)
         active.append(flags)
     w, v = _weights(weights, torch.ones(classes, device=label.device))
-    return _counted_in(torch.stack(counts), torch.stack(active), w, v, settings)
+    counted = _counted_in(torch.stack(counts), torch.stack(active), w, v, settings)
+    if add_up is not None:
+        add_up(counted)
+    return _divisors(counted)
 
 
 def _weights(weights: LossWeights, ones: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,7 +213,7 @@ def _weights(weights: LossWeights, ones: torch.Tensor) -> tuple[torch.Tensor, to
 def _counted_in(
     count: torch.Tensor, active: torch.Tensor, w: torch.Tensor, v: torch.Tensor, settings: Loss
 ) -> torch.Tensor:
-    """Weights of all voxels in ce and focal, and cases in dice and gdice; none of them 0."""
+    """Weights of all voxels in ce and focal, and cases in dice and gdice: (4), additive."""
     rest = count.new_zeros(())
     if settings.form == "one_vs_rest":
         rest = ((count.sum(dim=1, keepdim=True) - count) * active * v).sum()
@@ -211,7 +221,12 @@ def _counted_in(
     labelled = _counted(active, settings.dice_background)
     voxels = torch.stack([(count * w * v).sum() + rest, (count * v).sum() + rest])
     cases = torch.stack([(s.sum(dim=1) > 0).sum() for s in (shares, labelled)])
-    return torch.cat((torch.where(voxels > 0, voxels, 1), cases.clamp_min(1).to(voxels)))
+    return torch.cat((voxels, cases.to(voxels)))
+
+
+def _divisors(counted: torch.Tensor) -> torch.Tensor:
+    """What was counted, with 1 for nothing."""
+    return torch.where(counted > 0, counted, 1)
 
 
 def _voxel_term(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.plan.schema import Train
+from core.training.ranks import ALONE, Group, sum_gradients
 
 LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
@@ -48,16 +49,25 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def device_settings(settings: Train, device: torch.device, seed: int) -> Iterator[None]:
-    """Threads, determinism and random state for one call; everything is restored after it."""
+def device_settings(
+    settings: Train, device: torch.device, seed: int, processes: int = 1
+) -> Iterator[None]:
+    """Threads, determinism and random state for one call; everything is restored after it.
+
+    Args:
+        settings: the plan's `train`.
+        device: of this process.
+        seed: of this process's random state.
+        processes: that share the threads.
+    """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     forked = [device.index or 0] if device.type == "cuda" else []
     try:
-        if settings.threads > 0:
-            torch.set_num_threads(settings.threads)
+        if settings.threads > 0 or processes > 1:
+            torch.set_num_threads(max(1, (settings.threads or threads) // processes))
         if settings.deterministic:
             if device.type == "cuda":  # cuBLAS reads it as it begins
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -274,6 +284,7 @@ def take_step(
     scaler: torch.amp.GradScaler,
     pull: Proximal,
     clip_norm: float,
+    group: Group = ALONE,
 ) -> bool:
     """One optimiser step; False, and no change, where something is not finite.
 
@@ -284,15 +295,20 @@ def take_step(
         scaler: see `make_scaler`.
         pull: FedProx.
         clip_norm: longest gradient; 0 for any.
+        group: the processes that have the other parts of the batch; all take the same step.
     """
     optimiser.zero_grad(set_to_none=True)
+    finite = True
     for loss in losses:
-        if not bool(torch.isfinite(loss)):
-            return False
+        finite = bool(torch.isfinite(loss))
+        if not finite:
+            break
         torch.autograd.backward(scaler.scale(loss))
+    parameters = [p for row in optimiser.param_groups for p in row["params"]]
+    if not sum_gradients(group, parameters, finite):
+        return False
     scaler.unscale_(optimiser)
     pull.add_gradient()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     limit = clip_norm if clip_norm > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     finite = bool(torch.isfinite(norm))

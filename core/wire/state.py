@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -19,7 +20,9 @@ TOLD = {"dtype", "shape", "data_offsets"}
 HEADER_BYTES = 400  # more than the header says of a tensor beside its name
 # Of a round's step, as a multiple of the tensor's own size, or of 1 if that is less.
 FARTHEST = 10.0
+PIECE = 2**20  # numbers that are looked at together
 State = Mapping[str, Tensor]
+Loader = Callable[[bytes], dict[str, Tensor]]
 
 
 def packed(state: Mapping[str, Tensor]) -> bytes:
@@ -32,12 +35,15 @@ def packed(state: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in state.items()})
 
 
-def unpacked(parcel: bytes, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def unpacked(
+    parcel: bytes, expected: State | None = None, *, load: Loader = safetensors.torch.load
+) -> dict[str, Tensor]:
     """The state in a parcel, which may come from anywhere.
 
     Args:
         parcel: from `packed`.
         expected: what should be in it: a parcel that is much larger is not opened.
+        load: makes the tensors of a safetensors file's bytes.
 
     Raises:
         ValueError: it is larger, is no safetensors file, or holds more than tensors.
@@ -45,7 +51,7 @@ def unpacked(parcel: bytes, expected: Mapping[str, Tensor] | None = None) -> dic
     if expected is not None and len(parcel) > _most(expected):
         raise ValueError("a larger parcel")
     try:
-        state = safetensors.torch.load(parcel)
+        state = load(parcel)
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError("no safetensors file") from error
     length = int.from_bytes(parcel[:8], "little")
@@ -100,12 +106,12 @@ def beyond(after: State, before: State) -> str:
     for name, tensor in after.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        start = before[name].double()
-        step, size = _rms(tensor.double() - start), _rms(start)
+        step = size = 0.0
+        pieces = (torch.split(t.reshape(-1), PIECE) for t in (tensor, before[name]))
+        for new, old in zip(*pieces, strict=True):
+            step += float((new.double() - old.double()).square().sum())
+            size += float(old.double().square().sum())
+        step, size = math.sqrt(step / tensor.numel()), math.sqrt(size / tensor.numel())
         if not step <= FARTHEST * max(size, 1.0):  # also where it is no number
             return name
     return ""
-
-
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())

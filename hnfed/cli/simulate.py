@@ -10,6 +10,8 @@ from core.errors import UserError
 from hnfed.cli.json_output import SCREEN, add_json
 from hnfed.cli.results import subcommand
 
+ON = ("local", "ray", "slurm")
+
 
 def register(commands: Any, release: str = "") -> None:
     """Adds the subcommands of a researcher to those of a command line.
@@ -43,16 +45,25 @@ def register(commands: Any, release: str = "") -> None:
         "hnfed grid transfer simulation.data=DIR --list",
         "hnfed grid transfer simulation.data=DIR --out runs/transfer --only 'scratch-*'",
         "hnfed grid my-study.yaml seeds=[0,1,2] --jobs 2",
+        "hnfed grid transfer simulation.data=DIR --on slurm --slurm partition=long",
+        "hnfed grid transfer simulation.data=DIR --on ray simulation.ray=10.0.0.1:6379",
     )
     grid.add_argument("study", metavar="STUDY", help="a shipped study, or a YAML file")
     text = "dotted keys, for every cell; seeds=[...]"
     grid.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     grid.add_argument("--out", type=Path, help="folder of the cells (default: runs/STUDY)")
-    text = "cells side by side (default: CPUs // simulation.cpus_per_site)"
+    text = "where the cells run: this machine (local, default), the nodes of a Ray or Slurm cluster"
+    grid.add_argument("--on", choices=ON, default=ON[0], help=text)
+    text = (
+        "a setting of submitit's for --on slurm, several times: partition=P, time=MINUTES, mem=8GB"
+    )
+    grid.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=text)
+    text = "cells side by side (default: CPUs // simulation.cpus_per_site; on a cluster all)"
     grid.add_argument("--jobs", type=int, help=text)
     text = "cells by name"
     grid.add_argument("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=text)
-    grid.add_argument("--list", action="store_true", help="print the cells, run nothing")
+    text = "print the cells, how far each has come and where it is; run nothing"
+    grid.add_argument("--list", action="store_true", help=text)
     add_json(grid, "the cells and where each stands (with --list)")
 
 
@@ -73,7 +84,11 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _grid(options: argparse.Namespace) -> int:
     from core.files import keep_from_others
-    from simulations.sweep import grid, list_cells
+    from core.plan.load import require_pairs, value_of
+    from core.plan.schema import Simulation
+    from simulations.cell_list import list_cells
+    from simulations.places.where import Where, of_the_cluster
+    from simulations.sweep import grid
 
     keep_from_others()
     if options.json is not None and not options.list:
@@ -82,9 +97,16 @@ def _grid(options: argparse.Namespace) -> int:
     swallowed = [item for item in options.only if "=" in item]  # KEY=VALUE after --only
     overrides = [*options.overrides, *swallowed]
     only = [item for item in options.only if "=" not in item]
+    ray = Simulation()
+    if options.on == "ray":
+        overrides, ray = of_the_cluster(overrides)
     if options.list:
         cells = list_cells(options.study, overrides, options.out, only)
         if options.json is not None:
             options.json.write({"schema": 1, "cells": cells})
         return 0
-    return grid(options.study, overrides, options.out, jobs=options.jobs, only=only)
+    require_pairs(options.slurm)
+    pairs = [item.partition("=") for item in options.slurm]
+    slurm = {name: value_of(f"--slurm {name}", text) for name, _, text in pairs}
+    where = Where(options.on, options.jobs, slurm, ray)
+    return grid(options.study, overrides, options.out, where=where, only=only)

@@ -136,9 +136,12 @@ def _device() -> Check:
     if not torch.cuda.is_available():
         found = f"torch {torch.__version__}, no CUDA device"
         return Check("device", WARN, found, "training runs on the CPU; install a driver for a GPU")
-    free, total = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    return Check("device", PASS, f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        gpus.append(f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    return Check("device", PASS, "; ".join(gpus))
 
 
 def _memory() -> Check:
@@ -149,18 +152,19 @@ def _memory() -> Check:
 
 def _suffices(plan: Plan, device: str) -> Check:
     """A step of the plan, taken with made-up voxels, against the memory that is free."""
-    from core.training.optimisation import resolve_device
-    from hnfed.deploy.memory_probe import REMEDY, rehearse
+    from core.training.ranks import devices_of, name_of, require_batch
+    from simulations.memory_probe import REMEDY, rehearse
 
     name = "plan's memory"
     try:
-        target = resolve_device(device)
-        free = _free_bytes(str(target))
+        devices = devices_of(device)
+        require_batch(plan.train.batch, devices)
+        free = min(_free_bytes(str(target)) for target in devices)
         step = rehearse(plan, device)
     except UserError as error:
         return failed(name, error)
     found = f"a step of training takes {step.peak_bytes / 1e9:.1f} of {free / 1e9:.1f} GB free"
-    found += f" and {step.seconds:.1f} s on {target}"
+    found += f" and {step.seconds:.1f} s on {name_of(devices)}"
     return judged(name, step.peak_bytes < TIGHT * free, found, REMEDY)
 
 

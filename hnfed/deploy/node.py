@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from client.prepared import description_of, prepared_site
@@ -22,6 +23,7 @@ from core.data.cached_case import Entry
 from core.plan.schema import Phase, Plan
 from core.processes import Stopped, stop_by_signal
 from core.text import shown
+from core.training.ranks import devices_of, name_of
 from hnfed.deploy.prepare import prepared_apart
 from hnfed.deploy.site_file import require_own_kit, site_from_file
 from hnfed.guard.fleet import Connection, FleetError, connect
@@ -137,9 +139,11 @@ def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:
     """
     site = site_from_file(site_file, "node")
     require_own_kit(site, kit)
+    devices = devices_of(site.device, "site file: device")
 
     def describe(run: str, pin: Pin) -> str:
-        return description_of(site_from_file(site_file, run), pin.split, pin.left_out)
+        of_run = replace(site_from_file(site_file, run), device=name_of(devices))
+        return description_of(of_run, pin.split, pin.left_out)
 
     def entries(plan: Plan, phase: Phase, split: str) -> list[Entry]:
         return prepared_site(description_of(site, split, {})).of_phase(plan, phase, "train")
@@ -149,7 +153,7 @@ def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:
         name=site.name,
         state=site.base_folder.parent.resolve(),
         cache=site.cache.resolve(),
-        device=site.device,
+        devices=devices,
         prepare=functools.partial(prepared_apart, site_file, kit.folder / "policy.yaml"),
         entries=entries,
         describe=describe,

@@ -18,6 +18,7 @@ from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.plan.load import read_yaml
 from core.plan.ranges import SPLIT, number_of
+from core.training.ranks import numbers_in
 from hnfed.guard.kit import Kit
 from hnfed.guard.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
@@ -61,6 +62,8 @@ def site_from_file(path: Path, run: str) -> Site:
     for key in ("format", "structure_set", "device"):
         if not isinstance(values.get(key) or "", str):
             raise UserError(f"site file: {key}", values[key], "give a text, such as auto")
+    device = str(values.get("device") or "auto")
+    numbers_in(device, "site file: device")
     absent = values.get("absent", REFUSE)
     if absent not in (REFUSE, COUNT):
         raise UserError("site file: absent", absent, f"write {REFUSE} or {COUNT}")
@@ -82,7 +85,7 @@ def site_from_file(path: Path, run: str) -> Site:
                 absent=absent,
             ),
         ),
-        device=str(values.get("device", "auto")),
+        device=device,
         cache=Path(str(values["cache"])),
         run_folder=state / run_id(run),
         base_folder=state / "base",

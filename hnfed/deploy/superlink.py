@@ -38,6 +38,8 @@ CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
 NGINX_FILES = 17_000  # of its workers: a place each, and both ends of what passes
 RUNS = "HNFED_RUNS"
+# Weights that are let go of return to the system: glibc would keep room for them, ever more of it.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 ADMITTED, SUPERLINK_LOG = "admitted.json", "superlink.log"
 LOGS = (SUPERLINK_LOG, "nginx.log", "nginx.error.log", "nginx.access.log")
 COMES = re.compile(rb"\[Fleet\.(Activate|Deactivate)Node\] \w+ node_id=(\d+)")
@@ -295,6 +297,7 @@ def environment(kit: Kit) -> dict[str, str]:
     return {
         **ours,
         **QUIET,
+        **MALLOC,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "FLWR_HOME": str(kit.folder / "flower"),
         RUNS: str(kit.folder / "runs"),

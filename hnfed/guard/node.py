@@ -14,9 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.data.cached_case import Entry
 from core.plan.load import plan_from_json, plan_hash
 from core.plan.schema import Phase, Plan
+from core.training.ranks import require_batch
 from core.wire.countersignature import Countersignature
 from core.wire.messages import NEED_BASE, OK, SETTINGS, Header, Order
 from hnfed.guard import closed, exit, order, pins
@@ -80,7 +83,7 @@ class House:
         name: of the site.
         state: its state folder.
         cache: its cache of prepared cases.
-        device: auto | cpu | cuda:N.
+        devices: of the processes that train, by rank.
         prepare: archive to cache for a plan and a run, by installed code; the keyed hash of the
             split, and how many cases were left out, by reason. Raises `PreparationError`.
         entries: the training cases that a phase would use, of the split with that hash.
@@ -92,7 +95,7 @@ class House:
     name: str
     state: Path
     cache: Path
-    device: str
+    devices: tuple[torch.device, ...]
     prepare: Callable[[str, str], tuple[str, Mapping[str, int]]]
     entries: Callable[[Plan, Phase, str], Sequence[Entry]]
     describe: Callable[[str, Pin], str]
@@ -219,6 +222,7 @@ class Desk:
         self._heed(asked.order)
         self._say(case, "begun")
         if asked.kind == "query":
+            require_batch(plan.train.batch, self.house.devices)
             pin = self._prepared(case, settings["plan"], pin)
         else:
             case.entries = self._require_entries(asked, policy, pin)
@@ -375,17 +379,18 @@ class Desk:
         house = self.house
         code = self._code(content)
         run_folder, base_folder = house.state / asked.run, house.state / "base"
+        devices = [str(device) for device in house.devices]
         for folder in (run_folder, base_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._workers.taken() as worker:
             task = {
                 "kind": asked.kind,
                 "code": str(code),
-                "device": house.device,
+                "devices": devices,
                 "gpu_memory_share": policy.gpu_memory_share,
                 "walls": walls_of(
                     policy,
-                    house.device,
+                    devices,
                     read=(code, house.cache),
                     write=(run_folder, base_folder, worker.scratch),
                     secrets=(house.kit.folder, *(house.guard / f for f in SECRET)),

@@ -14,7 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -60,12 +60,14 @@ class Walls:
         write: folders, with all beneath: readable, files and folders are made, changed, removed.
         devices: files of /dev that are read, written and controlled (`gpu_devices`).
         memory_bytes: most private memory of the process; None for no limit.
+        gpus: of `devices`, the one that each process computes on, by rank: CUDA's number.
     """
 
     read: tuple[Path, ...]
     write: tuple[Path, ...]
     devices: tuple[Path, ...] = ()
     memory_bytes: int | None = None
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,12 @@ def require_outside(walls: Walls, *secrets: Path) -> None:
             raise UserError("kit", secret, remedy, problem=f"beneath {covering[0]}")
 
 
-def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
+Forked = tuple[int, list[tuple[int, int]]]  # rank of a process, and its pipes to others
+
+
+def enter(
+    walls: Walls, keep: tuple[int, ...] = (), fork: Callable[[], Forked] = lambda: (0, [])
+) -> Forked:
     """Closes this process in, for good, with all that it starts later.
 
     Called by a worker before it imports torch or anything of a bundle: while it has one thread.
@@ -144,6 +151,11 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
         walls: what is left.
         keep: descriptors that stay open: pipes, files, connected Unix sockets. Of 0, 1 and 2 those
             that are not kept lead to nowhere.
+        fork: makes further processes, once the walls of the files stand and before any GPU is
+            started: each goes on from here, within the same walls.
+
+    Returns:
+        What `fork` returned, in each process.
 
     Raises:
         UserError: a path of `walls` is not there, or a descriptor of `keep` is of another kind.
@@ -169,14 +181,16 @@ def enter(walls: Walls, keep: tuple[int, ...] = ()) -> None:
     prctl(SET_NO_NEW_PRIVILEGES, 1)
     landlock.restrict(_rules(walls))
     keep_capabilities(DAC_OVERRIDE)
+    rank, pipes = fork()
     if walls.devices:
-        _start_gpu()
+        _start_gpu(walls.gpus[rank])
     seccomp.restrict(
         os.getpid(),
         signals=known < landlock.SINCE_SCOPES,
         truncate=known < landlock.SINCE_TRUNCATE,
     )
     _prove()
+    return rank, pipes
 
 
 def limit_memory(most_bytes: int, *, addresses: bool = True) -> None:
@@ -289,12 +303,11 @@ def _lower(kind: int, most: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _start_gpu() -> None:
+def _start_gpu(number: int) -> None:
     import torch
 
     torch.cuda.init()  # type: ignore[no-untyped-call]
-    for index in range(torch.cuda.device_count()):
-        torch.zeros(1, device=f"cuda:{index}")
+    torch.zeros(1, device=f"cuda:{number}")
 
 
 def _prove() -> None:

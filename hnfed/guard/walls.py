@@ -32,7 +32,7 @@ def warning_of(mode: str) -> str:
 
 def walls_of(
     policy: Policy,
-    device: str,
+    devices: Sequence[str],
     *,
     read: Sequence[Path],
     write: Sequence[Path],
@@ -42,7 +42,7 @@ def walls_of(
 
     Args:
         policy: of the site.
-        device: auto | cpu | cuda:N.
+        devices: of its processes, ``cpu`` or ``cuda:N`` each; they share the policy's memory.
         read: files and folders beside Python's own.
         write: folders.
         secrets: that must lie outside of all these.
@@ -55,8 +55,8 @@ def walls_of(
     walls = Walls(
         read=(*runtime_paths(), *(path.resolve() for path in read if path.exists())),
         write=tuple(path.resolve() for path in write),
-        devices=() if device == "cpu" else gpu_devices(),
-        memory_bytes=int(policy.memory_gb * GIB),
+        devices=gpu_devices() if any(name.startswith("cuda") for name in devices) else (),
+        memory_bytes=int(policy.memory_gb * GIB) // len(devices),
     )
     require_outside(walls, *secrets)
     return {

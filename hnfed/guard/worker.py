@@ -1,14 +1,19 @@
-"""One message, answered by the approved bundle in a process of its own that is closed in first.
+"""One message, answered by the approved bundle in processes of its own, closed in first.
 
 Started by the guard with an empty environment and one open socket. Where there is no order yet it
 loads the libraries that training needs, and waits. Until the walls stand nothing of the bundle is
 on the path, and no thread runs. What comes in and what goes out are values and bytes (`frames`);
 the guard believes none of them.
+
+A site that trains on several devices has a process for each. The others are forked from the first
+within the walls, before any of them starts a GPU, and work for it over pipes. They are of its
+process group, which the guard ends as a whole, and die with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import socket
@@ -17,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.processes import end_with_parent
 from hnfed.guard import frames
 from hnfed.guard.sandbox import Walls, enter
 
@@ -35,19 +41,53 @@ def main() -> None:
         _load_libraries()
     channel = socket.socket(fileno=int(sys.argv[1]))
     task, blobs = frames.receive(channel, MOST_BYTES)
-    walls = task["walls"]
-    if walls is not None:
+    devices = [str(device) for device in task["devices"]]
+    forked = functools.partial(_forked, channel, len(devices))
+    if (walls := task["walls"]) is not None:
         paths = {k: tuple(map(Path, walls[k])) for k in ("read", "write", "devices")}
-        keep = (channel.fileno(), 1, 2)
-        enter(Walls(**paths, memory_bytes=walls["memory_bytes"]), keep)
-    _limit_gpu(float(task["gpu_memory_share"]), str(task["device"]))
+        numbers = tuple(int(device.partition(":")[2] or 0) for device in devices)
+        closed_in = Walls(**paths, memory_bytes=walls["memory_bytes"], gpus=numbers)
+        rank, pipes = enter(closed_in, (channel.fileno(), 1, 2), forked)
+    else:
+        rank, pipes = forked()
+    _limit_gpu(float(task["gpu_memory_share"]), devices[rank])
     app = load(Path(task["code"]))
+    if len(devices) > 1:
+        from core.training import ranks  # the bundle's
+
+        if rank:
+            ranks.serve(*pipes[0])
+            os._exit(0)
+        ranks.given(pipes)
     values, out = answer(app, task, blobs)
     frames.send(channel, values, out)
     channel.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # a thread that the bundle left does not keep the process
+
+
+def _forked(channel: socket.socket, processes: int) -> tuple[int, list[tuple[int, int]]]:
+    """Makes a process for each further device, while this one has no thread.
+
+    Returns:
+        In each of them its rank, and descriptors to read from and write to: in the first those to
+        all others, in the others those to the first.
+    """
+    pipes: list[tuple[int, int]] = []
+    first = os.getpid()
+    for rank in range(1, processes):
+        (read, their_write), (their_read, write) = os.pipe(), os.pipe()
+        if os.fork() == 0:
+            end_with_parent(first)
+            channel.close()
+            for end in (read, write, *(end for pair in pipes for end in pair)):
+                os.close(end)  # a pipe closes with the process that it belongs to
+            return rank, [(their_read, their_write)]
+        os.close(their_read)
+        os.close(their_write)
+        pipes.append((read, write))
+    return 0, pipes
 
 
 def load(folder: Path) -> Any:
@@ -119,9 +159,7 @@ def _limit_gpu(share: float, device: str) -> None:
     if share < 1.0 and device != "cpu":
         import torch
 
-        if torch.cuda.is_available():
-            wanted = torch.device("cuda" if device == "auto" else device)
-            torch.cuda.set_per_process_memory_fraction(share, wanted)
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(device))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ PLACES = {
         ("core/training/engine.py", "train"), ("core/training/engine.py", "validate"),
         ("core/training/losses.py", "segmentation_loss"),
         ("core/training/optimisation.py", "take_step"),
-        ("core/training/optimisation.py", "resolve_device"),
+        ("core/training/ranks.py", "devices_of"),
         ("core/metrics/scores.py", "organ_sums"),
         ("core/metrics/scores.py", "score_case"), ("core/wire/messages.py", "to_metrics"),
         ("core/wire/state.py", "unpacked"),

@@ -118,6 +118,28 @@ def test_moving_a_message_is_told_apart_from_waiting(monkeypatch: pytest.MonkeyP
     assert done.seconds["a"] > 50.0
 
 
+def test_each_answer_is_taken_before_the_next_is_fetched() -> None:
+    grid, log = Grid({1: says(), 2: needs_base, 3: says()}), []
+    pull = grid.pull_messages
+
+    def logged(identifiers: Iterable[str]) -> list[Message]:
+        asked = list(identifiers)
+        log.append(f"pull {len(asked)}")
+        return pull(asked)
+
+    grid.pull_messages = logged  # type: ignore[method-assign]
+    sites = {"a": 1, "b": 2, "c": 3}
+    exchange(
+        grid,  # type: ignore[arg-type]
+        {site: order() for site in sites},
+        sites,
+        Call("train", "g", 5.0),
+        base=lambda: ArrayRecord(BASE),
+        answered=lambda site, _: log.append(site),
+    )
+    assert log == ["pull 1", "a", "pull 1", "pull 1", "c", "pull 1", "b"]
+
+
 def test_nobody_is_waited_for_once_all_have_answered() -> None:
     started = time.monotonic()
     ask(Grid({1: says()}), {"a": 1}, timeout_s=60)

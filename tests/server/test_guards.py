@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from torch import Tensor
 
 from core.metrics.scores import OrganSum
@@ -16,7 +19,7 @@ from core.plan.schema import Guards, Phase
 from core.wire.messages import CODES, NEED_BASE, Header, Result
 from core.wire.state import packed
 from server.exchange import record_of
-from server.guards import Accepted, Rejected, inspect
+from server.guards import Accepted, Rejected, Verdicts, inspect, on_disk
 
 PHASE = Phase(name="p", sites=["a"], organs=["Brainstem", "Parotid_L"])
 EXPECTED = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
@@ -46,7 +49,7 @@ def reply(
 
 
 def verdict(
-    message: Message | None,
+    message: Message,
     expected: dict[str, Tensor] = EXPECTED,
     cases: tuple[int, int, int] = (3, 2, 2),
     phase: Phase = PHASE,
@@ -61,7 +64,7 @@ def verdict(
     )
 
 
-def code_of(message: Message | None, expected: dict[str, Tensor] = EXPECTED) -> str:
+def code_of(message: Message, expected: dict[str, Tensor] = EXPECTED) -> str:
     found = verdict(message, expected)
     assert isinstance(found, Rejected)
     assert found.code in CODES
@@ -89,8 +92,7 @@ def test_weights_where_none_may_travel() -> None:
     assert code_of(reply(other=ArrayRecord(GOOD)), {}) == "E_SCHEMA"
 
 
-def test_silence_and_errors_of_flower() -> None:
-    assert code_of(None) == "E_LOST"
+def test_errors_of_flower() -> None:
     asked = reply()
     error = Message(Error(2, "Jane Doe's scan"), reply_to=asked)
     found = verdict(error)
@@ -297,9 +299,9 @@ def test_an_update_that_changes_nothing() -> None:
 
 
 def test_only_a_site_that_withholds_its_counts_may_train_on_none() -> None:
-    none = reply(metrics={"cases": 0, "annotated": []}, arrays=GOOD)
-    assert code_of(none) == "E_COUNT"
-    assert isinstance(verdict(none, cases=(-1, -1, -1)), Accepted)
+    none = {"cases": 0, "annotated": []}
+    assert code_of(reply(metrics=none, arrays=GOOD)) == "E_COUNT"
+    assert isinstance(verdict(reply(metrics=none, arrays=GOOD), cases=(-1, -1, -1)), Accepted)
 
 
 def test_a_withheld_cell_is_accepted() -> None:
@@ -340,3 +342,42 @@ def test_whatever_numbers_come_the_server_only_accepts_or_rejects(change: dict[s
         assert all(0 <= c <= found.result.cases for c in found.result.annotated)
     else:
         assert found.code in CODES
+
+
+def test_what_waits_on_disk_is_what_came_and_leaves_no_file(tmp_path: Path) -> None:
+    state = {"b": torch.randn(7, 3), "a": torch.arange(5), "one": torch.tensor(2.5)}
+    held = on_disk(packed(state), tmp_path / "state")
+    assert set(held) == set(state)
+    assert all(torch.equal(held[n], state[n]) for n in state)
+    assert {n: t.dtype for n, t in held.items()} == {n: t.dtype for n, t in state.items()}
+    assert list((tmp_path / "state").iterdir()) == []
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+def test_what_is_written_to_it_stays_in_memory_and_changes_nothing_else(tmp_path: Path) -> None:
+    state = {"a": torch.ones(4)}
+    held = on_disk(packed(state), tmp_path)
+    held["a"][0] = 9.0
+    assert held["a"].tolist() == [9.0, 1.0, 1.0, 1.0]
+    assert state["a"].tolist() == [1.0] * 4
+
+
+def test_what_is_no_parcel_leaves_no_file_behind(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError):
+        on_disk(b"no safetensors file", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_site_without_an_answer_is_lost_and_others_are_judged_by_name(tmp_path: Path) -> None:
+    asked = Header("", "r", "p", 1)
+    phase = Phase(name="p", sites=["a", "b"], organs=["Brainstem"])
+    verdicts = Verdicts(asked, phase, {}, Guards(), {"a": (1, 1, 1), "b": (1, 1, 1)}, tmp_path)
+    for site, told in (("a", "a"), ("b", "a")):
+        content = {
+            "header": ConfigRecord(replace(asked, site=told).to_config()),
+            "metrics": MetricRecord(Result().to_metrics(phase.organs)),
+        }
+        order = Message(RecordDict(), dst_node_id=1, message_type="train")  # type: ignore[arg-type]
+        verdicts(site, Message(RecordDict(content), reply_to=order))
+    codes = {s: getattr(verdicts.of(s), "code", "OK") for s in ("a", "b", "c")}
+    assert codes == {"a": "OK", "b": "E_STALE", "c": "E_LOST"}

@@ -31,6 +31,8 @@ RunTiny = Callable[..., Path]
     [
         ("simulation.device=gpu", "simulation.device"),
         ("simulation.device=cuda:99", "simulation.device"),
+        ("simulation.device=cpu:0", "simulation.device"),
+        ("simulation.device=cpu:2", "train.batch"),
         ("train.amp=fp16", "train.amp"),
         (
             "simulation.sites.nyu={phantom: nyu, cases: 5, "

@@ -15,6 +15,7 @@ import pytest
 from core.errors import UserError
 from core.packaging.app_bundle import app_dir, stage_app
 from simulations import launch, supervise
+from simulations.cluster import Cluster
 from tests.simulations.tiny_app import TWO_ORDERS, pyproject
 
 PYPROJECT = pyproject(keys=("out", "plan"))
@@ -176,13 +177,28 @@ def test_app_dir_holds_the_apps() -> None:
     assert settings["tool"]["flwr"]["app"]["components"]["serverapp"] == "server.app:app"
 
 
+def test_on_a_cluster_the_launch_has_its_token_and_a_folder_that_nodes_see(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
+    made = launch._environment(tmp_path, launch.Clients(1, cluster=Cluster("head:6379")))
+    kept = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
+    assert kept.items() <= made.items()
+    assert not {"RAY_ADDRESS", "RAY_TMPDIR", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"} & set(made)
+    assert (made["FLWR_HOME"], made["FLWR_TELEMETRY_ENABLED"]) == (str(tmp_path), "0")
+    home = launch._private_folder(tmp_path)
+    assert home.parent == tmp_path
+    assert home.stat().st_mode & 0o077 == 0
+
+
 def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     monkeypatch.setenv("FLWR_HOME", "/elsewhere")
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.setenv("no_proxy", "inner.example")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = launch._environment(tmp_path)
+    made = launch._environment(tmp_path, launch.Clients(1))
     assert "RAY_ADDRESS" not in made
     assert made["FLWR_HOME"] == made["RAY_TMPDIR"] == str(tmp_path)
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"

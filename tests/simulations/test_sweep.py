@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from core.wire.checkpoint import load as load_checkpoint
 from core.wire.partition import fingerprint
 from hnfed.cli.main import main
 from simulations import sweep as grid_module
-from simulations.cell import mean_dice, wanted
+from simulations.cell import mean_dice
+from simulations.cell_list import list_cells
+from simulations.places import local
+from simulations.places.place import Place, Task
+from simulations.places.where import Where, of_the_cluster
 from simulations.study import read_study
-from simulations.sweep import grid, list_cells
+from simulations.sweep import grid
 from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +64,7 @@ def study(tmp_path: Path, phantom_cache: Path) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory, phantom_cache: Path) -> Path:
     """The cells of `STUDY`, run as a user would; tests copy them."""
     folder = tmp_path_factory.mktemp("grid")
-    assert grid(write_study(folder, phantom_cache), [], folder / "cells", jobs=2) == 0
+    assert grid(write_study(folder, phantom_cache), [], folder / "cells", where=Where(jobs=2)) == 0
     return folder / "cells"
 
 
@@ -113,7 +118,7 @@ def test_done_cells_are_skipped_and_said(
     made: Path, study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p: c for n in (FROZEN, PRETRAIN) for p, c in files_of(made / n).items()}
-    monkeypatch.setattr(grid_module.subprocess, "Popen", None)  # nothing may be started
+    monkeypatch.setattr(local.subprocess, "Popen", None)  # nothing may be started
     assert main(["grid", study, "--out", str(made), "--only", "frozen-*"]) == 0
     printed = capsys.readouterr().out
     assert "with what they need: 1 cell more" in printed
@@ -288,7 +293,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         started.append(Path(arguments[arguments.index("--out") + 1]).name)
         return popen([sys.executable, "-c", FAKE, *arguments], **options)
 
-    monkeypatch.setattr(grid_module.subprocess, "Popen", start)
+    monkeypatch.setattr(local.subprocess, "Popen", start)
     monkeypatch.setattr(grid_module, "POLL_SECONDS", 0.01)
     return started
 
@@ -332,7 +337,7 @@ def test_progress_says_what_came_out_and_how_long_the_rest_takes(
     tmp_path: Path, fake: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = fake_study(tmp_path, "\n  ".join(f"{n}: {{phases: [pretrain]}}" for n in "abc"))
-    assert grid(study, ["phases.pretrain.rounds=1"], tmp_path / "out", jobs=1) == 0
+    assert grid(study, ["phases.pretrain.rounds=1"], tmp_path / "out", where=Where(jobs=1)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert fake == ["a-seed0", "b-seed0", "c-seed0"]
     assert "cell 1/3 a-seed0: val 0.75, test 0.25, 0.5 min; about 1 min left" in lines
@@ -346,20 +351,20 @@ def test_jobs_bounds_what_runs_side_by_side(
     most: list[int] = []
     settle = grid_module._settle
 
-    def watch(work: Any, jobs: int) -> None:
+    def watch(work: Any) -> None:
         most.append(len(work.running))
-        settle(work, jobs)
+        settle(work)
 
     monkeypatch.setattr(grid_module, "_settle", watch)
     study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}, 4: {}}}, phases: [pretrain]}")
-    assert grid(study, [], tmp_path / "two", jobs=2) == 0
+    assert grid(study, [], tmp_path / "two", where=Where(jobs=2)) == 0
     assert max(most) == 2
     most.clear()
-    monkeypatch.setattr(grid_module, "cpus", lambda: 7)
+    monkeypatch.setattr("simulations.places.where.cpus", lambda: 7)
     assert grid(study, ["simulation.cpus_per_site=2"], tmp_path / "three") == 0
     assert max(most) == 3
     with pytest.raises(UserError, match="--jobs"):
-        grid(study, [], tmp_path / "none", jobs=0)
+        grid(study, [], tmp_path / "none", where=Where(jobs=0))
 
 
 def test_waiting_cells_cost_nothing_while_others_run(
@@ -372,15 +377,15 @@ def test_waiting_cells_cost_nothing_while_others_run(
         resolved.append(cell.name)
         return real(cell, *arguments)
 
-    def watched(work: Any, jobs: int, lock: int) -> None:
-        full, before = len(work.running) >= jobs, len(resolved)
-        begin(work, jobs, lock)
+    def watched(work: Any) -> None:
+        full, before = len(work.running) >= work.room, len(resolved)
+        begin(work)
         assert not full or len(resolved) == before, "a plan is resolved for nothing"
 
     monkeypatch.setattr(grid_module, "wanted", counted)
     monkeypatch.setattr(grid_module, "_begin", watched)
     study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}}}, phases: [pretrain]}")
-    assert grid(study, [], tmp_path / "out", jobs=1) == 0
+    assert grid(study, [], tmp_path / "out", where=Where(jobs=1)) == 0
     assert len(fake) == 3
 
 
@@ -394,7 +399,7 @@ def test_a_cell_that_died_before_its_run_began_is_started_anew(
         if path.name not in ("cell.json", "init"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / ".plan.json.next").write_text("{")
-    assert grid(study, [], out, jobs=1) == 0
+    assert grid(study, [], out, where=Where(jobs=1)) == 0
     assert json.loads((folder / "metrics.json").read_text())["status"] == "completed"
 
 
@@ -411,7 +416,7 @@ def test_a_signal_that_was_lost_starts_no_further_cell(
     monkeypatch.setattr(grid_module, "_begin", losing)
     study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}, 3: {}}}, phases: [pretrain]}")
     with pytest.raises(SystemExit):
-        grid(study, [], tmp_path / "out", jobs=1)
+        grid(study, [], tmp_path / "out", where=Where(jobs=1))
     assert len(fake) == 1
 
 
@@ -435,18 +440,16 @@ def test_a_cell_that_outlives_its_grid_holds_the_folder(
         return popen([sys.executable, "-c", "import time; time.sleep(600)"], **options)
 
     study = fake_study(tmp_path, "a: {phases: [pretrain]}")
-    work = grid_module.Work(read_study(study, [], tmp_path), tmp_path, [])
-    (cell,) = work.study.cells
-    wish = wanted(cell, work.study.config, tmp_path)
-    monkeypatch.setattr(grid_module.subprocess, "Popen", start)
-    with grid_module._alone(tmp_path) as lock:
-        child = grid_module._start(cell, wish, work, False, lock)
+    (cell,) = read_study(study, [], tmp_path).cells
+    task = Task(cell.name, tmp_path, (), 1, 0.0)
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    with grid_module._alone(tmp_path) as lock, local.opened(1, lock) as place:
+        place.start([task])
     try:
         with pytest.raises(UserError, match="or a cell of it"):
             grid(study, [], tmp_path)
     finally:
-        child.process.kill()
-        child.process.wait()
+        place.stop([task])
     with grid_module._alone(tmp_path):
         pass
 
@@ -460,3 +463,43 @@ def test_only_names_cells(study: str, tmp_path: Path) -> None:
 def test_an_error_names_its_cell(study: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"cell {PRETRAIN}: "):
         grid(study, ["train.lrr=1"], tmp_path / "x")
+
+
+def test_the_address_of_the_cluster_is_not_for_the_cells() -> None:
+    words = ["train.lr=0.1", "simulation.ray=head:6379", "simulation.ray_insecure=true"]
+    rest, found = of_the_cluster(words)
+    assert rest == ["train.lr=0.1"]
+    assert (found.ray, found.ray_insecure) == ("head:6379", True)
+    assert of_the_cluster([])[1].ray == ""
+    with pytest.raises(UserError, match="HOST:PORT"):
+        of_the_cluster(["simulation.ray=head"])
+
+
+def test_what_is_for_slurm_alone_is_refused_elsewhere(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grid", study, "--out", str(tmp_path / "x"), "--slurm", "partition=p"]) == 1
+    assert "give it with --on slurm" in capsys.readouterr().err
+    assert main(["grid", study, "--on", "slurm", "--slurm", "partition"]) == 1
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_cell_elsewhere_is_a_run_on_one_node_with_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Task] = []
+
+    @contextmanager
+    def opened(out: Path, settings: Any, side_by_side: int | None) -> Iterator[Place]:
+        assert (settings, side_by_side) == ({"partition": "p"}, 3)
+        yield Place("slurm", None, True, began.extend, lambda _: "as asked", lambda _: "left")
+
+    monkeypatch.setattr("simulations.places.on_slurm.opened", opened)
+    study = fake_study(tmp_path, "a: {axes: {n: {1: {}, 2: {}}}, phases: [pretrain]}")
+    words = ["simulation.engine=ray", "simulation.cpus_per_site=2", "simulation.gpus_per_site=0.5"]
+    where = Where("slurm", 3, {"partition": "p"})
+    assert grid(study, words, tmp_path / "out", where=where) == 1
+    assert [task.name for task in began] == ["a-n1-seed0", "a-n2-seed0"]
+    assert all((task.cpus, task.gpus) == (4, 1.0) for task in began)
+    for task in began:
+        assert task.arguments[-3:] == ('simulation.ray=""', "--out", str(task.out / task.name))

@@ -65,7 +65,9 @@ def test_the_hash_is_of_what_decides_the_weights_only() -> None:
     assert len(plan_hash(config)) == 64
     for change in ("seed=1", "train.lr=0.003", "phases.0.rounds=9", "model.channels=[4, 8]"):
         assert plan_hash(load("smoke", [change])[0]) != plan_hash(config), change
-    for change in ("tracking.mode=online", "simulation.overlays=0", "simulation.engine=inline"):
+    on_cluster = ("simulation.ray=head:6379", "simulation.ray_insecure=true")
+    elsewhere_too = ("tracking.mode=online", "simulation.overlays=0", "simulation.engine=inline")
+    for change in (*elsewhere_too, *on_cluster):
         assert plan_hash(load("smoke", [change])[0]) == plan_hash(config), change
 
 

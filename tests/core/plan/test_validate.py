@@ -78,6 +78,11 @@ def fails(*overrides: str) -> UserError:
         ("phases.personalise.name=../../x", "phases.1.name"),
         ("phases.pretrain.name=scratch", "phases.0.name"),
         ("simulation.engine=threads", "simulation.engine"),
+        ("simulation.ray=head", "simulation.ray"),
+        ("simulation.ray=head:0", "simulation.ray"),
+        ("simulation.ray=head:65536", "simulation.ray"),
+        ("simulation.ray=:6379", "simulation.ray"),
+        ("simulation.ray='ray://head:10001'", "simulation.ray"),
         ("simulation.baseline=mixed", "simulation.baseline"),
         ("simulation.cpus_per_site=0", "simulation.cpus_per_site"),
         ("simulation.volumes=[Brainstm]", "simulation.volumes"),
@@ -87,6 +92,13 @@ def fails(*overrides: str) -> UserError:
 )
 def test_what_makes_no_sense_is_said_by_key(override: str, field: str) -> None:
     assert fails(override).field == field
+
+
+def test_a_cluster_is_joined_by_ray_alone() -> None:
+    for address in ("auto", "head:6379", "10.0.0.1:6379"):
+        assert load("smoke", [f"simulation.ray={address}"])[0].simulation.ray == address
+        with pytest.raises(UserError, match="the engine is inline"):
+            load("smoke", [f"simulation.ray={address}", "simulation.engine=inline"])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from core.training.optimisation import (
     DeviceMemoryError,
     NonFiniteError,
 )
+from core.training.ranks import ALONE, Group
 from core.wire import checkpoint
 from tests.conftest import lose_a_signal
 from tests.core.training.conftest import ORGANS, PRE, model_of, plan_of
@@ -371,14 +372,20 @@ def test_batches_cover_every_case_once_and_the_thread_changes_nothing(
     entries: list[Entry],
 ) -> None:
     plan = plan_of(augment=True, batch=2)
-    cpu = torch.device("cpu")
     cases = CropDataset(entries[:5], ORGANS, plan.augment, PRE.window_hu, 3, 1)
-    plain = list(engine._batches(cases, 2, cpu, ahead=False))
-    ahead = list(engine._batches(cases, 2, cpu, ahead=True))
-    assert [len(batch["image"]) for batch in plain] == [2, 2, 1]
-    for a, b in zip(plain, ahead, strict=True):
+    plain = list(engine._batches(cases, 2, ALONE, ahead=False))
+    ahead = list(engine._batches(cases, 2, ALONE, ahead=True))
+    assert [(count, len(batch["image"])) for count, batch in plain] == [(2, 2), (2, 2), (1, 1)]
+    for (_, a), (_, b) in zip(plain, ahead, strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
-    assert sum(int((~batch["annotated"]).sum()) for batch in plain) == 1  # the case c1
+    assert sum(int((~batch["annotated"]).sum()) for _, batch in plain) == 1  # the case c1
+    two = (torch.device("cpu"),) * 2
+    shares = [engine._batches(cases, 2, Group(rank, two), ahead=False) for rank in range(2)]
+    for (_, whole), *parts in zip(plain, *shares, strict=True):
+        assert [count for count, _ in parts] == [len(whole["image"])] * 2
+        held = [part for _, part in parts if part]
+        for key, value in whole.items():
+            assert torch.equal(torch.cat([part[key] for part in held]), value)
 
 
 def test_bf16_runs_and_fp16_asks_for_a_gpu(entries: list[Entry]) -> None:

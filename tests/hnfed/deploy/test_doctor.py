@@ -21,9 +21,9 @@ from hnfed.deploy.doctor import (
     examine,
     report,
 )
-from hnfed.deploy.memory_probe import Rehearsal
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.kit import SERVER, Kit, read_kit
+from simulations.memory_probe import Rehearsal
 
 
 def free_port() -> int:
@@ -145,7 +145,7 @@ def test_a_clock_is_right_where_the_server_takes_its_signatures(ahead_s: float, 
 
 def plan_check(monkeypatch: pytest.MonkeyPatch, free: int) -> Check:
     monkeypatch.setattr("hnfed.deploy.doctor._free_bytes", lambda _: free)
-    monkeypatch.setattr("hnfed.deploy.memory_probe.rehearse", lambda *_: Rehearsal(4 * 10**9, 2.5))
+    monkeypatch.setattr("simulations.memory_probe.rehearse", lambda *_: Rehearsal(4 * 10**9, 2.5))
     plan = load("smoke")[0].plan
     return next(c for c in examine("researcher", plan=plan, device="cpu") if "plan" in c.name)
 
@@ -165,6 +165,16 @@ def test_a_device_that_is_not_there() -> None:
     assert check.state == FAIL
     assert "cuda:9" in check.detail
     assert check.remedy
+
+
+def test_a_batch_smaller_than_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("hnfed.deploy.doctor._free_bytes", lambda _: 16 * 10**9)
+    plan = load("smoke", ["train.batch=1"])[0].plan
+    (check,) = [c for c in examine("site", plan=plan, device="cuda") if "plan" in c.name]
+    assert check.state == FAIL
+    assert "train.batch = 1" in check.detail
+    assert "write device: cuda:0" in check.remedy
 
 
 def cache_check(folder: Path) -> Check:

@@ -37,6 +37,15 @@ def test_a_site_file(tmp_path: Path) -> None:
     assert site.overlays == 0
 
 
+@pytest.mark.parametrize("device", ["cuda:0,0", "cuda:-1", "cpu:0", "gpu", "cuda:0;1"])
+def test_a_device_of_no_form(tmp_path: Path, device: str) -> None:
+    """What the machine has is asked where training begins: an archive is prepared without a GPU."""
+    with pytest.raises(UserError) as caught:
+        site_from_file(site_file(tmp_path, device=device), "r")
+    assert (caught.value.field, caught.value.value) == ("site file: device", device)
+    assert site_from_file(site_file(tmp_path, device="cuda:0,7"), "r").device == "cuda:0,7"
+
+
 def test_the_secret_is_made_once_and_is_private(tmp_path: Path) -> None:
     first, second = (site_from_file(site_file(tmp_path), r) for r in ("a", "b"))
     assert first.secret == second.secret

@@ -35,7 +35,7 @@ def task(tmp_path: Path) -> dict[str, Any]:
     (code / "core" / "wire" / "messages.py").touch()
     (code / "client" / "app.py").write_text(APP)
     return {
-        "kind": "train", "code": str(code), "device": "cpu", "gpu_memory_share": 1.0,
+        "kind": "train", "code": str(code), "devices": ["cpu"], "gpu_memory_share": 1.0,
         "records": {"order": {"run": "r"}}, "run_config": {}, "node_config": {},
     }  # fmt: skip
 

@@ -461,7 +461,7 @@ from pathlib import Path
 from hnfed.guard.closed import Limits, Workers
 from hnfed.guard.log import Log
 root = Path(sys.argv[1])
-task = {"kind": "train", "code": sys.argv[2], "device": "cpu", "gpu_memory_share": 1.0,
+task = {"kind": "train", "code": sys.argv[2], "devices": ["cpu"], "gpu_memory_share": 1.0,
         "walls": None, "records": {"order": {"run": "r", "phase": "p", "round": 1}},
         "run_config": {}, "node_config": {"site": "{}"}}
 with Workers(root / "scratch", Log(root)).taken() as worker:

@@ -15,7 +15,7 @@ import torch
 
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
-from core.plan.schema import Plan
+from core.plan.schema import Phase, Plan
 from core.training.engine import part_losses
 from core.training.losses import LossWeights
 from core.training.optimisation import (
@@ -25,12 +25,13 @@ from core.training.optimisation import (
     make_optimiser,
     make_scaler,
     memory_advice,
-    resolve_device,
     take_step,
     to_device,
 )
+from core.training.ranks import Group, devices_of, require_batch, together
 from core.wire.partition import network
 
+PROGRAM = "from simulations.memory_probe import main; main()"
 REMEDY = "set model.checkpointing=true, train.accumulate=train.batch, or a smaller preprocess.crop"
 
 
@@ -39,31 +40,33 @@ class Rehearsal:
     """What one step took.
 
     Attributes:
-        peak_bytes: of the process (CPU), or of the tensors on the GPU.
+        peak_bytes: of all processes (CPU), or of the tensors on the GPU that holds most.
         seconds: of the second step, the first one warms up.
+        free_bytes: before it, on the GPU that had least; 0 on a CPU.
     """
 
     peak_bytes: int
     seconds: float
+    free_bytes: int = 0
 
 
 def rehearse(plan: Plan, device: str = "auto") -> Rehearsal:
-    """Takes two training steps in a process of their own, nothing frozen, and measures them.
+    """Takes two training steps in processes of their own, nothing frozen, and measures them.
 
     Crop, batch, network, precision and optimiser are the plan's; the organs are those of its phase
     with the most of them. A frozen phase and validation take less.
 
     Args:
         plan: what is to be trained.
-        device: ``auto | cpu | cuda:N``.
+        device: as for `devices_of`; each process takes its share of the batch, as in training.
 
     Raises:
         UserError: the memory does not suffice, or the plan cannot be run on this device.
     """
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, device], env={**os.environ, "PYTHONPATH": paths},
+        [sys.executable, "-P", "-c", PROGRAM, device], env={**os.environ, "PYTHONPATH": paths},
         input=plan_json(plan), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 0:
@@ -80,10 +83,37 @@ def rehearse(plan: Plan, device: str = "auto") -> Rehearsal:
 
 
 def _steps(plan: Plan, device: str) -> Rehearsal:
-    target = resolve_device(device)
-    phase = max(plan.phases, key=lambda p: len(p.organs))
-    organs, cases = len(phase.organs), plan.train.batch
-    with device_settings(plan.train, target, plan.seed), memory_advice():
+    devices = devices_of(device)
+    require_batch(plan.train.batch, devices)
+
+    def first(group: Group) -> list[Rehearsal]:
+        own = _own_steps(group, plan)
+        return [own, *(group.receive(rank) for rank in range(1, group.size))]
+
+    if len(devices) == 1:
+        return _own_steps(Group(devices=devices), plan)
+    parameters = list(network(plan, _largest(plan)).parameters())
+    numbers = sum(p.numel() for p in parameters) + len(parameters) + 1
+    found = together(first, (_beside, (plan,)), devices, numbers)
+    peaks, seconds = [f.peak_bytes for f in found], max(f.seconds for f in found)
+    if devices[0].type == "cpu":
+        return Rehearsal(sum(peaks), seconds)
+    return Rehearsal(max(peaks), seconds, min(f.free_bytes for f in found))
+
+
+def _beside(group: Group, plan: Plan) -> None:
+    group.send(_own_steps(group, plan))
+
+
+def _largest(plan: Plan) -> Phase:
+    return max(plan.phases, key=lambda p: len(p.organs))
+
+
+def _own_steps(group: Group, plan: Plan) -> Rehearsal:
+    target, phase = group.device, _largest(plan)
+    organs, cases = len(phase.organs), len(group.share(range(plan.train.batch)))
+    free = torch.cuda.mem_get_info(target)[0] if target.type == "cuda" else 0
+    with device_settings(plan.train, target, plan.seed, group.size), memory_advice():
         model = to_device(network(plan, phase), target, plan.model.channels_last).train()
         scaler = make_scaler(plan.train, target)
         optimiser = make_optimiser(plan.train, list(model.parameters()))
@@ -95,11 +125,12 @@ def _steps(plan: Plan, device: str) -> Rehearsal:
         seconds = 0.0
         for _ in range(2):
             started = time.perf_counter()
-            losses = part_losses(model, batch, plan, LossWeights(), [])
-            take_step(losses, optimiser, scaler, Proximal({}, None), plan.train.clip_norm)
+            losses = part_losses(model, batch, plan, LossWeights(), [], group)
+            pull, norm = Proximal({}, None), plan.train.clip_norm
+            take_step(losses, optimiser, scaler, pull, norm, group)
             seconds = time.perf_counter() - started
     if target.type == "cuda":
-        return Rehearsal(torch.cuda.max_memory_reserved(target), seconds)
+        return Rehearsal(torch.cuda.max_memory_reserved(target), seconds, free)
     return Rehearsal(_peak_of_process(), seconds)
 
 
@@ -109,15 +140,12 @@ def _peak_of_process() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def _main(device: str) -> int:
+def main() -> None:
+    """The process that takes the steps: a plan on standard input, the figures on its output."""
     try:
-        print(json.dumps(asdict(_steps(plan_from_json(sys.stdin.read()), device))))
+        found = asdict(_steps(plan_from_json(sys.stdin.read()), sys.argv[1]))
     except UserError as error:
         told = {"field": error.field, "value": str(error.value), "remedy": error.remedy}
         print(json.dumps(told | {"problem": error.problem}))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1]))
+        sys.exit(1)
+    print(json.dumps(found))

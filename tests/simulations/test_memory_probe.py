@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from typing import Any
@@ -10,7 +11,7 @@ from core.errors import UserError
 from core.plan.load import load
 from core.plan.schema import Plan
 from core.training.optimisation import DeviceMemoryError
-from hnfed.deploy.memory_probe import rehearse
+from simulations.memory_probe import rehearse
 
 
 def plan_of(*overrides: str) -> Plan:
@@ -23,6 +24,18 @@ def test_a_larger_crop_takes_more() -> None:
     logits = 4 * 96 * 96 * 128 * (1 + len(plan_of().phases[0].organs))
     assert large.peak_bytes - small.peak_bytes > 2 * logits
     assert large.seconds > small.seconds
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core alone")
+def test_each_process_takes_its_share_of_a_batch() -> None:
+    """Two with a case each take no more than one with both, but for a second interpreter."""
+    crop = "preprocess.crop=[96, 96, 128]"
+    one = rehearse(plan_of("train.batch=2", crop), "cpu")
+    two = rehearse(plan_of("train.batch=2", crop), "cpu:2")
+    alone = rehearse(plan_of(crop), "cpu")
+    assert alone.peak_bytes < two.peak_bytes < one.peak_bytes + alone.peak_bytes
+    with pytest.raises(UserError, match="share the cases of a batch"):
+        rehearse(plan_of(), "cpu:2")
 
 
 def test_what_the_step_refuses_is_told() -> None:
