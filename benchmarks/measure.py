@@ -52,6 +52,11 @@ def row(
     return dict(zip(KEYS, (name, value, unit, against, ratio, target, met), strict=True))
 
 
+def unmeasured(name: str, reason: str) -> dict[str, Any]:
+    """Returns the row of what could not be measured here, with the reason."""
+    return dict(zip(KEYS, (name, None, "", reason, None, None, None), strict=True))
+
+
 def show(rows: Iterable[Mapping[str, Any]]) -> None:
     """Prints the rows as a table."""
     print(f"{'benchmark':<44} {'value':>12} {'unit':<6} {'ratio':>8} {'target':>7} met  against")
@@ -59,7 +64,7 @@ def show(rows: Iterable[Mapping[str, Any]]) -> None:
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         target = "" if r["target"] is None else f"{r['target']:g}"
         met = {None: "", True: "yes", False: "NO"}[r["met"]]
-        value = f"{r['value']:.6g}"
+        value = "not measured" if r["value"] is None else f"{r['value']:.6g}"
         print(
             f"{r['name']:<44} {value:>12} {r['unit']:<6} {ratio:>8} {target:>7} {met:<4} "
             f"{r['against']}"

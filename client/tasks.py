@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from client.local_epochs import Task, fit
 from client.personal_weights import Kept, Personal, Stamp, mean_dice
-from client.scoring import score, write_cases
+from client.scoring import control_sums, score, write_cases
 from core.data.cached_case import Entry, annotating
 from core.data.site import Site
 from core.errors import UserError
@@ -98,7 +98,7 @@ def train_shared(task: Task, state: State) -> tuple[State, Result]:
     model = own = loaded(plan, phase, state | kept.state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if phase.validates(order.round - 1):
-        scores["val"] = organ_sums(score(task, model, "val"), phase.organs)
+        scores["val"] = control_sums(task, model)
     entries = task.entries("train")
     incoming = {n: state[n] for n in parts.shared}
     strategy, factors = plan.federation.strategy, order.organ_factors
@@ -165,7 +165,7 @@ def train_personal(task: Task, state: State) -> tuple[Header, Result]:
     require_annotated(entries, plan, phase)
     memory, factors = kept.optimiser or None, kept.organ_factors
     result, optimiser = fit(task, model, entries, factors, optimiser_state=memory)
-    sums = organ_sums(score(task, model, "val"), phase.organs)
+    sums = control_sums(task, model)
     dice = {o: c.dice / c.n for o, c in sums.items() if c.n > 0}
     factors = organ_factors(plan.weighting, phase.organs, dice, factors)
     value = mean_dice(sums, phase.organs)
@@ -197,7 +197,7 @@ def evaluate(task: Task, state: State) -> Result:
     model = loaded(plan, phase, state)
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if order.task != "test" or personal:
-        scores["val"] = organ_sums(score(task, model, "val"), phase.organs)
+        scores["val"] = control_sums(task, model)
     if order.task == "test":
         cases = score(task, model, "test", draw=True)
         write_cases(task.site, phase, cases)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.metrics.scores import without_distances
 from core.plan.schema import LOSS_TERMS, LOSSES, Phase, Plan
 from core.training.loss_weights import organ_weights, term_factors
 from core.wire.messages import published
 from server.exchange import Exchange
 from server.guards import Accepted
-from server.progress import Progress
+from server.progress import Progress, Sums
 from server.record import mean_of
 
 
@@ -66,7 +67,7 @@ def round_event(
     compute = min(sum(r.result.seconds for r in working), slowest)
     startup = min(startup, slowest - compute)
     moving = min(done.moving, slowest - compute - startup) if startup else 0.0
-    cells, mean = published(sums, phase.organs, min_cell)
+    cells, mean = published(control_scores(sums, phase), phase.organs, min_cell)
     terms = {k: mean_of([x[i] for x in losses]) for i, k in enumerate(LOSSES)}
     return {
         "event": "round",
@@ -87,6 +88,11 @@ def round_event(
         "accepted": sorted(good),
         "rejected": dict(rejected),
     }
+
+
+def control_scores(sums: Sums, phase: Phase) -> Sums:
+    """Val sums as they may be shown: where HD95 is not computed, 0 travels in its place."""
+    return sums if phase.validate_hd95 else without_distances(sums)
 
 
 def published_weights(

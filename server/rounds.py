@@ -31,7 +31,14 @@ from server.guards import Accepted
 from server.norm_clipping import limit
 from server.progress import Progress, State, Sums, judge, weigh
 from server.record import Recorder, tell
-from server.round_record import Replies, best_round, published_weights, round_event, round_line
+from server.round_record import (
+    Replies,
+    best_round,
+    control_scores,
+    published_weights,
+    round_event,
+    round_line,
+)
 from server.score_outliers import repeated, standing_out, words
 from server.secure_round import (
     Masked,
@@ -483,7 +490,7 @@ class PhaseRun:
         vals = _scores(good, "val") if self.personal else progress.best
         cell = self.plan.federation.min_cell
         test_cells, test_mean = published(_scores(good, "test"), self.phase.organs, cell)
-        val_cells, val_mean = published(vals, self.phase.organs, cell)
+        val_cells, val_mean = published(control_scores(vals, self.phase), self.phase.organs, cell)
         chosen = best_round(self.phase, progress)
         block: dict[str, Any] = {
             "name": self.phase.name,

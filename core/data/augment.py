@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from core.plan.schema import Augment
 
+CPU = torch.device("cpu")
 FOLDING_BOUND = 0.4
 # Standard deviation of a control point over that of the displacement it makes: (151/315)^(-3/2),
 # from the integral of the squared cubic B-spline.
@@ -38,7 +39,7 @@ def augment(
         label: uint8 (Z, Y, X), on the same device; not changed.
         settings: strengths; see `deformation` and `intensity`.
         spacing_mm: voxel size (z, y, x).
-        seed: decides everything random, together with the device for the noise.
+        seed: decides everything random: numbers are drawn on the CPU, whatever the device.
 
     Returns:
         New image and label, shapes and types as given.
@@ -48,7 +49,8 @@ def augment(
     generator = torch.Generator().manual_seed(seed)
     deform, change = (torch.rand(2, generator=generator) < settings.probability).tolist()
     if deform:
-        grid = deformation(tuple(label.shape), settings, spacing_mm, generator).to(image.device)
+        shape = tuple(label.shape)
+        grid = deformation(shape, settings, spacing_mm, generator, image.device)
         image, label = warp(image, label, grid)
     if change:
         image = intensity(image, settings, generator)
@@ -56,13 +58,18 @@ def augment(
 
 
 def deformation(
-    shape: Sequence[int], settings: Augment, spacing_mm: Sequence[float], generator: torch.Generator
+    shape: Sequence[int],
+    settings: Augment,
+    spacing_mm: Sequence[float],
+    generator: torch.Generator,
+    device: torch.device = CPU,
 ) -> Tensor:
     """Draws a deformation about the centre of the volume.
 
     Rotation is uniform in +-`rotate_deg` about each of (z, y, x), scaling in 1 +- `scale` along
     each, translation in +-`translate_mm`; `elastic_mm` is the root mean square elastic displacement
-    along each axis, on control points `elastic_spacing_mm` apart.
+    along each axis, on control points `elastic_spacing_mm` apart. Drawn on the CPU, interpolated on
+    `device`.
 
     Returns:
         Sampling grid (Z, Y, X, 3) for `torch.nn.functional.grid_sample` with `align_corners=True`.
@@ -80,13 +87,15 @@ def deformation(
     shift = torch.randn(points.shape, generator=generator, dtype=torch.float64) * sigma
     matrix, translation = _affine(settings, generator)
     control = (points + shift.clamp(-bound, bound)) @ matrix.T + translation
-    control = (control / half_mm.clamp_min(1e-6)).flip(-1).float()
-    weights_z, weights_y, weights_x = (weights.float() for weights, _ in bases)
+    # A GPU may round products of float32 to 10 bits: a tenth of a voxel.
+    kind = torch.float32 if device.type == "cpu" else torch.float64
+    control = (control / half_mm.clamp_min(1e-6)).flip(-1).to(device, kind)
+    weights_z, weights_y, weights_x = (weights.to(device, kind) for weights, _ in bases)
     field = torch.einsum("xi,zyic->zyxc", weights_x, control)
     counts = field.shape
     field = torch.matmul(weights_y, field.reshape(counts[0], counts[1], -1))
     field = torch.matmul(weights_z, field.reshape(counts[0], -1))
-    return field.reshape(*shape, 3)
+    return field.reshape(*shape, 3).float()
 
 
 def warp(image: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +122,8 @@ def intensity(image: Tensor, settings: Augment, generator: torch.Generator) -> T
     image = image.add_(brightness * settings.brightness)
     if settings.noise > 0:
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        source = torch.Generator(image.device).manual_seed(seed)
-        values = torch.randn(image.shape, generator=source, device=image.device, dtype=image.dtype)
+        source = torch.Generator().manual_seed(seed)
+        values = torch.randn(image.shape, generator=source, dtype=image.dtype).to(image.device)
         image = image.add_(values, alpha=(noise + 1) / 2 * settings.noise)
     return image.clamp_(-1, 1)
 

@@ -70,7 +70,14 @@ def mirror(
     rows = [organs.index(p) if p in organs else -1 for p in partners]
     table = torch.tensor([0, *(row + 1 for row in rows)], dtype=label.dtype)
     known = torch.tensor([row >= 0 and bool(annotated[row]) for row in rows])
-    return image.flip(-1), table[label.flip(-1).long()], known
+    return image.flip(-1), table.to(label.device)[label.flip(-1).long()], known
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a copy to a GPU is not waited for."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class CropDataset(Dataset[dict[str, Tensor]]):
@@ -86,6 +93,10 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
     Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` uint8 (Z, Y, X) and ``annotated``
     bool (C,).
+
+    Attributes:
+        device: where image and label are augmented and lie then; the CPU as it begins. The random
+            numbers are the same.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         self.augment = augment if augment is not None and augment.enabled else None
         self.window_hu = (float(window_hu[0]), float(window_hu[1]))
         self.seed = seed
+        self.device = torch.device("cpu")
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -123,6 +135,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         image = scale_image(entry.image(), self.window_hu)
         label = torch.from_numpy(load_label(entry, self.organs)[0])
         annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
+        image, label = on_device(image, self.device), on_device(label, self.device)
         if self.augment is not None:
             seed = self.sample_seed(case)
             if np.random.default_rng([seed, 1]).random() < self.augment.mirror:

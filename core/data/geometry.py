@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from core.errors import CaseError
 
@@ -66,6 +65,8 @@ class Geometry:
 
     def to_sitk(self, array: npt.NDArray[Any]) -> Any:
         """Makes a `SimpleITK.Image` of an array (Z, Y, X) on this grid; bool becomes uint8."""
+        import SimpleITK as sitk  # training reads prepared cases and needs none
+
         assert array.shape == self.size, (array.shape, self.size)
         voxels = array.astype(np.uint8) if array.dtype == np.bool_ else array
         image: Any = sitk.GetImageFromArray(np.ascontiguousarray(voxels))

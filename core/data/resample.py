@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 from torch.nn import functional
 
@@ -25,6 +24,8 @@ def resample(
     Returns:
         (Z, Y, X) of `target`; `outside` where `array` has no voxel.
     """
+    import SimpleITK as sitk  # training reads prepared cases and needs none
+
     # SimpleITK's signature calls `size` an int: options by name, unchecked.
     options: dict[str, Any] = {
         "size": [int(n) for n in target.size[::-1]],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,6 +216,42 @@ def score_case(
             drawn = Outline(voxels[labels == position], edges[edge_labels == position])
             scores.append(score_organ(case, organ, drawn, mask, spacing_mm, penalty_mm)[0])
     return scores
+
+
+def overlap_case(
+    case: str,
+    labelmap: Labels,
+    organs: Sequence[str],
+    truth: Mapping[str, Mask],
+    spacing_mm: Sequence[float],
+    penalty_mm: float,
+) -> list[CaseScore]:
+    """`score_case` without distances: `hd95_mm` is NaN, or None where an organ was missed."""
+    voxel_ml = math.prod(spacing_mm) / 1000
+    drawn = np.bincount(labelmap.reshape(-1), minlength=len(organs) + 1)
+    scores = []
+    for position, organ in enumerate(organs, start=1):
+        if organ not in truth:
+            continue
+        mask, found = truth[organ], int(drawn[position])
+        assert mask.shape == labelmap.shape, (organ, mask.shape, labelmap.shape)
+        inside = foreground(mask)
+        assert inside.size, f"{case}: empty truth of {organ}"
+        both = int(np.count_nonzero(labelmap.reshape(-1)[inside] == position))
+        overlap, far = 2 * both / (found + inside.size), math.nan if found else None
+        sizes = inside.size * voxel_ml, found * voxel_ml
+        scores.append(CaseScore(case, organ, overlap, far, penalty_mm, *sizes))
+    return scores
+
+
+def without_distances(
+    sites: Mapping[str, Mapping[str, OrganSum]],
+) -> dict[str, dict[str, OrganSum]]:
+    """The sums by site and organ with HD95 as not computed: what stands there is none."""
+    return {
+        site: {o: replace(s, hd95_mm=math.nan, penalised_mm=math.nan) for o, s in sums.items()}
+        for site, sums in sites.items()
+    }
 
 
 def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, OrganSum]:

@@ -37,6 +37,7 @@ class Augment:
     brightness: float = 0.08
     contrast: float = 0.15
     gamma: float = 0.2
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Train:
     batch: int = 1
     accumulate: int = 1
     amp: str = "off"
+    matmul: str = "high"
     threads: int = 0
     deterministic: bool = False
 
@@ -126,6 +128,7 @@ class Phase:
     local_epochs: int = 1
     patience: int = 50
     validate_every: int = 1
+    validate_hd95: bool = True
     init: str = "scratch"
     head_init: str = "random"
     freeze: Any = "none"

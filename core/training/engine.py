@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from core.data.cached_case import Entry
-from core.data.dataset import CropDataset, scale_image
+from core.data.dataset import CropDataset, on_device, scale_image
 from core.data.preprocess import restore
 from core.errors import UserError
-from core.metrics.scores import CaseScore, score_case
+from core.metrics.scores import CaseScore, overlap_case, score_case
 from core.plan.schema import LOSSES, Phase, Plan
 from core.processes import leave_if_told
-from core.training.inference import probabilities_of
 from core.training.losses import LossTerms, LossWeights, denominators, segmentation_loss
 from core.training.optimisation import (
     LARGEST_LOSS,
@@ -37,13 +36,18 @@ from core.training.optimisation import (
     device_settings,
     learning_rate,
     load_optimiser,
+    load_scaler,
     make_optimiser,
     make_scaler,
     memory_advice,
     optimiser_tensors,
+    reads_none,
+    scaler_tensors,
     take_step,
+    take_step_unread,
     to_device,
 )
+from core.training.probabilities import probabilities_of
 from core.training.ranks import (
     ALONE,
     Group,
@@ -187,11 +191,14 @@ def _train(
         optimiser = make_optimiser(settings, list(named.values()))
         if epochs.optimiser_state:
             load_optimiser(optimiser, named, epochs.optimiser_state)
+            load_scaler(scaler, epochs.optimiser_state)
         pull = Proximal(named, epochs.proximal)
         tally = _Tally(group)
+        unread = group.size == 1 and reads_none(optimiser, target)
         steps_per_epoch = math.ceil(len(entries) / settings.batch)
         for epoch in range(epochs.first, epochs.first + epochs.count):
             cases = CropDataset(entries, phase.organs, augment, window, epochs.seed, epoch)
+            cases.device = target if plan.augment.device == "site" else cases.device
             ahead = target.type == "cuda"
             batches = _batches(cases, settings.batch, group, ahead=ahead)
             for step, (count, batch) in enumerate(batches):
@@ -200,10 +207,14 @@ def _train(
                     row["lr"] = rate
                 parts: list[LossTerms] = []
                 losses = part_losses(model, batch, plan, epochs.weights, parts, group)
-                taken = take_step(losses, optimiser, scaler, pull, settings.clip_norm, group)
+                taken: bool | Tensor
+                if unread:
+                    taken = take_step_unread(losses, optimiser, scaler, pull, settings.clip_norm)
+                else:
+                    taken = take_step(losses, optimiser, scaler, pull, settings.clip_norm, group)
                 leave_if_told()
-                tally.add(parts, pull.value if taken else None, count, taken)
-        state = optimiser_tensors(optimiser, named)
+                tally.add(parts, None if taken is False else pull.value, count, taken)
+        state = optimiser_tensors(optimiser, named) | scaler_tensors(scaler)
     return tally.result(time.perf_counter() - start), state
 
 
@@ -222,7 +233,8 @@ def validate(
             device, set to evaluation mode.
         entries: cached cases; only their annotated organs count.
         plan: gives window, threads and determinism.
-        phase: gives organs, and whether each crop is averaged with its mirror image.
+        phase: gives organs, whether each crop is averaged with its mirror image, and whether HD95
+            is computed (`validate_hd95`).
         device: as for `devices_of`; several share the cases, and `model` is then `network` of the
             phase.
         on_case: called with each entry and its label map (Z, Y, X) on the CT's grid.
@@ -269,16 +281,19 @@ def _scored(
     """Scores and label maps of the cases of one process: as many as it has ranks apart."""
     organs = phase.organs
     sides = organs if phase.average_mirrored else ()
+    score = score_case if phase.validate_hd95 else overlap_case
     target = group.device
     with device_settings(plan.train, target, plan.seed, group.size), memory_advice():
         to_device(model, target, plan.model.channels_last).eval()
         for entry in entries[group.rank :: group.size]:
             image = scale_image(entry.image(), plan.preprocess.window_hu)
-            probabilities = probabilities_of([model], image, target, average_mirrored=sides)
+            probabilities = probabilities_of(
+                [model], image, target, average_mirrored=sides, settings=plan.train
+            )
             labelmap = restore(probabilities, entry.crop, entry.source)
             spacing, penalty = entry.source.spacing_mm, entry.crop.diagonal_mm()
             truth = entry.truth(organs)
-            yield score_case(entry.case, labelmap, organs, truth, spacing, penalty), labelmap
+            yield score(entry.case, labelmap, organs, truth, spacing, penalty), labelmap
 
 
 def _sent(model: nn.Module) -> tuple[dict[str, Any], frozenset[str]]:
@@ -335,24 +350,41 @@ class _Tally:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.sums = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=group.device)
+        self.unread: list[tuple[int, Tensor]] = []  # samples of a step, whether it was taken
         self.samples = self.steps = self.seen = 0
         self.proximal = False
 
     def add(
-        self, parts: Sequence[LossTerms], proximal: Tensor | None, samples: int, taken: bool
+        self,
+        parts: Sequence[LossTerms],
+        proximal: Tensor | None,
+        samples: int,
+        taken: bool | Tensor,
     ) -> None:
         self.seen += 1
-        if not taken:
+        if taken is False:
             return
-        self.steps += 1
-        self.samples += samples
+        if isinstance(taken, Tensor):
+            self.unread.append((samples, taken))
+        else:
+            self._count(samples)
         self.proximal |= proximal is not None
         zero = self.sums.new_zeros((), dtype=torch.float32)
         terms = [sum((getattr(part, name).detach() for part in parts), zero) for name in LOSSES]
         once = proximal if proximal is not None and self.group.rank == 0 else zero
-        self.sums += samples * torch.stack([v.to(self.sums) for v in (*terms, once)])
+        added = samples * torch.stack([v.to(self.sums) for v in (*terms, once)])
+        self.sums += added.where(taken, 0.0) if isinstance(taken, Tensor) else added
+
+    def _count(self, samples: int) -> None:
+        self.steps += 1
+        self.samples += samples
 
     def result(self, seconds: float) -> TrainResult:
+        if self.unread:
+            flags = torch.stack([taken for _, taken in self.unread]).tolist()
+            for (samples, _), taken in zip(self.unread, flags, strict=True):
+                if taken:
+                    self._count(samples)
         if self.steps == 0:
             raise NonFiniteError(
                 "train",
@@ -412,5 +444,4 @@ def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The batch on the device; flags stay where they are read without waiting for a GPU."""
     if device.type == "cpu" or not batch:
         return batch
-    pinned = {key: batch[key].pin_memory() for key in ("image", "label")}
-    return batch | {key: value.to(device, non_blocking=True) for key, value in pinned.items()}
+    return batch | {key: on_device(batch[key], device) for key in ("image", "label")}

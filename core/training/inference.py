@@ -18,9 +18,10 @@ from core.data.preprocess import prepare_image, restore
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique
-from core.organs.vocabulary import mirrored, one_sided
+from core.organs.vocabulary import one_sided
 from core.plan.schema import Preprocess
 from core.training.optimisation import memory_advice, resolve_device, to_device
+from core.training.probabilities import probabilities_of
 from core.wire.checkpoint import load, require_described
 from core.wire.described import input_of
 
@@ -206,31 +207,3 @@ def _not_together(key: str, one: object, other: object) -> UserError:
         "average only models of the same organs (in one order), preprocessing and "
         "phases.average_mirrored",
     )
-
-
-def probabilities_of(
-    models: Sequence[nn.Module],
-    image: Tensor,
-    device: torch.device,
-    *,
-    average_mirrored: Sequence[str] = (),
-) -> Tensor:
-    """Mean softmax (1 + C, Z, Y, X) of the models for one scaled crop.
-
-    Args:
-        models: networks, on the device and in evaluation mode.
-        image: (1, Z, Y, X) in [-1, 1], X from right to left of the patient.
-        device: where the models are.
-        average_mirrored: the C organs of the models' outputs, both sides of each: the mean is
-            then also over the mirrored crop, mirrored back, sides exchanged. Empty: as it is.
-    """
-    batch = image[None].to(device)
-    with torch.inference_mode():
-        total = sum(torch.softmax(model(batch)[0].float(), dim=0) for model in models)
-        assert isinstance(total, Tensor)
-        total /= len(models)
-        if average_mirrored:
-            sides = [0, *(1 + average_mirrored.index(mirrored(o)) for o in average_mirrored)]
-            other = probabilities_of(models, image.flip(-1), device)
-            total = (total + other.flip(-1)[sides]) / 2
-        return total

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from core.training.ranks import ALONE, Group, sum_gradients
 
 LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
+_SCALER, _SCALER_STATE = "amp.scaler", ("scale", "_growth_tracker")
 _SLOT = "::"  # between a parameter's name and the name of its optimiser value
 
 
@@ -72,13 +74,32 @@ def device_settings(
             # Some CUDA kernels (3-D pooling and upsampling, backward) have no deterministic form.
             torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         torch.backends.cudnn.benchmark = not settings.deterministic
-        with torch.random.fork_rng(devices=forked):
+        with float32_products(settings, device), torch.random.fork_rng(devices=forked):
             torch.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def float32_products(settings: Train, device: torch.device) -> Iterator[None]:
+    """How exact products of float32 are on a GPU (`train.matmul`); on a CPU they stay as they are.
+
+    ``highest`` is float32 itself, also in convolutions; ``high`` rounds factors to TF32 (10 bits).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(settings.matmul)
+        torch.backends.cudnn.allow_tf32 = settings.matmul != "highest"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def learning_rate(settings: Train, epoch: float, total_epochs: int) -> float:
@@ -123,19 +144,69 @@ def make_optimiser(settings: Train, parameters: list[nn.Parameter]) -> torch.opt
             raise UserError("train.optimizer", other, "use adamw or sgd")
 
 
+def precision(settings: Train, device: torch.device) -> torch.dtype | None:
+    """The type of a forward pass by `train.amp`; None for float32.
+
+    ``auto`` is bf16 on a GPU that has it, fp16 on another, float32 on a CPU.
+    """
+    match settings.amp:
+        case "off":
+            return None
+        case "bf16":
+            return torch.bfloat16
+        case "fp16" if device.type == "cuda":
+            return torch.float16
+        case "fp16":
+            problem = f"the device is {device}"
+            raise UserError("train.amp", "fp16", "use off, auto or bf16", problem=problem)
+        case "auto":
+            if device.type != "cuda":
+                return None
+            with torch.cuda.device(device):
+                has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if has_bf16 else torch.float16
+        case other:
+            raise UserError("train.amp", other, "use off, auto, bf16 or fp16")
+
+
 def make_scaler(settings: Train, device: torch.device) -> torch.amp.GradScaler:
     """Loss scaling for fp16; switched off for everything else."""
-    if settings.amp not in ("off", "bf16", "fp16"):
-        raise UserError("train.amp", settings.amp, "use off, bf16 or fp16")
-    if settings.amp == "fp16" and device.type != "cuda":
-        raise UserError("train.amp", "fp16", "use off or bf16", problem=f"the device is {device}")
-    return torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=settings.amp == "fp16")
+    enabled = precision(settings, device) == torch.float16
+    return torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=enabled)
+
+
+def scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """What a scaler has found so far, for the optimiser's memory; {} of one that is off."""
+    state = scaler.state_dict()
+    return {
+        f"{_SCALER}{_SLOT}{key}": torch.tensor(state[key], dtype=torch.float64)
+        for key in _SCALER_STATE
+        if key in state
+    }
+
+
+def load_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `scaler_tensors`; without effect on one that is off."""
+    found = {key: tensors.get(f"{_SCALER}{_SLOT}{key}") for key in _SCALER_STATE}
+    if not scaler.is_enabled() or None in found.values():
+        return
+    scale, grown = (float(v) for v in found.values() if v is not None)
+    scaler.load_state_dict(
+        scaler.state_dict() | {_SCALER_STATE[0]: scale, _SCALER_STATE[1]: int(grown)}
+    )
 
 
 def autocast(settings: Train, device: torch.device) -> torch.autocast:
     """The precision that the network's forward pass runs in."""
-    dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=settings.amp != "off")
+    dtype = precision(settings, device)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def autocast_scoring(settings: Train, device: torch.device) -> torch.autocast:
+    """The same where nothing is trained: on a GPU alone, a CPU scores in float32."""
+    if device.type == "cuda":
+        return autocast(settings, device)
+    return torch.autocast(device.type, enabled=False)
 
 
 def optimiser_tensors(
@@ -243,6 +314,46 @@ def take_step(
     finite = bool(torch.isfinite(norm))
     if finite:
         scaler.step(optimiser)
+    scaler.update()
+    return finite
+
+
+def reads_none(optimiser: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether `take_step_unread` is to be used: on a GPU, which a read keeps waiting.
+
+    SGD's momentum begins with the first gradient, so its first step cannot be left out on a GPU.
+    """
+    return device.type == "cuda" and isinstance(optimiser, torch.optim.AdamW)
+
+
+def take_step_unread(
+    losses: Iterable[Tensor],
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    pull: Proximal,
+    clip_norm: float,
+) -> Tensor:
+    """`take_step` without a word from the device: whether it was taken stays there, as a flag.
+
+    The fused optimiser leaves a step out itself where it is told that something is not finite.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    flags: list[Tensor] = []
+    for loss in losses:
+        flags.append(torch.isfinite(loss.detach()))
+        torch.autograd.backward(scaler.scale(loss))
+    scaler.unscale_(optimiser)
+    pull.add_gradient()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    limit = clip_norm if clip_norm > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    finite = torch.stack([*flags, torch.isfinite(norm)]).all()
+    slots: Any = optimiser  # as torch's own scaler tells it
+    slots.grad_scale, slots.found_inf = None, (~finite).float()
+    try:
+        optimiser.step()
+    finally:
+        del slots.grad_scale, slots.found_inf
     scaler.update()
     return finite
 

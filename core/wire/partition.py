@@ -22,7 +22,6 @@ from core.models.stages import (
     stage_of,
     unique_state,
 )
-from core.plan.load import plan_hash
 from core.plan.schema import Phase, Plan
 from core.provenance import versions
 
@@ -254,6 +253,8 @@ def state_hash(state: Mapping[str, Tensor], names: Sequence[str] | None = None) 
 
 def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) -> dict[str, Any]:
     """What the JSON beside a phase's weights says of them, at the server as at a site."""
+    from core.plan.load import plan_hash  # it reads YAML; training needs none
+
     return {
         "run": run,
         "phase": phase.name,

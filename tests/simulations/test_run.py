@@ -360,3 +360,18 @@ def test_weights_are_scored_as_often_as_the_plan_says_and_train_the_same(
     block = json.loads((third / "metrics.json").read_text())["phases"][0]
     assert block["best_round"] in (0, 3, 5)
     assert block["mean_val"]["dice"] is not None
+
+
+def test_control_scores_without_hd95_choose_and_train_the_same(run_tiny: RunTiny) -> None:
+    few = ("phases.pretrain.rounds=2", "phases.personalise.rounds=1")
+    off = tuple(f"phases.{name}.validate_hd95=false" for name in ("pretrain", "personalise"))
+    whole, alone = run_tiny("whole", *few), run_tiny("alone", *few, *off)
+    for name in WEIGHTS:
+        one, other = (load_checkpoint(run / name)[0] for run in (whole, alone))
+        assert all(torch.equal(one[n], other[n]) for n in one)
+    told = [json.loads((run / "metrics.json").read_text())["phases"] for run in (whole, alone)]
+    for one, other in zip(*told, strict=True):
+        assert other["mean_val"]["dice"] == one["mean_val"]["dice"]
+        assert other["mean_val"]["hd95_mm"] is other["mean_val"]["hd95_mm_penalised"] is None
+        assert one["mean_val"]["hd95_mm_penalised"] is not None
+        assert other["mean"] == one["mean"]  # test cases have their HD95

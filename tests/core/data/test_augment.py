@@ -211,3 +211,29 @@ def test_on_a_gpu() -> None:
         augment(image.cuda(), label.cuda(), quiet, SPACING, 3),
     )
     torch.testing.assert_close(there[0].cpu(), here[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_gpu_interpolates_the_same_field() -> None:
+    draw = [
+        deformation(SHAPE, Augment(), SPACING, torch.Generator().manual_seed(5), torch.device(kind))
+        for kind in ("cpu", "meta")
+    ]
+    assert draw[1].device.type == "meta"
+    assert (draw[1].dtype, draw[1].shape) == (draw[0].dtype, draw[0].shape)
+
+
+def test_noise_is_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.device] = []
+    randn = torch.randn
+
+    def watched(*shape: object, **options: object) -> Tensor:
+        found: Tensor = randn(*shape, **options)  # type: ignore[call-overload]
+        drawn.append(found.device)
+        return found
+
+    monkeypatch.setattr(torch, "randn", watched)
+    image, label = sample()
+    always = Augment(probability=1.0)
+    moved, _ = augment(image.to("meta"), label.to("meta"), always, SPACING, 3)
+    assert moved.device.type == "meta"
+    assert {device.type for device in drawn} == {"cpu"}

@@ -23,8 +23,10 @@ from core.metrics.scores import (
     OrganSum,
     dice,
     organ_sums,
+    overlap_case,
     pool_sites,
     score_case,
+    without_distances,
 )
 
 SPACING = (3.0, 1.5, 1.25)
@@ -166,6 +168,25 @@ def test_score_case_of_an_empty_prediction():
     _, organs, truth = labelled_case()
     scores = score_case("x", np.zeros(SHAPE, np.uint8), organs, truth, SPACING, 400.0)
     assert [(s.dice, s.hd95_mm) for s in scores] == [(0.0, None)] * 3
+
+
+def test_dice_alone_is_the_dice_of_all_scores():
+    labels, organs, truth = labelled_case()
+    whole = score_case("x", labels, organs, truth, SPACING, 400.0)
+    alone = overlap_case("x", np.asfortranarray(labels), organs, truth, SPACING, 400.0)
+    for a, b in zip(whole, alone, strict=True):
+        assert (a.organ, a.dice, a.volume_ml, a.predicted_ml) == (
+            b.organ, b.dice, b.volume_ml, b.predicted_ml,
+        )  # fmt: skip
+        assert b.hd95_mm is None if a.hd95_mm is None else math.isnan(b.hd95_mm)
+    sums = organ_sums(alone, organs)
+    assert {o: (s.n, s.detected) for o, s in sums.items()} == {
+        o: (s.n, s.detected) for o, s in organ_sums(whole, organs).items()
+    }
+    shown = pool_sites(without_distances({"s": sums}), organs, 1)
+    assert shown["hd95_mm"] is None
+    assert shown["hd95_mm_penalised"] is None
+    assert shown["dice"] == pool_sites({"s": organ_sums(whole, organs)}, organs, 1)["dice"]
 
 
 # --- summaries -----------------------------------------------------------------------------

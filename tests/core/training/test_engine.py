@@ -280,6 +280,57 @@ def test_nonfinite_step_is_skipped_and_counted(
     assert all(bool(t.isfinite().all()) for t in _weights(model).values())
 
 
+@pytest.mark.parametrize("broken", [None, 1, 2])
+def test_a_gpu_takes_the_same_steps_without_reading_a_flag(
+    entries: list[Entry], monkeypatch: pytest.MonkeyPatch, broken: int | None
+) -> None:
+    def run(unread: bool) -> tuple[engine.TrainResult, dict[str, Tensor], dict[str, Tensor]]:
+        calls: list[int] = []
+
+        def loss(*arguments: Any) -> Any:
+            terms = segmentation_loss(*arguments)
+            calls.append(1)
+            bad = len(calls) == broken
+            return replace(terms, total=terms.total * math.nan) if bad else terms
+
+        def forbidden(*_: Any) -> bool:
+            raise AssertionError("a flag was read")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "segmentation_loss", loss)
+            patch.setattr(engine, "reads_none", lambda *_: unread)
+            if unread:
+                patch.setattr(engine, "take_step", forbidden)
+            plan = plan_of()
+            model = model_of(plan)
+            start = {n: t.clone() for n, t in model.named_parameters()}
+            result, memory = _train(model, entries[:3], plan, proximal=(0.1, start))
+            return result, memory, _weights(model)
+
+    (read, memory, weights), (unread, other_memory, others) = run(False), run(True)
+    assert (unread.steps, unread.skipped_nonfinite) == (read.steps, read.skipped_nonfinite)
+    assert unread.loss == read.loss
+    assert all(torch.equal(weights[n], others[n]) for n in weights)
+    assert all(torch.equal(memory[n], other_memory[n]) for n in memory)
+
+
+def test_augmentation_at_the_site_is_that_of_the_cpu(entries: list[Entry]) -> None:
+    weights = []
+    for where in ("cpu", "site"):
+        plan = plan_of(augment=True)
+        plan = replace(plan, augment=replace(plan.augment, device=where))
+        model = model_of(plan)
+        _train(model, entries[:2], plan)
+        weights.append(_weights(model))
+    assert _distance(*weights) == 0
+    always = replace(plan.augment, probability=1.0, mirror=1.0)
+    cases = CropDataset(entries[:1], ORGANS, always, PRE.window_hu, seed=0)
+    cases.device = torch.device("meta")  # no value of the CPU may be needed there
+    sample = cases[0]
+    assert sample["image"].device.type == sample["label"].device.type == "meta"
+    assert sample["annotated"].device.type == "cpu"
+
+
 def test_infinite_gradient_is_skipped_too(
     entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch import nn
 from core.errors import UserError
 from core.plan.schema import Train
 from core.training.optimisation import (
+    autocast_scoring,
+    float32_products,
     learning_rate,
     load_optimiser,
+    load_scaler,
     make_optimiser,
+    precision,
+    reads_none,
     resolve_device,
+    scaler_tensors,
 )
 
 
@@ -50,3 +57,67 @@ def test_devices() -> None:
     for wrong in ("gpu", "cuda:99", "cuda:x", ""):
         with pytest.raises(UserError, match="device"):
             resolve_device(wrong)
+
+
+def test_products_of_float32_are_set_for_a_gpu_alone_and_put_back() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for matmul, convolutions in (("highest", False), ("high", True), ("medium", True)):
+        settings = Train(matmul=matmul)
+        with float32_products(settings, torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == matmul
+            assert torch.backends.cudnn.allow_tf32 is convolutions
+        with float32_products(settings, torch.device("cpu")):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("amp", "bf16", "on_gpu", "on_cpu"),
+    [
+        ("off", True, None, None),
+        ("bf16", False, torch.bfloat16, torch.bfloat16),
+        ("auto", True, torch.bfloat16, None),
+        ("auto", False, torch.float16, None),
+    ],
+)
+def test_precision_follows_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+    amp: str,
+    bf16: bool,
+    on_gpu: torch.dtype | None,
+    on_cpu: torch.dtype | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    settings = Train(amp=amp)
+    assert precision(settings, torch.device("cuda", 0)) == on_gpu
+    assert precision(settings, torch.device("cpu")) == on_cpu
+    assert autocast_scoring(settings, torch.device("cpu"))._enabled is False
+
+
+def test_a_scaler_goes_on_where_it_was() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    weight = nn.Parameter(torch.ones(1))
+    optimiser = torch.optim.SGD([weight], lr=0.1)
+    for factor in (1.0, float("inf"), 1.0, 1.0):
+        optimiser.zero_grad()
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.step(optimiser)
+        scaler.update()
+    told = scaler_tensors(scaler)
+    again = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    load_scaler(again, told | {"weight::step": torch.tensor(1.0)})
+    assert again.state_dict() == scaler.state_dict()
+    assert (again.get_scale(), again.state_dict()["_growth_tracker"]) == (512.0, 2)
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    load_scaler(off, told)
+    assert scaler_tensors(off) == {}
+
+
+def test_flags_stay_on_a_gpu_for_adamw_alone() -> None:
+    weight = [nn.Parameter(torch.ones(1))]
+    adamw, sgd = (make_optimiser(Train(optimizer=name), weight) for name in ("adamw", "sgd"))
+    cuda = torch.device("cuda")
+    assert reads_none(adamw, cuda)
+    assert not reads_none(sgd, cuda)
+    assert not reads_none(adamw, torch.device("cpu"))
