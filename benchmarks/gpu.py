@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class Bench:
 
 def peaks(bench: Bench) -> Iterator[dict[str, Any]]:
     """What the device reaches in a large product and in a convolution of the default network."""
+
+    def run(some: Callable[[], object]) -> None:
+        some()
+        wait(bench.device)
+
     size, channels = (8192, 32) if bench.device.type == "cuda" else (512, 16)
     for amp in bench.precisions:
         dtype = torch.bfloat16 if amp == "bf16" else torch.float32
@@ -98,8 +104,8 @@ def peaks(bench: Bench) -> Iterator[dict[str, Any]]:
         with torch.inference_mode():
             best = seconds(
                 {
-                    "product": lambda a=a, b=b: (a @ b, wait(bench.device)),
-                    "convolution": lambda c=conv, x=x: (c(x), wait(bench.device)),
+                    "product": partial(run, partial(torch.matmul, a, b)),
+                    "convolution": partial(run, partial(conv, x)),
                 }
             )
         for name, operations in (("product", 2 * size**3), ("convolution", count)):
@@ -127,8 +133,9 @@ def against_naive(bench: Bench) -> Iterator[dict[str, Any]]:
         naive = naive_steps(bench.network(name), bench.batch())
         for amp in bench.precisions:
             best = seconds({"ours": bench.ours(name, amp), "naive": naive})
-            target = FASTER if amp == "off" else FASTER_BF16
-            target = target if name == "res3dunet" and bench.device.type == "cuda" else None
+            target = None
+            if name == "res3dunet" and bench.device.type == "cuda":
+                target = FASTER if amp == "off" else FASTER_BF16
             ratio = best["naive"] / best["ours"]
             yield row(f"step {name}, amp {amp}", best["ours"], "s", NAIVE, ratio, target)
         yield memory(f"naive step {name}", naive)
@@ -167,7 +174,7 @@ def loader(bench: Bench) -> Iterator[dict[str, Any]]:
         name = f"sample, copied, augment.device {place}"
         for amp in bench.precisions:
             step = bench.ours("res3dunet", amp)
-            best = seconds({"sample": lambda data=data: sample(data), "step": step})
+            best = seconds({"sample": partial(sample, data), "step": step})
             ratio = best["step"] / best["sample"]
             yield row(name, best["sample"], "s", f"step, amp {amp}", ratio)
 
@@ -217,13 +224,14 @@ def distributed(bench: Bench) -> Iterator[dict[str, Any]]:
         yield unmeasured(name, "this torch has no torch.distributed")
         return
     from torch import distributed as dist
+    from torch._C._distributed_c10d import HashStore
     from torch.nn.parallel import DistributedDataParallel
 
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     settings = plan(NETWORKS["res3dunet"], bench.crop, Train(deterministic=True))
     # DDP lays out its gradients as the weights lie when it is made.
     plain = to_device(bench.network("res3dunet"), bench.device, settings.model.channels_last)
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(copy.deepcopy(plain))
         for model in (plain, wrapped):
@@ -275,7 +283,8 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
 def rows(device: torch.device, minutes: float) -> Rows:
     """All rows; what cannot be measured, or no longer, has its row with the reason."""
     end = time.monotonic() + 60 * minutes
-    crop, found = CROPS[device.type], []
+    crop = CROPS[device.type]
+    found: Rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("crop", "small")]
         for folder in folders:

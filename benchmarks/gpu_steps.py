@@ -122,7 +122,7 @@ def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
         logits, label = model(batch["image"]), batch["label"][:, None].long()
         loss = nn.functional.cross_entropy(logits, label[:, 0])
         loss = loss + sum(term(logits, label) for term in terms)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         return float(loss.detach())
 
