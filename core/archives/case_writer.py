@@ -16,11 +16,12 @@ import numpy.typing as npt
 from core.archives.deidentify import replaced
 from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
+from core.archives.masks import prepare_masks
 from core.data.cache import Recipe
 from core.data.cached_case import ARRAYS, FORMAT, read_json
 from core.data.geometry import Geometry
 from core.data.grid import bounding_box, inside_fraction
-from core.data.preprocess import prepare_image, prepare_masks
+from core.data.preprocess import prepare_image
 from core.errors import Finding
 from core.files import flush_folder, write_flushed
 from core.provenance import versions

@@ -7,7 +7,7 @@ nothing is interpolated, and at twice the spacing each voxel is the mean of eigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,7 @@ from core.data.geometry import Geometry
 from core.data.grid import (
     Floats,
     affine,
-    bounding_box,
     covering_box,
-    grow,
     index_transform,
     outer_corners,
     part_of,
@@ -29,11 +27,9 @@ from core.data.grid import (
 )
 from core.data.resample import anti_alias_sigma, resample, restore_aligned, restore_oblique
 from core.data.roi import COARSE_MM, find_roi
-from core.errors import UserError
 from core.plan.schema import Preprocess
 
 AIR_HU = -1024.0
-MAX_ORGANS = 32
 # Linear weights that should add up to one half may miss it by a rounding error.
 HALF = 0.5 - 1e-6
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -93,49 +89,6 @@ def resample_image(
         part = ndimage.gaussian_filter1d(part, sigma[axis], axis=int(axis), mode="nearest")
     moved = resample(part, part_of(geometry, box), crop, outside=float(low))
     return np.rint(np.clip(moved, low, high)).astype(np.int16)
-
-
-def prepare_masks(
-    masks: Mapping[str, npt.NDArray[np.bool_]],
-    geometry: Geometry,
-    crop_geometry: Geometry,
-    organs: Sequence[str],
-) -> npt.NDArray[np.uint32]:
-    """Resamples masks onto the crop, linearly, inside where the value is at least one half.
-
-    Args:
-        masks: organ -> (Z, Y, X) on the CT's grid; may overlap. Others than `organs` are left out.
-        geometry: grid of the masks.
-        crop_geometry: grid of the crop, from `prepare_image`.
-        organs: order of the bits.
-
-    Returns:
-        (Z, Y, X) of the crop; bit i is set inside `organs[i]`.
-    """
-    if len(organs) > MAX_ORGANS:
-        raise UserError(
-            "organs", len(organs), f"use at most {MAX_ORGANS} organs in all phases of one plan"
-        )
-    bits = np.zeros(crop_geometry.size, dtype=np.uint32)
-    for index, organ in enumerate(organs):
-        if organ not in masks:
-            continue
-        source_box = bounding_box(masks[organ])
-        if source_box is None:
-            continue
-        padded = grow(source_box, 1, geometry.size)
-        part_geometry = part_of(geometry, padded)
-        crop_box = covering_box(crop_geometry, part_geometry, margin=[1, 1, 1])
-        if crop_box is None:
-            continue
-        part = resample(
-            masks[organ][padded].astype(np.float32),
-            part_geometry,
-            part_of(crop_geometry, crop_box),
-            outside=0.0,
-        )
-        bits[crop_box] |= (part >= HALF).astype(np.uint32) << np.uint32(index)
-    return bits
 
 
 def label_map(

@@ -21,8 +21,8 @@ from core.archives.formats.nnunet import values_by_name
 from core.archives.images import nifti, nrrd
 from core.archives.images.volume import read_image
 from core.data.geometry import Geometry
-from core.data.grid import reoriented
 from core.errors import CaseError, UserError
+from hnfed.evaluate.reorient import reoriented
 
 LABEL_FILES = ("labels.json", "dataset.json")
 SEGMENT = re.compile(r"segment(\d+)_(name|labelvalue|layer)")

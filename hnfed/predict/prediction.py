@@ -12,7 +12,6 @@ from core.archives.archive import Archive, CaseRef, read_image_of
 from core.archives.images.volume import Volume
 from core.errors import CaseError, Finding, UserError
 from core.text import shown
-from core.training.inference import Doubt
 from hnfed.predict.contours import (
     Contours,
     find_cts,
@@ -21,6 +20,7 @@ from hnfed.predict.contours import (
 )
 from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.formats import DICOM_FORMATS
+from hnfed.predict.inference import Doubt
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable
 from hnfed.predict.segmenter import Choice, Segmenter, load_segmenter
 from hnfed.screen import Progress, make_folder, print_findings

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.schema import Preprocess
-from core.training.inference import (
+from core.wire.checkpoint import resolve_model
+from hnfed.predict.inference import (
     Doubt,
     common_preprocess,
     load_models,
     predict_doubted,
     select_labels,
 )
-from core.wire.checkpoint import resolve_model
 
 
 @dataclass(frozen=True)

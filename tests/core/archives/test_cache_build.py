@@ -15,9 +15,10 @@ from core.archives import cache_build as cache
 from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import Cache, CacheReport, build_cache
 from core.archives.images.volume import write_image, write_mask
+from core.archives.masks import prepare_masks
 from core.data.cache import Recipe, open_cache
 from core.data.geometry import Geometry
-from core.data.preprocess import prepare_image, prepare_masks
+from core.data.preprocess import prepare_image
 from core.errors import UserError
 from core.plan.schema import Preprocess
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from core.archives.masks import prepare_masks
 from core.data import resample
 from core.data.geometry import Geometry
 from core.data.grid import (
@@ -24,7 +25,6 @@ from core.data.preprocess import (
     label_map,
     place_crop,
     prepare_image,
-    prepare_masks,
     resample_image,
     restore,
 )

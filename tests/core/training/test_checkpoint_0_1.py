@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from core.plan.load import load as load_plan
-from core.training.inference import load_models
 from core.wire.checkpoint import load
 from core.wire.partition import network, require_same_input, start_state, unique_state
+from hnfed.predict.inference import load_models
 
 FIXTURE = json.loads(Path(__file__).with_name("checkpoint_0_1.json").read_text())
 PHASES = """

@@ -13,10 +13,10 @@ from benchmarks.dicom_example import Series, Structures
 from core.archives.archive import open_archive, read_case
 from core.archives.images.volume import Volume, write_labelmap, write_mask
 from core.data.geometry import Geometry
-from core.data.grid import reoriented
 from core.errors import CaseError
 from core.organs.vocabulary import vocabulary
 from hnfed.evaluate.predictions import find_predictions, read_prediction
+from hnfed.evaluate.reorient import reoriented
 from hnfed.predict.contours import Contours, write_contours, write_label_table
 from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.formats import CONTOUR_FORMATS

@@ -18,9 +18,9 @@ from core.errors import UserError
 from core.models.stages import unique_state
 from core.plan.schema import Model, Plan
 from core.training import engine
-from core.training.inference import load_models, predict_volume, select_labels
 from core.training.probabilities import probabilities_of
 from core.wire import checkpoint
+from hnfed.predict.inference import load_models, predict_volume, select_labels
 from tests.core.training.conftest import ORGANS, PRE, model_of, plan_of
 
 
