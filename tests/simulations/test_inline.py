@@ -92,7 +92,7 @@ def test_what_an_app_raises_comes_out_and_the_server_is_itself_again() -> None:
     def main(grid: Grid, context: Context) -> None:
         node = next(iter(grid.get_node_ids()))
         with pytest.raises(Exception, match="a fault of the app"):
-            list(grid.push_messages([message(node, fail=True)]))
+            list(grid.pull_messages(grid.push_messages([message(node, fail=True)])))
         assert TaskIdentity.node_id == SERVER_NODE
         raise RuntimeError("out of main")
 
@@ -112,7 +112,7 @@ def test_a_signal_that_an_app_took_for_its_own_error_ends_the_run() -> None:
         return Message(RecordDict(), reply_to=message)
 
     def main(grid: Grid, context: Context) -> None:
-        list(grid.push_messages([message(n) for n in grid.get_node_ids()]))
+        list(grid.send_and_receive([message(n) for n in grid.get_node_ids()]))
         seen.append("another round")
 
     server = ServerApp()

@@ -42,7 +42,7 @@ def header(order, **more):
     return ConfigRecord({{**told, **more}})
 def app(message, context):
     order, more = message.content["order"], {{}}
-    metrics = {{"cases": 0, "steps": 0, "skipped": 0, "seconds": 0.5}}
+    metrics = {{"cases": 0, "steps": 1, "skipped": 0, "seconds": 0.5}}
     content = RecordDict()
 {body}
     content["header"] = header(order, **more)
