@@ -122,11 +122,20 @@ def exchange(
         now = time.monotonic()
         if not any_came and now - started >= call.timeout_s:
             break
-        if waiting and not any_came:  # asking takes at most half of the time, however many sites
-            time.sleep(max(POLL_SECONDS, now - looked))
+        if waiting and not any_came:
+            time.sleep(_pause(now - looked, now - started))
     done.moving += pulled
     done.lasted = time.monotonic() - started
     return done
+
+
+def _pause(asking: float, waited: float) -> float:
+    """Seconds until the sites are asked after again: each is a call that Flower's server answers.
+
+    Asking takes a tenth of the time at most, however many sites there are, and a reply lies no
+    longer than a second, or a hundredth of what was waited for it.
+    """
+    return max(POLL_SECONDS, 9 * asking, min(waited / 100, 1.0))
 
 
 def record_of(parcel: bytes) -> ArrayRecord:

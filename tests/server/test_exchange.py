@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from core.wire.messages import NEED_BASE, OK, Header
-from server.exchange import Call, exchange, size_of
+from server.exchange import Call, _pause, exchange, size_of
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 BASE = {"w": torch.arange(6.0)}
@@ -114,6 +114,16 @@ def test_moving_a_message_is_told_apart_from_waiting(monkeypatch: pytest.MonkeyP
     done = ask(Grid({1: says()}, late={1: 1}), {"a": 1}, timeout_s=1e6)
     assert done.moving == 2.0, "one push and the pull that brought the reply, of one tick each"
     assert done.seconds["a"] > 50.0
+
+
+@pytest.mark.parametrize(
+    ("asking", "waited", "seconds"),
+    [(0.0, 0.0, 0.001), (0.02, 1.0, 0.18), (0.001, 50.0, 0.5), (0.001, 9000.0, 1.0)],
+)
+def test_sites_are_asked_after_less_often_the_more_they_are_and_the_longer_it_takes(
+    asking: float, waited: float, seconds: float
+) -> None:
+    assert _pause(asking, waited) == pytest.approx(seconds)
 
 
 def test_each_answer_is_taken_before_the_next_is_fetched() -> None:
