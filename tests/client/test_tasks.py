@@ -131,9 +131,9 @@ def test_a_shared_round_scores_what_comes_in_and_then_trains(
     prepared: Site, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, steps = make_plan(), []
-    train, score = fitting.train, work.score
+    train, score = fitting.train, scoring.score
     monkeypatch.setattr(fitting, "train", lambda *a, **k: steps.append("train") or train(*a, **k))
-    monkeypatch.setattr(work, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
+    monkeypatch.setattr(scoring, "score", lambda *a, **k: steps.append(a[-1]) or score(*a, **k))
     state, result = work.train_shared(Task(prepared, plan, plan.phases[0], order()), start(plan))
     assert steps == ["val", "train"]
     assert set(state) == set(start(plan))
@@ -238,9 +238,9 @@ def rounds(
 ) -> list[Any]:
     """Personal rounds 1..last, val Dice as given less `spread` an organ: (header, result) each."""
     now = {"round": 0}
-    monkeypatch.setattr(work, "score", lambda *a, **k: [])
+    monkeypatch.setattr(scoring, "score", lambda *a, **k: [])
     monkeypatch.setattr(
-        work,
+        scoring,
         "organ_sums",
         lambda s, organs: {
             o: OrganSum(1, 1, dice[now["round"]] - i * spread, 0.0, 0.0)

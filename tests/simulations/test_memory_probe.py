@@ -39,7 +39,7 @@ def test_each_process_takes_its_share_of_a_batch() -> None:
 
 
 def test_what_the_step_refuses_is_told() -> None:
-    with pytest.raises(UserError, match="off or bf16") as caught:
+    with pytest.raises(UserError, match="off, auto or bf16") as caught:
         rehearse(plan_of("preprocess.crop=[16, 16, 16]", "train.amp=fp16"), "cpu")
     assert caught.value.field == "train.amp"
 
