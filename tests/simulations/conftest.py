@@ -48,3 +48,20 @@ def run_tiny(
         return out
 
     return run
+
+
+# Cells of which one needs another, each as long as it takes to be stopped in the middle.
+STUDY = """
+config: smoke
+set: {{{settings}}}
+cells:
+  frozen:
+    needs: pretrain
+    phases: [personalise]
+    axes: &axes {{lr: {{a: {{train.lr: 0.002}}, b: {{train.lr: 0.001}}}}}}
+    set: {{phases.personalise.init: "{{pretrain}}/checkpoints/pretrain/best.safetensors"}}
+  pretrain:
+    phases: [pretrain]
+    axes: *axes
+    set: {{phases.pretrain.rounds: 100, phases.pretrain.patience: 100}}
+"""

@@ -23,26 +23,12 @@ from pathlib import Path
 import pytest
 
 from core.journal import read_events
-from tests.simulations.conftest import TINY
+from tests.simulations.conftest import STUDY, TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 SBIN = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 MISSING = [tool for tool in TOOLS if shutil.which(tool, path=SBIN) is None]
-STUDY = """
-config: smoke
-set: {{{settings}}}
-cells:
-  frozen:
-    needs: pretrain
-    phases: [personalise]
-    axes: &axes {{lr: {{a: {{train.lr: 0.002}}, b: {{train.lr: 0.001}}}}}}
-    set: {{phases.personalise.init: "{{pretrain}}/checkpoints/pretrain/best.safetensors"}}
-  pretrain:
-    phases: [pretrain]
-    axes: *axes
-    set: {{phases.pretrain.rounds: 100, phases.pretrain.patience: 100}}
-"""
 CONF = """
 ClusterName=hnfed
 SlurmctldHost={host}(127.0.0.1)

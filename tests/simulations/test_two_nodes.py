@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from core.journal import read_events
-from tests.simulations.conftest import TINY
+from tests.simulations.conftest import STUDY, TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -308,22 +308,6 @@ def test_an_open_cluster_is_joined_only_where_the_plan_says_so(
     run = Run(nodes, tmp_path / "yes", "simulate", "smoke", *words, "simulation.ray=auto",
               "simulation.ray_insecure=true")  # fmt: skip
     assert run.ends() == 0, run.log.read_text()
-
-
-STUDY = """
-config: smoke
-set: {{{settings}}}
-cells:
-  frozen:
-    needs: pretrain
-    phases: [personalise]
-    axes: &axes {{lr: {{a: {{train.lr: 0.002}}, b: {{train.lr: 0.001}}}}}}
-    set: {{phases.personalise.init: "{{pretrain}}/checkpoints/pretrain/best.safetensors"}}
-  pretrain:
-    phases: [pretrain]
-    axes: *axes
-    set: {{phases.pretrain.rounds: 100, phases.pretrain.patience: 100}}
-"""
 
 
 def test_a_cell_whose_node_dies_goes_on_at_another(
