@@ -77,6 +77,7 @@ RANGES: Mapping[str, Range] = {
     "preprocess.crop.*": Range(8, 1024),
     "preprocess.window_hu.*": Range(-32_768, 32_767),
     "augment.probability": SHARE,
+    "augment.intensity_probability": SHARE,
     "augment.mirror": SHARE,
     "augment.rotate_deg.*": Range(0, 180),
     "augment.scale": Range(0, 1, below=True),

@@ -153,7 +153,7 @@ def test_equals_a_plain_loop(entries: list[Entry], optimizer: str, mu: float | N
             batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
             terms = segmentation_loss(
                 other(batch["image"]),
-                batch["label"].long(),
+                batch["label"],
                 batch["annotated"],
                 plan.loss,
                 weights,
