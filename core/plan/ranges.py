@@ -101,6 +101,7 @@ RANGES: Mapping[str, Range] = {
     "train.weight_decay": Range(0, 10),
     "train.momentum": SHARE,
     "train.warmup_epochs": Range(0, MAX_EPOCHS),
+    "train.ramp_steps": Range(0, 10_000),
     "train.clip_norm": WEIGHT,
     "train.batch": Range(1, 256),
     "train.accumulate": Range(1, 256),

@@ -109,6 +109,7 @@ class Train:
     momentum: float = 0.99
     schedule: str = "poly"
     warmup_epochs: float = 0.0
+    ramp_steps: int = 8
     clip_norm: float = 12.0
     batch: int = 1
     accumulate: int = 1

@@ -42,6 +42,7 @@ from core.training.optimisation import (
     make_scaler,
     memory_advice,
     optimiser_tensors,
+    ramp,
     reads_none,
     scaler_tensors,
     take_step,
@@ -204,6 +205,9 @@ def _train(
             batches = _batches(cases, settings.batch, group, ahead=ahead)
             for step, (count, batch) in enumerate(batches):
                 rate = learning_rate(settings, epoch + step / steps_per_epoch, total)
+                if not epochs.optimiser_state:
+                    since = (epoch - epochs.first) * steps_per_epoch + step
+                    rate *= ramp(settings, since, epochs.count * steps_per_epoch)
                 for row in optimiser.param_groups:
                     row["lr"] = rate
                 parts: list[LossTerms] = []
