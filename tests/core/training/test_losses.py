@@ -93,9 +93,10 @@ def reference(logits, label, annotated, config, w=None, v=None):
                 inside[c] = inside[c] + (p[c] if p[c] < q[c] else q[c])
                 mass[c] = mass[c] + p[c]
                 ce = ce - q[c] * w[c] * v[c] * p[c].log()
-                focal = focal - q[c] * v[c] * (1 - p[c]) ** config.gamma * p[c].log()
+                u = 1.0 if config.form == "one_vs_rest" else w[c]  # (2) has no weights of classes
+                focal = focal - q[c] * u * v[c] * (1 - p[c]) ** config.gamma * p[c].log()
                 ce_weight = ce_weight + q[c] * w[c] * v[c]
-                focal_weight = focal_weight + q[c] * v[c]
+                focal_weight = focal_weight + q[c] * u * v[c]
                 if config.form == "one_vs_rest":
                     no = (1 - q[c]) * v[c]
                     ce = ce - no * (1 - p[c]).log()
@@ -170,6 +171,31 @@ def test_total_is_the_weighted_sum_as_monais_dice_ce():
         include_background=False, to_onehot_y=True, softmax=True, lambda_ce=0.7, lambda_dice=0.3
     )
     assert_same(ours, monai(logits, label[:, None]), logits)
+
+
+def test_focal_still_teaches_where_dice_is_at_eight_tenths():
+    """With background's many certain voxels in its mean it had a twentieth of Dice's gradient."""
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (56, 48, 48)),
+                                        indexing="ij"), -1)  # fmt: skip
+    centres = ((28.0, 24.0, 24.0), (20.0, 12.0, 24.0), (30.0, 24.0, 10.0), (30.0, 24.0, 38.0))
+    radii = ((6.0, 4.0, 4.0), (5.0, 5.0, 9.0), (6.0, 4.0, 3.0), (6.0, 4.0, 3.0))
+    inside, scores = [], [torch.zeros(places.shape[:3])]
+    for centre, radius in zip(map(torch.tensor, centres), map(torch.tensor, radii), strict=True):
+        inside.append(((places - centre) / radius).norm(dim=-1) < 1)
+        depth = 1 - ((places - centre - 0.6) / radius).norm(dim=-1)
+        scores.append((depth * float(radius.min()) * 2).clamp(-6, 6))
+    logits = torch.stack(scores)[None].requires_grad_()
+    label = torch.stack(inside)[None].byte() * 255
+    found = [scores[i].detach() > 0 for i in range(1, 5)]
+    dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(found, inside, strict=True)]
+    assert sum(dice) / 4 == pytest.approx(0.8, abs=0.05)
+    counts = [float(m.sum()) for m in inside]
+    w = class_weights([places[..., 0].numel() - sum(counts), *counts], "sqrt")
+    known = torch.ones(1, 4, dtype=torch.bool)
+    got = segmentation_loss(logits, label, known, Loss(), LossWeights(w))
+    norms = {term: float(grad(getattr(got, term), logits).norm()) for term in LOSS_TERMS}
+    assert 0.5 < norms["focal"] / norms["ce"] < 2
+    assert 0.5 < norms["focal"] / norms["dice"] < 5
 
 
 # --- against the loop ----------------------------------------------------------------------
