@@ -295,7 +295,9 @@ def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path
         )
     root = Path(site.root.replace("{data}", simulation.data))
     if not root.is_dir():
-        raise UserError(f"simulation.sites.{name}.root", root, "give an existing folder")
+        key = "simulation.data" if "{data}" in site.root else "the key"
+        remedy = f"correct {key}: give the folder of the data"
+        raise UserError(f"simulation.sites.{name}.root", root, remedy, problem="no such folder")
     return root.resolve()
 
 

@@ -167,11 +167,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("file", path, "correct the path", problem="no such file") from None
     except OSError as error:
         problem = str(error.strerror).lower()
-        raise UserError("file", path, "give a file that can be read", problem=problem) from None
+        remedy = "give the path of a file that can be read"
+        raise UserError("file", path, remedy, problem=problem) from None
     except UnicodeDecodeError:
         raise UserError("file", path, "save it as UTF-8", problem="not text in UTF-8") from None
     try:
@@ -181,8 +180,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(field, error.value, error.remedy, problem=error.problem) from None
     except Exception as error:
         leave_if_told()
-        reason = " ".join(str(error).split())
-        raise UserError(str(path), reason, "mend the YAML at that line") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else str(path)
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(place, reason, "mend the YAML there; blanks indent, no tabs") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(str(path), values, "write sections such as 'model:' at the top level")

@@ -30,6 +30,7 @@ from core.text import shown_text  # noqa: E402
 from hnfed.cli import completion, doctor, join, site  # noqa: E402
 from hnfed.cli.completion import complete  # noqa: E402
 from hnfed.cli.json_output import apart  # noqa: E402
+from hnfed.cli.parser import Parser  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 # How a library that does not come into memory, or gets no thread, says so.
@@ -112,7 +113,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     options, rest = parser.parse_known_args(arguments)
     strange = [text for text in rest if text.startswith("-") or "=" not in text]
     if strange or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+        of_command = getattr(options, "parser", parser)
+        of_command.error(f"unrecognized arguments: {' '.join(strange or rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -124,7 +126,7 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hnfed",
         description="Federated organ segmentation for head-and-neck CT.",
         epilog=EXAMPLES,
