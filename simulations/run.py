@@ -18,8 +18,8 @@ from core.archives.parallel import cpus
 from core.archives.preparing import chosen
 from core.data.site import Source
 from core.errors import UserError
-from core.files import private_folder
-from core.journal import LINE
+from core.files import private_folder, replace_file
+from core.journal import JOURNAL, LINE, append_event
 from core.os_refusals import in_words
 from core.plan.load import load as load_config
 from core.plan.load import plan_from_json
@@ -29,7 +29,7 @@ from core.processes import deaf
 from core.text import shown_text
 from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
-from simulations.apart import keep_prepared, prepare_sites
+from simulations.apart import contaminated, keep_prepared, prepare_sites
 from simulations.baselines import POOLED, with_baseline
 from simulations.foresight import require_runnable, told_device
 from simulations.site_words import sizes_of_logs, told_failure
@@ -87,7 +87,7 @@ def _simulate(
     started = time.monotonic()
     logs = sizes_of_logs(folder)
     cluster = _cluster(resolved)
-    local = _site_map(resolved, folder)
+    local = site_map(resolved, folder)
     if cluster is not None:
         _require_shared(cluster, resolved, local, folder)
     prepared = prepare_sites(resolved, local)
@@ -97,6 +97,7 @@ def _simulate(
     keep_prepared(local, prepared)
     crew = Crew(len(local["sites"]), release, cluster)
     status = _launch_to_its_end(resolved, values, folder, crew)
+    _mark_contaminated(folder, contaminated(resolved, {n: p.entries for n, p in prepared.items()}))
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
@@ -107,6 +108,25 @@ def _simulate(
     else:
         print(f"completed in {minutes:.1f} min")
     return status
+
+
+def _mark_contaminated(folder: Path, found: dict[str, dict[str, int]]) -> None:
+    """Marks test scores of CTs that the start weights have seen: metrics, journal, screen (D17)."""
+    path = folder / "metrics.json"
+    if not found or not path.is_file():
+        return
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    for block in metrics["phases"]:
+        if sites := found.get(block["name"]):
+            block["contaminated"] = sites
+            told = ", ".join(f"{number} at {site}" for site, number in sites.items())
+            text = (
+                f"test scores of phase {block['name']} are contaminated: the checkpoint that it "
+                f"starts from was trained on the CTs of test cases ({told})"
+            )
+            append_event(folder / JOURNAL, {"event": "note", "text": text, "phase": block["name"]})
+            print(f"note: {text}")
+    replace_file(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
 
 def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
@@ -242,7 +262,7 @@ class _Screen:
         print(text, flush=True)
 
 
-def _site_map(config: Config, folder: Path) -> dict[str, Any]:
+def site_map(config: Config, folder: Path) -> dict[str, Any]:
     """What the clients need to find their archives; phantoms are written first."""
     simulation = config.simulation
     cache = Path(simulation.cache).resolve() if simulation.cache else folder.parent / "cache"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: the ``.safetensors`` file (its ``.json`` stands beside it).
 
     Returns:
-        The tensors by name, on the CPU, and the JSON's content.
+        The tensors by name, on the CPU, numbers of 16 bits as 32, and the JSON's content.
 
     Raises:
         UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema.
@@ -104,7 +105,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         remedy = "name a checkpoint written by hnfed"
         raise UserError("model", path, remedy, problem=problem) from error
     require_tensors(state, str(path))
-    return state, meta
+    return {n: t.float() if t.dtype is torch.float16 else t for n, t in state.items()}, meta
 
 
 def load_meta(path: Path) -> dict[str, Any]:
