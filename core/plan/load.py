@@ -101,9 +101,8 @@ def _started(phase: Phase) -> Phase:
     """A phase whose ``init`` is a file where it named a model that ships."""
     known = shipped_models()
     if phase.name in known:
-        remedy = "choose another name"
-        problem = "a model that comes with hnfed has this name"
-        raise UserError("phases.name", phase.name, remedy, problem=problem)
+        remedy = "choose another name: a model that comes with hnfed has this one"
+        raise UserError("phases.name", phase.name, remedy)
     return dataclasses.replace(phase, init=str(known.get(phase.init, phase.init)))
 
 

@@ -111,7 +111,7 @@ def test_a_model_that_ships_draws(models: Path) -> None:
 def test_a_plan_starts_from_it_by_name(models: Path) -> None:
     config, _ = load_plan("smoke", ["phases.pretrain.init=tiny"])
     assert config.phases[0].init == str(models / "tiny.safetensors")
-    with pytest.raises(UserError, match="a model that comes with hnfed has this name"):
+    with pytest.raises(UserError, match="a model that comes with hnfed has this one"):
         load_plan("smoke", ["phases.0.name=tiny", "phases.1.init=tiny"])
     with pytest.raises(UserError, match=r"phases\.pretrain\.init"):
         load_plan("smoke", ["phases.pretrain.init=tyni"])
