@@ -24,7 +24,8 @@ from hnfed.predict.segmenter import Choice, load_segmenter
 from hnfed.predict.shipped import make
 from hnfed.screen import Progress
 from simulations.apart import prepare_sites
-from simulations.run import resolve, site_map
+from simulations.run import resolve
+from simulations.site_map import site_map
 
 CARD = """# {name}
 
