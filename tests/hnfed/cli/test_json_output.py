@@ -23,6 +23,7 @@ DATA = {
     "compare",
     "advise",
     "models",
+    "watch",
 }
 OTHERS = {"simulate", "client", "join", "provision", "server", "run", "predict", "report", "export"}
 OTHERS |= {"config", "completion", "folds"}
