@@ -120,7 +120,7 @@ def _run(
     parts: list[RenderableType] = [_title(name, state.state, head_words(state))]
     if state.ended and state.state != "completed":
         parts.append(Text(state.ended, style=_colour(state.state)))
-    parts.append(_phases(state.phases, plain))
+    parts += [_phases(state.phases, plain)] if state.phases else []
     room = max(height - len(state.phases) - len(state.sites) - 12, FEWEST_ROWS) if height else 0
     if state.sites:
         parts += ["", _sites(state, connected, height // 2 if height else 0)]
