@@ -309,7 +309,7 @@ def _checked_splits(
     field, value = f"phases.{phase.name}.init", phase.init[:20] + "..."
     require_same_input(meta, plan, field, value)
     require_same_split(meta, described, field, value)
-    return dict(meta["splits"])
+    return dict(meta.get("splits", {}))  # a model that ships names no sites
 
 
 def _tracking(text: str) -> Tracking:

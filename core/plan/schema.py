@@ -250,7 +250,7 @@ class Simulation:
     ray: str = ""
     ray_insecure: bool = False
     baseline: str = ""
-    data: str = ""
+    data: Any = ""  # a folder, or a list of folders
     cache: str = ""
     device: str = "auto"
     cpus_per_site: int = 2

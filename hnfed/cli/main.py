@@ -27,7 +27,7 @@ from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
 from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import completion, doctor, join, site  # noqa: E402
+from hnfed.cli import completion, doctor, join, models, site  # noqa: E402
 from hnfed.cli.completion import complete  # noqa: E402
 from hnfed.cli.json_output import apart  # noqa: E402
 from hnfed.cli.parser import Parser  # noqa: E402
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=DIR --out runs/openkbp
   hnfed grid transfer simulation.data=DIR --list
-  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed predict -i ct.nrrd -o contours --model openkbp-base
   hnfed config show demo"""
 
 
@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     hnfed.cli.simulate.register(commands, RELEASE)
     for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
         part.register(commands)
+    models.register(commands)
     hnfed.cli.config.register(commands)
     completion.register(commands)
     return parser

@@ -108,7 +108,8 @@ def _add_predict(subparsers: Any) -> None:
         metavar="MODEL",
         action="append",
         required=True,
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     add(
         "--format",
@@ -137,7 +138,8 @@ def _add_evaluate(subparsers: Any) -> None:
         "--model",
         metavar="MODEL",
         action="append",
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     what.add_argument(
         "--pred",

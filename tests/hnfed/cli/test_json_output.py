@@ -22,6 +22,7 @@ DATA = {
     "evaluate",
     "compare",
     "advise",
+    "models",
 }
 OTHERS = {"simulate", "client", "join", "provision", "server", "run", "predict", "report", "export"}
 OTHERS |= {"config", "completion", "folds"}
