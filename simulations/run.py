@@ -18,7 +18,7 @@ from core.archives.parallel import cpus
 from core.archives.preparing import chosen
 from core.data.site import Source
 from core.errors import UserError
-from core.files import private_folder
+from core.files import private_folder, replace_file
 from core.journal import LINE
 from core.os_refusals import in_words
 from core.plan.load import load as load_config
@@ -94,6 +94,8 @@ def _simulate(
     for name, site in prepared.items():
         local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    sources = load_config(words[0], words[1:])[1]
+    replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     keep_prepared(local, prepared)
     crew = Crew(len(local["sites"]), release, cluster)
     status = _launch_to_its_end(resolved, values, folder, crew)

@@ -63,7 +63,7 @@ def submit(
         folder_name(name, "--name")
     if again < 0:
         raise UserError("--auto-resume", again, "give a whole number >= 0")
-    resolved, _ = load(config, overrides)
+    resolved, sources = load(config, overrides)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
     if not resume:  # a site that was revoked meanwhile is missing then, as one that is away
@@ -77,6 +77,7 @@ def submit(
     out = root / name if name else None
     with held_folder(Path(config).stem, out, resume, root) as folder:
         values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
+        replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder)]
     words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])
