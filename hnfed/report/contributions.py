@@ -39,9 +39,9 @@ def contributions(
             reasons = Counter(str(e.get("code", "")) for e in here if e["event"] == "rejected")
             site_cases = mapping(mapping(known.get(site)).get("cases"))
             organs = mapping(mapping(known.get(site)).get("organs"))
-            cases, most = site_cases.get("train"), phase["max_cases"]
-            if number(cases) is not None and number(most) is not None:
-                cases = min(int(cases), int(most))
+            cases, most = number(site_cases.get("train")), number(phase["max_cases"])
+            if cases is not None:
+                cases = int(cases if most is None else min(cases, most))
             rows.append(
                 {
                     "phase": phase["name"],

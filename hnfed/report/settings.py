@@ -11,8 +11,10 @@ from core.plan.schema import Config, Phase, SimulatedSite
 
 LONGEST = 300
 DEFAULT, SET = "default", "set"
-OF_LISTS = {"phases": Phase(name="", sites=[], organs=[], rounds=1)}
-OF_NAMES = {"simulation.sites": SimulatedSite()}
+OF_MANY = {  # lists of sections, and sections by name
+    "phases": dataclasses.asdict(Phase(name="")),
+    "simulation.sites": dataclasses.asdict(SimulatedSite()),
+}
 
 
 def settings(config: Mapping[str, Any], sources: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,13 +57,13 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _defaults() -> dict[str, str]:
     """Dotted key -> default, with ``*`` for an index or a name."""
     known = dict(flat(dataclasses.asdict(Config())))
-    for prefix, item in {**OF_LISTS, **OF_NAMES}.items():
-        known |= {f"{prefix}.*.{k}": v for k, v in flat(dataclasses.asdict(item))}
+    for prefix, values in OF_MANY.items():
+        known |= {f"{prefix}.*.{k}": v for k, v in flat(values)}
     return known
 
 
 def _general(key: str) -> str:
-    for prefix in (*OF_LISTS, *OF_NAMES):
+    for prefix in OF_MANY:
         if key.startswith(prefix + "."):
             return f"{prefix}.*.{key[len(prefix) + 1 :].partition('.')[2]}"
     return key
