@@ -92,6 +92,8 @@ def _simulate(
     for name, site in prepared.items():
         local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    sources = load_config(words[0], words[1:])[1]
+    replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     keep_prepared(local, prepared)
     crew = Crew(len(local["sites"]), release, cluster)
     with tracked(folder, resolved.tracking):

@@ -25,7 +25,7 @@ HNFED = {
     "guard": {"core"},
     "evaluate": {"core"},
     "check": {"core"},
-    "report": {"core"},
+    "report": {"core", "hnfed.evaluate"},
     "predict": {"core", "hnfed.evaluate", "hnfed.report", "hnfed.screen"},
     "compare": {"core", "hnfed.evaluate", "hnfed.report"},
     "deploy": {

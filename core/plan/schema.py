@@ -257,7 +257,7 @@ class Simulation:
     gpus_per_site: float = 0.0
     phantom_spacing_mm: list[float] = field(default_factory=lambda: [4.0, 2.5, 2.5])
     sites: dict[str, SimulatedSite] = field(default_factory=dict)
-    overlays: int = 2
+    overlays: int = 3
     published: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
 

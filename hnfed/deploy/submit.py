@@ -64,7 +64,7 @@ def submit(
         folder_name(name, "--name")
     if again < 0:
         raise UserError("--auto-resume", again, "give a whole number >= 0")
-    resolved, _ = load(config, overrides)
+    resolved, sources = load(config, overrides)
     require_mode(resolved.tracking)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
@@ -79,6 +79,7 @@ def submit(
     out = root / name if name else None
     with held_folder(Path(config).stem, out, resume, root) as folder:
         values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
+        replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder)]
     words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])
