@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import netrc
 import os
 import re
 import shutil
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -353,22 +353,14 @@ def _why_not_online() -> str:
     named = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     if not named and not _in_netrc(server):
         return "no API key (set WANDB_API_KEY or use `wandb login`)"
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(server, timeout=REACH_TIMEOUT_S).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            error.close()
-            answers.append(True)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_TIMEOUT_S)
-    return "" if answers == [True] else f"{server} did not answer within {REACH_TIMEOUT_S:g} s"
+    ask = functools.partial(urllib.request.urlopen, server, timeout=REACH_TIMEOUT_S)
+    try:
+        within(REACH_TIMEOUT_S, ask).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer too
+    except (OSError, ValueError):
+        return f"{server} did not answer within {REACH_TIMEOUT_S:g} s"
+    return ""
 
 
 def _in_netrc(server: str) -> bool:
