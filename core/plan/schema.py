@@ -205,6 +205,7 @@ class Federation:
 
     strategy: Strategy = field(default_factory=Strategy)
     secure_aggregation: bool = False
+    update_bits: int = 32
     min_sites: int = 0
     round_timeout_s: float = 3600.0
     round_timeout_factor: float = 0.0
