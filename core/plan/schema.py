@@ -207,6 +207,7 @@ class Federation:
 
     strategy: Strategy = field(default_factory=Strategy)
     secure_aggregation: bool = False
+    update_bits: int = 32
     min_sites: int = 0
     round_timeout_s: float = 3600.0
     round_timeout_factor: float = 0.0
@@ -259,7 +260,7 @@ class Simulation:
     gpus_per_site: float = 0.0
     phantom_spacing_mm: list[float] = field(default_factory=lambda: [4.0, 2.5, 2.5])
     sites: dict[str, SimulatedSite] = field(default_factory=dict)
-    overlays: int = 2
+    overlays: int = 3
     published: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
 

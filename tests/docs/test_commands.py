@@ -78,6 +78,7 @@ def endings(command: Command) -> tuple[int, ...]:
     return (0, 1) if "doctor" in command.words[:2] else (0,)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", dict.fromkeys(c.page for c in HERE))
 def test_commands_of_a_page_run(page: str, world: World) -> None:
     world.begin(page)
