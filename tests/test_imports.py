@@ -32,6 +32,7 @@ HNFED = {
         "core", "client", "server", "simulations.memory_probe", "hnfed.guard",
         "hnfed.installation", "hnfed.report",
     },
+    "watch": {"core", "hnfed.guard", "hnfed.deploy"},
 }  # fmt: skip
 FEDERATION = {"flwr", "ray"}
 

@@ -74,7 +74,7 @@ def subcommand(
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, parser=parser)
     return parser
 
 
@@ -109,7 +109,8 @@ def _add_predict(subparsers: Any) -> None:
         metavar="MODEL",
         action="append",
         required=True,
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     add(
         "--format",
@@ -142,7 +143,8 @@ def _add_evaluate(subparsers: Any) -> None:
         "--model",
         metavar="MODEL",
         action="append",
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     what.add_argument(
         "--pred",

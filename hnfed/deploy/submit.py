@@ -20,6 +20,7 @@ from core.packaging.app_bundle import staged_app, toml_of, write_private
 from core.plan.load import load
 from core.processes import held
 from core.text import uncoloured
+from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from hnfed.deploy.provision import ROSTER
 from hnfed.deploy.superlink import CONNECTION, answers, bundle_sha256, environment, flower, json_of
@@ -64,6 +65,7 @@ def submit(
     if again < 0:
         raise UserError("--auto-resume", again, "give a whole number >= 0")
     resolved, sources = load(config, overrides)
+    require_mode(resolved.tracking)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
     if not resume:  # a site that was revoked meanwhile is missing then, as one that is away
@@ -82,7 +84,8 @@ def submit(
     words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])
     try:
-        status = _run_on(kit, values, folder, again)
+        with tracked(folder, resolved.tracking):
+            status = _run_on(kit, values, folder, again)
     except (KeyboardInterrupt, SystemExit):
         print(f"hnfed: to go on with the run:\n  {command}", file=sys.stderr)
         raise
