@@ -22,7 +22,12 @@ from tests.docs.commands import ROOT, Command, blocks
 from tests.simulations.conftest import TINY
 
 SPLITS = ("train", "train", "train", "val", "test")
-PLACES = {"/data/archive": "ARCHIVE", "archive": "ARCHIVE", "KIT": "hn"}
+PLACES = {
+    "/data/archive": "ARCHIVE",
+    "archive": "ARCHIVE",
+    "KIT": "hn",
+    "root=/data/archive": "root=ARCHIVE",
+}
 OPENKBP_NAMES = {
     "BrainStem": "Brainstem",
     "Mandible": "Mandible",
