@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := core server client simulations hnfed benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-hashed lock wheelhouse demo test check fix bench chaos deploy-test real-data clean
+.PHONY: help install install-hashed lock wheelhouse demo test check fix bench docs chaos deploy-test real-data clean
 
 help:
 	@echo "make install            .venv with the versions of constraints.txt, for development"
@@ -22,6 +22,7 @@ help:
 	@echo "make test               install, run the fast test suite"
 	@echo "make check              format, lint, types: what CI runs before the tests"
 	@echo "make fix                format and repair what ruff can repair"
+	@echo "make docs               the documentation as a site with search, in site/; ends on any warning"
 	@echo "make bench              the benchmarks; writes runs/benchmarks.json"
 	@echo "make real-data DATA=DIR the tests that need real data in DIR"
 	@echo "make clean              remove .venv and caches (never runs/)"
@@ -93,6 +94,11 @@ check: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff format $(PACKAGES)
 	$(BIN)/ruff check --fix $(PACKAGES)
+
+docs: $(STAMP)
+	@test -x $(BIN)/zensical || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --json runs/benchmarks.json

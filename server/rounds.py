@@ -49,6 +49,7 @@ from server.secure_round import (
     kept_evidence,
 )
 from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
+from server.update_measures import update_measures
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,8 @@ class PhaseRun:
         if self.secure:
             event["accepted"] = list(self.nodes)
             event |= {"clipped_sites": found.shortened} if found.shortened else {}
+        elif measures := update_measures(good, state, new):
+            event["updates"] = measures
         if clipped:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
@@ -416,9 +419,8 @@ class PhaseRun:
         return max(replies.exchange.seconds[s] for s in replies.accepted)
 
     def _announce(self, event: Mapping[str, Any], seconds_so_far: float) -> None:
-        """A committed round, to the journal, to W&B and to whoever follows."""
+        """A committed round, to the journal and to whoever follows."""
         self.recorder.say(event)
-        self.recorder.track(self.phase.name, event["round"], event)
         tell(round_line(self.phase, event, seconds_so_far))
 
     def _flag(self, progress: Progress, sums: Sums) -> None:

@@ -1,4 +1,4 @@
-"""Patients that two sites of a simulation share: nobody is tested on whom the weights have seen.
+"""Patients that two sites of a simulation share: no test case is one that the weights have seen.
 
 A federation cannot look; a simulation has all archives and does. Patients are compared by the
 voxels of their CTs, under whatever name an archive has them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from core.archives.parallel import cpus
@@ -17,6 +18,7 @@ from core.data.cached_case import Entry
 from core.data.site import Site, simulated_site
 from core.errors import UserError
 from core.plan.schema import Config, Plan
+from core.wire.checkpoint import load_meta
 from simulations.baselines import POOLED
 
 SHOWN = 5
@@ -114,6 +116,35 @@ def require_apart(plan: Plan, entries_of: Mapping[str, Mapping[str, Sequence[Ent
         problem=f"{_patients(len(shared))} held out at one site and trained on at another, by the "
         f"voxels of their CTs: {shown}{more}",
     )
+
+
+def contaminated(
+    config: Config, entries_of: Mapping[str, Sequence[Entry]]
+) -> dict[str, dict[str, int]]:
+    """Test cases whose CTs are among those that a checkpoint, which a phase starts from, has seen.
+
+    Args:
+        config: as it runs; phases start from files by their paths.
+        entries_of: site -> entries.
+
+    Returns:
+        Phase -> site -> number of such cases; phases and sites without any are left out.
+    """
+    by_name = {phase.name: phase for phase in config.phases}
+    found: dict[str, dict[str, int]] = {}
+    for phase in config.phases:
+        init = phase.init
+        while init in by_name:
+            init = by_name[init].init
+        if not init.endswith(".safetensors"):
+            continue
+        seen = set(load_meta(Path(init)).get("trained_on", ()))
+        for site in phase.sites:
+            entries = entries_of.get(site, ())
+            number = sum(e.split == "test" and e.image_sha256 in seen for e in entries)
+            if number:
+                found.setdefault(phase.name, {})[site] = number
+    return found
 
 
 def _patients(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,8 @@ from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Config, SimulatedSite
 from core.wire.partition import fingerprint
 from server.run_folder import CELL, begun, by_content
-from simulations.run import archive_root, resolve
+from simulations.run import resolve
+from simulations.site_map import archive_roots
 from simulations.study import Cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +109,8 @@ def _simulation(config: Config, out: Path) -> dict[str, Any]:
         if site.root and Path(site.root).is_relative_to(out):  # a view, made when cells run
             root = str(Path(site.root).relative_to(out))
         else:
-            root = "" if site.phantom else str(archive_root(name, site, simulation))
+            roots = [] if site.phantom else archive_roots(name, site, simulation)
+            root = os.pathsep.join(map(str, roots))
         sites[name] = asdict(replace(site, root=root))
     return {
         "baseline": simulation.baseline,

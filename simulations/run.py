@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from core.archives.archive import open_archive
-from core.archives.parallel import cpus
-from core.archives.preparing import chosen
-from core.data.site import Source
 from core.errors import UserError
-from core.files import private_folder
-from core.journal import LINE
+from core.files import replace_file
+from core.journal import JOURNAL, LINE, append_event
 from core.os_refusals import in_words
 from core.plan.load import load as load_config
 from core.plan.load import plan_from_json
-from core.plan.schema import Config, SimulatedSite, Simulation
+from core.plan.schema import Config
 from core.plan.validate import require_simulated
 from core.processes import deaf
 from core.text import shown_text
+from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
-from simulations.apart import keep_prepared, prepare_sites
-from simulations.baselines import POOLED, with_baseline
-from simulations.foresight import require_runnable, told_device
+from simulations.apart import contaminated, keep_prepared, prepare_sites
+from simulations.baselines import with_baseline
+from simulations.foresight import require_runnable
+from simulations.site_map import site_map
 from simulations.site_words import sizes_of_logs, told_failure
 from simulations.supervise import FAILED_MARK
 
@@ -66,6 +63,7 @@ def simulate(
         UserError: what cannot work, before any archive is prepared.
     """
     asked, resolved = resolve(config, overrides)
+    require_mode(resolved.tracking)
     with held_folder(Path(config).stem, out, resume, local=True) as folder:
         words = [config, *overrides]
         status = _simulate(asked, resolved, folder, words, resume, release)
@@ -87,16 +85,20 @@ def _simulate(
     started = time.monotonic()
     logs = sizes_of_logs(folder)
     cluster = _cluster(resolved)
-    local = _site_map(resolved, folder)
+    local = site_map(resolved, folder)
     if cluster is not None:
         _require_shared(cluster, resolved, local, folder)
     prepared = prepare_sites(resolved, local)
     for name, site in prepared.items():
         local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    sources = load_config(words[0], words[1:])[1]
+    replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     keep_prepared(local, prepared)
     crew = Crew(len(local["sites"]), release, cluster)
-    status = _launch_to_its_end(resolved, values, folder, crew)
+    with tracked(folder, resolved.tracking):
+        status = _launch_to_its_end(resolved, values, folder, crew)
+    _mark_contaminated(folder, contaminated(resolved, {n: p.entries for n, p in prepared.items()}))
     minutes = (time.monotonic() - started) / 60
     if status:
         print(
@@ -107,6 +109,25 @@ def _simulate(
     else:
         print(f"completed in {minutes:.1f} min")
     return status
+
+
+def _mark_contaminated(folder: Path, found: dict[str, dict[str, int]]) -> None:
+    """Marks test scores of CTs that the start weights have seen: metrics, journal, screen (D17)."""
+    path = folder / "metrics.json"
+    if not found or not path.is_file():
+        return
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    for block in metrics["phases"]:
+        if sites := found.get(block["name"]):
+            block["contaminated"] = sites
+            told = ", ".join(f"{number} at {site}" for site, number in sites.items())
+            text = (
+                f"test scores of phase {block['name']} are contaminated: the checkpoint that it "
+                f"starts from was trained on the CTs of test cases ({told})"
+            )
+            append_event(folder / JOURNAL, {"event": "note", "text": text, "phase": block["name"]})
+            print(f"note: {text}")
+    replace_file(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
 
 def resolve(config: str, overrides: Sequence[str]) -> tuple[Config, Config]:
@@ -240,80 +261,3 @@ class _Screen:
         else:
             return
         print(text, flush=True)
-
-
-def _site_map(config: Config, folder: Path) -> dict[str, Any]:
-    """What the clients need to find their archives; phantoms are written first."""
-    simulation = config.simulation
-    cache = Path(simulation.cache).resolve() if simulation.cache else folder.parent / "cache"
-    private_folder(cache)
-    names = sorted(simulation.sites) if simulation.baseline == "pooled" else list(config.site_names)
-    sources = {n: _source(n, simulation.sites[n], config, cache) for n in names}
-    if simulation.baseline == "pooled":
-        wanted = [n for n in names if n in sources]
-        sites = {POOLED: {"sources": [sources[n] for n in wanted]}}
-    else:
-        sites = {n: {"sources": [s]} for n, s in sources.items()}
-    return {
-        "sites": sites,
-        "out": str(folder),
-        "cache": str(cache / "prepared"),
-        "device": told_device(config),
-        "overlays": simulation.overlays,
-    }
-
-
-def _source(name: str, site: SimulatedSite, config: Config, cache: Path) -> dict[str, Any]:
-    """What a client is told of an archive, see `core.data.site.Source`."""
-    if site.phantom:
-        root = _phantom(name, site, config, cache)
-    else:
-        root = archive_root(name, site, config.simulation)
-    kept = {f.name: getattr(site, f.name) for f in fields(site) if f.name in Source.__annotations__}
-    source = Source(**kept | {"root": str(root.resolve()), "label": name})
-    try:
-        chosen(source, open_archive(root, format=site.format))
-    except UserError as error:
-        if error.field not in ("splits", "exclude"):
-            raise
-        field = f"simulation.sites.{name}.{error.field}"
-        raise UserError(field, error.value, error.remedy, problem=error.problem) from None
-    return asdict(source)
-
-
-def archive_root(name: str, site: SimulatedSite, simulation: Simulation) -> Path:
-    """The folder of a site's archive.
-
-    Raises:
-        UserError: it does not exist, or needs ``simulation.data``.
-    """
-    if "{data}" in site.root and not simulation.data:
-        raise UserError(
-            "simulation.data",
-            "(empty)",
-            "add simulation.data=DIR, the folder of the data set (see the README)",
-        )
-    root = Path(site.root.replace("{data}", simulation.data))
-    if not root.is_dir():
-        raise UserError(f"simulation.sites.{name}.root", root, "give an existing folder")
-    return root.resolve()
-
-
-def _phantom(name: str, site: SimulatedSite, config: Config, cache: Path) -> Path:
-    from simulations.phantom.cases import SIGNATURES, Cohort, write_site
-
-    if site.phantom not in SIGNATURES:
-        raise UserError(
-            f"simulation.sites.{name}.phantom", site.phantom, f"use one of {sorted(SIGNATURES)}"
-        )
-    if site.cases < 3:
-        raise UserError(f"simulation.sites.{name}.cases", site.cases, "give at least 3 cases")
-    spacing = config.simulation.phantom_spacing_mm
-    stamp = hashlib.sha256(
-        json.dumps([site.phantom, site.cases, config.seed, spacing]).encode()
-    ).hexdigest()
-    root = cache / "phantom" / f"{name}-{stamp[:12]}"
-    print(f"phantom archive of {name}: {site.cases} cases", flush=True)
-    cohort = Cohort(SIGNATURES[site.phantom], site.cases, config.seed, spacing, site=name)
-    write_site(root, cohort, workers=cpus())
-    return root

@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.plan.load import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
 from core.plan.ranges import MAX_LISTED, number_of
 from simulations.folds import fold_splits, has_own_splits, view_of
-from simulations.run import archive_root
+from simulations.site_map import archive_roots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -278,7 +278,10 @@ def _folds(
             folds, fold_splits(site.splits, folds_wanted, f"{key}.splits"), strict=True
         ):
             fold[f"{key}.splits"] = splits
-        root = archive_root(name, site, base.simulation)
+        root, *others = archive_roots(name, site, base.simulation)
+        if others and any(map(has_own_splits, [root, *others])):
+            remedy = "copy the cases into one folder, or name one: folds take its splits' place"
+            raise UserError("simulation.data", base.simulation.data, remedy)
         if has_own_splits(root):
             view = view_of(root, out)
             views[view] = root

@@ -125,12 +125,11 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
             (with ``absent: count`` a finding instead), a number that several ids end in, a case
             in two splits, or a site that the archive's ``cases.csv`` does not know.
     """
-    present = {r.case for r in archive.cases}
-    known = present | {f.case for f in archive.findings if f.case and f.code not in NOT_THERE}
+    present, known = {r.case for r in archive.cases}, listed_ids(archive)
     explicit: dict[str, str] = {}
     for split, names in source.splits.items():
         for name in names:
-            case = _case_of("splits", str(name), known)
+            case = case_of("splits", str(name), known)
             if explicit.setdefault(case, split) != split:
                 raise UserError(
                     "splits",
@@ -138,7 +137,7 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
                     "keep it in one of them",
                     problem=f"the case stands in {explicit[case]} and in {split}",
                 )
-    unwanted = {_case_of("exclude", str(name), known) for name in source.exclude}
+    unwanted = {case_of("exclude", str(name), known) for name in source.exclude}
     excluded = unwanted & present
     if source.absent != COUNT:
         _require_there("splits", sorted(set(explicit) - known), known)
@@ -193,6 +192,12 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
     return replace(archive, cases=cases, findings=tuple(findings)), explicit or None
 
 
+def listed_ids(archive: Archive) -> set[str]:
+    """The ids that a site's lists may name: of cases that can be used, and of those left out."""
+    lost = {f.case for f in archive.findings if f.case and f.code not in NOT_THERE}
+    return {r.case for r in archive.cases} | lost
+
+
 def _require_there(field: str, names: Sequence[str], known: Collection[str]) -> None:
     """Requires that listed cases exist.
 
@@ -212,7 +217,7 @@ def _require_there(field: str, names: Sequence[str], known: Collection[str]) -> 
     )
 
 
-def _case_of(field: str, name: str, known: Collection[str]) -> str:
+def case_of(field: str, name: str, known: Collection[str]) -> str:
     """The id that a name in a site's lists stands for; the name itself where there is none."""
     if name in known or not (name.isascii() and name.isdecimal()):
         return name

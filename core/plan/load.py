@@ -26,7 +26,7 @@ from core.text import shown
 P = TypeVar("P", bound=Plan)
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-STUDIES = "studies"  # folder of `CONFIGS`
+STUDIES, MODELS = "studies", "models"  # folders of `CONFIGS`
 PLAN_BYTES = 1_000_000  # of a plan that travels; shipped ones have 4,000
 DEEPEST = 20  # levels of a plan
 KEY = re.compile(r"[^\s=\[\]]+")
@@ -61,6 +61,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, 
             (k for k in _flat(values) if f"{k}.".startswith(f"{key}.")), "override"
         )
     resolved = cast(Config, _typed(Config, values, str(path), sources))
+    resolved = dataclasses.replace(resolved, phases=[_started(p) for p in resolved.phases])
     check(resolved)
     resolved, sources = _offered(resolved, sources)
     everything = dict.fromkeys(_flat(_plain(resolved)), "default")
@@ -89,6 +90,20 @@ def shipped_configs() -> list[str]:
     """Names of the configurations that ship, sorted; studies (grids of runs) are none."""
     paths = [p.relative_to(CONFIGS) for p in CONFIGS.rglob("*.yaml")]
     return sorted(str(p)[:-5] for p in paths if p.parts[0] != STUDIES)
+
+
+def shipped_models() -> dict[str, Path]:
+    """The checkpoints that come with hnfed, by name: what ``init`` and MODEL take beside paths."""
+    return {path.stem: path for path in sorted((CONFIGS / MODELS).glob("*.safetensors"))}
+
+
+def _started(phase: Phase) -> Phase:
+    """A phase whose ``init`` is a file where it named a model that ships."""
+    known = shipped_models()
+    if phase.name in known:
+        remedy = "choose another name: a model that comes with hnfed has this one"
+        raise UserError("phases.name", phase.name, remedy)
+    return dataclasses.replace(phase, init=str(known.get(phase.init, phase.init)))
 
 
 def to_yaml(config: Config) -> str:
@@ -167,11 +182,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("file", path, "correct the path", problem="no such file") from None
     except OSError as error:
         problem = str(error.strerror).lower()
-        raise UserError("file", path, "give a file that can be read", problem=problem) from None
+        remedy = "give the path of a file that can be read"
+        raise UserError("file", path, remedy, problem=problem) from None
     except UnicodeDecodeError:
         raise UserError("file", path, "save it as UTF-8", problem="not text in UTF-8") from None
     try:
@@ -181,8 +195,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(field, error.value, error.remedy, problem=error.problem) from None
     except Exception as error:
         leave_if_told()
-        reason = " ".join(str(error).split())
-        raise UserError(str(path), reason, "mend the YAML at that line") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else str(path)
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(place, reason, "mend the YAML there; blanks indent, no tabs") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(str(path), values, "write sections such as 'model:' at the top level")

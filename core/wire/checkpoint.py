@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors beside readable JSON, and how MODEL is found on disk.
+"""Checkpoints: weights as safetensors beside readable JSON.
 
 A checkpoint is a pair ``STEM.safetensors`` and ``STEM.json``. The JSON holds the SHA-256 of the
 weights and of its own content, so a torn or altered pair is never loaded. Nothing here unpickles
@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from core.wire.state import packed
 META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
 SCHEMA = 2  # 1 had no checksum of the JSON itself
 RESTORE = "restore the file from the run folder"
-_EMPTY_BYTES = len(safetensors.torch.save({}))
 
 
 def save(
@@ -81,7 +80,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: the ``.safetensors`` file (its ``.json`` stands beside it).
 
     Returns:
-        The tensors by name, on the CPU, and the JSON's content.
+        The tensors by name, on the CPU, numbers of 16 bits as 32, and the JSON's content.
 
     Raises:
         UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema.
@@ -102,7 +101,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         remedy = "name a checkpoint written by hnfed"
         raise UserError("model", path, remedy, problem=problem) from error
     require_tensors(state, str(path))
-    return state, meta
+    return {n: t.float() if t.dtype is torch.float16 else t for n, t in state.items()}, meta
 
 
 def load_meta(path: Path) -> dict[str, Any]:
@@ -146,89 +145,6 @@ def _digest(meta: Mapping[str, Any]) -> str:
 def require_described(meta: Mapping[str, Any], path: Path) -> None:
     """Raises `UserError` unless the JSON says how to build and feed the network."""
     input_of(meta, str(path))
-
-
-@dataclass
-class _Phase:
-    """Best weights found for one phase: the federation's and those of single sites."""
-
-    shared: Path | None = None
-    sites: dict[str, Path] = field(default_factory=dict)
-
-    def saved(self) -> str:
-        """When the newest of them was written (UTC, sortable text)."""
-        found = [*self.sites.values(), *([self.shared] if self.shared else [])]
-        return max(str(load_meta(path).get("saved", "")) for path in found)
-
-
-def resolve_model(path: str | Path, phase: str | None = None, site: str | None = None) -> Path:
-    """Finds the checkpoint that MODEL means.
-
-    MODEL is a ``.safetensors`` file (or its ``.json``), a run folder, a site's folder of a run
-    (``STATE/RUN_ID`` or ``RUN/sites/SITE``), or a folder with ``best.safetensors``. A run folder
-    gives the best weights of `phase`, by default the last phase that has any: the site's own where
-    `site` holds some, else the federation's. A phase whose weights exist at several sites only
-    needs `site`.
-
-    Raises:
-        UserError: nothing fits, or `site` must be chosen.
-    """
-    root = Path(path)
-    if root.is_file():
-        if root.suffix not in (".safetensors", ".json"):
-            raise UserError("model", root, "name a run folder or a .safetensors file")
-        return root.with_suffix(".safetensors")
-    if not root.exists():
-        raise UserError(
-            "model", root, "name a run folder or a .safetensors file; this does not exist"
-        )
-    if _has_weights(root / "best.safetensors"):
-        return root / "best.safetensors"
-    phases = _phases_of(root)
-    if not phases:
-        remedy = "name a run folder with checkpoints/PHASE/best.safetensors, or a .safetensors file"
-        problem = "no best weights in it (has the first phase ended?)"
-        raise UserError("model", root, remedy, problem=problem)
-    if phase is None:
-        phase = max(phases, key=lambda name: phases[name].saved())
-    if phase not in phases:
-        raise UserError(
-            "--phase", phase, f"choose one of {', '.join(sorted(phases))}", problem=f"not in {root}"
-        )
-    return _of_phase(phases[phase], phase, site)
-
-
-def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:
-    if site is not None and site in found.sites:
-        return found.sites[site]
-    if found.shared is not None:
-        return found.shared
-    known = ", ".join(sorted(found.sites))
-    if site is not None:
-        problem = f"no weights of this site in phase {phase}"
-        remedy = f"choose one of {known}, or another --phase"
-        raise UserError("--site", site, remedy, problem=problem)
-    if len(found.sites) > 1:
-        problem = f"phase {phase} has weights of its own at each site"
-        raise UserError("--site", "(none)", f"choose one of {known}", problem=problem)
-    return next(iter(found.sites.values()))
-
-
-def _phases_of(root: Path) -> dict[str, _Phase]:
-    phases: dict[str, _Phase] = {}
-    for best in filter(_has_weights, sorted(root.glob("checkpoints/*/best.safetensors"))):
-        phases.setdefault(best.parent.name, _Phase()).shared = best
-    for best in sorted(root.glob("sites/*/*/best.safetensors")):
-        phases.setdefault(best.parent.name, _Phase()).sites[best.parent.parent.name] = best
-    if not phases:  # a site's own folder of a run
-        for best in sorted(root.glob("*/best.safetensors")):
-            phases.setdefault(best.parent.name, _Phase()).shared = best
-    return phases
-
-
-def _has_weights(path: Path) -> bool:
-    """False for an absent file, and for one without any tensor (scores of a personal phase)."""
-    return path.is_file() and path.stat().st_size > _EMPTY_BYTES
 
 
 def _read_weights(path: Path) -> tuple[bytes, str]:

@@ -28,7 +28,7 @@ from core.provenance import versions
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
 
-INSTALLED = ("archives", "packaging")  # folders of `core` that no bundle holds
+INSTALLED = ("archives", "packaging", "tracking")  # folders of `core` that no bundle holds
 
 
 @dataclass(frozen=True)

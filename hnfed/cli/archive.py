@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.archives.formats.table import FORMATS
 from core.text import shown_text
 from hnfed.cli.json_output import JsonFile, add_json
+from hnfed.cli.parser import whole_number
 from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _cores() -> int:
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     text = "processes (default: the cores, 8 at most)"
-    parser.add_argument("--jobs", type=int, default=_cores(), help=text)
+    parser.add_argument("--jobs", type=whole_number, default=_cores(), help=text)
 
 
 def _add_check(subparsers: Any) -> None:

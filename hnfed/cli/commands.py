@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from core.archives.archive import open_archive
+from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
 from core.errors import UserError
 from core.files import replace_csv
@@ -58,7 +60,11 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
     archive = open_archive(args.data, format=args.format, vocab=vocabulary_of(organs))
     refs = choose_cases(archive, args.split, args.site)
 
+    seen: list[str] = []
+
     def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
+        if image_digest(volume.image, volume.geometry) in segmenter.trained_on:
+            seen.append(volume.case)
         labels, _ = segmenter(volume.image, volume.geometry)
         return {organ: labels == i for i, organ in enumerate(organs, start=1)}, diagonal_mm
 
@@ -68,12 +74,15 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
             f"split {args.split}: the model may have been trained or chosen on these cases; "
             "whether it was cannot be told from here, so this is no estimate for new patients."
         )
-    return score_archive(
-        archive,
-        refs,
-        Method(organs, masks, "the diagonal of the network's crop", notes),
-        Progress(),
-    )
+    method = Method(organs, masks, "the diagonal of the network's crop", notes)
+    result = score_archive(archive, refs, method, Progress())
+    if seen:
+        told = (
+            f"contaminated: the CTs of {len(seen)} of {result.cases} cases are among those that "
+            f"the model was trained on ({shortened(seen)}); this is no estimate for new patients."
+        )
+        result = replace(result, notes=(*result.notes, told))
+    return result
 
 
 def _of_contours(args: argparse.Namespace) -> Evaluation:

@@ -39,8 +39,8 @@ def _join(args: argparse.Namespace) -> int:
 
     folder: Path = args.federation
     if sum(bool(option) for option in (args.name, args.answer, args.confirm)) > 1:
-        remedy = "one step after the other"
-        raise UserError("hnfed join", "--name, --answer, --confirm", remedy)
+        remedy = "give one of --name, --answer, --confirm; each is a step of its own"
+        raise UserError("hnfed join", folder, remedy, problem="more than one step at once")
     if args.name is not None:
         return _begin(begin(folder, args.name), own_fingerprint(folder))
     if not (folder / KEY).is_file():

@@ -27,9 +27,10 @@ from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
 from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import completion, doctor, join, site  # noqa: E402
+from hnfed.cli import completion, doctor, init, join, models, site, watch  # noqa: E402
 from hnfed.cli.completion import complete  # noqa: E402
 from hnfed.cli.json_output import apart  # noqa: E402
+from hnfed.cli.parser import Parser  # noqa: E402
 
 RELEASE = "hnfed.guard.simulated:release"  # what a simulated site's replies pass
 # How a library that does not come into memory, or gets no thread, says so.
@@ -38,7 +39,7 @@ EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=DIR --out runs/openkbp
   hnfed grid transfer simulation.data=DIR --list
-  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed predict -i ct.nrrd -o contours --model openkbp-base
   hnfed config show demo"""
 
 
@@ -112,7 +113,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     options, rest = parser.parse_known_args(arguments)
     strange = [text for text in rest if text.startswith("-") or "=" not in text]
     if strange or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+        of_command = getattr(options, "parser", parser)
+        of_command.error(f"unrecognized arguments: {' '.join(strange or rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -124,7 +126,7 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hnfed",
         description="Federated organ segmentation for head-and-neck CT.",
         epilog=EXAMPLES,
@@ -134,8 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="show versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     hnfed.cli.simulate.register(commands, RELEASE)
-    for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
+    for part in (
+        init,
+        doctor,
+        hnfed.cli.archive,
+        site,
+        join,
+        hnfed.cli.server,
+        watch,
+        hnfed.cli.results,
+    ):
         part.register(commands)
+    models.register(commands)
     hnfed.cli.config.register(commands)
     completion.register(commands)
     return parser

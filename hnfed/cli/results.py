@@ -74,7 +74,7 @@ def subcommand(
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, parser=parser)
     return parser
 
 
@@ -85,6 +85,7 @@ def _add_predict(subparsers: Any) -> None:
         "contour CTs, in each CT's own geometry",
         _predict,
         "hnfed predict -i ct.nrrd -o contours --model runs/demo --format nrrd,nifti",
+        "hnfed predict -i ct.nrrd -o contours --model runs/demo --preview",
     )
     add = parser.add_argument
     add(
@@ -108,7 +109,8 @@ def _add_predict(subparsers: Any) -> None:
         metavar="MODEL",
         action="append",
         required=True,
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     add(
         "--format",
@@ -120,6 +122,10 @@ def _add_predict(subparsers: Any) -> None:
     )
     text = "contour also what looks wrong (turned, of another size, no head), with the doubt inside"
     add("--force", action="store_true", help=text)
+    text = "also CASE.preview.html: the contours to look at in a browser, without a network"
+    add("--preview", action="store_true", help=text)
+    text = "with --preview: keep the face in it; the site file must say preview_faces: true"
+    add("--with-face", metavar="SITE.yaml", type=Path, help=text)
     _add_model_choice(parser)
 
 
@@ -137,7 +143,8 @@ def _add_evaluate(subparsers: Any) -> None:
         "--model",
         metavar="MODEL",
         action="append",
-        help="run folder or checkpoint; several times: probabilities are averaged",
+        help="run folder, checkpoint, or name of a model that ships (hnfed models); several "
+        "times: probabilities are averaged",
     )
     what.add_argument(
         "--pred",
@@ -235,7 +242,16 @@ def _choice(args: argparse.Namespace) -> Any:
 def _predict(args: argparse.Namespace) -> int:
     from hnfed.predict.prediction import predict
 
-    return predict(args.input, args.output, _choice(args), formats=args.format, force=args.force)
+    look = "masked" if args.preview else ""
+    if args.with_face is not None:
+        from hnfed.deploy.site_file import require_faces_allowed
+
+        if not args.preview:
+            raise UserError("--with-face", args.with_face, "give it with --preview")
+        require_faces_allowed(args.with_face)
+        look = "with face"
+    formats, force = args.format, args.force
+    return predict(args.input, args.output, _choice(args), formats=formats, force=force, look=look)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hnfed.cli.parser import whole_number
 from hnfed.cli.results import subcommand
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def register(subparsers: Any) -> None:
     run.add_argument("--name", default="", help="of the run folder below KIT/runs")
     run.add_argument("--resume", action="store_true", help="go on with the run of that name")
     run.add_argument(
-        "--auto-resume", metavar="TIMES", type=int, nargs="?", const=10, default=0,
+        "--auto-resume", metavar="TIMES", type=whole_number, nargs="?", const=10, default=0,
         help="resume by itself what dies (10 times if no number is given)",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.errors import UserError
 from hnfed.cli.json_output import SCREEN, add_json
+from hnfed.cli.parser import whole_number
 from hnfed.cli.results import subcommand
 
 ON = ("local", "ray", "slurm")
@@ -59,7 +60,7 @@ def register(commands: Any, release: str = "") -> None:
     )
     grid.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=text)
     text = "cells side by side (default: CPUs // simulation.cpus_per_site; on a cluster all)"
-    grid.add_argument("--jobs", type=int, help=text)
+    grid.add_argument("--jobs", type=whole_number, help=text)
     text = "cells by name"
     grid.add_argument("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=text)
     text = "print the cells, how far each has come and where it is; run nothing"

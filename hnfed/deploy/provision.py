@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import shutil
@@ -45,6 +46,7 @@ UNSUMMED = (SUMS, ROSTER, CERTIFICATES, "policy.yaml", "peers.json", "request.pe
 DAYS = 730
 RESERVED = (SERVER, "ca", REVOKED, ANSWERS)
 KEYS = ("here", "site")
+MISSING = "(missing)"
 # What a site's node asks for, and the largest body of each; all else is refused before Flower.
 SMALL, LARGE = "64k", "8m"  # Flower sends no piece of more than 5 MiB
 FLEET = {
@@ -87,15 +89,19 @@ def read_federation(path: Path) -> Federation:
     known = ("name", "server", "sites", "days", "keys")
     for key in values:
         if key not in known:
-            raise UserError(f"federation: {key}", values[key], f"use one of {', '.join(known)}")
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
+            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(known)}"
+            raise UserError(f"federation: {key}", values[key], remedy, problem="unknown key")
     server = values.get("server") or {}
     if not isinstance(server, dict) or set(server) - {"host", "port", "internal_port"}:
         raise UserError("federation: server", server, "give host, port and internal_port")
     name, host = str(values.get("name", "")), str(server.get("host", ""))
     if not NAME.fullmatch(name):
-        raise UserError("federation: name", name, "use small letters, digits, - and _")
+        raise UserError("federation: name", name or MISSING, "use small letters, digits, - and _")
     if not HOST.fullmatch(host):
-        raise UserError("federation: server.host", host, "give the name or IP that sites dial")
+        raise UserError(
+            "federation: server.host", host or MISSING, "give the name or IP that sites dial"
+        )
     port, internal = server.get("port", 28443), server.get("internal_port", 28444)
     days, sites = values.get("days", DAYS), values.get("sites")
     numbers = {"server.port": port, "server.internal_port": internal, "days": days}
@@ -104,7 +110,7 @@ def read_federation(path: Path) -> Federation:
     if port == internal:
         raise UserError("federation: server.internal_port", internal, "give it another number")
     if not isinstance(sites, list) or not sites:
-        raise UserError("federation: sites", sites, "list the sites: [nyu, miccai]")
+        raise UserError("federation: sites", sites or MISSING, "list the sites: [nyu, miccai]")
     for site in sites:
         kit_name(site, "federation: sites")
     if len(set(sites)) < len(sites):
@@ -122,7 +128,10 @@ def kit_name(value: object, field: str) -> SiteName:
         UserError: not of that form, or a folder of other things.
     """
     remedy = "use small letters, digits, - and _, 32 at most, the first a letter"
-    if not isinstance(value, str) or not NAME.fullmatch(value) or value in RESERVED:
+    if value in RESERVED:
+        problem = "the folder of that name holds something else"
+        raise UserError(field, value, "choose another name for the site", problem=problem)
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise UserError(field, shown(value, 100), remedy)
     return site_name(value, field)
 

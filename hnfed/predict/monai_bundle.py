@@ -28,6 +28,7 @@ from core.wire import checkpoint
 from core.wire.described import input_of
 from hnfed.evaluate.statistics import estimate
 from hnfed.predict.formats import CONTOUR_FORMATS
+from hnfed.predict.model_files import resolve_model
 from hnfed.predict.prediction import predict
 from hnfed.predict.segmenter import Choice
 from hnfed.report.run import read_run
@@ -64,7 +65,7 @@ def export(run: Path, out: Path, phase: str | None = None, site: str | None = No
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--output", out, "name a folder that is new or empty")
-    source = checkpoint.resolve_model(run, phase, site)
+    source = resolve_model(run, phase, site)
     state, meta = checkpoint.load(source)
     checkpoint.require_described(meta, source)
     out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.schema import Preprocess
-from core.wire.checkpoint import resolve_model
 from hnfed.predict.inference import (
     Doubt,
     common_preprocess,
@@ -22,6 +21,8 @@ from hnfed.predict.inference import (
     predict_doubted,
     select_labels,
 )
+from hnfed.predict.model_files import resolve_model
+from hnfed.predict.shipped import path_of, trained_on
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Segmenter:
         organs: those chosen.
         settings: preprocessing of the models.
         model: which models, in words.
+        trained_on: digests of the CTs that they were trained or chosen on, where they say.
     """
 
     draw: Callable[..., tuple[npt.NDArray[np.uint8], list[Doubt]]]
@@ -41,6 +43,7 @@ class Segmenter:
     organs: tuple[str, ...]
     settings: Preprocess
     model: str
+    trained_on: frozenset[str] = frozenset()
 
     def __call__(
         self, image: npt.NDArray[Any], geometry: Geometry
@@ -56,7 +59,8 @@ class Choice:
     """Which models draw which organs, and where.
 
     Attributes:
-        models: run folders, checkpoints or model bundles; probabilities of several are averaged.
+        models: run folders, checkpoints, model bundles or names of models that ship;
+            probabilities of several are averaged.
         phase: of a run folder; None for the last one.
         site: whose own weights; None for the shared ones.
         organs: only these; None for all.
@@ -76,7 +80,7 @@ def load_segmenter(choice: Choice) -> Segmenter:
     Raises:
         UserError: a model cannot be loaded, or does not know an organ asked for.
     """
-    paths = [resolve_model(model, choice.phase, choice.site) for model in choice.models]
+    paths = [resolve_model(path_of(m), choice.phase, choice.site) for m in choice.models]
     models, metas = load_models(paths, choice.device)
     for path, meta in zip(paths, metas, strict=True):
         print(
@@ -96,7 +100,8 @@ def load_segmenter(choice: Choice) -> Segmenter:
         return predict_doubted(models, metas, image, geometry, choice.device)
 
     organs = chosen_organs(choice.organs, known)
-    return Segmenter(draw, known, organs, common_preprocess(metas), "; ".join(described))
+    seen = frozenset().union(*(trained_on(meta) for meta in metas))
+    return Segmenter(draw, known, organs, common_preprocess(metas), "; ".join(described), seen)
 
 
 def organ_list(given: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
+from core.archives.duplicates import image_digest
+from core.archives.images.volume import read_image
 from core.errors import UserError
+from core.wire.checkpoint import load, save
 from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 from simulations.run import simulate
 
@@ -77,6 +81,26 @@ def test_sites_that_share_held_out_patients_alone_are_left_in_peace(
 def test_sites_that_train_alone_may_share_patients(archive: Path, run_tiny: RunTiny) -> None:
     lists = "{train: [miccai_003], val: [miccai_002], test: [miccai_000]}"
     run_tiny("x", *sites(archive, archive, OWN, lists), "simulation.baseline=local-only")
+
+
+def test_test_cases_that_the_start_weights_have_seen_are_marked(
+    archive: Path, run_tiny: RunTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = "{train: [miccai_000], val: [miccai_001], test: [miccai_002, miccai_003]}"
+    words = [*sites(archive, archive, lists, lists), "phases.personalise.init=pretrain"]
+    first = run_tiny("first", *words)
+    state, meta = load(first / "checkpoints" / "pretrain" / "best.safetensors")
+    image = read_image(archive / "miccai_003" / "img.nrrd")
+    told = {k: meta[k] for k in ("organs", "preprocess", "model", "phase", "round")}
+    save(tmp_path, "base", state, {**told, "trained_on": [image_digest(*image)]})
+    capsys.readouterr()
+    again = run_tiny("again", *words, f"phases.pretrain.init={tmp_path / 'base.safetensors'}")
+    pretrain, personalise = json.loads((again / "metrics.json").read_text())["phases"]
+    assert pretrain["contaminated"] == {"miccai": 1, "nyu": 1}
+    assert personalise["contaminated"] == {"nyu": 1}
+    assert "test scores of phase pretrain are contaminated" in capsys.readouterr().out
+    assert "contaminated" in (again / "journal.jsonl").read_text()
+    assert "contaminated" not in (first / "metrics.json").read_text()
 
 
 def test_phantom_sites_of_one_signature_have_patients_of_their_own(tmp_path: Path) -> None:

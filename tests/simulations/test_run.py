@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_plan_is_refused(
 def test_a_simulation_publishes_every_cell_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], used: int
 ) -> None:
-    monkeypatch.setattr("simulations.run._site_map", lambda *_: {"sites": []})
+    monkeypatch.setattr("simulations.run.site_map", lambda *_: {"sites": []})
     monkeypatch.setattr("simulations.run.prepare_sites", lambda *_, **__: {})
     monkeypatch.setattr("simulations.run._launch", lambda *_: 1)
     simulate("smoke", given, tmp_path / "run")

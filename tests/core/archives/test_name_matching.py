@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,25 @@ from core.organs.vocabulary import BUILT_IN, mirrored, resolve, vocabulary
 
 VOCAB = vocabulary()
 
+# Labels of TotalSegmentator's tasks headneck_muscles, head_glands_cavities, craniofacial_structures
+# and total, as docs/compare-with.md has them.
+TOTAL_SEGMENTATOR = {
+    "superior_pharyngeal_constrictor": "Musc_Constrict_S",
+    "middle_pharyngeal_constrictor": "Musc_Constrict_M",
+    "inferior_pharyngeal_constrictor": "Musc_Constrict_I",
+    "parotid_gland_left": "Parotid_L",
+    "parotid_gland_right": "Parotid_R",
+    "submandibular_gland_left": "Glnd_Submand_L",
+    "submandibular_gland_right": "Glnd_Submand_R",
+    "optic_nerve_left": "OpticNrv_L",
+    "optic_nerve_right": "OpticNrv_R",
+    "mandible": "Bone_Mandible",
+    "spinal_cord": "SpinalCord",
+    "esophagus": "Esophagus",
+    "brainstem": "Brainstem",
+    "larynx_air": None,
+    "hypopharynx": None,
+}
 # Names as they stand in public data sets, and as planning systems, auto-contouring and hospitals of
 # six languages write them; of pairs in both sides.
 FOUND = {
@@ -275,3 +295,10 @@ def test_the_plainer_name_is_taken_and_equals_are_not() -> None:
     assert found.doubled == {"Parotid_L": (2, 3)}
     assert found.unknown == ("GTV", "Parotid")
     assert found.passed_over == (("Larynx", "Larynx_MD"),)
+
+
+@pytest.mark.parametrize(("label", "organ"), TOTAL_SEGMENTATOR.items())
+def test_labels_of_totalsegmentator(label: str, organ: str | None) -> None:
+    assert match(label, VOCAB).organ == organ
+    page = (Path(__file__).resolve().parents[3] / "docs" / "compare-with.md").read_text()
+    assert f"`{label}`" in page

@@ -22,6 +22,8 @@ DATA = {
     "evaluate",
     "compare",
     "advise",
+    "models",
+    "watch",
 }
 OTHERS = {"simulate", "client", "join", "provision", "server", "run", "predict", "report", "export"}
 OTHERS |= {"config", "completion", "folds"}

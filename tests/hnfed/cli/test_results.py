@@ -21,8 +21,9 @@ import torch
 from monai.bundle import verify_net_in_out
 
 from benchmarks.dicom_example import Series, Structures
-from core.archives.archive import open_archive
+from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.rtstruct import draw
+from core.archives.duplicates import image_digest
 from core.archives.images.volume import read_image, write_image
 from core.data.geometry import Geometry
 from core.models.build import build
@@ -118,6 +119,28 @@ def test_ct_in_another_orientation_gives_the_same_contours(
         here = sitk.GetArrayFromImage(a)
         assert here.any()
         assert (here != back).mean() < 1e-3
+
+
+def test_a_page_to_look_at_without_a_face_unless_the_site_allows_it(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct, out, site = tmp_path / "patient.nrrd", tmp_path / "out", tmp_path / "site.yaml"
+    shutil.copy(ball_archive / "c4" / "img.nrrd", ct)
+    command = ("predict", "-i", ct, "-o", out, "--model", run, "--phase", "pretrain", "--force")
+    assert _run(*command) == 0
+    assert not list(out.glob("*.html"))
+    site.write_text("name: north\n")
+    assert _run(*command, "--preview", "--with-face", site) == 1
+    assert "preview_faces" in capsys.readouterr().err
+    site.write_text("preview_faces: true\n")
+    assert _run(*command, "--with-face", site) == 1
+    assert "--preview" in capsys.readouterr().err
+    pages = []
+    for more in ((), ("--with-face", site)):
+        assert _run(*command, "--preview", *more) == 0
+        pages.append((out / "patient.preview.html").read_text())
+    assert ["is masked" in page for page in pages] == [True, False]
+    assert ["The face is in this page" in page for page in pages] == [False, True]
 
 
 def test_archive_with_a_broken_ct_goes_on_and_fails(
@@ -278,6 +301,25 @@ def test_scores_on_seen_cases_are_marked(
     assert _run("evaluate", "--model", run, "--phase", "pretrain", "--data", ball_archive,
                 "--split", split, "--organs", "Brainstem") == 0  # fmt: skip
     assert ("no estimate for new patients" in capsys.readouterr().out) == noted
+
+
+def test_cts_that_a_model_was_trained_on_contaminate_its_scores(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = open_archive(ball_archive)
+    (ref, *_) = [c for c in archive.cases if c.split == "test"]
+    image = read_image_of(archive, ref)
+    state, meta = checkpoint.load(run / "checkpoints" / "pretrain" / "best.safetensors")
+    kept = {k: meta[k] for k in ("organs", "preprocess", "model", "phase", "round")}
+    digest = image_digest(*image)
+    checkpoint.save(tmp_path, "seen", state, {**kept, "trained_on": [digest]})
+    common = ["evaluate", "--data", ball_archive, "--organs", "Brainstem", "--model"]
+    assert _run(*common, tmp_path / "seen.safetensors") == 0
+    told = capsys.readouterr().out
+    assert "contaminated: the CTs of 1 of 2 cases are among those that the model was" in told
+    assert f"({ref.case})" in told
+    assert _run(*common, run, "--phase", "pretrain") == 0
+    assert "contaminated" not in capsys.readouterr().out
 
 
 def test_without_splits_the_remedy_is_said(

@@ -22,9 +22,9 @@ from core.journal import read_events
 from core.plan.load import load, plan_hash
 from core.processes import Stopped
 from core.wire.checkpoint import load as load_checkpoint
-from core.wire.checkpoint import resolve_model
 from hnfed.cli import main as cli
 from hnfed.cli.main import main
+from hnfed.predict.model_files import resolve_model
 from tests.conftest import lose_a_signal
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -201,7 +201,7 @@ def test_nginx_lets_the_fleet_api_through_and_nothing_else(tmp_path: Path) -> No
         ("name: HN\nserver: {host: x}\nsites: [a]\n", "name"),
         ("name: hn\nserver: {host: x}\nsites: []\n", "list the sites"),
         ("name: hn\nserver: {host: x}\nsites: [a, a]\n", "each site once"),
-        ("name: hn\nserver: {host: x}\nsites: [server]\n", "small letters"),
+        ("name: hn\nserver: {host: x}\nsites: [server]\n", "another name"),
         ("name: hn\nserver: {host: x}\nsites: [../a]\n", "small letters"),
         ("name: hn\nserver: {host: 'x y'}\nsites: [a]\n", "dial"),
         ("name: hn\nserver: {host: x, port: 0}\nsites: [a]\n", "port"),
