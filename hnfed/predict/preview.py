@@ -23,9 +23,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 from scipy import ndimage
 
+from core.archives.preprocess import AIR_HU
+from core.archives.roi import COARSE_MM, body_mask
 from core.data.grid import affine, bounding_box, grow, patient_axes, turned
-from core.data.preprocess import AIR_HU
-from core.data.roi import COARSE_MM, body_mask
 from core.organs.vocabulary import BUILT_IN
 from hnfed.predict.contours import OTHER_COLOUR, Contours
 from hnfed.predict.inference import Doubt

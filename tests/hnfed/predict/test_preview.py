@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from core.archives.roi import BODY_HU
 from core.data.geometry import Geometry
-from core.data.roi import BODY_HU
 from hnfed.predict import preview as previews
 from hnfed.predict.contours import Contours
 from hnfed.predict.inference import Doubt
