@@ -16,7 +16,7 @@ def register(commands: Any) -> None:
         "models",
         "the models that come with hnfed: organs, data, scores, licence",
         _models,
-        "hnfed models",
+        "hnfed models --json models.json",
         "hnfed predict -i CT -o contours --model openkbp-base",
     )
     add_json(parser, "the models")

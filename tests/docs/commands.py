@@ -75,6 +75,11 @@ INSTALL = "a package index and a wheel (tests/test_install.py)"
 STUDY = "a study that has run (tests/hnfed/compare)"
 ELSEWHERE = {
     "git clone --depth 1 https://github.com/ababier/open-kbp": "a network",
+    **{
+        f"TotalSegmentator -i ct.nii.gz -o other/CASE/segmentations --task {task}": "its weights"
+        for task in ("headneck_muscles", "head_glands_cavities", "craniofacial_structures")
+    },
+    "hnfed evaluate --model openkbp-base --data ARCHIVE --split test": "until that model ships",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
     "hnfed simulate openkbp simulation.data=DIR --out runs/openkbp": OPENKBP,
