@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,17 +50,22 @@ def cases(folder: Path, crop: Sequence[int], count: int) -> list[Entry]:
     for i in range(count):
         rng = np.random.default_rng(i)
         image = rng.normal(0, 30, size)
-        bits = np.zeros(size, dtype=np.uint32)
+        table: dict[str, object] = {}
+        pieces: list[npt.NDArray[np.uint8]] = []
         for organ in range(len(NINE)):
             low = [int(n * (organ + rng.random()) / 12) for n in size]
             box = tuple(slice(a, a + max(2, n // 6)) for a, n in zip(low, size, strict=True))
-            bits[box] = 1 << organ
             image[box] += 20 * (organ + 1)
+            ends = [[b.start, b.stop] for b in box]
+            first = sum(map(len, pieces))
+            table[NINE[organ]] = {"box": ends, "first": first}
+            pieces.append(np.full(image[box].size, 255, dtype=np.uint8))
         own = folder / str(i)
         own.mkdir()
         np.save(own / "image.npy", np.clip(image, -200, 300).astype(np.int16))
-        np.save(own / "bits.npy", bits)
-        voxels = {o: int((bits >> k & 1).sum()) for k, o in enumerate(NINE)}
+        np.save(own / "shares.npy", np.concatenate(pieces))
+        (own / "entry.json").write_text(json.dumps({"shares": table}))
+        voxels = {o: len(piece) for o, piece in zip(NINE, pieces, strict=True)}
         names, total = tuple(NINE), int(np.prod(size))
         known = frozenset(names)
         found.append(Entry(f"c{i}", "train", own, names, known, grid, grid, voxels, total, 0))
@@ -119,7 +126,9 @@ def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
 
     def take() -> float:
         optimiser.zero_grad()
-        logits, label = model(batch["image"]), batch["label"][:, None].long()
+        logits, shares = model(batch["image"]), batch["label"]
+        rest = 255 - shares.sum(dim=1, keepdim=True, dtype=torch.uint8)
+        label = torch.cat((rest, shares), dim=1).argmax(dim=1, keepdim=True)
         loss = nn.functional.cross_entropy(logits, label[:, 0])
         loss = loss + sum(term(logits, label) for term in terms)
         loss.backward()

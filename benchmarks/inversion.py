@@ -38,7 +38,6 @@ from torch import Tensor
 
 from benchmarks import inversion_singled
 from benchmarks.inversion_attacks import (
-    ORGANS,
     RES3DUNET,
     UNETR,
     Reply,
@@ -52,10 +51,10 @@ from benchmarks.inversion_attacks import (
     patients,
     placed,
     reply_of,
+    targets_of,
 )
 from benchmarks.measure import row, save, show
 from core.data.cached_case import Entry
-from core.data.dataset import load_label
 from core.plan.schema import Augment, Model, Plan, Train
 
 LIMIT = 0.3
@@ -99,7 +98,7 @@ def floor_plan(
 def rows(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
     """Runs the attacks; `folder` takes the synthetic patients."""
     own, others = patients(folder, CASES, CROP), patients(folder, CASES, CROP, 100)
-    contours = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in others])
+    contours = targets_of(others)
     head = images_of(others, attack_plan(RES3DUNET, CROP)).mean(0, keepdim=True)
     found: list[dict[str, Any]] = []
 

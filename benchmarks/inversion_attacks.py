@@ -45,7 +45,7 @@ class Reply:
     Attributes:
         plan: its own.
         before, after: what travelled to the site and back, by name; base included in `before`.
-        labels: (N, Z, Y, X) of the cases, given to the attacker.
+        labels: `targets_of` the cases, given to the attacker.
     """
 
     plan: Plan
@@ -120,8 +120,13 @@ def reply_of(
     train(model, entries, plan, replace(phase, rounds=1), "cpu", epochs)
     shared = parts_of(model, plan, phase).shared
     after = {n: v.detach().clone() for n, v in unique_state(model).items() if n in shared}
-    labels = torch.stack([torch.from_numpy(load_label(e, ORGANS)[0]).long() for e in entries])
-    return Reply(plan, before, after, labels)
+    return Reply(plan, before, after, targets_of(entries))
+
+
+def targets_of(entries: Sequence[Entry]) -> Tensor:
+    """Shares of background and organs in each voxel, (N, 1+C, Z, Y, X)."""
+    organs = torch.stack([torch.from_numpy(load_label(e, ORGANS)) for e in entries]).float() / 255
+    return torch.cat((1 - organs.sum(dim=1, keepdim=True), organs), dim=1)
 
 
 def order_of(plan: Plan, frequencies: Sequence[float]) -> Order:
@@ -209,7 +214,7 @@ def blocks(reply: Reply) -> Tensor:
 
 
 def matching(reply: Reply, steps: int, *, seed: int = 0, smooth: float = 0.02) -> Tensor:
-    """Images whose gradient points where the reply points, (N, Z, Y, X), one a label map.
+    """Images whose gradient points where the reply points, (N, Z, Y, X), one a label.
 
     Args:
         reply: of the site.

@@ -96,7 +96,7 @@ def train(message: Message, context: Context) -> Message:
         return _message(message, header.to_config(), result.to_metrics(phase.organs))
     trained, result = tasks.train_shared(task, state)
     shared = parts_of(network(task.plan, phase), task.plan, phase).shared
-    parcel = packed({n: trained[n] for n in shared})
+    parcel = packed({n: trained[n] for n in shared}, task.plan.federation.update_bits)
     metrics = result.to_metrics(phase.organs)
     return _message(message, task.header().to_config(), metrics, parcel)
 
@@ -143,7 +143,8 @@ def _incoming(message: Message, task: Task) -> dict[str, Tensor] | None:
         own = Personal(site.phase_folder(before.name), Stamp.of(order.run, plan, before)).best()
         state |= start_state(plan, phase, (own, before.organs))
     if "arrays" in message.content:
-        state |= _arrays(message, "arrays", _asked(plan, phase, "shared"))
+        bits = plan.federation.update_bits
+        state |= _arrays(message, "arrays", _asked(plan, phase, "shared"), bits)
     return state
 
 
@@ -155,7 +156,9 @@ def _asked(plan: Plan, phase: Phase, part: str) -> dict[str, Tensor]:
     return {name: state[name] for name in names}
 
 
-def _arrays(message: Message, key: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _arrays(
+    message: Message, key: str, expected: Mapping[str, Tensor], bits: int = 32
+) -> dict[str, Tensor]:
     """The tensors of a parcel, which are those asked for: no other name, shape or type.
 
     Raises:
@@ -167,7 +170,7 @@ def _arrays(message: Message, key: str, expected: Mapping[str, Tensor]) -> dict[
     if len(values) != 1:
         raise UserError(key, f"{len(values)} parcels", remedy)
     try:
-        state = unpacked(values[0].data, expected)
+        state = unpacked(values[0].data, expected, bits=bits)
     except ValueError as error:
         raise UserError(key, str(error), remedy) from None
     told = {n: (tuple(t.shape), t.dtype) for n, t in state.items()}

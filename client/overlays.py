@@ -1,9 +1,9 @@
-"""Pictures of contours: truth beside prediction in 2-D crops round an organ, never a face (D20)."""
+"""Pictures of contours: 2-D crops round an organ in three planes, never a face (D20)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,151 +13,121 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from core.data.cached_case import Entry
-from core.data.geometry import Geometry
-from core.data.grid import bounding_box, index_transform
+from core.data.grid import bounding_box, index_transform, patient_axes, turned
 from core.identifiers import organ_name
-from core.metrics.scores import dice
+from core.metrics.scores import CaseScore
 
 Bools = npt.NDArray[np.bool_]
 Colour = tuple[int, int, int]
 
-MARGIN_MM = 18.0
+MARGIN_MM, FRONT_MM = 18.0, 4.0  # shown about an organ, and in front of it: no skin of a face
 LARGEST_MM = 140.0
-ROWS = 6  # pictures of a case at most
+PANEL, GAP = 220, 4  # pixels of a plane's picture, and between two
 GREY_HU = (-160.0, 240.0)
-BACKGROUND = "#14171c"
+TRUTH = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One axial slice round an organ, rows from anterior to posterior, patient's left at the right.
+    """A slice round an organ: rows to posterior or inferior, columns to the left or posterior.
 
     Attributes:
-        image: float32 (rows, columns) in HU, NaN where there is no image.
-        truth: contours to draw, bool (rows, columns) by organ.
-        prediction: the same of the prediction.
+        image: float32 (rows, columns) in HU, NaN where nothing is shown.
+        truth: the site's own contour, bool (rows, columns).
+        prediction: the network's.
         pixel_mm: height and width of a pixel.
     """
 
     image: npt.NDArray[np.float32]
-    truth: Mapping[str, Bools]
-    prediction: Mapping[str, Bools]
+    truth: Bools
+    prediction: Bools
     pixel_mm: tuple[float, float]
 
 
-def write_overlays(
-    folder: Path,
-    entry: Entry,
-    labelmap: npt.NDArray[np.uint8],
-    organs: Sequence[str],
-    colours: Mapping[str, Colour],
-) -> list[Path]:
-    """Writes one picture an organ: the CT with true contours beside the CT with predicted ones.
+def ranked(scores: Sequence[CaseScore], organ: str, count: int) -> dict[str, CaseScore]:
+    """Of so many cases of an organ the scores by rank, from the worst Dice evenly to the best."""
+    known = sorted((s for s in scores if s.organ == organ), key=lambda s: (s.dice, s.case))
+    if not known or not count:
+        return {}
+    names = {0: "worst", len(known) - 1: "best"} if len(known) > 1 else {0: "only"}
+    places = dict.fromkeys(round(i) for i in np.linspace(0, len(known) - 1, count))
+    return {names.get(i, "median" if count == 3 else f"{i + 1}th"): known[i] for i in places}
 
-    The slice is the axial one where the true organ is largest, with the network's crop as image. Of
-    more than `ROWS` organs so many are drawn, evenly from the worst Dice to the best. File names
-    are a running number and the organ, without the case.
+
+def write_overlay(
+    folder: Path,
+    name: str,
+    entry: Entry,
+    prediction: Bools,
+    organ: str,
+    colour: Colour,
+) -> Path:
+    """Writes one picture: axial, coronal and sagittal slice, each where the true organ is largest.
+
+    The true contour is white, the predicted one has the organ's colour; the image is the network's
+    crop, blank `FRONT_MM` in front of the organ.
 
     Args:
-        folder: where the pictures go; what lies there is kept.
-        entry: the prepared case.
-        labelmap: uint8 (Z, Y, X) on the CT's own grid, i + 1 = `organs[i]`.
-        organs: organs of the phase; those that the case annotates are drawn.
-        colours: red, green, blue (0 to 255) by organ; others are white.
-
-    Returns:
-        The files, in the order of `organs`.
+        folder: where the picture goes; what lies there is kept.
+        name: of the file, after a running number and the organ; never the case.
+        entry: the prepared case, which annotates the organ.
+        prediction: bool (Z, Y, X) on the CT's own grid.
+        organ: which.
+        colour: red, green, blue, 0 to 255.
     """
-    assert labelmap.shape == entry.source.size, (labelmap.shape, entry.source.size)
-    truth = entry.truth(organs)
-    scores = {o: dice(labelmap == i + 1, truth[o]) for i, o in enumerate(organs) if o in truth}
+    from PIL import Image
+
+    assert prediction.shape == entry.source.size, (prediction.shape, entry.source.size)
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((_number(path) for path in folder.glob("*.png")), default=0)
-    paths = []
-    for organ in _chosen(scores):
-        piece = cut(organ, entry, labelmap, truth, organs)
-        path = folder / f"{number:03d}_{organ_name(organ)}.png"
-        missed = not (labelmap == organs.index(organ) + 1).any()
-        _draw(path, piece, organ, scores[organ], missed, colours)
-        paths.append(path)
-        number += 1
-    return paths
+    path = folder / f"{number:03d}_{organ_name(organ)}_{name}.png"
+    strip = np.zeros((PANEL, 3 * PANEL + 2 * GAP, 3), dtype=np.uint8)
+    truth = entry.truth([organ])[organ]
+    for axis in range(3):
+        panel = _panel(cut(axis, entry, truth, prediction), colour)
+        strip[:, axis * (PANEL + GAP) :][:, :PANEL] = panel
+    Image.fromarray(strip).quantize(128).save(path, optimize=True)
+    return path
 
 
-def cut(
-    organ: str,
-    entry: Entry,
-    labelmap: npt.NDArray[np.uint8],
-    truth: Mapping[str, Bools],
-    organs: Sequence[str],
-) -> Slice:
-    """Cuts the slice of one organ out of a case.
+def cut(axis: int, entry: Entry, truth: Bools, prediction: Bools) -> Slice:
+    """Cuts the slice in which an organ is largest out of a case.
 
     Args:
-        organ: which.
+        axis: across which: 0 gives an axial slice, 1 a coronal, 2 a sagittal one.
         entry: the prepared case.
-        labelmap: as of `write_overlays`.
-        truth: original masks (Z, Y, X) of the annotated organs on the same grid.
-        organs: organs of the phase.
+        truth: original mask (Z, Y, X) of the organ, not empty.
+        prediction: the same of the network.
 
     Returns:
         A square round the true organ with `MARGIN_MM` at the longer sides, at most `LARGEST_MM`
         high and wide.
     """
-    order, flips = _axes(entry.source)
-    spacing = tuple(entry.source.spacing_mm[axis] for axis in order)
-    mask = _turned(truth[organ], order, flips)
-    index = int(np.argmax(mask.sum(axis=(1, 2))))
-    box = bounding_box(mask[index][None])
+    source = entry.source
+    spacing = [source.spacing_mm[a] for a in patient_axes(source)[0]]
+    mask, drawn = turned(truth, source), turned(prediction, source)
+    index = int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis))))
+    box = bounding_box(mask)
     assert box is not None
-    extent = (p.stop - p.start for p in box[1:])
-    edge_mm = max(n * mm for n, mm in zip(extent, spacing[1:], strict=True)) + 2 * MARGIN_MM
-    edge_mm = min(edge_mm, LARGEST_MM)
-    window = (
-        index,
-        _around(box[1], edge_mm / spacing[1], mask.shape[1]),
-        _around(box[2], edge_mm / spacing[2], mask.shape[2]),
-    )
-    label = _turned(labelmap, order, flips)[window]
-    others = {name: _turned(array, order, flips)[window] for name, array in truth.items()}
-    return Slice(
-        image=_from_crop(entry, order, flips, window),
-        truth={name: others[name] for name in organs if name in others and others[name].any()},
-        prediction={n: label == i + 1 for i, n in enumerate(organs) if (label == i + 1).any()},
-        pixel_mm=(spacing[1], spacing[2]),
-    )
+    plane = [a for a in range(3) if a != axis]
+    extent = bounding_box(np.take(mask, [index], axis=axis)) or box
+    edge_mm = max((extent[a].stop - extent[a].start) * spacing[a] for a in plane)
+    edge_mm = min(edge_mm + 2 * MARGIN_MM, LARGEST_MM)
+    window = [_around(extent[a], edge_mm / spacing[a], mask.shape[a]) for a in range(3)]
+    window[axis] = slice(index, index + 1)
+    image = _from_crop(entry, window)
+    front = box[1].start - int(FRONT_MM / spacing[1]) - window[1].start
+    image[:, : max(front, 0)] = np.nan
+    upright = slice(None, None, 1 if axis == 0 else -1)  # superior at the top
+    parts = [a[tuple(window)].squeeze(axis)[upright] for a in (mask, drawn)]
+    pixel_mm = (spacing[plane[0]], spacing[plane[1]])
+    return Slice(image.squeeze(axis)[upright], parts[0], parts[1], pixel_mm)
 
 
 def _number(path: Path) -> int:
     """The running number at the start of a picture's name, 0 where there is none."""
     found = re.match(r"\d+", path.name)
     return int(found.group()) if found else 0
-
-
-def _chosen(scores: Mapping[str, float]) -> list[str]:
-    """At most `ROWS` organs, evenly from the worst to the best score, in the given order."""
-    ranked = sorted(scores, key=lambda organ: scores[organ])
-    if len(ranked) > ROWS:
-        ranked = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, ROWS)]
-    return [organ for organ in scores if organ in ranked]
-
-
-def _axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Array axes that run along z, y, x of the patient, and which of them run backwards."""
-    direction = np.array(geometry.direction).reshape(3, 3)[::-1, ::-1]
-    order: list[int] = []
-    for row in np.abs(direction):
-        order.append(next(int(i) for i in np.argsort(-row) if i not in order))
-    flips = [bool(direction[i, axis] < 0) for i, axis in enumerate(order)]
-    return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
-
-
-def _turned(
-    array: npt.NDArray[Any], order: Sequence[int], flips: Sequence[bool]
-) -> npt.NDArray[Any]:
-    """A view of the array with axes superior, posterior, left."""
-    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-    return np.transpose(array, order)[steps]
 
 
 def _around(part: slice, length: float, size: int) -> slice:
@@ -167,56 +137,39 @@ def _around(part: slice, length: float, size: int) -> slice:
     return slice(low, low + count)
 
 
-def _from_crop(
-    entry: Entry, order: Sequence[int], flips: Sequence[bool], window: tuple[int, slice, slice]
-) -> npt.NDArray[np.float32]:
-    """The slice (rows, columns) in HU, looked up in the network's crop."""
-    parts = (slice(window[0], window[0] + 1), *window[1:])
-    turned = np.meshgrid(*(np.arange(p.start, p.stop) for p in parts), indexing="ij")
-    index = np.empty((3, *turned[0].shape))
-    for axis, flip, values in zip(order, flips, turned, strict=True):
+def _from_crop(entry: Entry, window: Sequence[slice]) -> npt.NDArray[np.float32]:
+    """The voxels of a window of the CT, along the patient's axes, looked up in the crop, in HU."""
+    order, flips = patient_axes(entry.source)
+    places = np.meshgrid(*(np.arange(p.start, p.stop) for p in window), indexing="ij")
+    index = np.empty((3, *places[0].shape))
+    for axis, flip, values in zip(order, flips, places, strict=True):
         index[axis] = entry.source.size[axis] - 1 - values if flip else values
     matrix, start = index_transform(entry.source, entry.crop)
     points = np.einsum("ij,j...->i...", matrix, index) + start[:, None, None, None]
-    grey = ndimage.map_coordinates(
+    grey: npt.NDArray[np.float32] = ndimage.map_coordinates(
         entry.image(), points, output=np.float32, order=1, mode="constant", cval=np.nan
     )
-    return np.asarray(grey[0], dtype=np.float32)
+    return grey
 
 
-def _draw(
-    path: Path,
-    piece: Slice,
-    organ: str,
-    score: float,
-    missed: bool,
-    colours: Mapping[str, Colour],
-) -> None:
-    """Draws both halves of a picture, in the same place for every size of organ."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _panel(piece: Slice, colour: Colour) -> npt.NDArray[np.uint8]:
+    """RGB (PANEL, PANEL): the slice, enlarged, with both contours."""
+    edges_mm = [n * mm for n, mm in zip(piece.image.shape, piece.pixel_mm, strict=True)]
+    size = [max(1, round(PANEL * edge / max(edges_mm))) for edge in edges_mm]
+    low, high = GREY_HU
+    grey = np.nan_to_num((np.clip(piece.image, low, high) - low) / (high - low) * 255)
+    canvas = np.repeat(_enlarged(grey, size)[..., None], 3, axis=2).astype(np.uint8)
+    for mask, line in ((piece.truth, TRUTH), (piece.prediction, colour)):
+        inside = _enlarged(mask.astype(np.float32), size) > 0.5
+        canvas[inside & ~ndimage.binary_erosion(inside, iterations=2)] = line
+    panel = np.zeros((PANEL, PANEL, 3), dtype=np.uint8)
+    top, left = ((PANEL - n) // 2 for n in size)
+    panel[top : top + size[0], left : left + size[1]] = canvas
+    return panel
 
-    figure = Figure(figsize=(4.8, 2.88), dpi=110, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    verdict = "missed, Dice 0" if missed else f"Dice {score:.2f}"
-    figure.text(0.014, 0.925, organ, color="white", size=10, weight="bold")
-    figure.text(0.986, 0.925, verdict, color="white", size=10, ha="right")
-    figure.text(0.014, 0.845, "truth", color="#aab3bc", size=8)
-    figure.text(0.506, 0.845, "prediction", color="#aab3bc", size=8)
-    for column, masks in enumerate((piece.truth, piece.prediction)):
-        axes = figure.add_axes((0.012 + 0.492 * column, 0.012, 0.484, 0.816))
-        axes.set_facecolor("black")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        height, width = piece.image.shape
-        aspect = piece.pixel_mm[0] / piece.pixel_mm[1]
-        axes.imshow(piece.image, cmap="gray", vmin=GREY_HU[0], vmax=GREY_HU[1], aspect=aspect)
-        for name, mask in masks.items():
-            colour = tuple(value / 255 for value in colours.get(name, (255, 255, 255)))
-            line = 1.6 if name == organ else 0.7
-            padded = np.pad(mask, 1).astype(np.float32)
-            rows, columns = np.arange(-1, height + 1), np.arange(-1, width + 1)
-            axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=line)
-        axes.set_xlim(-0.5, width - 0.5)
-        axes.set_ylim(height - 0.5, -0.5)
-    figure.savefig(path, facecolor=BACKGROUND, metadata={"Software": None})
+
+def _enlarged(values: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[Any]:
+    """Bilinear, the outer edges of the pixels on those of the result."""
+    at = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(size, values.shape, strict=True)]
+    grid = np.meshgrid(*at, indexing="ij")
+    return np.asarray(ndimage.map_coordinates(values, grid, order=1, mode="nearest"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from client.local_epochs import Task
-from client.overlays import write_overlays
+from client.overlays import ranked, write_overlay
 from core.data.cached_case import Entry
 from core.data.site import Site
 from core.files import private_folder, replace_csv
@@ -21,20 +22,34 @@ from core.training.engine import validate
 
 
 def score(task: Task, model: nn.Module, split: str, *, draw: bool = False) -> list[CaseScore]:
-    """Scores of a split on each CT's own grid; draws the first cases where the site allows it."""
-    site, plan, phase = task.site, task.plan, task.phase
-    drawn: list[str] = []
-    colours = {n: o.colour for n, o in vocabulary(plan.organs).items()}
+    """Scores of a split on each CT's own grid; draws cases where the site allows it."""
+    site, phase = task.site, task.phase
+    drawn: dict[str, tuple[Entry, bytes]] = {}
 
     def on_case(entry: Entry, labelmap: npt.NDArray[np.uint8]) -> None:
-        if draw and len(drawn) < site.overlays:
-            drawn.append(entry.case)
-            folder = site.phase_folder(phase.name) / "overlays"
-            write_overlays(folder, entry, labelmap, phase.organs, colours)
+        if draw and site.overlays:
+            drawn[entry.case] = entry, zlib.compress(labelmap.tobytes(), 1)
 
     if split != "val":
         phase = replace(phase, validate_hd95=True)
-    return validate(model, task.entries(split), plan, phase, site.device, on_case)
+    scores = validate(model, task.entries(split), task.plan, phase, site.device, on_case)
+    if drawn:
+        _draw(task, scores, drawn)
+    return scores
+
+
+def _draw(
+    task: Task, scores: Sequence[CaseScore], drawn: Mapping[str, tuple[Entry, bytes]]
+) -> None:
+    """Pictures of each organ, from its worst case to its best."""
+    known = vocabulary(task.plan.organs)
+    folder = task.site.phase_folder(task.phase.name) / "overlays"
+    for label, organ in enumerate(task.phase.organs, start=1):
+        for rank, score in ranked(scores, organ, task.site.overlays).items():
+            entry, packed = drawn[score.case]
+            labels = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(entry.source.size)
+            name = f"{rank}_{score.dice:.3f}"
+            write_overlay(folder, name, entry, labels == label, organ, known[organ].colour)
 
 
 def control_sums(task: Task, model: nn.Module) -> dict[str, OrganSum]:
@@ -61,8 +76,9 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
             "" if s.hd95_mm is None else f"{s.hd95_mm:.4f}",
             f"{s.volume_ml:.6f}",
             f"{s.predicted_ml:.6f}",
+            f"{s.surface_dice_2mm:.6f}",
         )
         for s in scores
     )
-    columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml")
+    columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml", "surface_dice_2mm")
     replace_csv(folder / "cases.csv", columns, rows)

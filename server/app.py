@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from flwr.app import Context
@@ -18,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from core.errors import UserError
 from core.os_refusals import in_words
 from core.plan.load import plan_from_json, plan_hash
-from core.plan.schema import SPLITS, Phase, Plan, Tracking, crop_words
+from core.plan.schema import SPLITS, Phase, Plan, crop_words
 from core.provenance import versions
 from core.wire.checkpoint import load, load_meta
 from core.wire.messages import Description
@@ -52,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         if given["resume"] and completed(out):
             tell("completed before; nothing is left to do")
             return
-        recorder = Recorder(out, given["run_id"], plan, _tracking(given["tracking"]))
+        recorder = Recorder(out, given["run_id"], plan)
         recorder.receipts.signs_with(_kit())
         whole = bool(context.run_config.get("local"))  # in a simulation nobody is on the way
         _main(grid, plan, recorder, given, whole=whole)
@@ -64,7 +61,7 @@ def _brought(context: Context) -> tuple[dict[str, str], Plan]:
     Raises:
         UserError: `flwr run` by itself brings none, or something that is no plan; told.
     """
-    given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume", "tracking")}
+    given = {k: str(context.run_config[k]) for k in ("plan", "run_id", "out", "resume")}
     try:
         absent = [key for key in ("plan", "run_id", "out") if not given[key]]
         if absent:
@@ -133,8 +130,6 @@ def _end(recorder: Recorder, status: str, seconds: float) -> None:
         tell(f"the end of the run could not be written: {error.strerror}")
         if status == "completed":
             raise
-    finally:
-        recorder.tracker.finish()
 
 
 def _kit() -> Path | None:
@@ -223,12 +218,7 @@ def _run(grid: Grid, plan: Plan, recorder: Recorder, *, resume: bool, whole: boo
         best_state, block = run.run(resume)
         if not phase.best_at_site:
             weights[phase.name] = (best_state, list(phase.organs))
-            recorder.tracker.artifact(
-                recorder.out / "checkpoints" / phase.name / "best.safetensors",
-                f"{recorder.run}-{phase.name}",
-            )
         recorder.finish_phase(block)
-        recorder.table(block)
         recorder.advise()
         split = "test" if phase.test else "val"
         shown = told_mean(block, split)
@@ -310,9 +300,3 @@ def _checked_splits(
     require_same_input(meta, plan, field, value)
     require_same_split(meta, described, field, value)
     return dict(meta.get("splits", {}))  # a model that ships names no sites
-
-
-def _tracking(text: str) -> Tracking:
-    values: dict[str, Any] = json.loads(text) if text else {"mode": "disabled"}
-    known = {f.name for f in fields(Tracking)}
-    return Tracking(**{k: v for k, v in values.items() if k in known})

@@ -288,7 +288,9 @@ class Correspondence:
     ) -> Exchange:
         contents = {}
         shared = {n: state[n] for n in self.shared}
-        parcel = packed(shared) if shared else b""
+        bits = self.plan.federation.update_bits
+        parcel = packed(shared, bits) if shared else b""
+        size = size_bytes(state, self.shared, bits)
         asking = self.secure.evidence if evidence and self.secure else frozenset()
         for site, order in orders.items():
             content = RecordDict({ORDER: ConfigRecord(order.to_config())})
@@ -304,7 +306,7 @@ class Correspondence:
                     "round": order.round,
                     "site": site,
                     "kind": order.task,
-                    "bytes": size_bytes(state, self.shared) + (site in asking) * len(evidence),
+                    "bytes": size + (site in asking) * len(evidence),
                 }
             )
         federation = self.plan.federation
@@ -382,7 +384,7 @@ class Correspondence:
             Header("", self.recorder.run, self.phase.name, round_),
             self.phase,
             {n: state[n] for n in self.shared} if state is not None else {},
-            self.plan.federation.guards,
+            self.plan.federation,
             {s: d.cases for s, d in self.described.items()},
             self.recorder.store(self.phase.name).folder,
         )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from core.wire.messages import NEED_BASE
@@ -146,16 +146,13 @@ def record_of(parcel: bytes) -> ArrayRecord:
 def size_of(content: RecordDict) -> int:
     """Bytes of the arrays, and eight for each number or letter-sized scalar beside them."""
     total = 0
-    for record in content.values():
-        if isinstance(record, ArrayRecord):
-            total += sum(len(a.data) for a in record.values())
-        elif isinstance(record, MetricRecord | ConfigRecord):
-            for value in record.values():
-                total += (
-                    len(value)
-                    if isinstance(value, str | bytes)
-                    else (8 * len(value) if isinstance(value, list) else 8)
-                )
+    for value in (v for record in content.values() for v in record.values()):
+        if isinstance(value, Array):
+            total += len(value.data)
+        elif isinstance(value, str | bytes):
+            total += len(value)
+        else:
+            total += 8 * len(value) if isinstance(value, list) else 8
     return total
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core.files import private_folder
 from core.metrics.scores import MEASURES, OrganSum
-from core.plan.schema import SPLITS, Guards, Phase
+from core.plan.schema import SPLITS, Federation, Guards, Phase
 from core.wire.messages import CODES, OK, Header, Result
 from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
@@ -212,7 +212,7 @@ class Verdicts:
         asked: run, phase and round of the orders.
         phase: of the orders.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
-        guards: bounds of the plan.
+        federation: settings of the plan.
         cases: by site, training, validation and test cases that it described.
         folder: where the weights wait.
         found: verdict by site, of those that answered.
@@ -221,20 +221,21 @@ class Verdicts:
     asked: Header
     phase: Phase
     expected: Mapping[str, Tensor]
-    guards: Guards
+    federation: Federation
     cases: Mapping[str, tuple[int, int, int]]
     folder: Path
     found: dict[str, Accepted | Rejected] = field(default_factory=dict)
 
     def __call__(self, site: str, reply: Message) -> None:
         """Judges one answer."""
-        opened = partial(unpacked, load=partial(on_disk, folder=self.folder))
+        bits = self.federation.update_bits
+        opened = partial(unpacked, load=partial(on_disk, folder=self.folder), bits=bits)
         self.found[site] = inspect(
             reply,
             replace(self.asked, site=site),
             self.phase,
             awaited=Awaited(self.expected, opened),
-            guards=self.guards,
+            guards=self.federation.guards,
             cases=self.cases[site],
         )
 

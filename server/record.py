@@ -1,4 +1,4 @@
-"""The run folder at the server: journal, metrics, checkpoints, tracking; published figures (D5)."""
+"""The run folder at the server: journal, metrics, checkpoints; published figures (D5)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from torch import Tensor
 from core.files import replace_file
 from core.journal import JOURNAL, append_event, read_events
 from core.metrics.advice import ADVICE, advise
-from core.plan.schema import Plan, Tracking
+from core.plan.schema import Plan
 from core.processes import held
 from core.text import shown_lines
 from core.wire.checkpoint import save
 from core.wire.round_checkpoints import RoundStore
 from server.receipts import RECEIPTS, Receipts
 from server.run_folder import LOCK
-from server.tracking import Tracker, open_tracker
 
 
 class Recorder:
@@ -31,7 +30,7 @@ class Recorder:
     is what ``--resume`` continues from.
     """
 
-    def __init__(self, out: Path, run: str, plan: Plan, tracking: Tracking) -> None:
+    def __init__(self, out: Path, run: str, plan: Plan) -> None:
         self.out = out
         self.run = run
         self.plan = plan
@@ -39,9 +38,6 @@ class Recorder:
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(mode=0o700, exist_ok=True)
         self.receipts = Receipts(out / "state" / RECEIPTS)
-        self.tracker: Tracker = open_tracker(
-            tracking, run_id=run, folder=out, config=plan, on_note=self.note
-        )
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Appends one event to the journal."""
@@ -112,33 +108,6 @@ class Recorder:
         if found:
             _write(self.out / ADVICE, {"schema": 1, "run": self.run, "advice": found})
 
-    def track(self, phase: str, round_: int, event: Mapping[str, Any]) -> None:
-        """Logs a round's loss and scores per organ and site to W&B."""
-        flat: dict[str, float] = {f"loss/{k}": v for k, v in event["loss"].items()}
-        for site, splits in event["sites"].items():
-            for split, organs in splits.items():
-                for organ, cell in organs.items():
-                    for key in ("dice", "hd95_mm"):
-                        if cell.get(key) is not None:
-                            flat[f"{split}/{key}/{organ}/{site}"] = cell[key]
-        for key, value in event["mean"].items():
-            if isinstance(value, int | float):
-                flat[f"val/mean_{key}"] = float(value)
-        flat |= {k: float(event[k]) for k in ("seconds", "seconds_compute") if k in event}
-        self.tracker.log(phase, round_, flat)
-
-    def table(self, block: Mapping[str, Any]) -> None:
-        """Logs a phase's test table to W&B."""
-        rows: list[list[Any]] = []
-        for site, splits in block["sites"].items():
-            for organ, cell in splits.get("test", {}).items():
-                rows.append(
-                    [site, organ, *(cell.get(k) for k in ("n", "missed", "dice", "hd95_mm"))]
-                )
-        self.tracker.table(
-            f"{block['name']}/test", ["site", "organ", "n", "missed", "dice", "hd95_mm"], rows
-        )
-
 
 def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
     """Writes the end of a run whose server was ended from outside: into journal and metrics.json.
@@ -158,7 +127,7 @@ def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
         early = (told[-1].get("status"), status) == ("incomplete", "interrupted")
         if not early:  # sites were ended a moment before the server: it missed them
             return
-    recorder = Recorder(out, run, plan, Tracking(mode="disabled"))
+    recorder = Recorder(out, run, plan)
     recorder.take_over(p.name for p in plan.phases)
     recorder.write_metrics(status)
     begun = datetime.fromisoformat(told[-1]["time"]) if told else datetime.now(UTC)

@@ -23,7 +23,7 @@ from core.wire.partition import (
     trainable_by_round,
     weights_meta,
 )
-from core.wire.state import beyond
+from core.wire.state import beyond, rounded
 from server.aggregate import Federated, aggregate
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
@@ -49,6 +49,7 @@ from server.secure_round import (
     kept_evidence,
 )
 from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
+from server.update_measures import update_measures
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class PhaseRun:
         heads = [n for n in head_rows(model) if n in self.parts.shared]
         self.federated = Federated(plan, phase, self.described, heads)
         self.moments: Moments = {}  # what the strategy carries to the next round
-        self.start = start_state(plan, phase, start.previous)
+        self.start = self._as_sent(start_state(plan, phase, start.previous))
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
         self.secure = None if self.personal else parties.secure
@@ -174,6 +175,11 @@ class PhaseRun:
         )
         return best, block
 
+    def _as_sent(self, state: State) -> State:
+        """Weights as the sites get them: what is scored, kept and trained on are the same ones."""
+        shared = {n: state[n] for n in self.parts.shared}
+        return dict(state) | rounded(shared, self.plan.federation.update_bits)
+
     def _say_start(self) -> None:
         numbers = {n: v.numel() for n, v in self.start.items()}
         frozen = sum(numbers[n] for n in self.parts.frozen)
@@ -196,7 +202,9 @@ class PhaseRun:
                 "personal": sum(numbers[n] for n in self.parts.personal),
                 "trainable_bytes": size_bytes(self.start, trainable),
                 "base_bytes": size_bytes(self.sites.base, list(self.sites.base)),
-                "shared_bytes": size_bytes(self.start, self.parts.shared),
+                "shared_bytes": size_bytes(
+                    self.start, self.parts.shared, self.plan.federation.update_bits
+                ),
                 "personal_bytes": size_bytes(self.start, self.parts.personal),
             }
         )
@@ -302,6 +310,7 @@ class PhaseRun:
                 good, clipped = self._limited(good, state, rejected, progress.round)
                 made = aggregate(self.federated, state, self.moments, good, progress.round)
                 new, moments, notes = made.state, made.moments, made.notes
+            new = self._as_sent(new)
             for note in notes:
                 self.recorder.note(note, self.phase.name)
             if far := beyond({n: new[n] for n in self.parts.shared}, state):
@@ -325,6 +334,8 @@ class PhaseRun:
         if self.secure:
             event["accepted"] = list(self.nodes)
             event |= {"clipped_sites": found.shortened} if found.shortened else {}
+        elif measures := update_measures(good, state, new):
+            event["updates"] = measures
         if clipped:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}
         if progress.round in self.trainable:
@@ -408,9 +419,8 @@ class PhaseRun:
         return max(replies.exchange.seconds[s] for s in replies.accepted)
 
     def _announce(self, event: Mapping[str, Any], seconds_so_far: float) -> None:
-        """A committed round, to the journal, to W&B and to whoever follows."""
+        """A committed round, to the journal and to whoever follows."""
         self.recorder.say(event)
-        self.recorder.track(self.phase.name, event["round"], event)
         tell(round_line(self.phase, event, seconds_so_far))
 
     def _flag(self, progress: Progress, sums: Sums) -> None:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,6 @@ def begin(
         "run_id": run,
         "out": out,
         "resume": "1" if resume else "",
-        "tracking": json.dumps(asdict(resolved.tracking)),
+        "tracking": "",  # a run is tracked from beside it (core.tracking): no app needs to know
         "local": local,
     }

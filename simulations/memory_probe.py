@@ -119,7 +119,7 @@ def _own_steps(group: Group, plan: Plan) -> Rehearsal:
         optimiser = make_optimiser(plan.train, list(model.parameters()))
         batch = {
             "image": torch.rand(cases, 1, *plan.preprocess.crop, device=target) * 2 - 1,
-            "label": torch.randint(organs + 1, (cases, *plan.preprocess.crop), device=target),
+            "label": torch.zeros(cases, organs, *plan.preprocess.crop, device=target).byte(),
             "annotated": torch.ones(cases, organs, dtype=torch.bool, device=target),
         }
         seconds = 0.0

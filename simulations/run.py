@@ -22,6 +22,7 @@ from core.plan.schema import Config
 from core.plan.validate import require_simulated
 from core.processes import deaf
 from core.text import shown_text
+from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
 from simulations.apart import contaminated, keep_prepared, prepare_sites
@@ -62,6 +63,7 @@ def simulate(
         UserError: what cannot work, before any archive is prepared.
     """
     asked, resolved = resolve(config, overrides)
+    require_mode(resolved.tracking)
     with held_folder(Path(config).stem, out, resume, local=True) as folder:
         words = [config, *overrides]
         status = _simulate(asked, resolved, folder, words, resume, release)
@@ -90,9 +92,12 @@ def _simulate(
     for name, site in prepared.items():
         local["sites"][name]["left_out"] = site.left_out
     values = begin(asked, resolved, folder, out=str(folder), resume=resume, local=json.dumps(local))
+    sources = load_config(words[0], words[1:])[1]
+    replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     keep_prepared(local, prepared)
     crew = Crew(len(local["sites"]), release, cluster)
-    status = _launch_to_its_end(resolved, values, folder, crew)
+    with tracked(folder, resolved.tracking):
+        status = _launch_to_its_end(resolved, values, folder, crew)
     _mark_contaminated(folder, contaminated(resolved, {n: p.entries for n, p in prepared.items()}))
     minutes = (time.monotonic() - started) / 60
     if status:

@@ -25,13 +25,14 @@ HNFED = {
     "guard": {"core"},
     "evaluate": {"core"},
     "check": {"core"},
-    "report": {"core"},
+    "report": {"core", "hnfed.evaluate"},
     "predict": {"core", "hnfed.evaluate", "hnfed.report", "hnfed.screen"},
     "compare": {"core", "hnfed.evaluate", "hnfed.report"},
     "deploy": {
         "core", "client", "server", "simulations.memory_probe", "hnfed.guard",
         "hnfed.installation", "hnfed.report",
     },
+    "watch": {"core", "hnfed.guard", "hnfed.deploy"},
 }  # fmt: skip
 FEDERATION = {"flwr", "ray"}
 

@@ -8,6 +8,6 @@ from torch import Tensor
 from core.wire.state import unpacked
 
 
-def weights_in(record: ArrayRecord) -> dict[str, Tensor]:
+def weights_in(record: ArrayRecord, bits: int = 32) -> dict[str, Tensor]:
     (array,) = record.values()
-    return unpacked(array.data)
+    return unpacked(array.data, bits=bits)

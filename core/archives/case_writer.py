@@ -16,17 +16,18 @@ import numpy.typing as npt
 from core.archives.deidentify import replaced
 from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
-from core.archives.masks import prepare_masks
+from core.archives.masks import Shares, prepare_masks, voxels_of
+from core.archives.preprocess import prepare_image
 from core.data.cache import Recipe
 from core.data.cached_case import ARRAYS, FORMAT, read_json
 from core.data.geometry import Geometry
 from core.data.grid import bounding_box, inside_fraction
-from core.data.preprocess import prepare_image
 from core.errors import Finding
 from core.files import flush_folder, write_flushed
 from core.provenance import versions
 
 INSIDE_WARNING = 0.99
+HALF = 128  # of a voxel, in 255ths
 
 
 def write_entry(
@@ -50,12 +51,13 @@ def write_entry(
     organs, settings = recipe.organs, recipe.settings
     masks = {organ: mask for organ, mask in volume.masks.items() if organ in organs}
     crop_image, crop = prepare_image(volume.image, volume.geometry, settings)
-    bits = prepare_masks(masks, volume.geometry, crop, organs)
-    voxels = {o: int(np.count_nonzero(bits & np.uint32(1 << organs.index(o)))) for o in masks}
+    shares = prepare_masks(masks, volume.geometry, crop, organs)
+    voxels = {o: voxels_of(shares[o]) if o in shares else 0 for o in masks}
     truth, packed = _pack(masks)
+    table, flat = _joined(shares)
     notes = [*findings, *_crop_findings(masks, voxels, volume.geometry, crop)]
     folder.mkdir()
-    arrays: tuple[npt.NDArray[Any], ...] = (crop_image, bits, packed)
+    arrays: tuple[npt.NDArray[Any], ...] = (crop_image, flat, packed)
     for name, array in zip(ARRAYS, arrays, strict=True):
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, array, allow_pickle=False)
@@ -74,8 +76,9 @@ def write_entry(
         "source": volume.geometry.as_json(),
         "crop": crop.as_json(),
         "voxels": voxels,
-        "crop_voxels": int(bits.size),
-        "overlap_voxels": int(np.count_nonzero(np.bitwise_count(bits) > 1)),
+        "crop_voxels": int(crop_image.size),
+        "overlap_voxels": _overlaps(shares, crop),
+        "shares": table,
         "truth": truth,
         "bytes": {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS},
         "sha256": {name: _digest(folder / f"{name}.npy") for name in ARRAYS},
@@ -89,17 +92,31 @@ def _pack(
     masks: Mapping[str, npt.NDArray[np.bool_]],
 ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
     """Packs each mask's bounding box to bits, one after another."""
-    table: dict[str, Any] = {}
-    pieces: list[npt.NDArray[np.uint8]] = []
-    first = 0
+    pieces = {}
     for organ, mask in masks.items():
         box = bounding_box(mask)
         assert box is not None, "an annotated organ has voxels"
-        piece = np.packbits(mask[box])
+        pieces[organ] = box, np.packbits(mask[box])
+    return _joined(pieces)
+
+
+def _joined(pieces: Mapping[str, Shares]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """What organs have in their boxes, one after another, and where each begins."""
+    table: dict[str, Any] = {}
+    first = 0
+    for organ, (box, values) in pieces.items():
         table[organ] = {"first": first, "box": [[b.start, b.stop] for b in box]}
-        pieces.append(piece)
-        first += piece.size
-    return table, np.concatenate([np.zeros(0, dtype=np.uint8), *pieces])
+        first += values.size
+    flat = [values.reshape(-1) for _, values in pieces.values()]
+    return table, np.concatenate([np.zeros(0, dtype=np.uint8), *flat])
+
+
+def _overlaps(shares: Mapping[str, Shares], crop: Geometry) -> int:
+    """Voxels of which more than one organ claims half or more."""
+    claims = np.zeros(crop.size, dtype=np.uint8)
+    for box, values in shares.values():
+        claims[box] += values >= HALF
+    return int(np.count_nonzero(claims > 1))
 
 
 def _crop_findings(

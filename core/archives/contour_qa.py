@@ -19,8 +19,8 @@ from scipy import ndimage
 from core.archives.hounsfield import clipped
 from core.archives.images.volume import Volume
 from core.archives.organ_positions import OFFSETS, ORDERS
+from core.archives.roi import body_mask
 from core.data.grid import affine, bounding_box
-from core.data.roi import body_mask
 from core.errors import Finding
 from core.organs.vocabulary import mirrored
 from core.organs.volumes import VOLUME_ML

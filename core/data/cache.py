@@ -5,7 +5,7 @@ the organs and the version of the format; `entry.json` and the index say so. An 
 beside its place and renamed into it, so that it is complete or absent. The index of a site lists
 its cases, their splits and entries.
 
-    CACHE/entries/KEY/{entry.json, image.npy, bits.npy, truth.npy}
+    CACHE/entries/KEY/{entry.json, image.npy, shares.npy, truth.npy}
     CACHE/index/KEY.json
     CACHE/locks/*.lock
 """
@@ -25,7 +25,7 @@ from core.plan.schema import Preprocess
 
 @dataclass(frozen=True)
 class Recipe:
-    """How cases are prepared: organs in the order of their bits, and the plan's preprocessing."""
+    """How cases are prepared: organs in the plan's order, and its preprocessing."""
 
     organs: Sequence[str]
     settings: Preprocess

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from core.data.geometry import Geometry
+from core.data.grid import Box
 from core.errors import UserError
 from core.plan.schema import Phase, Plan
 from core.wire.partition import seed_of
 
 # Raise it with every change of what an entry holds: resampling and region of interest included.
-FORMAT = 3
-ARRAYS = ("image", "bits", "truth")
+FORMAT = 4
+ARRAYS = ("image", "shares", "truth")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Entry:
         case: case id; stays at the site.
         split: train, val or test.
         folder: where the arrays lie.
-        organs: organs of the plan, the order of the bits.
+        organs: organs of the plan, in its order.
         annotated: organs with a mask in this case; the others are unknown here, not absent.
         source: the CT's own grid.
         crop: the network's grid.
-        voxels: voxels in the crop of each annotated organ, before overlaps are resolved.
+        voxels: volume in the crop of each annotated organ in voxels, overlaps not resolved.
         crop_voxels: voxels of the crop.
-        overlap_voxels: voxels of the crop that more than one organ claims.
+        overlap_voxels: voxels of the crop of which more than one organ claims half or more.
         image_sha256: `core.archives.duplicates.image_digest` of the CT: equal in two cases of one
             CT.
     """
@@ -57,9 +58,14 @@ class Entry:
         """Returns the crop (Z, Y, X) in HU, mapped from disk and read-only."""
         return _load(self.folder / "image.npy", np.int16)
 
-    def bits(self) -> npt.NDArray[np.uint32]:
-        """Returns the masks in the crop (Z, Y, X), bit i = `organs[i]`, mapped and read-only."""
-        return _load(self.folder / "bits.npy", np.uint32)
+    def shares(self, organs: Collection[str]) -> dict[str, tuple[Box, npt.NDArray[np.uint8]]]:
+        """Returns organ -> box of the crop, and the organ's share of each voxel in it, in 255ths.
+
+        Outside of its box an organ has no share; one without a voxel in the crop is left out.
+        """
+        flat = _load(self.folder / "shares.npy", np.uint8)
+        return {organ: (box, flat[i : i + math.prod(shape)].reshape(shape))
+                for organ, box, shape, i in self._boxes("shares") if organ in organs}  # fmt: skip
 
     def truth(self, organs: Collection[str] | None = None) -> dict[str, npt.NDArray[np.bool_]]:
         """Returns organ -> original mask (Z, Y, X) on the CT's own grid.
@@ -69,16 +75,20 @@ class Entry:
         """
         packed = _load(self.folder / "truth.npy", np.uint8)
         masks = {}
-        for organ, item in read_json(self.folder / "entry.json")["truth"].items():
+        for organ, box, shape, first in self._boxes("truth"):
             if organs is not None and organ not in organs:
                 continue
-            box = tuple(slice(a, b) for a, b in item["box"])
-            shape = tuple(b.stop - b.start for b in box)
-            first, size = item["first"], math.prod(shape)
+            size = math.prod(shape)
             piece = np.unpackbits(packed[first : first + -(-size // 8)], count=size)
             masks[organ] = np.zeros(self.source.size, dtype=np.bool_)
             masks[organ][box] = piece.reshape(shape).astype(np.bool_)
         return masks
+
+    def _boxes(self, array: str) -> Iterator[tuple[str, Box, tuple[int, ...], int]]:
+        """Of each organ in an array: its box, the box's shape, and where its values begin."""
+        for organ, item in read_json(self.folder / "entry.json")[array].items():
+            z, y, x = (slice(a, b) for a, b in item["box"])
+            yield organ, (z, y, x), tuple(b - a for a, b in item["box"]), item["first"]
 
 
 def annotating(entries: Sequence[Entry], organ: str) -> list[Entry]:

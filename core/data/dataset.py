@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from core.data.augment import augment as augment_sample
 from core.data.cached_case import Entry
-from core.data.preprocess import label_map
 from core.errors import UserError
 from core.organs.vocabulary import mirrored
 from core.organs.volumes import VOLUME_ML
@@ -34,11 +33,12 @@ def scale_image(image_hu: npt.NDArray[np.int16], window_hu: Sequence[float]) -> 
     return scaled.sub_((low + high) / 2).mul_(2 / (high - low)).clamp_(-1, 1).unsqueeze_(0)
 
 
-def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint8], int]:
-    """Returns a case's label map (Z, Y, X), 0 = background, and the number of overlapping voxels.
+def load_label(entry: Entry, organs: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Returns each organ's share of each voxel (C, Z, Y, X) in 255ths; the rest is background.
 
-    Overlaps go to the smaller organ of the plan (D16): by the typical volumes of
-    `core.organs.volumes`, or for an organ that the table lacks by its volume in this case.
+    No voxel's shares exceed 255: where organs overlap the smaller of the plan keeps its share, and
+    a larger one has what is left (D16). Sizes are the typical volumes of `core.organs.volumes`, or
+    for an organ that the table lacks its volume in this case.
     """
 
     def volume_ml(organ: str) -> float:
@@ -46,8 +46,14 @@ def load_label(entry: Entry, organs: Sequence[str]) -> tuple[npt.NDArray[np.uint
             return VOLUME_ML[organ].typical
         return entry.voxels.get(organ, 0) * entry.crop.voxel_ml()
 
-    order = sorted(organs, key=volume_ml, reverse=True)
-    return label_map(entry.bits(), entry.organs, organs, order=order)
+    label = np.zeros((len(organs), *entry.crop.size), dtype=np.uint8)
+    left = np.full(entry.crop.size, 255, dtype=np.uint8)
+    found = entry.shares(organs)
+    for organ in sorted(found, key=volume_ml):
+        box, shares = found[organ]
+        label[organs.index(organ)][box] = np.minimum(shares, left[box])
+        left[box] -= label[organs.index(organ)][box]
+    return label
 
 
 def mirror(
@@ -59,18 +65,19 @@ def mirror(
 
     Args:
         image: (1, Z, Y, X), X from right to left of the patient.
-        label: (Z, Y, X) uint8, 0 = background, i + 1 = organ i.
+        label: (C, Z, Y, X) uint8, shares as from `load_label`.
         annotated: (C,) bool.
-        organs: TG-263 names, in the order of the labels.
+        organs: TG-263 names.
 
     Returns:
         New image, label and annotated.
     """
     partners = [mirrored(organ) for organ in organs]
     rows = [organs.index(p) if p in organs else -1 for p in partners]
-    table = torch.tensor([0, *(row + 1 for row in rows)], dtype=label.dtype)
     known = torch.tensor([row >= 0 and bool(annotated[row]) for row in rows])
-    return image.flip(-1), table.to(label.device)[label.flip(-1).long()], known
+    none = torch.zeros_like(label[0])
+    moved = [label[row].flip(-1) if row >= 0 else none for row in rows]
+    return image.flip(-1), torch.stack(moved), known
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -85,14 +92,14 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         entries: cases, from the cache.
-        organs: organs of the phase; organ i gets the label i + 1.
+        organs: organs of the phase.
         augment: random deformation and intensity, or None for none.
         window_hu: lower and upper end of the window.
         seed: decides order and augmentation, together with the epoch.
         epoch: number of the epoch.
 
-    Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` uint8 (Z, Y, X) and ``annotated``
-    bool (C,).
+    Items are ``image`` float32 (1, Z, Y, X) in [-1, 1], ``label`` uint8 (C, Z, Y, X) as from
+    `load_label`, and ``annotated`` bool (C,).
 
     Attributes:
         device: where image and label are augmented and lie then; the CPU as it begins. The random
@@ -133,7 +140,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         case = self.order[position]
         entry = self.entries[case]
         image = scale_image(entry.image(), self.window_hu)
-        label = torch.from_numpy(load_label(entry, self.organs)[0])
+        label = torch.from_numpy(load_label(entry, self.organs))
         annotated = torch.tensor([organ in entry.annotated for organ in self.organs])
         image, label = on_device(image, self.device), on_device(label, self.device)
         if self.augment is not None:

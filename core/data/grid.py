@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,3 +104,19 @@ def part_of(geometry: Geometry, box: Box) -> Geometry:
         origin_mm=(float(first[0]), float(first[1]), float(first[2])),
         direction=geometry.direction,
     )
+
+
+def patient_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Array axes that run along z, y, x of the patient, and which of them run backwards."""
+    direction = np.array(geometry.direction).reshape(3, 3)[::-1, ::-1]
+    order: list[int] = []
+    for row in np.abs(direction):
+        order.append(next(int(i) for i in np.argsort(-row) if i not in order))
+    flips = [bool(direction[i, axis] < 0) for i, axis in enumerate(order)]
+    return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
+
+
+def turned(array: npt.NDArray[Any], geometry: Geometry) -> npt.NDArray[Any]:
+    """A view of an array on this grid with axes to superior, posterior and the patient's left."""
+    order, flips = patient_axes(geometry)
+    return np.transpose(array, order)[tuple(slice(None, None, -1 if f else 1) for f in flips)]

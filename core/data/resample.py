@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from core.data.geometry import Geometry
-from core.data.grid import Box, Floats, index_transform
+from core.data.grid import Box, Floats, covering_box, index_transform
 
 ANTI_ALIAS_ABOVE = 1.5
 SLAB_VALUES = 2**23
@@ -37,6 +37,39 @@ def resample(
     }
     moved = sitk.Resample(geometry.to_sitk(array), **options)
     return np.asarray(sitk.GetArrayFromImage(moved), dtype=np.float32)
+
+
+def restore(
+    probabilities: npt.NDArray[np.float32] | torch.Tensor,
+    crop_geometry: Geometry,
+    source_geometry: Geometry,
+) -> npt.NDArray[np.uint8]:
+    """Brings class probabilities back onto the CT's own grid: what preparing did, undone.
+
+    The probabilities are interpolated, linearly, and the label is the class with the largest. Only
+    the part of the CT inside the crop is computed, a few slices at a time.
+
+    Args:
+        probabilities: (C, Z, Y, X) on the crop, class 0 = background; on any device.
+        crop_geometry: grid of the crop.
+        source_geometry: grid of the CT, in any orientation.
+
+    Returns:
+        Labels (Z, Y, X) on the CT's grid; 0 outside the crop.
+    """
+    values = torch.as_tensor(probabilities)
+    assert tuple(values.shape[1:]) == tuple(crop_geometry.size), "probabilities are not on the crop"
+    labels = np.zeros(source_geometry.size, dtype=np.uint8)
+    box = covering_box(source_geometry, crop_geometry, margin=[1, 1, 1])
+    if box is None:
+        return labels
+    to_crop, start = index_transform(source_geometry, crop_geometry)
+    with torch.inference_mode():
+        if np.all(np.count_nonzero(to_crop, axis=0) == 1):
+            restore_aligned(labels, values, box, to_crop, start)
+        else:
+            restore_oblique(labels, values, box, to_crop, start)
+    return labels
 
 
 def anti_alias_sigma(geometry: Geometry, crop: Geometry) -> Floats:

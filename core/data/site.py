@@ -51,7 +51,7 @@ class Site:
         base_folder: the phases' bases by SHA-256 (D8).
         secret: of the split hash; made once.
         proxy: by which the server is reached; "" for what the environment names.
-        overlays: how many test cases are drawn after a phase; 0 for none.
+        overlays: test cases drawn of each organ after a phase, from the worst to the best; 0: none.
         left_out: reason code -> how many cases were left out as they were prepared.
         cache_bytes: most that its cache may hold; 0 for no limit.
         base_bytes: the same of `base_folder`.

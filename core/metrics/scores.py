@@ -21,7 +21,7 @@ from core.metrics.surfaces import Floats, Indices, border, distances_mm, foregro
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
-PERCENTILE = 95.0
+PERCENTILE, SURFACE_MM = 95.0, 2.0
 LONGEST_MM = 1e4  # no distance in a patient is longer
 
 
@@ -35,6 +35,8 @@ class CaseScore:
         penalty_mm: what a miss costs in `hd95_mm_penalised`: the diagonal of the crop.
         volume_ml: of the annotation, on the CT's own grid.
         predicted_ml: of the prediction on the same grid; 0 where it is empty.
+        surface_dice_2mm: share of the border voxels of both masks within 2 mm of the other border;
+            0 where the prediction is empty, NaN where it was not computed.
     """
 
     case: str
@@ -44,6 +46,7 @@ class CaseScore:
     penalty_mm: float
     volume_ml: float
     predicted_ml: float
+    surface_dice_2mm: float
 
 
 @dataclass(frozen=True)
@@ -174,12 +177,13 @@ def score_organ(
     assert inside.size, f"{case}: empty truth of {organ}"
     volume_ml, predicted_ml = inside.size * voxel_ml, found.size * voxel_ml
     if not found.size:
-        return CaseScore(case, organ, 0.0, None, penalty_mm, volume_ml, 0.0), None
+        return CaseScore(case, organ, 0.0, None, penalty_mm, volume_ml, 0.0, 0.0), None
     both = int(np.count_nonzero(truth.reshape(-1)[found]))
     overlap = 2 * both / (found.size + inside.size)
     away = distances_mm(predicted.border, border(truth, inside), truth.shape, spacing_mm)
     farthest = max(float(np.percentile(directed, PERCENTILE)) for directed in away)
-    score = CaseScore(case, organ, overlap, farthest, penalty_mm, volume_ml, predicted_ml)
+    near = float((np.concatenate(away) <= SURFACE_MM).mean())
+    score = CaseScore(case, organ, overlap, farthest, penalty_mm, volume_ml, predicted_ml, near)
     return score, away
 
 
@@ -240,7 +244,8 @@ def overlap_case(
         both = int(np.count_nonzero(labelmap.reshape(-1)[inside] == position))
         overlap, far = 2 * both / (found + inside.size), math.nan if found else None
         sizes = inside.size * voxel_ml, found * voxel_ml
-        scores.append(CaseScore(case, organ, overlap, far, penalty_mm, *sizes))
+        near = math.nan if found else 0.0
+        scores.append(CaseScore(case, organ, overlap, far, penalty_mm, *sizes, near))
     return scores
 
 

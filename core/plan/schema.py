@@ -27,6 +27,7 @@ class Augment:
 
     enabled: bool = True
     probability: float = 0.9
+    intensity_probability: float = 0.9
     mirror: float = 0.0
     rotate_deg: list[float] = field(default_factory=lambda: [8.0, 8.0, 8.0])
     scale: float = 0.1
@@ -100,7 +101,7 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Train:
-    """Optimisation on one device. The learning rate is a function of the epoch."""
+    """Optimisation on one device. The learning rate is a function of epoch and step (D6)."""
 
     optimizer: str = "adamw"
     lr: float = 2e-3
@@ -108,6 +109,7 @@ class Train:
     momentum: float = 0.99
     schedule: str = "poly"
     warmup_epochs: float = 0.0
+    ramp_steps: int = 8
     clip_norm: float = 12.0
     batch: int = 1
     accumulate: int = 1
@@ -205,6 +207,7 @@ class Federation:
 
     strategy: Strategy = field(default_factory=Strategy)
     secure_aggregation: bool = False
+    update_bits: int = 32
     min_sites: int = 0
     round_timeout_s: float = 3600.0
     round_timeout_factor: float = 0.0
@@ -257,7 +260,7 @@ class Simulation:
     gpus_per_site: float = 0.0
     phantom_spacing_mm: list[float] = field(default_factory=lambda: [4.0, 2.5, 2.5])
     sites: dict[str, SimulatedSite] = field(default_factory=dict)
-    overlays: int = 2
+    overlays: int = 3
     published: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
 

@@ -28,12 +28,13 @@ def check_secure(plan: Plan) -> None:
             "weighted by cases only",
         )
     if settings.guards.norm == "reject":
-        raise UserError(
-            "federation.guards.norm",
-            "reject",
-            "write clip (each site then shortens its own update), or off",
-            problem="no update of one site can be left out of a sum",
-        )
+        remedy = "write clip (each site then shortens its own update), or off"
+        problem = "no update of one site can be left out of a sum"
+        raise UserError("federation.guards.norm", "reject", remedy, problem=problem)
+    if settings.update_bits != 32:
+        problem = "masked numbers have 32 bits: the sum of all sites must fit below the largest"
+        remedy = f"write 32, or {KEY}: false"
+        raise UserError("federation.update_bits", settings.update_bits, remedy, problem=problem)
     for phase in shared:
         _check_phase(phase, shared[0])
     sites = len(shared[0].sites) if shared else 0
@@ -50,25 +51,15 @@ def check_secure(plan: Plan) -> None:
 def _check_phase(phase: Phase, first: Phase) -> None:
     key = f"phases.{phase.name}"
     if len(phase.sites) < FEWEST:
-        raise UserError(
-            f"{key}.sites",
-            phase.sites,
-            f"add sites until there are {FEWEST}, write share: none, or {KEY}: false",
-            problem=f"a sum over {len(phase.sites)} sites tells each what the other holds",
-        )
+        remedy = f"add sites until there are {FEWEST}, write share: none, or {KEY}: false"
+        problem = f"a sum over {len(phase.sites)} sites tells each what the other holds"
+        raise UserError(f"{key}.sites", phase.sites, remedy, problem=problem)
     if set(phase.sites) != set(first.sites):
-        raise UserError(
-            f"{key}.sites",
-            phase.sites,
-            f"give it the sites of phase {first.name}, or write share: none",
-            problem="the difference of sums over other sites would tell what few sites hold",
-        )
+        remedy = f"give it the sites of phase {first.name}, or write share: none"
+        problem = "the difference of sums over other sites would tell what few sites hold"
+        raise UserError(f"{key}.sites", phase.sites, remedy, problem=problem)
     if ALL in phase.sites:
         raise UserError(f"{key}.sites", ALL, "call the site something else: sums bear that name")
     if phase.max_cases is not None:
-        raise UserError(
-            f"{key}.max_cases",
-            phase.max_cases,
-            "leave it out",
-            problem="which organs are left among fewer cases is known at each site alone",
-        )
+        problem = "which organs are left among fewer cases is known at each site alone"
+        raise UserError(f"{key}.max_cases", phase.max_cases, "leave it out", problem=problem)

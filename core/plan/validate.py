@@ -19,7 +19,7 @@ PUBLISHED = tuple(f"table{i}" for i in range(1, 9))  # tables of the paper, by `
 FREEZE = ("none", "encoder", "decoder", "all-but-head")
 # Values that are one of a few, as `core.plan.ranges.RANGES` names numbers; of a list each entry, of
 # a mapping each key.
-CHOICES: Mapping[str, Collection[str]] = {
+CHOICES: Mapping[str, Collection[Any]] = {
     "model.norm": ("instance", "group"),
     "loss.form": ("categorical", "one_vs_rest"),
     "loss.class_weight": ("paper", "sqrt", "prediction", "none"),
@@ -35,6 +35,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "phases.*.head_init": ("random", "background", "mean"),
     "phases.*.candidates": KINDS,
     "federation.strategy.name": STRATEGIES,
+    "federation.update_bits": (16, 32),
     "federation.guards.norm": ("clip", "reject", "off"),
     "simulation.engine": ("ray", "inline"),
     "simulation.baseline": ("", "local-only", "pooled"),

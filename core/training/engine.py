@@ -1,7 +1,8 @@
 """Train and validate on one device or several; knows nothing of sites, rounds or files.
 
-Legend: image (B, 1, Z, Y, X) float32 in [-1, 1], label (B, Z, Y, X) int64, annotated (B, C) bool,
-logits (B, 1 + C, Z, Y, X); C organs in the order of `organs`, class 0 is background.
+Legend: image (B, 1, Z, Y, X) float32 in [-1, 1], label (B, C, Z, Y, X) uint8 (shares of voxels in
+255ths), annotated (B, C) bool, logits (B, 1 + C, Z, Y, X); C organs in the order of `organs`, class
+0 is background.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from core.data.cached_case import Entry
 from core.data.dataset import CropDataset, on_device, scale_image
-from core.data.preprocess import restore
+from core.data.resample import restore
 from core.errors import UserError
 from core.metrics.scores import CaseScore, overlap_case, score_case
 from core.plan.schema import LOSSES, Phase, Plan
@@ -41,6 +42,7 @@ from core.training.optimisation import (
     make_scaler,
     memory_advice,
     optimiser_tensors,
+    ramp,
     reads_none,
     scaler_tensors,
     take_step,
@@ -203,6 +205,9 @@ def _train(
             batches = _batches(cases, settings.batch, group, ahead=ahead)
             for step, (count, batch) in enumerate(batches):
                 rate = learning_rate(settings, epoch + step / steps_per_epoch, total)
+                if not epochs.optimiser_state:
+                    since = (epoch - epochs.first) * steps_per_epoch + step
+                    rate *= ramp(settings, since, epochs.count * steps_per_epoch)
                 for row in optimiser.param_groups:
                     row["lr"] = rate
                 parts: list[LossTerms] = []
@@ -338,8 +343,7 @@ def part_losses(
         some = slice(start, start + size)
         with autocast(plan.train, image.device):
             logits = model(image[some]).float()
-        target = label[some].long()  # it travels to the device as bytes
-        terms = segmentation_loss(logits, target, known[some], plan.loss, weights, whole)
+        terms = segmentation_loss(logits, label[some], known[some], plan.loss, weights, whole)
         parts.append(terms)
         yield terms.total
 

@@ -1,9 +1,9 @@
 """Segmentation loss: cross entropy, focal, Dice and generalised Dice with partial labels.
 
-Tensors: logits (B, K, Z, Y, X) with K = 1 + C classes (0 = background), label (B, Z, Y, X),
-annotated (B, C). Everything is computed from one log-softmax and a few sums per case and class; no
-one-hot map is made. The numbers in brackets are the equations of the paper, section 4.1.1. See
-`segmentation_loss` for the formulas.
+Tensors: logits (B, K, Z, Y, X) with K = 1 + C classes (0 = background), label (B, C, Z, Y, X) with
+each organ's share of a voxel in 255ths, annotated (B, C). Everything is computed from one
+log-softmax and a few sums per case and class. The numbers in brackets are the equations of the
+paper, section 4.1.1. See `segmentation_loss` for the formulas.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class _Sums:
     """
 
     active: torch.Tensor  # 1 for background and annotated organs
-    count: torch.Tensor  # voxels labelled l
-    nll: torch.Tensor  # sum of -log p_l where the label is l
-    focal: torch.Tensor  # sum of -(1 - p_l)^gamma log p_l where the label is l
-    rest_nll: torch.Tensor  # sum of -log(1 - p_l) where the label is not l (one_vs_rest only)
-    rest_focal: torch.Tensor  # sum of -p_l^gamma log(1 - p_l) where the label is not l
-    overlap: torch.Tensor  # sum of p_l where the label is l
+    count: torch.Tensor  # sum of q_l, the shares of the label
+    nll: torch.Tensor  # sum of -q_l log p_l
+    focal: torch.Tensor  # sum of -q_l (1 - p_l)^gamma log p_l
+    rest_nll: torch.Tensor  # sum of -(1 - q_l) log(1 - p_l) (one_vs_rest only)
+    rest_focal: torch.Tensor  # sum of -(1 - q_l) p_l^gamma log(1 - p_l)
+    overlap: torch.Tensor  # sum of min(p_l, q_l)
     mass: torch.Tensor  # sum of p_l over all voxels
 
 
@@ -79,25 +79,29 @@ def segmentation_loss(
     probability space (logsumexp of their logits); the loss depends on those logits only through
     that sum.
 
-    With p = softmax, y the label, w the class weights, v the organ weights (1 for background), sums
-    over all voxels of the batch and the classes that their case annotates:
+    With p = softmax, q the shares of the label (1 for one class where no border runs through the
+    voxel; background has what organs leave), w the class weights, v the organ weights (1 for
+    background), sums over all voxels of the batch and the classes l that their case annotates:
 
-    * ``categorical`` (default): ce = sum w_y v_y (-log p_y) / sum w_y v_y;
-      focal = sum v_y (-(1 - p_y)^gamma log p_y) / sum v_y.
-    * ``one_vs_rest``, (1) and (2): each class l of each voxel gives ``-w_l log p_l`` where y = l,
-      ``-log(1 - p_l)`` elsewhere; focal ``-(1 - p_l)^gamma log p_l`` and
-      ``-p_l^gamma log(1 - p_l)``. All are multiplied by v_l and divided by the sum of their weights
-      (w_l v_l where y = l, v_l elsewhere; focal: v_l). With ``class_weight: prediction`` w is that
+    * ``categorical`` (default): ce = sum w v q (-log p) / sum w v q;
+      focal = sum w v q (-(1 - p)^gamma log p) / sum w v q. Without w background's many certain
+      voxels would leave next to nothing of it: at Dice 0.8 a fortieth of ce's gradient.
+    * ``one_vs_rest``, (1) and (2): each class of each voxel gives ``-w log p`` for its share q,
+      ``-log(1 - p)`` for the rest; focal ``-(1 - p)^gamma log p`` and
+      ``-p^gamma log(1 - p)``. All are multiplied by v and divided by the sum of their weights
+      (w v for q, v for the rest; focal: v). With ``class_weight: prediction`` w is that
       of (1) with the probabilities predicted for p_n, case by case and without gradient:
       w_l = c (N - sum p_l) / sum p_l over the N voxels of the crop, c such that the weights of the
       classes that the case annotates sum to 1 (C. H. Sudre et al., "Generalised Dice overlap as a
       deep learning loss function for highly unbalanced segmentations", DLMIA 2017, whose form has
       two classes); ce is then divided by the number of voxels and classes (and their v_l).
-    * dice (3): per case, v-weighted mean over organs of 1 - 2 sum p y / (sum p + sum y), smoothed
-      by 1e-5 above and below as MONAI's DiceLoss; then the mean over cases. An organ that is
-      annotated and lies outside the crop gives 1, practically without gradient.
-    * gdice (4): per case 1 - 2 sum_l u_l sum p y / sum_l u_l (sum p + sum y),
-      u_l = v_l / (sum y_l)^2, and u_l = 0 for a class that is absent from the crop (the term is 0
+    * dice (3): per case, v-weighted mean over organs of 1 - 2 sum min(p, q) / (sum p + sum q),
+      smoothed by 1e-5 above and below as MONAI's DiceLoss; then the mean over cases. The minimum is
+      the product p q of (3) where q is 0 or 1, and 0 is reached for p = q alone (Z. Wang et al.,
+      "Dice semimetric losses", MICCAI 2023). An organ that is annotated and lies outside the crop
+      gives 1, practically without gradient.
+    * gdice (4): per case 1 - 2 sum_l u_l sum min(p, q) / sum_l u_l (sum p + sum q),
+      u_l = v_l / (sum q_l)^2, and u_l = 0 for a class that is absent from the crop (the term is 0
       if every class is absent); then the mean over cases.
 
     An organ's weight v thus scales its voxels in ce and focal, and its share of the mean in dice
@@ -106,8 +110,8 @@ def segmentation_loss(
 
     Args:
         logits: (B, 1+C, Z, Y, X).
-        label: (B, Z, Y, X) int64, 0 = background, i+1 = organ i; organs that the case does not
-            annotate count as background.
+        label: (B, C, Z, Y, X) uint8, shares in 255ths, at most 255 together; those of organs that
+            the case does not annotate count as background.
         annotated: (B, C) bool.
         settings: the plan's `loss`.
         weights: of classes (w), organs (v) and terms.
@@ -125,15 +129,15 @@ def segmentation_loss(
         flags = annotated.tolist()
         cases = [_case_sums(z[b], label[b], flags[b], settings) for b in range(z.shape[0])]
         sums = _Sums(*(torch.stack(column) for column in zip(*cases, strict=True)))
-        ones = torch.ones_like(sums.count[0])
         weights = weights or LossWeights()
-        w, v = _weights(weights, ones)
+        w, v = _weights(weights, torch.ones_like(sums.count[0]))
         if whole is None:
             whole = _divisors(_counted_in(sums.count, sums.active, w, v, settings))
         w_ce = _predicted_weights(sums) if settings.class_weight == "prediction" else w
+        w_focal = _focal_weights(w, settings)
         terms = {
             "ce": _voxel_term(sums, sums.nll, sums.rest_nll, w_ce, v, settings.form) / whole[0],
-            "focal": _voxel_term(sums, sums.focal, sums.rest_focal, ones, v, settings.form)
+            "focal": _voxel_term(sums, sums.focal, sums.rest_focal, w_focal, v, settings.form)
             / whole[1],
             "dice": _dice(sums, v, settings.dice_background) / whole[2],
             "gdice": _generalised_dice(sums, v, settings.dice_background) / whole[3],
@@ -188,7 +192,7 @@ def denominators(
     """What the sums of a batch are divided by, from its labels alone: (4), one a loss term.
 
     Args:
-        label: (B, Z, Y, X) uint8 or int64.
+        label: (B, C, Z, Y, X) uint8.
         annotated: (B, C) bool, on any device.
         settings: the plan's `loss`.
         weights: as for `segmentation_loss`.
@@ -199,9 +203,9 @@ def denominators(
     counts, active = [], []
     for one, known in zip(label, annotated.to(label.device), strict=True):
         flags = torch.cat((known.any().reshape(1), known)).float()
-        found = torch.bincount(one.flatten(), minlength=classes).float() * flags
-        found[0] = (one.numel() - found[1:].sum()) * flags[0]  # unknown organs are background
-        counts.append(found)
+        found = _volumes(one) * known
+        rest = one[0].numel() - found.sum()  # unknown organs are background
+        counts.append(torch.cat((rest.reshape(1), found)) * flags[0])
         active.append(flags)
     w, v = _weights(weights, torch.ones(classes, device=label.device))
     counted = _counted_in(torch.stack(counts), torch.stack(active), w, v, settings)
@@ -215,6 +219,11 @@ def _weights(weights: LossWeights, ones: torch.Tensor) -> tuple[torch.Tensor, to
     w = ones if weights.classes is None else ones.new_tensor(weights.classes)
     v = ones if weights.organs is None else ones.new_tensor([1.0, *weights.organs])
     return w, v
+
+
+def _focal_weights(w: torch.Tensor, settings: Loss) -> torch.Tensor:
+    """Of classes in the focal term: those of cross entropy; (2) of the paper has none."""
+    return torch.ones_like(w) if settings.form == "one_vs_rest" else w
 
 
 def _predicted_weights(s: _Sums) -> torch.Tensor:
@@ -234,7 +243,8 @@ def _counted_in(
         rest = ((count.sum(dim=1, keepdim=True) - count) * active * v).sum()
     shares = _share(active, v, settings.dice_background)
     labelled = _counted(active, settings.dice_background)
-    voxels = torch.stack([(count * w * v).sum() + rest, (count * v).sum() + rest])
+    both = (w, _focal_weights(w, settings))
+    voxels = torch.stack([(count * u * v).sum() + rest for u in both])
     cases = torch.stack([(s.sum(dim=1) > 0).sum() for s in (shares, labelled)])
     return torch.cat((voxels, cases.to(voxels)))
 
@@ -288,45 +298,39 @@ def _counted(weights: torch.Tensor, background: bool) -> torch.Tensor:
 def _case_sums(
     logits: torch.Tensor, label: torch.Tensor, annotated: Sequence[bool], settings: Loss
 ) -> tuple[torch.Tensor, ...]:
-    """The fields of `_Sums` for one case: logits (K, Z, Y, X), label (Z, Y, X) -> 8 tensors (K)."""
+    """The fields of `_Sums` of one case: logits (K, Z, Y, X), label (C, Z, Y, X) -> 8 tensors (K).
+
+    Probability and shares of the organs that are not annotated are background's.
+    """
     classes = logits.shape[0]
     kept = [0] + [i + 1 for i, known in enumerate(annotated) if known]
     if len(kept) < classes:
-        logits, label = _merge(logits, label, kept)
+        unknown = [i for i in range(1, classes) if i not in kept]
+        background = torch.logsumexp(logits[[0, *unknown]], dim=0, keepdim=True)
+        logits = torch.cat((background, logits[kept[1:]]))
+        label = label[[i - 1 for i in kept[1:]]]
+    shares = torch.cat((255 - label.sum(dim=0, keepdim=True, dtype=torch.uint8), label))
     log_p = torch.log_softmax(logits, dim=0)
-    size = len(kept)
-    nll, focal, overlap, mass = class_sums(log_p, label, settings.gamma)
-    count = torch.bincount(label.flatten(), minlength=size).to(log_p.dtype)
-    sums = [count, nll, focal, *_rest_sums(log_p, label, settings), overlap, mass]
+    sums = [_volumes(shares).to(log_p.dtype), *class_sums(log_p, shares, settings.gamma)]
+    sums[3:3] = _rest_sums(log_p, shares, settings)
     sums.insert(0, torch.ones_like(sums[0]))
-    if size == 1:
+    if len(kept) == 1:
         sums = [torch.zeros_like(s) if i < 2 else s * 0 for i, s in enumerate(sums)]
-    if size == classes:
+    if len(kept) == classes:
         return tuple(sums)
     index = torch.tensor(kept, device=logits.device)
     return tuple(s.new_zeros(classes).index_copy(0, index, s) for s in sums)
 
 
-def _merge(
-    logits: torch.Tensor, label: torch.Tensor, kept: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adds the probability of the classes not in `kept` to background.
-
-    Returns:
-        logits (len(kept), Z, Y, X) and label (Z, Y, X) over the classes kept.
-    """
-    unknown = [i for i in range(logits.shape[0]) if i not in kept]
-    background = torch.logsumexp(logits[[0, *unknown]], dim=0, keepdim=True)
-    table = torch.zeros(logits.shape[0], dtype=torch.int64, device=label.device)
-    for position, index in enumerate(kept):
-        table[index] = position
-    return torch.cat((background, logits[list(kept[1:])])), table[label]
+def _volumes(shares: torch.Tensor) -> torch.Tensor:
+    """Sums of shares (K, Z, Y, X) over the voxels, in voxels (K)."""
+    return (shares.sum(dim=(1, 2, 3), dtype=torch.int64).double() / 255).float()
 
 
 def _rest_sums(
-    log_p: torch.Tensor, label: torch.Tensor, settings: Loss
+    log_p: torch.Tensor, shares: torch.Tensor, settings: Loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative branches of (1) and (2), summed over the voxels without the class: two (K).
+    """Negative branches of (1) and (2), summed over what is not of the class: two (K).
 
     log(1 - p) of a voxel's likeliest class is the logsumexp of the others: exact, also where p
     rounds to 1.
@@ -338,70 +342,62 @@ def _rest_sums(
     others = log_p.scatter(0, top, -math.inf).logsumexp(dim=0, keepdim=True)
     p = log_p.exp()
     log_rest = torch.log1p(-p.scatter(0, top, 0.0)).scatter(0, top, others)
-    log_rest = log_rest.scatter(0, label[None], 0.0)
+    log_rest = log_rest * (255 - shares) / 255
     focal = _power(p, settings.gamma) * log_rest
     return -log_rest.sum(dim=(1, 2, 3)), -focal.sum(dim=(1, 2, 3))
 
 
 def class_sums(
-    log_p: torch.Tensor, label: torch.Tensor, gamma: float
+    log_p: torch.Tensor, shares: torch.Tensor, gamma: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sums over voxels per class l, differentiable once in `log_p`.
 
-    Keeps `log_p`, the label and one map of voxels for the backward pass, which fills one buffer.
+    Keeps `log_p` and the shares for the backward pass, which fills one buffer.
 
     Args:
         log_p: (K, Z, Y, X) log-probabilities.
-        label: (Z, Y, X) int64 below K.
+        shares: (K, Z, Y, X) uint8, of the label, in 255ths: q.
         gamma: exponent of the focal term.
 
     Returns:
-        Four (K): of -log p_l, of -(1 - p_l)^gamma log p_l and of p_l where the label is l; and of
-        p_l over all voxels.
+        Four (K): of -q log p, of -q (1 - p)^gamma log p, of min(p, q), and of p.
     """
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-    out = _ClassSums.apply(log_p, label, gamma)  # type: ignore[no-untyped-call]
+    out = _ClassSums.apply(log_p, shares, gamma)  # type: ignore[no-untyped-call]
     return out
 
 
 class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, log_p: torch.Tensor, label: torch.Tensor, gamma: float
+        ctx: Any, log_p: torch.Tensor, shares: torch.Tensor, gamma: float
     ) -> tuple[torch.Tensor, ...]:
-        log_py = log_p.gather(0, label[None])[0]
         ctx.gamma = gamma
-        ctx.save_for_backward(log_p, label, log_py)
-        p_y = log_py.exp()
-        focal = _power((1 - p_y).clamp_(min=0), gamma).mul_(log_py)
-        mass = torch.stack([channel.exp().sum() for channel in log_p])
-        classes = len(log_p)
-        nll, focal = -_sum_by(label, log_py, classes), -_sum_by(label, focal, classes)
-        return nll, focal, _sum_by(label, p_y, classes), mass
+        ctx.save_for_backward(log_p, shares)
+        sums = []
+        for one, share in zip(log_p, shares, strict=True):
+            p, q = one.exp(), share.to(one.dtype).div_(255)
+            overlap, mass = torch.minimum(p, q).sum(), p.sum()
+            nll = q.mul_(one)
+            focal = _power(p.neg_().add_(1).clamp_(min=0), gamma).mul_(nll)
+            sums.append(torch.stack((-nll.sum(), -focal.sum(), overlap, mass)))
+        return torch.stack(sums, dim=1).unbind()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        log_p, label, log_py = ctx.saved_tensors
-        g_nll, g_focal, g_overlap, g_mass = (g[label] if i < 3 else g for i, g in enumerate(grads))
-        p_y = log_py.exp()
-        rest = (1 - p_y).clamp_(min=torch.finfo(p_y.dtype).tiny)
-        slope = ctx.gamma * _power(rest, ctx.gamma - 1) * p_y * log_py - _power(rest, ctx.gamma)
-        at_label = g_focal.mul_(slope).add_(g_overlap.mul_(p_y)).sub_(g_nll)
-        grad = log_p.exp().mul_(g_mass.view(-1, 1, 1, 1))
-        return grad.scatter_add_(0, label[None], at_label[None]), None, None
+        log_p, shares = ctx.saved_tensors
+        out = torch.empty_like(log_p)
+        for c, (g_nll, g_focal, g_overlap, g_mass) in enumerate(zip(*grads, strict=True)):
+            one, p, q = log_p[c], log_p[c].exp(), shares[c].to(log_p.dtype).div_(255)
+            rest = (1 - p).clamp_(min=torch.finfo(p.dtype).tiny)
+            slope = _power(rest, ctx.gamma - 1).mul_(p).mul_(one).mul_(ctx.gamma)
+            slope.sub_(_power(rest, ctx.gamma)).mul_(g_focal).sub_(g_nll)
+            below = (p <= q).mul(g_overlap).add_(g_mass)
+            torch.addcmul(slope.mul_(q), below, p, out=out[c])
+        return out, None, None
 
 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:
     if exponent == 2:
         return base * base
     return base.clone() if exponent == 1 else base.pow(exponent)
-
-
-def _sum_by(label: torch.Tensor, values: torch.Tensor, classes: int) -> torch.Tensor:
-    """Sums `values` (Z, Y, X) by label -> (classes)."""
-    if values.device.type != "cpu":  # no atomics: deterministic, and not slow for few classes
-        zero = values.new_zeros(())
-        return torch.stack([torch.where(label == c, values, zero).sum() for c in range(classes)])
-    rows = label.reshape(-1, label.shape[-1])  # a float32 running sum over a volume drifts
-    sums = values.new_zeros((len(rows), classes))
-    return sums.scatter_add_(1, rows, values.reshape(rows.shape)).sum(dim=0)

@@ -124,6 +124,21 @@ def learning_rate(settings: Train, epoch: float, total_epochs: int) -> float:
     return settings.lr * factor
 
 
+def ramp(settings: Train, step: int, steps: int) -> float:
+    """Factor on the learning rate of a step after a fresh start of the optimiser.
+
+    Adam's first steps move every weight by the whole rate, whatever its gradient; they are small
+    until its averages mean something: (step + 1) / (n + 1) for n = `ramp_steps` steps, but never
+    for more than a quarter of them, so that no plan makes a round's steps vanish.
+
+    Args:
+        settings: the plan's `train`.
+        step: since the fresh start, from 0.
+        steps: that are taken before the next one.
+    """
+    return min(1.0, (step + 1) / (min(settings.ramp_steps, steps // 4) + 1))
+
+
 def make_optimiser(settings: Train, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW or SGD with Nesterov momentum, in the fused kernels that CPU and CUDA both have."""
     match settings.optimizer:

@@ -27,6 +27,7 @@ from core.wire.state import packed
 
 META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
 SCHEMA = 2  # 1 had no checksum of the JSON itself
+RESTORE = "restore the file from the run folder"
 
 
 def save(
@@ -90,12 +91,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights, sha256 = _read_weights(path)
         meta = _matching_meta(path, sha256)
     if meta is None:
-        raise UserError(
-            "model",
-            path,
-            "restore both files from the same run, or use last.safetensors",
-            problem=f"SHA-256 {sha256[:12]}... of the weights is not the one in {path.stem}.json",
-        )
+        problem = f"SHA-256 {sha256[:12]}... of the weights is not the one in {path.stem}.json"
+        remedy = "restore both files from the same run, or use last.safetensors"
+        raise UserError("model", path, remedy, problem=problem)
     try:
         state = safetensors.torch.load(weights)
     except (SafetensorError, ValueError, LookupError, OverflowError) as error:
@@ -114,36 +112,21 @@ def load_meta(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {META_BYTES} bytes")
         meta = json.loads(meta_path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            "model",
-            path,
-            f"put {meta_path.name} beside the weights; both were written together",
-            problem=f"{meta_path.name} is missing",
-        ) from error
+        remedy = f"put {meta_path.name} beside the weights; both were written together"
+        raise UserError("model", path, remedy, problem=f"{meta_path.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            "model",
-            meta_path,
-            "restore the file from the run folder",
-            problem=f"unreadable: {error}",
-        ) from error
+        raise UserError("model", meta_path, RESTORE, problem=f"unreadable: {error}") from error
     if not isinstance(meta, dict):
-        raise UserError("model", meta_path, "restore the file from the run folder")
+        raise UserError("model", meta_path, RESTORE)
     schema = meta.get("schema")
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise UserError(
-            "model",
-            meta_path,
-            "use the hnfed version that wrote it, or a newer one",
-            problem=f"schema {schema!r}, this version reads up to {SCHEMA}",
-        )
+        remedy = "use the hnfed version that wrote it, or a newer one"
+        problem = f"schema {schema!r}, this version reads up to {SCHEMA}"
+        raise UserError("model", meta_path, remedy, problem=problem)
     if not _is_whole(meta):
-        raise UserError(
-            "model",
-            meta_path,
-            "restore the file from the run folder; it is not to be edited",
-            problem="its content is not what was written (meta_sha256 differs)",
-        )
+        remedy = f"{RESTORE}; it is not to be edited"
+        problem = "its content is not what was written (meta_sha256 differs)"
+        raise UserError("model", meta_path, remedy, problem=problem)
     require_sound(meta, str(meta_path))
     return meta
 

@@ -28,7 +28,7 @@ from core.provenance import versions
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
 
-INSTALLED = ("archives", "packaging")  # folders of `core` that no bundle holds
+INSTALLED = ("archives", "packaging", "tracking")  # folders of `core` that no bundle holds
 
 
 @dataclass(frozen=True)
@@ -301,9 +301,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     load_unique(model, dict(state))
 
 
-def size_bytes(state: Mapping[str, Tensor], names: Sequence[str]) -> int:
-    """Bytes of the named tensors."""
-    return sum(state[n].numel() * state[n].element_size() for n in names)
+def size_bytes(state: Mapping[str, Tensor], names: Sequence[str], bits: int = 32) -> int:
+    """Bytes of the named tensors, as they are or as `core.wire.state.packed` narrows them."""
+    told = ((t, bits == 16 and t.is_floating_point()) for t in (state[n] for n in names))
+    return sum(t.numel() * (2 if narrow else t.element_size()) for t, narrow in told)
 
 
 @functools.cache

@@ -25,18 +25,33 @@ State = Mapping[str, Tensor]
 Loader = Callable[[bytes], dict[str, Tensor]]
 
 
-def packed(state: Mapping[str, Tensor]) -> bytes:
+def packed(state: State, bits: int = 32) -> bytes:
     """The safetensors file of a state, the same bytes for the same state.
 
     Args:
         state: tensors by name, de-duplicated (no two may share memory); any device, any memory
             format.
+        bits: 16 for float16 in place of float32; see `rounded`.
     """
-    return safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in state.items()})
+    plain = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+    return safetensors.torch.save({n: _as(torch.float16, t, bits) for n, t in plain.items()})
+
+
+def rounded(state: State, bits: int) -> dict[str, Tensor]:
+    """A state as it is behind `packed` and `unpacked`: with 16 bits its numbers are float16's."""
+    return {n: _as(t.dtype, _as(torch.float16, t, bits), bits) for n, t in state.items()}
+
+
+def _as(dtype: torch.dtype, tensor: Tensor, bits: int) -> Tensor:
+    return tensor.to(dtype) if bits == 16 and tensor.is_floating_point() else tensor
 
 
 def unpacked(
-    parcel: bytes, expected: State | None = None, *, load: Loader = safetensors.torch.load
+    parcel: bytes,
+    expected: State | None = None,
+    *,
+    load: Loader = safetensors.torch.load,
+    bits: int = 32,
 ) -> dict[str, Tensor]:
     """The state in a parcel, which may come from anywhere.
 
@@ -44,20 +59,25 @@ def unpacked(
         parcel: from `packed`.
         expected: what should be in it: a parcel that is much larger is not opened.
         load: makes the tensors of a safetensors file's bytes.
+        bits: as in `packed`; of 16 the tensors are float32 again.
 
     Raises:
-        ValueError: it is larger, is no safetensors file, or holds more than tensors.
+        ValueError: it is larger, is no safetensors file, or holds more than tensors of these bits.
     """
     if expected is not None and len(parcel) > _most(expected):
         raise ValueError("a larger parcel")
     try:
-        state = load(parcel)
+        state = safetensors.torch.load(parcel) if bits == 16 else load(parcel)
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError("no safetensors file") from error
     length = int.from_bytes(parcel[:8], "little")
     if any(set(told) != TOLD for told in json.loads(parcel[8 : 8 + length]).values()):
         raise ValueError("text beside the tensors")
-    return state
+    if bits != 16:
+        return state
+    if any(t.is_floating_point() and t.dtype != torch.float16 for t in state.values()):
+        raise ValueError("numbers of other than 16 bits")
+    return load(packed({n: _as(torch.float32, t, bits) for n, t in state.items()}))
 
 
 def _most(state: Mapping[str, Tensor]) -> int:

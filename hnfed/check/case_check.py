@@ -11,7 +11,7 @@ import numpy.typing as npt
 from core.archives.archive import Archive, CaseRef, read_case
 from core.archives.contour_qa import Place, judge, places_of
 from core.archives.duplicates import image_digest
-from core.data.preprocess import prepare_image
+from core.archives.preprocess import prepare_image
 from core.errors import CaseError, Finding
 from core.plan.schema import Preprocess
 

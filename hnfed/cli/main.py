@@ -27,7 +27,7 @@ from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
 from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
-from hnfed.cli import completion, doctor, join, models, site  # noqa: E402
+from hnfed.cli import completion, doctor, init, join, models, site, watch  # noqa: E402
 from hnfed.cli.completion import complete  # noqa: E402
 from hnfed.cli.json_output import apart  # noqa: E402
 from hnfed.cli.parser import Parser  # noqa: E402
@@ -136,7 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="show versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     hnfed.cli.simulate.register(commands, RELEASE)
-    for part in (doctor, hnfed.cli.archive, site, join, hnfed.cli.server, hnfed.cli.results):
+    for part in (
+        init,
+        doctor,
+        hnfed.cli.archive,
+        site,
+        join,
+        hnfed.cli.server,
+        watch,
+        hnfed.cli.results,
+    ):
         part.register(commands)
     models.register(commands)
     hnfed.cli.config.register(commands)

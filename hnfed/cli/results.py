@@ -85,6 +85,7 @@ def _add_predict(subparsers: Any) -> None:
         "contour CTs, in each CT's own geometry",
         _predict,
         "hnfed predict -i ct.nrrd -o contours --model runs/demo --format nrrd,nifti",
+        "hnfed predict -i ct.nrrd -o contours --model runs/demo --preview",
     )
     add = parser.add_argument
     add(
@@ -121,6 +122,10 @@ def _add_predict(subparsers: Any) -> None:
     )
     text = "contour also what looks wrong (turned, of another size, no head), with the doubt inside"
     add("--force", action="store_true", help=text)
+    text = "also CASE.preview.html: the contours to look at in a browser, without a network"
+    add("--preview", action="store_true", help=text)
+    text = "with --preview: keep the face in it; the site file must say preview_faces: true"
+    add("--with-face", metavar="SITE.yaml", type=Path, help=text)
     _add_model_choice(parser)
 
 
@@ -237,7 +242,16 @@ def _choice(args: argparse.Namespace) -> Any:
 def _predict(args: argparse.Namespace) -> int:
     from hnfed.predict.prediction import predict
 
-    return predict(args.input, args.output, _choice(args), formats=args.format, force=args.force)
+    look = "masked" if args.preview else ""
+    if args.with_face is not None:
+        from hnfed.deploy.site_file import require_faces_allowed
+
+        if not args.preview:
+            raise UserError("--with-face", args.with_face, "give it with --preview")
+        require_faces_allowed(args.with_face)
+        look = "with face"
+    formats, force = args.format, args.force
+    return predict(args.input, args.output, _choice(args), formats=formats, force=force, look=look)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from hnfed.guard.kit import Kit
 from hnfed.guard.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
 MAX_PATH = 1000
+FACES = "preview_faces"
 CACHE_GB, BASE_GB = 200.0, 10.0  # 200 GB hold some 10,000 cases
 
 
@@ -35,7 +36,7 @@ def site_from_file(path: Path, run: str) -> Site:
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
-        "proxy", "cache_gb", "base_gb", "absent",
+        "proxy", "cache_gb", "base_gb", "absent", FACES,
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -67,6 +68,7 @@ def site_from_file(path: Path, run: str) -> Site:
     absent = values.get("absent", REFUSE)
     if absent not in (REFUSE, COUNT):
         raise UserError("site file: absent", absent, f"write {REFUSE} or {COUNT}")
+    _faces(values)
     state = Path(str(values["state"]))
     for key in ("cache", "state"):
         if Path(str(values[key])).is_dir():
@@ -110,6 +112,26 @@ def require_own_kit(site: Site, kit: Kit) -> None:
     if site.name != kit.role:
         remedy = f"write name: {kit.role} into the site file, or take the other kit"
         raise UserError("site file: name", site.name, remedy, problem=f"the kit is {kit.role}'s")
+
+
+def require_faces_allowed(path: Path) -> None:
+    """Requires that a site file lets previews of its CTs show faces (D20).
+
+    Raises:
+        UserError: no such file, no YAML, or it does not say ``preview_faces: true``.
+    """
+    if not _faces(read_yaml(path)):
+        remedy = f"leave --with-face out; whoever answers for the site may write {FACES}: true"
+        problem = "the site does not let previews show faces"
+        raise UserError(f"site file: {FACES}", "false", remedy, problem=problem)
+
+
+def _faces(values: Mapping[str, Any]) -> bool:
+    """The site file's ``preview_faces``; false where it says nothing."""
+    value = values.get(FACES, False)
+    if not isinstance(value, bool):
+        raise UserError(f"site file: {FACES}", value, "write true or false")
+    return value
 
 
 def _proxy(value: object, path: Path) -> str:

@@ -20,6 +20,7 @@ from core.packaging.app_bundle import staged_app, toml_of, write_private
 from core.plan.load import load
 from core.processes import held
 from core.text import uncoloured
+from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from hnfed.deploy.provision import ROSTER
 from hnfed.deploy.superlink import CONNECTION, answers, bundle_sha256, environment, flower, json_of
@@ -63,7 +64,8 @@ def submit(
         folder_name(name, "--name")
     if again < 0:
         raise UserError("--auto-resume", again, "give a whole number >= 0")
-    resolved, _ = load(config, overrides)
+    resolved, sources = load(config, overrides)
+    require_mode(resolved.tracking)
     for phase in resolved.phases:
         parts_of(network(resolved, phase), resolved, phase)
     if not resume:  # a site that was revoked meanwhile is missing then, as one that is away
@@ -77,11 +79,13 @@ def submit(
     out = root / name if name else None
     with held_folder(Path(config).stem, out, resume, root) as folder:
         values = begin(resolved, resolved, folder, out=folder.name, resume=resume, local="")
+        replace_file(folder / "sources.json", json.dumps(sources, indent=1))
     words = ["hnfed", "run", config, *overrides, "--server", str(kit.folder)]
     words.append(f"--name={folder.name}")
     command = shlex.join([*words, "--resume"])
     try:
-        status = _run_on(kit, values, folder, again)
+        with tracked(folder, resolved.tracking):
+            status = _run_on(kit, values, folder, again)
     except (KeyboardInterrupt, SystemExit):
         print(f"hnfed: to go on with the run:\n  {command}", file=sys.stderr)
         raise

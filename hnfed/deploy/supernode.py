@@ -28,6 +28,7 @@ from hnfed.guard.approvals import approved
 from hnfed.guard.environment import node_environment
 from hnfed.guard.kit import Kit
 from hnfed.guard.proxy import http_options
+from hnfed.guard.standing import Standing
 
 # After a hard kill the server holds the node for a minute, and refuses it until then.
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 20.0, 120.0
@@ -75,6 +76,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _clear_old(home.with_name("flower"))
     retry = RETRY_SECONDS
+    standing = Standing(home)
     child: subprocess.Popen[str] | None = None
     try:
         while True:
@@ -82,7 +84,8 @@ def run_node(kit: Kit, site_file: Path) -> int:
             word = secrets.token_hex(16)
             child = _start(kit, site_file.resolve(), home, word)
             tell(f"{kit.role}: dialling {kit.host}:{kit.port}")
-            said = _follow(child, home / LOG, kit, word, site.proxy)
+            standing.tell("dialling")
+            said = _follow(child, home / LOG, kit, word, site.proxy, standing)
             end(child)
             code = child.wait()
             child = None
@@ -90,6 +93,7 @@ def run_node(kit: Kit, site_file: Path) -> int:
                 retry = RETRY_SECONDS
             reason = reason_of(said) or why_not(kit, site.proxy)
             tell(f"the node ended ({code}): {reason}; trying again in {retry:.0f} s")
+            standing.tell("waiting", reason)
             time.sleep(retry)
             retry = min(2 * retry, LONGEST_RETRY_SECONDS)
     except Stopped as stopped:
@@ -99,6 +103,8 @@ def run_node(kit: Kit, site_file: Path) -> int:
         with deaf():  # an impatient second Ctrl-C leaves nothing at work
             if child is not None:
                 end(child)
+            standing.tell("stopped")
+            standing.close()
 
 
 def reason_of(message: str) -> str:
@@ -153,7 +159,14 @@ class Heard:
     alive: float = field(default_factory=time.monotonic)
 
 
-def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str, proxy: str = "") -> str:
+def _follow(
+    child: subprocess.Popen[str],
+    log: Path,
+    kit: Kit,
+    word: str,
+    proxy: str = "",
+    standing: Standing | None = None,
+) -> str:
     """Follows a node until it ends, or the server has been silent for long; its last words.
 
     Args:
@@ -162,6 +175,7 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str, proxy:
         kit: of the site.
         word: begins what it says to us.
         proxy: of the site file.
+        standing: where it is noted how the client stands.
     """
     assert child.stdout is not None
     heard, begun = Heard(), time.monotonic()
@@ -174,9 +188,15 @@ def _follow(child: subprocess.Popen[str], log: Path, kit: Kit, word: str, proxy:
         if heard.connected and not told:
             told = True
             tell(f"{kit.role}: connected after {now - begun:.0f} s, waiting for runs")
+            if standing is not None:
+                standing.tell("connected")
         if not heard.connected and now > wondering:
-            tell(why_not(kit, proxy))
+            tell(reason := why_not(kit, proxy))
             wondering = math.inf
+            if standing is not None:
+                standing.tell("dialling", reason)
+        if standing is not None and told:
+            standing.heard(now - heard.alive)
         if now - heard.alive > SILENT_SECONDS:
             tell(f"{kit.role}: the server was not heard for {now - heard.alive:.0f} s")
             break

@@ -46,14 +46,11 @@ class CaseMeasures(CaseScore):
     Attributes:
         msd_mm: mean over the border voxels of both masks of the distance to the other border; None
             where the organ was missed.
-        surface_dice_1mm: share of the border voxels of both masks that lie within 1 mm of the other
-            border; 0 where the organ was missed.
-        surface_dice_2mm: the same within 2 mm.
+        surface_dice_1mm: as `surface_dice_2mm`, within 1 mm.
     """
 
     msd_mm: float | None
     surface_dice_1mm: float
-    surface_dice_2mm: float
 
 
 def measure(
@@ -79,15 +76,12 @@ def measure(
     drawn = Outline(found, found if pred is None else border(pred, found))
     score, away = score_organ(case, organ, drawn, truth, spacing_mm, penalty_mm)
     if away is None:
-        return CaseMeasures(
-            **asdict(score), msd_mm=None, surface_dice_1mm=0.0, surface_dice_2mm=0.0
-        )
+        return CaseMeasures(**asdict(score), msd_mm=None, surface_dice_1mm=0.0)
     every = np.concatenate(away)
     return CaseMeasures(
         **asdict(score),
         msd_mm=float(every.mean()),
         surface_dice_1mm=float((every <= 1.0).mean()),
-        surface_dice_2mm=float((every <= 2.0).mean()),
     )
 
 

@@ -93,7 +93,7 @@ def release(
         NonFiniteError: a weight is NaN or infinite.
         MaskingError: the plan asks for sums only, and this reply would not be one.
     """
-    sums = asked.plan.federation.secure_aggregation
+    sums, bits = asked.plan.federation.secure_aggregation, asked.plan.federation.update_bits
     if policy is not None and sums:  # what it keeps back enters no sum, see `Keyring`
         policy = replace(policy, counts=True, scores=True)
     config, metrics = dict(reply.config), dict(reply.metrics)
@@ -110,22 +110,22 @@ def release(
     if reply.parcel and not expected:
         raise OutboxError("weights: nothing of this phase leaves")
     try:
-        state = unpacked(reply.parcel, expected) if reply.parcel else {}
+        state = unpacked(reply.parcel, expected, bits=bits) if reply.parcel else {}
     except ValueError as error:
         raise OutboxError(f"weights: {error}") from error
     require_allowed(config, metrics, state, expected)
-    parcel = packed(state) if state else b""
+    parcel = packed(state, bits) if state else b""
     if not sums:  # the guard alone needs these, and only then
         metrics = {k: v for k, v in metrics.items() if k not in FOR_MASKING}
     else:
         if keyring is None:
             raise MaskingError("there is no key of this site to mask with")
         config, metrics, parcel = secured(asked, known.incoming, config, metrics, state, keyring)
-        state = unpacked(parcel) if parcel else {}
     released = Reply(config, metrics, parcel)
     if receipts is None:
         return released
-    return _receipted(receipts, asked.run, asked.kind, released, state)
+    leaves = unpacked(parcel) if parcel else {}  # masked, or of fewer bits than `state`
+    return _receipted(receipts, asked.run, asked.kind, released, leaves)
 
 
 def refusal(

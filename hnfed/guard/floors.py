@@ -139,7 +139,11 @@ def too_few_apart(policy: Policy, one: Set[str], other: Set[str]) -> int:
 
 
 def steps(plan: Plan, phase: Phase, cases: int) -> int:
-    """Optimiser steps behind what leaves of one round; epochs of what stays do not count."""
+    """Optimiser steps behind what leaves of one round; epochs of what stays do not count.
+
+    All count whole: however long a plan's ramp, it slows a quarter of them at most
+    (`core.training.optimisation.ramp`), and seven eighths of the rates' sum are left.
+    """
     epochs = phase.local_epochs - phase.keep_epochs
     return epochs * math.ceil(cases / plan.train.batch)
 

@@ -22,7 +22,7 @@ from core.plan.schema import Phase, Plan
 from core.training.ranks import require_batch
 from core.wire.countersignature import Countersignature
 from core.wire.messages import NEED_BASE, OK, SETTINGS, Header, Order
-from hnfed.guard import closed, exit, order, pins
+from hnfed.guard import closed, exit, order, pins, standing
 from hnfed.guard.answers import note_answer, require_unanswered
 from hnfed.guard.approvals import NotApprovedError, require_approved
 from hnfed.guard.bundle_version import OtherVersionError, require_same_wire
@@ -192,6 +192,7 @@ class Desk:
             reply = self._refuse(error, case, error.code)
         except Exception as error:
             reply = self._refuse(error, case, exit.code_of(error))
+        self._note(case, str(reply.config.get("code", "")))
         if not case.pulled:
             self.connection.confirm(arrival)
         seconds = time.monotonic() - begun
@@ -220,6 +221,7 @@ class Desk:
         case.pulled = True
         case.asked = asked = order.read(arrival.kind, house.name, case.run, plan, records)
         self._heed(asked.order)
+        self._note(case)
         self._say(case, "begun")
         if asked.kind == "query":
             require_batch(plan.train.batch, self.house.devices)
@@ -425,6 +427,25 @@ class Desk:
         name = self.house.name
         return exit.refusal(code, name, case.asked, receipts=self.receipts, run=case.run)
 
+    def _note(self, case: Case, code: str = "") -> None:
+        """Notes the order at work, and how it ended, for `hnfed watch` here."""
+        if case.asked is None:
+            return
+        phase, told = case.asked.phase, case.asked.order
+        standing.note(
+            self.house.guard / standing.WORK,
+            {
+                "run": case.run,
+                "phase": phase.name if phase else "",
+                "organs": list(phase.organs) if phase else [],
+                "rounds": phase.rounds if phase else 0,
+                "round": told.round if phase else 0,
+                "task": told.task if phase else case.asked.kind,
+                "begun": case.begun,
+                "done": code or None,
+            },
+        )
+
     def _say(self, case: Case, what: str) -> None:
         asked = case.asked
         if asked is None or asked.phase is None:
@@ -443,12 +464,14 @@ class Case:
         asked: its order, once it was read.
         entries: training cases that its phase uses here, once they were counted.
         pulled: whether its content was fetched, and with that confirmed.
+        begun: when it came, seconds since 1970.
     """
 
     run: str = ""
     asked: order.Asked | None = None
     entries: Sequence[Entry] | None = None
     pulled: bool = False
+    begun: float = field(default_factory=time.time)
 
     @property
     def cases(self) -> int | None:

@@ -14,7 +14,7 @@ from core.models.stages import unique_state
 from core.plan.load import load, plan_from_json, plan_hash
 from core.plan.schema import SPLITS, Phase, Plan
 from core.text import shown
-from core.wire.partition import network, parts_of
+from core.wire.partition import network, parts_of, size_bytes
 from hnfed.guard.floors import distinct, require_entries
 from hnfed.guard.policy import Policy, PolicyError, require_plan
 
@@ -98,17 +98,17 @@ def _traffic(plan: Plan, phase: Phase, policy: Policy) -> list[str]:
     def size(names: Sequence[str]) -> tuple[int, int, int]:
         tensors = [state[n] for n in names]
         numbers = sum(t.numel() for t in tensors)
-        return len(tensors), numbers, sum(t.numel() * t.element_size() for t in tensors)
+        return len(tensors), numbers, size_bytes(state, names, plan.federation.update_bits)
 
     cell = max(policy.min_cell, plan.federation.min_cell)
-    tensors, numbers, size_bytes = size(parts.shared)
+    tensors, numbers, in_bytes = size(parts.shared)
     rounds = phase.rounds
     leaves = "leaves: no weight; " + PERSONAL.format(cell=cell)
     if parts.shared and rounds:
         leaves = (
             f"leaves: each round {tensors} tensors of {numbers:,} numbers; in {rounds} rounds "
             f"{tensors * rounds:,} tensors, {numbers * rounds:,} numbers, "
-            f"{size_bytes * rounds / 1e6:,.1f} MB; {SHARED}"
+            f"{in_bytes * rounds / 1e6:,.1f} MB; {SHARED}"
         )
     elif phase.share != "none":
         leaves = f"leaves: no weight, nothing is trained; {SHARED}"

@@ -249,7 +249,10 @@ def loss_weight(plan: Plan) -> float:
 
 
 def augmentation(settings: Augment) -> float:
-    """Probability with which a case is deformed; 0 where the deformation is a weak one."""
+    """Probability with which a case is deformed; 0 where the deformation is a weak one.
+
+    That of other intensities is a plan's own: they hide no case.
+    """
     strong = all(share >= HALF for share in _deformations(settings))
     return settings.probability if settings.enabled and strong else 0.0
 

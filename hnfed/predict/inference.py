@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from core.archives.preprocess import prepare_image
 from core.data.dataset import scale_image
 from core.data.geometry import Geometry
-from core.data.preprocess import prepare_image, restore
+from core.data.resample import restore
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from core.archives.contour_qa import errors_of, places_of
 from core.archives.images.volume import Volume
+from core.archives.preprocess import coarse_lps
+from core.archives.roi import COARSE_MM, HEAD_MM, HEAD_WIDTH_MM, body_mask, head_slices
 from core.data.geometry import Geometry
-from core.data.preprocess import coarse_lps
-from core.data.roi import COARSE_MM, HEAD_MM, HEAD_WIDTH_MM, body_mask, head_slices
 from core.errors import CaseError
 from core.organs.volumes import VOLUME_ML
 from core.plan.schema import Preprocess

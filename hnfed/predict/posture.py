@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from core.data.roi import COARSE_MM, HEAD_WIDTH_MM
+from core.archives.roi import COARSE_MM, HEAD_WIDTH_MM
 
 BONE_HU, TEETH_HU, AIR_HU = 180.0, 450.0, -400.0
 CAVITY_MM2, LEAST_AIR_VOXELS, LEAST_TEETH_VOXELS = 2500.0, 10, 30
@@ -56,11 +56,11 @@ class Posture:
 
 
 def posture_of(image: npt.NDArray[np.floating], body: Mask) -> Posture | None:
-    """Measures an image (Z, Y, X) in HU on the grid of `core.data.preprocess.coarse_lps`.
+    """Measures an image (Z, Y, X) in HU on the grid of `core.archives.preprocess.coarse_lps`.
 
     Args:
         image: the CT.
-        body: of it, from `core.data.roi.body_mask`.
+        body: of it, from `core.archives.roi.body_mask`.
 
     Returns:
         None where there is no body.

@@ -22,6 +22,7 @@ from hnfed.predict.dicom_references import read_headers
 from hnfed.predict.formats import DICOM_FORMATS
 from hnfed.predict.inference import Doubt
 from hnfed.predict.input_checks import doubts_by_organ, implausible, require_suitable
+from hnfed.predict.preview import ENDING, preview
 from hnfed.predict.segmenter import Choice, Segmenter, load_segmenter
 from hnfed.screen import Progress, make_folder, print_findings
 
@@ -33,6 +34,7 @@ def predict(
     *,
     formats: Sequence[str] = ("nrrd",),
     force: bool = False,
+    look: str = "",
 ) -> int:
     """Contours every CT of a folder.
 
@@ -42,6 +44,7 @@ def predict(
         choice: of models and organs.
         formats: names of `hnfed.predict.formats.CONTOUR_FORMATS`.
         force: contour also what looks wrong; the doubt is written beside it.
+        look: ``masked`` or ``with face``: writes ``CASE.preview.html`` too; "" for none.
 
     Returns:
         Exit code: 1 where a CT could not be contoured.
@@ -65,7 +68,9 @@ def predict(
     for done, ref in enumerate(archive.cases):
         progress(done, len(archive.cases), ref.case)
         try:
-            drawn, remarks = _drawn(archive, ref, segmenter, formats=formats, force=force)
+            drawn, remarks = _drawn(
+                archive, ref, segmenter, formats=formats, force=force, look=look
+            )
             write_contours(output, drawn, formats, remarks)
         except CaseError as error:
             failed.append(error.finding(ref.case))
@@ -83,6 +88,7 @@ def _drawn(
     *,
     formats: Sequence[str],
     force: bool,
+    look: str,
 ) -> tuple[Contours, dict[str, str]]:
     """The contours of one CT, and remarks by the ending of their file's name."""
     image, geometry = read_image_of(archive, ref)
@@ -109,6 +115,9 @@ def _drawn(
         remarks[".uncertain.csv"] = "organ,z_mm,probability\n" + "".join(rows)
     if wrong:
         remarks[".doubtful.txt"] = "\n".join(wrong) + "\n"
+    if look:
+        slice_mm, face = segmenter.settings.spacing_mm[0], look == "with face"
+        remarks[ENDING] = preview(image, drawn, doubts, doubt_mm=slice_mm, with_face=face)
     if doubts:
         count = Counter(d.organ for d in doubts)
         told = ", ".join(f"{organ} {n}" for organ, n in count.items())

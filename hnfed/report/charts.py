@@ -17,7 +17,7 @@ class Series:
     """One line of a chart.
 
     Attributes:
-        name: for the legend and for readers of the page that speak.
+        name: for the legend and for screen readers.
         points: (x, y); where y is None the line is broken.
         style: CSS class with the colour, such as `c1`.
         joined: False draws its points alone, as dots.
@@ -83,7 +83,7 @@ def line_chart(
 
     Args:
         series: drawn in this order, the last on top.
-        title: what it shows, for readers of the page that speak; not drawn.
+        title: what it shows, for screen readers; not drawn.
         axes: what it spans.
         mark: a vertical line.
 
@@ -109,54 +109,7 @@ def line_chart(
     if mark is not None:
         parts.append(_mark(frame, mark))
     parts += [_line(frame, line) for line in series]
-    return _svg(axes.size, title, parts)
-
-
-def strip_chart(
-    rows: Mapping[str, Mapping[str, Sequence[float]]],
-    styles: Mapping[str, str],
-    *,
-    title: str,
-    size_x: int = 760,
-) -> Markup:
-    """One dot a test case: Dice from 0 to 1 by organ (rows) and site (colour, one lane each).
-
-    Args:
-        rows: organ -> site -> Dice of its cases.
-        styles: site -> CSS class.
-        title: what it shows, for readers of the page that speak.
-        size_x: width in pixels.
-    """
-    if not any(values for lanes in rows.values() for values in lanes.values()):
-        return Markup("")
-    lane, gap = 12, 10
-    room = 14 + 7.2 * max(len(organ) for organ in rows)
-    height = round(34 + sum(lane * len(lanes) + gap for lanes in rows.values()))
-    frame = Frame(size_x, height, room, 6.0, 14.0, 28.0, (0.0, 1.0), (0.0, 1.0))
-    parts = []
-    for step in ticks(0.0, 1.0, 5):
-        x, _ = frame.at(step, 0)
-        parts.append(Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="{1}"/>')
-                     .format(x, height - 28))  # fmt: skip
-        parts.append(_text(x, height - 14, label(step), "middle"))
-    top = 6.0 + gap / 2
-    for organ, lanes in rows.items():
-        parts.append(_text(room - 10, top + lane * len(lanes) / 2 + 4, organ, "end", "ink"))
-        for site, values in lanes.items():
-            for value in values:
-                x, _ = frame.at(min(max(value, 0.0), 1.0), 0)
-                parts.append(
-                    Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4">'
-                           "<title>{}: {:.3f}</title></circle>")
-                    .format(styles[site], x, top + lane / 2, site, value)
-                )  # fmt: skip
-            top += lane
-        top += gap
-        parts.append(
-            Markup('<line class="rule" x1="0" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
-            .format(size_x, top - gap / 2, top - gap / 2)
-        )  # fmt: skip
-    return _svg((size_x, height), title, parts)
+    return svg(axes.size, title, parts)
 
 
 def stacked_bar(parts: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
@@ -173,7 +126,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, title: str) -> Marku
             .format(style, x, width, name, max(amount, 0.0) / total)
         )  # fmt: skip
         x += width
-    return _svg((540, 12), title, pieces)
+    return svg((540, 12), title, pieces)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -190,14 +143,28 @@ def label(value: float) -> str:
     return f"{value:.10g}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
-def _svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
+def svg(size: tuple[int, int], title: str, parts: Sequence[Markup]) -> Markup:
+    """A picture of these parts, with a title for screen readers."""
     opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>')
     return opening.format(*size, title, title) + Markup("").join(parts) + Markup("</svg>")
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> Markup:
+def text_at(x: float, y: float, text: str, anchor: str, style: str = "") -> Markup:
+    """Words at a place; `anchor` says which end stands there."""
     shape = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>')
     return shape.format(x, y, anchor, style, escape(text))
+
+
+def grid_line(x: float, bottom: float) -> Markup:
+    """A vertical line from the top of a chart."""
+    line = '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="6" y2="{1:.1f}"/>'
+    return Markup(line).format(x, bottom)
+
+
+def dot(style: str, x: float, y: float, radius: float, title: str = "") -> Markup:
+    """A dot with a title."""
+    shape = '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:g}"><title>{}</title></circle>'
+    return Markup(shape).format(style, x, y, radius, title)
 
 
 def _grid(frame: Frame, steps: Sequence[float]) -> Markup:
@@ -208,7 +175,7 @@ def _grid(frame: Frame, steps: Sequence[float]) -> Markup:
             _, y = frame.at(frame.x[0], step)
             line = '<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
             parts.append(Markup(line).format(frame.left, frame.width - frame.right, y, y))
-            parts.append(_text(frame.left - 6, y + 4, label(step), "end"))
+            parts.append(text_at(frame.left - 6, y + 4, label(step), "end"))
     return Markup("").join(parts)
 
 
@@ -219,10 +186,10 @@ def _rounds(frame: Frame, x_label: str) -> Markup:
     nice = next(m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e >= step)
     shown = {low, *(i for i in range(low, high + 1) if i % nice == 0 and i - low > nice / 2)}
     base = frame.height - frame.bottom + 16
-    parts = [_text(frame.at(i, frame.y[0])[0], base, str(i), "middle") for i in sorted(shown)]
+    parts = [text_at(frame.at(i, frame.y[0])[0], base, str(i), "middle") for i in sorted(shown)]
     if x_label:
         middle = (frame.left + frame.width - frame.right) / 2
-        parts.append(_text(middle, frame.height - 4, x_label, "middle"))
+        parts.append(text_at(middle, frame.height - 4, x_label, "middle"))
     return Markup("").join(parts)
 
 
@@ -235,7 +202,7 @@ def _mark(frame: Frame, mark: Mark) -> Markup:
         return drawn
     half = 3.2 * len(mark.label)
     middle = min(max(x, frame.left + half), frame.width - frame.right - half)
-    return drawn + _text(middle, frame.top - 5, mark.label, "middle", "ink")
+    return drawn + text_at(middle, frame.top - 5, mark.label, "middle", "ink")
 
 
 def _line(frame: Frame, line: Series) -> Markup:
@@ -275,7 +242,7 @@ def interval_chart(
     Args:
         rows: (name, [(variant, value, low, high)]); a value without an interval is a dot alone.
         styles: variant -> CSS class.
-        title: what it shows, for readers of the page that speak.
+        title: what it shows, for screen readers.
         x_label: under the axis.
         size_x: width in pixels.
     """
@@ -294,16 +261,16 @@ def interval_chart(
         style = "mark" if step == 0 else "grid"
         line = '<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="6" y2="{2}"/>'
         parts.append(Markup(line).format(style, x, height - foot))
-        parts.append(_text(x, height - foot + 16, label(step), "middle"))
-    parts.append(_text((room + size_x - 14) / 2, height - 6, x_label, "middle"))
+        parts.append(text_at(x, height - foot + 16, label(step), "middle"))
+    parts.append(text_at((room + size_x - 14) / 2, height - 6, x_label, "middle"))
     top = 6.0 + gap / 2
     for name, lanes in rows:
-        parts.append(_text(room - 10, top + lane_px * len(lanes) / 2 + 4, name, "end", "ink"))
+        parts.append(text_at(room - 10, top + lane_px * len(lanes) / 2 + 4, name, "end", "ink"))
         for variant, value, low, high in lanes:
             parts.append(_interval(frame, top + lane_px / 2, styles[variant], value, low, high))
             top += lane_px
         top += gap
-    return _svg((size_x, height), title, parts)
+    return svg((size_x, height), title, parts)
 
 
 def _interval(

@@ -47,7 +47,7 @@ MEANINGS = {
     "W_CASE_UNLISTED": "a case that cases.csv does not list",
     "W_DICOM_UNREADABLE": "DICOM files that cannot be read",
     "W_EXCLUDE_UNKNOWN": "a case to be excluded is not in the archive",
-    "W_OVERLAP_RESOLVED": "organs overlap: the training map gives the voxels to the smaller one",
+    "W_OVERLAP_RESOLVED": "organs overlap: in training the smaller one keeps its share of a voxel",
     "W_PACKED": "packed files, which may hold cases, are not opened",
     "W_STRUCTURE_SET_ALONE": "a structure set without the CT that it is drawn on",
 }

@@ -18,17 +18,21 @@ from core.processes import leave_if_told
 from core.run_records import is_own_file, read_json, sound_blocks, sound_events
 from hnfed.report.volumes import Volumes
 
-PICTURES_A_SITE = 12
-PICTURE_BYTES = 2_000_000
+PICTURE_BYTES, ALL_PICTURES_BYTES = 2_000_000, 6_500_000  # as text below 9 MB
+NAME = re.compile(
+    r"^\d+_(?P<organ>.+?)(?:_(?P<rank>worst|median|best|only|\d+th)_(?P<dice>[\d.]+))?$"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One overlay, ready for the page."""
+    """One overlay, ready for the page: of which organ, its case's rank and Dice where told."""
 
     organ: str
     source: str
+    rank: str = ""
+    dice: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,13 @@ class RunFolder:
         events: the journal.
         metrics: `metrics.json`.
         dice: (site, phase) -> organ -> Dice of each test case, without the case.
+        surface: the same of surface Dice at 2 mm; empty where a test did not write it.
         volumes: (site, phase) -> organ -> case -> true and predicted volume in mL; the case joins
             phases, and is not shown. Empty where a test did not write volumes.
         pictures: (site, phase) -> overlays.
         problems: files that could not be used, one sentence each.
+        sources: `sources.json`: dotted key of the configuration -> where its value comes from.
+        simulated: it holds the sites' folders; the run folder of a federation's server does not.
     """
 
     name: str
@@ -52,9 +59,12 @@ class RunFolder:
     events: list[dict[str, Any]]
     metrics: Mapping[str, Any]
     dice: Mapping[tuple[str, str], Mapping[str, list[float]]]
+    surface: Mapping[tuple[str, str], Mapping[str, list[float]]]
     volumes: Mapping[tuple[str, str], Mapping[str, Volumes]]
     pictures: Mapping[tuple[str, str], list[Picture]]
     problems: tuple[str, ...]
+    sources: Mapping[str, Any]
+    simulated: bool
 
 
 def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
@@ -69,14 +79,16 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     if broken:
         problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
     dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
+    surface: dict[tuple[str, str], Mapping[str, list[float]]] = {}
+    room = [ALL_PICTURES_BYTES]
     volumes: dict[tuple[str, str], Mapping[str, Volumes]] = {}
     drawn: dict[tuple[str, str], list[Picture]] = {}
     for folder in sorted(run.glob("sites/*/*")):
         key = (folder.parent.name, folder.name)
         if _own(folder / "cases.csv", run, problems):
-            dice[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
+            dice[key], surface[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
         if pictures and (folder / "overlays").is_dir():
-            drawn[key] = _read_pictures(folder / "overlays", run, " ".join(key), problems)
+            drawn[key] = _read_pictures(folder / "overlays", run, room, problems)
     return RunFolder(
         name=run.resolve().name,
         config=_read_config(run / "config.yaml", problems) if "config.yaml" in whole else {},
@@ -85,9 +97,12 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         ),
         metrics=_read_metrics(run / "metrics.json", problems) if "metrics.json" in whole else {},
         dice=dice,
+        surface=surface,
         volumes=volumes,
         pictures=drawn,
         problems=tuple(problems),
+        sources=_read_sources(run / "sources.json", run),
+        simulated=(run / "sites").is_dir(),
     )
 
 
@@ -131,11 +146,23 @@ def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return sound_blocks(values, problems, path.name)
 
 
+def _read_sources(path: Path, run: Path) -> Mapping[str, Any]:
+    """Where values come from; {} in a run of an earlier version."""
+    try:
+        values = read_json(path) if is_own_file(path, run) else {}
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def _read_cases(
     path: Path, problems: list[str]
-) -> tuple[dict[str, list[float]], dict[str, dict[str, tuple[float, float]]]]:
-    """Dice by organ, without its case; true and predicted mL by organ and case, where given."""
+) -> tuple[
+    dict[str, list[float]], dict[str, list[float]], dict[str, dict[str, tuple[float, float]]]
+]:
+    """Dice and surface Dice by organ, without the case; mL by organ and case, where given."""
     scores: dict[str, list[float]] = {}
+    surface: dict[str, list[float]] = {}
     volumes: dict[str, dict[str, tuple[float, float]]] = {}
     name = "/".join(path.parts[-3:])
     try:
@@ -143,29 +170,34 @@ def _read_cases(
             for row in map(plain_row, csv.DictReader(file)):
                 organ = str(row["organ"])
                 scores.setdefault(organ, []).append(float(row["dice"]))
+                if row.get("surface_dice_2mm"):
+                    surface.setdefault(organ, []).append(float(row["surface_dice_2mm"]))
                 if row.get("volume_ml"):
                     both = float(row["volume_ml"]), float(row["predicted_ml"])
                     volumes.setdefault(organ, {})[str(row["case"])] = both
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
-    return scores, volumes
+    return scores, surface, volumes
 
 
-def _read_pictures(folder: Path, run: Path, name: str, problems: list[str]) -> list[Picture]:
-    """The first pictures of a site, as data URIs; how many more there are becomes a problem."""
-    pictures, unusable = [], 0
-    paths = sorted(folder.glob("*.png"))
-    for path in paths[:PICTURES_A_SITE]:
+def _read_pictures(folder: Path, run: Path, room: list[int], problems: list[str]) -> list[Picture]:
+    """The pictures of a phase at a site, as data URIs, as far as the page has room for them."""
+    pictures, unusable, more = [], 0, 0
+    name = " ".join(folder.parts[-3:-1])
+    for path in sorted(folder.glob("*.png")):
         fits = is_own_file(path, run) and path.stat().st_size <= PICTURE_BYTES
         content = path.read_bytes() if fits else b""
-        if not content.startswith(PNG):
+        found = NAME.match(path.stem)
+        if not content.startswith(PNG) or found is None:
             unusable += 1
-            continue
-        organ = re.sub(r"^\d+_", "", path.stem)
-        source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-        pictures.append(Picture(organ, source))
-    if len(paths) > PICTURES_A_SITE:
-        more = len(paths) - PICTURES_A_SITE
+        elif len(content) > room[0]:
+            more += 1
+        else:
+            room[0] -= len(content)
+            source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+            dice = None if found["dice"] is None else float(found["dice"])
+            pictures.append(Picture(found["organ"], source, found["rank"] or "", dice))
+    if more:
         problems.append(f"{name}: {more} more pictures lie in its overlays folder")
     if unusable:
         problems.append(

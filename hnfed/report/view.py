@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from markupsafe import Markup
-
 from core.metrics.advice import advise
 from core.metrics.scores import MEASURES
 from core.run_records import mapping, number
 from hnfed.report import charts
 from hnfed.report.advice import command_to_test, sentence
+from hnfed.report.cases import dot_chart, organ_rows
+from hnfed.report.contributions import contributions
 from hnfed.report.curves import (
     LOSS_NAMES,
     loss_chart,
@@ -23,8 +23,10 @@ from hnfed.report.curves import (
 )
 from hnfed.report.published import beside_paper
 from hnfed.report.reasons import meaning, reasons
-from hnfed.report.run import RunFolder
+from hnfed.report.run import Picture, RunFolder
+from hnfed.report.settings import settings
 from hnfed.report.tables import before_and_after, parts
+from hnfed.report.verdict import verdict
 from hnfed.report.volumes import volume_charts, without_volumes
 from hnfed.report.wording import date
 
@@ -35,7 +37,7 @@ Cell = Mapping[str, Any]
 
 
 def view(folder: RunFolder) -> dict[str, Any]:
-    """Everything the template needs, by name."""
+    """Everything the template needs, by name; the verdict is made of the rest."""
     events, metrics = folder.events, folder.metrics
     start = _last(events, "run-start")
     end = _last(events, "run-end")
@@ -44,9 +46,10 @@ def view(folder: RunFolder) -> dict[str, Any]:
     styles = {site: f"c{i % COLOURS + 1}" for i, site in enumerate(sites)}
     phases = [_phase(folder, name, styles) for name in names]
     described = _described(events)
-    asked = _section(folder.config, "simulation").get("volumes")
+    simulation = _section(folder.config, "simulation")
+    asked = simulation.get("volumes")
     organs = [str(o) for o in asked] if isinstance(asked, list) else []
-    return {
+    shown = {
         "run": str(metrics.get("run") or start.get("run") or folder.name),
         "status": _status(metrics, start, end),
         "started": date(events[0].get("time")) if events else "",
@@ -72,7 +75,23 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "advice": _advice(folder),
         "problems": (*folder.problems, *without_volumes(organs, folder.dice, folder.volumes)),
         "has_cases": any(phase["strip"] for phase in phases),
+        "has_pictures": any(phase["pictures"] for phase in phases),
+        "folder": folder.name,
+        "config": folder.config,
+        "simulated": folder.simulated,
+        "synthetic": folder.simulated and _synthetic(simulation, sites),
+        "settings": settings(folder.config, folder.sources),
+        "has_sources": bool(folder.sources),
+        "contributions": contributions(events, phases, described),
     }
+    return shown | {"verdict": verdict(shown)}
+
+
+def _synthetic(simulation: Event, sites: Sequence[str]) -> bool:
+    """Whether all patients are phantoms."""
+    known = mapping(simulation.get("sites"))
+    told = [mapping(known.get(site)) for site in sites]
+    return bool(told) and all(s.get("phantom") and not s.get("root") for s in told)
 
 
 def _status(metrics: Event, start: Event, end: Event) -> str:
@@ -179,13 +198,39 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "organ_weights": weight_charts(rounds, "organs", {}),
         "organ_charts": organ_charts(rounds, organs, sites, styles, best),
         "groups": _groups(block, organs, mean),
-        "strip": _strip(folder, name, organs, styles),
-        "pictures": {
-            site: list(pictures)
-            for (site, phase), pictures in sorted(folder.pictures.items())
-            if phase == name and pictures
-        },
+        "strip": dot_chart(
+            _rows(folder.dice, name, organs), styles, title="Dice of every test case"
+        ),
+        "organ_rows": organ_rows(
+            organs,
+            _pooled(block, organs, mean),
+            _rows(folder.dice, name, organs),
+            _rows(folder.surface, name, organs),
+        ),
+        "pictures": _pictures(folder, name, organs),
     }
+
+
+def _pooled(block: Event, organs: Sequence[str], mean: Event) -> Mapping[str, Any]:
+    """Score cells over all sites; of a phase at one site, the site's own."""
+    if not block:
+        return {}
+    pooled = mapping(mean.get("organs"))
+    sites = [mapping(mapping(s).get("test")) for s in mapping(block.get("sites")).values()]
+    if len(sites) == 1:
+        return {o: sites[0].get(o) or pooled.get(o) or {} for o in organs}
+    return pooled
+
+
+def _pictures(
+    folder: RunFolder, phase: str, organs: Sequence[str]
+) -> list[tuple[str, list[tuple[str, Picture]]]]:
+    """By organ: site and picture, the worst case first."""
+    found: dict[str, list[tuple[str, Picture]]] = {organ: [] for organ in organs}
+    for (site, name), pictures in sorted(folder.pictures.items()):
+        for picture in pictures if name == phase else ():
+            found.setdefault(picture.organ, []).append((site, picture))
+    return [(organ, pictures) for organ, pictures in found.items() if pictures]
 
 
 def _groups(block: Event, organs: Sequence[str], mean: Event) -> list[dict[str, Any]]:
@@ -242,19 +287,20 @@ def _cost(rounds: Sequence[Event], block: Event) -> dict[str, Any]:
     return cost
 
 
-def _strip(
-    folder: RunFolder, phase: str, organs: Sequence[str], styles: Mapping[str, str]
-) -> Markup:
+def _rows(
+    values: Mapping[tuple[str, str], Mapping[str, list[float]]], phase: str, organs: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Organ -> site -> values of its test cases, of one phase."""
     rows: dict[str, dict[str, list[float]]] = {}
     for organ in organs:
         lanes = {
             site: by_organ[organ]
-            for (site, name), by_organ in sorted(folder.dice.items())
+            for (site, name), by_organ in sorted(values.items())
             if name == phase and by_organ.get(organ)
         }
         if lanes:
             rows[organ] = lanes
-    return charts.strip_chart(rows, styles, title="Dice of every test case")
+    return rows
 
 
 def rounds_of(events: Sequence[Event]) -> list[Event]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +61,12 @@ def change(value: object) -> str:
     """A difference of Dice with its sign: `+0.012`, `−0.003`."""
     known = number(value)
     return "–" if known is None else f"{known:+.3f}".replace("-", "−")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as people list them: `a`, `a and b`, `a, b and c`."""
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 FILTERS: dict[str, Callable[[Any], str]] = {

@@ -147,9 +147,13 @@ class Node:
         )
 
     def ask(
-        self, kind: str, order: Order | None = None, **arrays: dict[str, torch.Tensor]
+        self,
+        kind: str,
+        order: Order | None = None,
+        bits: int = 32,
+        **arrays: dict[str, torch.Tensor],
     ) -> Message:
-        content: dict[str, Any] = {k: record_of(packed(v)) for k, v in arrays.items()}
+        content: dict[str, Any] = {k: record_of(packed(v, bits)) for k, v in arrays.items()}
         content["order"] = ConfigRecord((order or self.order()).to_config())
         message = Message(RecordDict(content), 2, kind)
         message.metadata.__dict__["_message_id"] = "1"

@@ -14,10 +14,12 @@ from client.app import app, site_of
 from client.personal_weights import Personal, Stamp
 from client.prepared import description_of
 from core.errors import UserError
+from core.plan.load import plan_json
 from core.plan.schema import Phase
 from core.training.optimisation import NonFiniteError
 from core.wire.messages import NEED_BASE, OK, Description
 from core.wire.partition import fingerprint, network, parts_of, state_hash
+from core.wire.state import packed, unpacked
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 from tests.weights import weights_in
 
@@ -292,3 +294,16 @@ def test_a_node_that_is_nobody(node: MakeNode) -> None:
     n.config["local"] = ""
     with pytest.raises(UserError, match="hnfed client"):
         site_of(n.context)
+
+
+def test_in_16_bits_weights_come_and_go_in_half_the_bytes(node: MakeNode) -> None:
+    one = node()
+    one.plan = replace(one.plan, federation=replace(one.plan.federation, update_bits=16))
+    one.config["plan"] = plan_json(one.plan)
+    wide = {"arrays": one.start()}
+    assert code(one.ask("train", **wide)) == "E_SITE"  # the server sends 32
+    reply = one.ask("train", bits=16, **wide)
+    assert code(reply) == "OK"
+    (array,) = reply.content["arrays"].values()
+    assert len(array.data) == len(packed(one.start(), 16))
+    assert {t.dtype for t in unpacked(array.data).values()} == {torch.float16}

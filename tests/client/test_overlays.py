@@ -1,21 +1,23 @@
-"""Pictures of contours: the right slice, the right way up, no larger than allowed, no case id."""
+"""Pictures of contours: the right cases and slices, the right way up, no face, no case id."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from client import overlays as overlay
-from client.overlays import cut, write_overlays
+from client.overlays import cut, ranked, write_overlay
 from core.archives.case_writer import write_entry
 from core.archives.images.volume import Volume
 from core.data.cache import Recipe
 from core.data.cached_case import Entry, open_entry
 from core.data.geometry import Geometry
+from core.metrics.scores import CaseScore
 from core.organs.vocabulary import BUILT_IN
 from core.plan.schema import Preprocess
 
@@ -62,64 +64,91 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Volume, Entry]:
     return volume, prepared(tmp_path_factory.mktemp("case") / "entry", volume)
 
 
-def test_one_picture_an_organ_named_by_number_and_organ(
+def score(case: str, dice: float, organ: str = "Brainstem") -> CaseScore:
+    return CaseScore(case, organ, dice, 3.0, 400.0, 10.0, 9.0, 0.5)
+
+
+def drawn_of(volume: Volume, organ: str) -> npt.NDArray[np.bool_]:
+    return labels(volume) == ORGANS.index(organ) + 1
+
+
+def test_cases_are_chosen_from_the_worst_to_the_best() -> None:
+    scores = [score(c, d) for c, d in zip("abcde", (0.7, 0.2, 0.9, 0.5, 0.6), strict=True)]
+    scores.append(score("z", 0.1, "Parotid_L"))
+    found = {rank: s.case for rank, s in ranked(scores, "Brainstem", 3).items()}
+    assert found == {"worst": "b", "median": "e", "best": "c"}
+    assert {r: s.case for r, s in ranked(scores, "Brainstem", 1).items()} == {"worst": "b"}
+    assert {r: s.case for r, s in ranked(scores[:2], "Brainstem", 3).items()} == {
+        "worst": "b", "best": "a",
+    }  # fmt: skip
+    assert list(ranked(scores, "Parotid_L", 3)) == ["only"]
+    assert ranked(scores, "Brainstem", 0) == ranked(scores, "Larynx", 3) == {}
+
+
+def test_a_picture_is_named_by_number_organ_and_rank(
     tmp_path: Path, case: tuple[Volume, Entry]
 ) -> None:
     volume, entry = case
-    first = write_overlays(tmp_path, entry, labels(volume), ORGANS, COLOURS)
-    again = write_overlays(tmp_path, entry, labels(volume), ORGANS[:1], COLOURS)
-    assert [path.name for path in first] == [
-        "001_Brainstem.png", "002_Parotid_L.png", "003_Bone_Mandible.png",
-    ]  # fmt: skip
-    assert [path.name for path in again] == ["004_Brainstem.png"]
-    assert sorted(tmp_path.iterdir()) == [*first, *again]
-    for path in first:
+    paths = [
+        write_overlay(tmp_path, "worst_0.512", entry, drawn_of(volume, o), o, COLOURS[o])
+        for o in ORGANS
+    ]
+    assert [path.name for path in paths] == [
+        "001_Brainstem_worst_0.512.png",
+        "002_Parotid_L_worst_0.512.png",
+        "003_Bone_Mandible_worst_0.512.png",
+    ]
+    for path in paths:
         content = path.read_bytes()
-        assert struct.unpack(">II", content[16:24]) == (528, 316)
+        assert struct.unpack(">II", content[16:24]) == (3 * overlay.PANEL + 2 * overlay.GAP, 220)
         assert b"canary" not in content
-        assert len(content) < 200_000
+        assert len(content) < 60_000
 
 
-def test_the_slice_is_where_the_organ_is_largest(case: tuple[Volume, Entry]) -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_slice_is_where_the_organ_is_largest(case: tuple[Volume, Entry], axis: int) -> None:
     volume, entry = case
-    piece = cut("Brainstem", entry, labels(volume), volume.masks, ORGANS)
-    assert piece.truth["Brainstem"].sum() == 10 * 12
-    assert piece.prediction["Brainstem"].sum() == 10 * 12
-    assert np.array_equal(
-        np.roll(piece.truth["Brainstem"], 1, axis=1), piece.prediction["Brainstem"]
-    )
-    assert set(piece.prediction) == {"Brainstem", "Parotid_L"} & set(piece.truth)
+    mask = volume.masks["Brainstem"]
+    piece = cut(axis, entry, mask, np.roll(mask, 1, axis=2))
+    others = tuple(a for a in range(3) if a != axis)
+    assert piece.truth.sum() == mask.sum(axis=others).max()
+    if axis == 0:
+        assert np.array_equal(np.roll(piece.truth, 1, axis=1), piece.prediction)
 
 
-def test_a_crop_round_the_organ_never_the_whole_head(case: tuple[Volume, Entry]) -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_crop_round_the_organ_never_the_face(case: tuple[Volume, Entry], axis: int) -> None:
     volume, entry = case
     for organ in ORGANS:
-        piece = cut(organ, entry, labels(volume), volume.masks, ORGANS)
+        mask = volume.masks[organ]
+        piece = cut(axis, entry, mask, mask)
         size_mm = [n * mm for n, mm in zip(piece.image.shape, piece.pixel_mm, strict=True)]
         assert max(size_mm) <= overlay.LARGEST_MM
-        rows, columns = np.nonzero(piece.truth[organ])
-        assert rows.min() > 0
-        assert columns.min() > 0
-        organ_mm = 2.0 * (1 + max(np.ptp(rows), np.ptp(columns)))
+        rows, columns = np.nonzero(piece.truth)
+        organ_mm = max((1 + np.ptp(i)) * mm for i, mm in zip(
+            (rows, columns), piece.pixel_mm, strict=True))  # fmt: skip
         assert max(size_mm) <= organ_mm + 2 * overlay.MARGIN_MM
-    whole = dict(volume.masks)
-    whole["Brainstem"] = volume.image > -900
-    piece = cut("Brainstem", entry, labels(volume), whole, ORGANS)
-    assert max(piece.image.shape) * 2.0 <= overlay.LARGEST_MM
+        if axis != 1:  # rows, or columns, run to posterior: what lies in front is blank
+            known = np.isfinite(piece.image).any(axis=1 - axis // 2)
+            front = np.flatnonzero(known)[0] * 2.0
+            start = (rows if axis == 0 else columns).min() * 2.0
+            assert start - front <= overlay.FRONT_MM or organ == "Brainstem"
+    whole = volume.image > -900
+    assert max(cut(axis, entry, whole, whole).image.shape) * 2.0 <= overlay.LARGEST_MM
 
 
 def test_the_networks_crop_stands_for_the_ct(case: tuple[Volume, Entry]) -> None:
     volume, entry = case
     for organ in ("Brainstem", "Parotid_L"):
-        piece = cut(organ, entry, labels(volume), volume.masks, ORGANS)
         mask = volume.masks[organ]
+        piece = cut(0, entry, mask, mask)
         index = int(np.argmax(mask.sum(axis=(1, 2))))
-        there, here = np.argwhere(mask[index])[0], np.argwhere(piece.truth[organ])[0]
+        there, here = np.argwhere(mask[index])[0], np.argwhere(piece.truth)[0]
         (y, x), (rows, columns) = there - here, piece.image.shape
         ct = volume.image[index, y : y + rows, x : x + columns]
         low, high = SETTINGS.window_hu
         known = np.isfinite(piece.image)
-        assert known.mean() > 0.7
+        assert known.mean() > 0.5
         error = np.abs(np.clip(ct, low, high) - piece.image)[known]
         assert np.median(error) < 5
         assert error.mean() < 40
@@ -130,7 +159,6 @@ def test_the_picture_does_not_depend_on_the_files_axes(
     tmp_path: Path, case: tuple[Volume, Entry], axes: str
 ) -> None:
     volume, entry = case
-    expected = cut("Parotid_L", entry, labels(volume), volume.masks, ORGANS)
     matrix = {
         "zxy": ((0, 2, 1), (0, 1, 0, 1, 0, 0, 0, 0, 1)),
         "xyz": ((2, 1, 0), (0, 0, 1, 0, 1, 0, 1, 0, 0)),
@@ -140,61 +168,40 @@ def test_the_picture_does_not_depend_on_the_files_axes(
     flip = axes == "flipped"
     origin = (-80.0 + 79 * 2, -60.0 + 59 * 2, 10.0 + 23 * 3) if flip else GEOMETRY.origin_mm
 
-    def turned(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> object:
-        moved = np.transpose(array, order)
-        return np.ascontiguousarray(moved[::-1, ::-1, ::-1] if flip else moved)
+    def moved(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        there = np.transpose(array, order)
+        return np.ascontiguousarray(there[::-1, ::-1, ::-1] if flip else there)
 
     size = tuple(GEOMETRY.size[i] for i in order)
     spacing = tuple(GEOMETRY.spacing_mm[i] for i in order)
     geometry = Geometry(size, spacing, origin, tuple(map(float, direction)))  # type: ignore[arg-type]
-    masks = {organ: turned(mask) for organ, mask in volume.masks.items()}
-    other = Volume("b", turned(volume.image), geometry, masks)  # type: ignore[arg-type]
-    again = prepared(tmp_path / "entry", other)
-    label = turned(labels(volume))
-    piece = cut("Parotid_L", again, label, other.masks, ORGANS)  # type: ignore[arg-type]
-    assert np.array_equal(piece.truth["Parotid_L"], expected.truth["Parotid_L"])
-    assert piece.pixel_mm == expected.pixel_mm
-    inside = np.isfinite(piece.image) & np.isfinite(expected.image)
-    assert inside.mean() > 0.7
-    assert np.abs(piece.image - expected.image)[inside].max() < 1
+    masks = {organ: moved(mask) for organ, mask in volume.masks.items()}
+    again = prepared(tmp_path / "entry", Volume("b", moved(volume.image), geometry, masks))
+    mask, other = volume.masks["Parotid_L"], masks["Parotid_L"]
+    for axis in range(3):
+        expected = cut(axis, entry, mask, mask)
+        piece = cut(axis, again, other, other)
+        assert np.array_equal(piece.truth, expected.truth)
+        assert piece.pixel_mm == expected.pixel_mm
+        inside = np.isfinite(piece.image) & np.isfinite(expected.image)
+        assert inside.mean() > 0.4
+        assert np.abs(piece.image - expected.image)[inside].max() < 1
 
 
-def test_more_organs_than_rows_are_taken_from_worst_to_best(
-    tmp_path: Path, case: tuple[Volume, Entry], monkeypatch: pytest.MonkeyPatch
+def test_the_true_contour_is_white_and_the_predicted_one_has_the_organs_colour(
+    tmp_path: Path, case: tuple[Volume, Entry]
 ) -> None:
+    from PIL import Image
+
     volume, entry = case
-    monkeypatch.setattr(overlay, "ROWS", 2)
-    paths = write_overlays(tmp_path, entry, labels(volume), ORGANS, COLOURS)
-    assert [path.name for path in paths] == ["001_Parotid_L.png", "002_Bone_Mandible.png"]
-
-
-def only(organ: str) -> Volume:
-    """The head with one organ drawn."""
-    volume = head()
-    return replace(volume, masks={organ: volume.masks[organ]})
-
-
-def test_organs_without_truth_are_not_drawn(tmp_path: Path) -> None:
-    entry = prepared(tmp_path / "entry", only("Brainstem"))
-    paths = write_overlays(tmp_path, entry, labels(head()), ORGANS, COLOURS)
-    assert [path.name for path in paths] == ["001_Brainstem.png"]
-
-
-def test_contours_have_the_organs_colours(tmp_path: Path) -> None:
-    from matplotlib.image import imread
-
-    volume, colours = head(), {"Parotid_L": (255, 0, 255)}
-    entry = prepared(tmp_path / "entry", only("Parotid_L"))
-    (path,) = write_overlays(tmp_path, entry, labels(volume), ORGANS, colours)
-    pixels = imread(path)[..., :3]
-    magenta = (pixels[..., 0] > 0.9) & (pixels[..., 1] < 0.2) & (pixels[..., 2] > 0.9)
-    left, right = magenta[:, :264].sum(), magenta[:, 264:].sum()
-    assert left > 50
-    assert right > 50
-    missed = labels(volume)
-    missed[missed == 2] = 0
-    (path,) = write_overlays(tmp_path, entry, missed, ORGANS, colours)
-    pixels = imread(path)[..., :3]
-    magenta = (pixels[..., 0] > 0.9) & (pixels[..., 1] < 0.2) & (pixels[..., 2] > 0.9)
-    assert magenta[:, :264].sum() > 50
-    assert not magenta[:, 264:].any()
+    found = drawn_of(volume, "Parotid_L")
+    for drawn, expected in ((found, True), (np.zeros_like(found), False)):
+        path = write_overlay(tmp_path, "only_0.9", entry, drawn, "Parotid_L", (255, 0, 255))
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        magenta = (pixels[..., 0] > 220) & (pixels[..., 1] < 60) & (pixels[..., 2] > 220)
+        step = overlay.PANEL + overlay.GAP
+        for plane in range(3):
+            there = magenta[:, plane * step :][:, : overlay.PANEL].sum()
+            assert (there > 50) == expected
+        if not expected:
+            assert (pixels.min(axis=2) > 250).sum() > 150

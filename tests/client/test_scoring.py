@@ -41,8 +41,10 @@ def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: Ma
         assert float(row["dice"]) == pytest.approx(cell.dice, abs=1e-6)
         assert (row["hd95_mm"] == "") == (cell.detected == 0)
         assert (float(row["predicted_ml"]) == 0) == (cell.detected == 0)
+        assert 0 <= float(row["surface_dice_2mm"]) <= 1
     pictures = list((site.phase_folder("p") / "overlays").glob("*.png"))
-    assert pictures
+    assert len(pictures) == len(rows)  # of the one case of each organ
+    assert all("_only_" in p.name for p in pictures)
     assert not any("DOE" in p.name for p in pictures)
 
 
@@ -51,8 +53,8 @@ def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
 ) -> None:
     plan = make_plan()
     phase = plan.phases[0]
-    drawn: list[npt.NDArray[np.uint8]] = []
-    monkeypatch.setattr(scoring, "write_overlays", lambda *args: drawn.append(args[2]))
+    drawn: list[npt.NDArray[np.bool_]] = []
+    monkeypatch.setattr(scoring, "write_overlay", lambda *args: drawn.append(args[3]))
     site = replace(prepared, overlays=1)
     result = work.evaluate(Task(site, plan, phase, order(1, "test")), start(plan))
     (entry,) = prepared.of_phase(plan, phase, "test")
@@ -63,7 +65,7 @@ def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(
     for label, row in enumerate(rows, start=1):
         true = entry.truth()[row["organ"]].sum() * voxel_ml
         assert float(row["volume_ml"]) == pytest.approx(true, abs=1e-6)
-        predicted = (drawn[0] == label).sum() * voxel_ml
+        predicted = drawn[label - 1].sum() * voxel_ml
         assert float(row["predicted_ml"]) == pytest.approx(predicted, abs=1e-6)
     assert any(float(row["predicted_ml"]) > 0 for row in rows)
     sums = {f"test.{name}" for name in ("n", "detected", "dice", "hd95_mm", "penalised_mm")}

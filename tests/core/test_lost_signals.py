@@ -16,9 +16,9 @@ from core.archives.dicom import rtstruct
 from core.data.geometry import Geometry
 from core.plan import load as config
 from core.plan.schema import Plan, Tracking
+from core.tracking.wandb_run import open_tracker
 from hnfed.predict import dicom_references as dicom_source
 from hnfed.report import run as report
-from server.tracking import open_tracker
 from tests.conftest import lose_a_signal
 
 pytestmark = pytest.mark.usefixtures("leaving")

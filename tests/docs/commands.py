@@ -80,6 +80,20 @@ ELSEWHERE = {
         for task in ("headneck_muscles", "head_glands_cavities", "craniofacial_structures")
     },
     "hnfed evaluate --model openkbp-base --data ARCHIVE --split test": "until that model ships",
+    **dict.fromkeys(
+        (
+            "hnfed watch kits/server",
+            "hnfed watch kits/server --run plan-2",
+            "hnfed watch kits/server --listen",
+            "hnfed watch hn --site nyu.yaml",
+            "hnfed watch hn --site nyu.yaml --listen",
+            "curl --unix-socket kits/server/metrics.sock http://localhost/metrics",
+            "curl --unix-socket kits/server/metrics.sock http://localhost/health",
+        ),
+        "until Ctrl-C, at a kit that is at work (tests/hnfed/watch)",
+    ),
+    "wandb sweep docs/wandb-sweep.yaml": "an account of W&B's",
+    "wandb agent ENTITY/PROJECT/ID": "an account of W&B's",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
     "hnfed simulate openkbp simulation.data=DIR --out runs/openkbp": OPENKBP,

@@ -158,6 +158,8 @@ class World:
         if words[1] == "simulate":
             shutil.rmtree(Path("runs", words[2]), ignore_errors=True)
         typed = [replaced.get(word, word) for word in words[1:]]
+        if words[1] == "init":  # none is overwritten
+            typed += ["-o", f"made-{len(list(Path().glob('made-*')))}.yaml"]
         code = main([*typed, *(shorter if words[1] == "simulate" else ())])
         for source, target in MAILED.items():
             if Path(source).is_file() and not Path(target).exists():

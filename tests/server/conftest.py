@@ -50,6 +50,7 @@ class Fakes:
         acts: by (site, task, round): changes the reply before it goes out; used up when called.
         seen: every order that came in: (site, task, round).
         bases: by site, hash -> base.
+        came: the weights of every order to train.
     """
 
     plan: Plan
@@ -61,6 +62,7 @@ class Fakes:
     seen: list[tuple[str, str, int]] = field(default_factory=list)
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     pushed: list[tuple[str, str]] = field(default_factory=list)
+    came: list[dict[str, Tensor]] = field(default_factory=list)
     code: str = field(default_factory=fingerprint)
     tells_scores: bool = True
     stop_after: dict[str, int] = field(default_factory=dict)
@@ -148,8 +150,11 @@ class Fakes:
             "metrics": MetricRecord(result.to_metrics(phase.organs)),
         }
         if "arrays" in message.content:
-            state = weights_in(message.content["arrays"])
-            content["arrays"] = record_of(packed({k: v + self.add[site] for k, v in state.items()}))
+            bits = self.plan.federation.update_bits
+            state = weights_in(message.content["arrays"], bits)
+            self.came.append(state)
+            made = {k: v + self.add[site] for k, v in state.items()}
+            content["arrays"] = record_of(packed(made, bits))
         return self._acted(site, order.task, order.round, message, content)
 
     def _evaluate(self, message: Message, context: Context) -> Message:

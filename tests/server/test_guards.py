@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core.metrics.scores import OrganSum
-from core.plan.schema import Guards, Phase
+from core.plan.schema import Federation, Guards, Phase
 from core.wire.messages import CODES, NEED_BASE, Header, Result
 from core.wire.state import packed
 from server.exchange import record_of
@@ -375,7 +375,7 @@ def test_what_is_no_parcel_leaves_no_file_behind(tmp_path: Path) -> None:
 def test_a_site_without_an_answer_is_lost_and_others_are_judged_by_name(tmp_path: Path) -> None:
     asked = Header("", "r", "p", 1)
     phase = Phase(name="p", sites=["a", "b"], organs=["Brainstem"])
-    verdicts = Verdicts(asked, phase, {}, Guards(), {"a": (1, 1, 1), "b": (1, 1, 1)}, tmp_path)
+    verdicts = Verdicts(asked, phase, {}, Federation(), {"a": (1, 1, 1), "b": (1, 1, 1)}, tmp_path)
     for site, told in (("a", "a"), ("b", "a")):
         content = {
             "header": ConfigRecord(replace(asked, site=told).to_config()),

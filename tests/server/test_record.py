@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.journal import read_events
-from core.plan.schema import Phase, Plan, Tracking
+from core.plan.schema import Phase, Plan
 from server.record import JOURNAL, Recorder, end_untold, tell
 
 
@@ -31,7 +31,7 @@ def test_the_end_of_a_run_is_told_once_and_truly(
     tmp_path: Path, told: str, asked: str, status: str
 ) -> None:
     plan = Plan(phases=[Phase(name="p", sites=["a"], organs=["Brainstem"])])
-    recorder = Recorder(tmp_path, "r-1", plan, Tracking(mode="disabled"))
+    recorder = Recorder(tmp_path, "r-1", plan)
     recorder.say({"event": "run-start", "run": "r-1"})
     if told:
         recorder.write_metrics(told)

@@ -15,10 +15,12 @@ from core.models.stages import head_rows
 from core.plan.schema import Federation, Guards, Loss, Phase, Plan
 from core.wire.checkpoint import load
 from core.wire.partition import network, parts_of, size_bytes, start_state
+from core.wire.state import packed
 from server import rounds
 from server.dispatch import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
-from server.exchange import Exchange
+from server.exchange import Exchange, record_of
 from server.record import Recorder
+from tests.weights import weights_in
 
 ORGANS = ["Brainstem", "Parotid_L"]
 Make = Callable[..., Any]
@@ -299,10 +301,11 @@ def test_the_wait_begins_when_the_site_was_found_away(
     assert _wait(Exchange(lasted=1.0), 1.0) == 0.0
 
 
+@pytest.mark.parametrize("bits", [32, 16])
 def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
-    federate: Make, make_plan: Make, act: Mapping[str, Any]
+    federate: Make, make_plan: Make, act: Mapping[str, Any], bits: int
 ) -> None:
-    plan = make_plan(phase(rounds=3), min_sites=2, round_retries=1)
+    plan = make_plan(phase(rounds=3), min_sites=2, round_retries=1, update_bits=bits)
     whole = federate(plan, "whole")
     whole.run()
     run = federate(plan, acts={("b", "train", 2): [act["error"](), act["error"]()]})
@@ -655,3 +658,45 @@ def test_a_phase_that_is_not_tested_opens_no_test_case(federate: Make, make_plan
     assert [b["mean"]["dice"] for b in blocks] == [None, None]
     assert all(b["mean_val"]["dice"] is not None for b in blocks)
     assert [e.get("trainable") for e in run.events("round")] == [4863, 1623, None]
+
+
+# ------------------------------------------------------------------------------------ in 16 bits
+
+
+def on_grid(state: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(t, t.half().float()) for t in state.values())
+
+
+def test_in_16_bits_sites_get_what_is_kept_and_sums_are_made_in_32(
+    federate: Make, make_plan: Make
+) -> None:
+    wide = federate(make_plan(phase()), folder="wide")
+    wide.run()
+    plan = make_plan(phase(), update_bits=16)
+    run = federate(plan, add={"a": 1e-3, "b": 4e-3})
+    run.run()
+    assert not on_grid(start(plan))  # what is drawn is rounded before the first order
+    assert all(map(on_grid, run.fakes.came))
+    assert on_grid(run.weights("last"))
+    first = {n: t.half().float() for n, t in start(plan).items()}
+    replies = [{n: (t + a).half().double() for n, t in first.items()} for a in (1e-3, 4e-3)]
+    for name, tensor in run.fakes.came[2].items():  # of the second round
+        mean = (3 * replies[0][name] + replies[1][name]) / 4
+        assert torch.allclose(tensor.double(), mean, rtol=2**-11, atol=2**-24), name
+    (told,), (before,) = run.events("phase-start"), wide.events("phase-start")
+    assert told["shared_bytes"] * 2 == before["shared_bytes"]
+    ours, theirs = (r.events("round", round=2)[0]["bytes_to_sites"] for r in (run, wide))
+    assert ours < 0.9 * theirs  # of so small a network names and orders are a good part
+
+
+def test_a_reply_of_32_bits_in_a_run_of_16_is_refused(federate: Make, make_plan: Make) -> None:
+    def widened(message: Message, reply: Message) -> Message:
+        state = weights_in(reply.content["arrays"], 16)
+        reply.content["arrays"] = record_of(packed(state))
+        return reply
+
+    plan = make_plan(phase(rounds=1), update_bits=16)
+    run = federate(plan, acts={("b", "train", 1): [widened]})
+    run.run()
+    (told,) = run.events("rejected")
+    assert (told["site"], told["code"]) == ("b", "E_SCHEMA")

@@ -453,3 +453,10 @@ def test_fewer_sites_than_a_site_asks_for_is_said_before_anything_is_sent(start:
     with pytest.raises(UserError, match=r"phases\.sites(.|\n)*s2 asks for sums over 5 sites"):
         run.run()
     assert all("masked" not in m.content["metrics"] for _, m in run.fakes.left)
+
+
+def test_no_update_of_one_site_is_measured(start: Start) -> None:
+    run = start(rounds=1)
+    run.run()
+    (event,) = run.events("round", phase="p")
+    assert "updates" not in event

@@ -16,9 +16,9 @@ from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import Cache, CacheReport, build_cache
 from core.archives.images.volume import write_image, write_mask
 from core.archives.masks import prepare_masks
+from core.archives.preprocess import prepare_image
 from core.data.cache import Recipe, open_cache
 from core.data.geometry import Geometry
-from core.data.preprocess import prepare_image
 from core.errors import UserError
 from core.plan.schema import Preprocess
 
@@ -90,22 +90,29 @@ def test_what_is_opened_is_what_was_prepared(archive: Archive, tmp_path: Path) -
         image = np.full(GRID.size, -1000, dtype=np.int16)
         image[:22, 4:26, 4:28] = np.random.default_rng(seed).integers(0, 80, (22, 22, 24))
         crop, crop_grid = prepare_image(image, GRID, SETTINGS)
-        bits = prepare_masks(masks, GRID, crop_grid, ORGANS)
+        shares = prepare_masks(masks, GRID, crop_grid, ORGANS)
         assert entry.crop == crop_grid
         assert isinstance(entry.image(), np.memmap)
         assert entry.image().dtype == np.int16
-        assert entry.bits().dtype == np.uint32
         np.testing.assert_array_equal(entry.image(), crop)
-        np.testing.assert_array_equal(entry.bits(), bits)
+        found = entry.shares(ORGANS)
+        assert set(found) == set(shares) == set(masks)
+        for organ, (box, values) in shares.items():
+            assert found[organ][0] == box
+            assert isinstance(found[organ][1], np.memmap)
+            np.testing.assert_array_equal(found[organ][1], values)
+        assert set(entry.shares(["Brainstem", "Larynx"])) == {"Brainstem"}
         truth = entry.truth()
         assert set(truth) == set(masks)
         for organ, mask in masks.items():
             np.testing.assert_array_equal(truth[organ], mask)
         assert set(entry.truth(["Brainstem"])) == {"Brainstem"}
-        counts = {o: int((bits >> ORGANS.index(o) & 1).sum()) for o in masks}
-        assert entry.voxels == counts
+        assert entry.voxels == {o: round(float(v.sum()) / 255) for o, (_, v) in shares.items()}
         assert entry.crop_voxels == 20 * 22 * 24
-        assert entry.overlap_voxels == int((np.bitwise_count(bits) > 1).sum())
+        claims = np.zeros(crop_grid.size, dtype=int)
+        for box, values in shares.values():
+            claims[box] += values > 127
+        assert entry.overlap_voxels == (claims > 1).sum()
 
 
 def test_only_what_changed_is_prepared_again(archive: Archive, tmp_path: Path) -> None:
@@ -302,7 +309,7 @@ def test_processes_of_one_call_give_the_same(archive: Archive, tmp_path: Path) -
 
 
 def test_a_changed_bit_is_found_and_the_entry_built_again(archive: Archive, tmp_path: Path) -> None:
-    path = build(archive, tmp_path / "c").entries[0].folder / "bits.npy"
+    path = build(archive, tmp_path / "c").entries[0].folder / "shares.npy"
     data = bytearray(path.read_bytes())
     data[-7] ^= 4
     path.write_bytes(bytes(data))

@@ -26,9 +26,11 @@ def sample(seed: int = 0) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(seed)
     image = ndimage.gaussian_filter(rng.normal(size=SHAPE), 2)
     image = np.clip(image / abs(image).max(), -1, 1).astype(np.float32)
-    label = np.zeros(SHAPE, dtype=np.uint8)
-    label[5:11, 8:20, 6:16] = 1
-    label[6:9, 10:16, 8:12] = 4
+    label = np.zeros((3, *SHAPE), dtype=np.uint8)
+    label[0, 5:11, 8:20, 6:16] = 255
+    label[0, 5:11, 8, 6:16] = 80
+    label[2, 6:9, 10:16, 8:12] = 200
+    label[0, 6:9, 10:16, 8:12] = 55
     return torch.from_numpy(image)[None], torch.from_numpy(label)
 
 
@@ -49,12 +51,13 @@ def centred_mm(spacing: tuple[float, ...] = SPACING) -> Tensor:
 def test_nothing_asked_is_nothing_done() -> None:
     image, label = sample()
     moved, labels = augment(image, label, STILL, SPACING, 1)
-    torch.testing.assert_close(moved, image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved, image, atol=0.03, rtol=0)
     assert torch.equal(labels, label)
     moved, labels = augment(image, label, replace(Augment(), enabled=False), SPACING, 1)
     assert torch.equal(moved, image)
     assert torch.equal(labels, label)
-    never = [augment(image, label, Augment(probability=0.0), SPACING, s)[0] for s in range(9)]
+    off = Augment(probability=0.0, intensity_probability=0.0)
+    never = [augment(image, label, off, SPACING, s)[0] for s in range(9)]
     assert all(torch.equal(one, image) for one in never)
 
 
@@ -70,18 +73,22 @@ def test_the_seed_decides_and_the_input_stays() -> None:
     assert torch.equal(label, copies[1])
     assert a[0].shape == image.shape
     assert (a[0].dtype, a[1].dtype) == (torch.float32, torch.uint8)
-    assert set(a[1].unique().tolist()) <= {0, 1, 4}
+    assert int(a[1].sum(dim=0, dtype=torch.int64).max()) <= 255
+    assert not a[1][1].any()
     assert -1 <= float(a[0].min()) <= float(a[0].max()) <= 1
 
 
-def test_probability_is_the_share_of_changed_samples() -> None:
+def test_deformation_and_intensity_have_probabilities_of_their_own() -> None:
     image, label = sample()
-    half = Augment(probability=0.5)
-    changed = [augment(image, label, half, SPACING, s) for s in range(60)]
-    moved = sum(not torch.equal(labels, label) for _, labels in changed)
+    some = Augment(probability=0.25, intensity_probability=0.75)
+    changed = [augment(image, label, some, SPACING, s) for s in range(80)]
+    moved = [not torch.equal(labels, label) for _, labels in changed]
     same = sum(torch.equal(one, image) for one, _ in changed)
-    assert 15 <= moved <= 45
-    assert 5 <= same <= 28
+    brighter = sum(not m and not torch.equal(one[0], image)
+                   for m, one in zip(moved, changed, strict=True))  # fmt: skip
+    assert 10 <= sum(moved) <= 32
+    assert 34 <= brighter <= 56
+    assert 6 <= same <= 26
 
 
 def test_a_rotation_is_rigid_in_mm() -> None:
@@ -123,6 +130,23 @@ def test_elastic_displacement_has_the_strength_asked() -> None:
     assert bool(((rms > 0.85) & (rms < 1.15)).all())
 
 
+def test_the_shipped_elastic_displacement_is_four_mm() -> None:
+    """Cut at the folding bound, normal numbers of 12 mm gave 3.35 mm."""
+    assert (Augment().elastic_mm, Augment().elastic_spacing_mm) == (4.0, 40.0)
+    wide, coarse = replace(STILL, elastic_mm=4.0), (24.0, 12.0, 16.0)
+    squares = [
+        (positions_mm(wide, seed, coarse) - centred_mm(coarse)).square().mean()
+        for seed in range(60)
+    ]
+    assert float(torch.stack(squares).mean().sqrt()) == pytest.approx(4.0, abs=0.12)
+    most = replace(wide, elastic_mm=60.0)
+    squares = [
+        (positions_mm(most, seed, coarse) - centred_mm(coarse)).square().mean()
+        for seed in range(20)
+    ]
+    assert float(torch.stack(squares).mean().sqrt()) == pytest.approx(0.133 * 40, rel=0.06)
+
+
 @given(seed=st.integers(0, 2**32), spacing_mm=st.sampled_from([10.0, 25.0]))
 @settings(max_examples=25, deadline=None)
 def test_no_folds_however_strong(seed: int, spacing_mm: float) -> None:
@@ -154,7 +178,8 @@ def test_affine_agrees_with_monai() -> None:
     to_centre[:3, 3], back[:3, 3] = -half, half
     voxels = back @ theta @ to_centre
     theirs = reference((image + 1)[None], voxels.float()[None])[0] - 1
-    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+    inside = (grid.abs() < 1).all(-1)
+    torch.testing.assert_close(ours[:, inside], theirs[:, inside], atol=0.08, rtol=0)
 
 
 def test_sampling_agrees_with_scipy() -> None:
@@ -164,19 +189,71 @@ def test_sampling_agrees_with_scipy() -> None:
     moved, labels = warp(image, label, grid)
     size = np.array(SHAPE)
     index = np.moveaxis((grid.double().flip(-1).numpy() + 1) / 2 * (size - 1), -1, 0)
-    theirs = (
-        ndimage.map_coordinates(image[0].double().numpy() + 1, index, order=1, mode="grid-constant")
-        - 1
-    )
-    np.testing.assert_allclose(moved[0].numpy(), theirs, atol=1e-4)
-    nearest = ndimage.map_coordinates(label.numpy(), index, order=0, mode="grid-constant")
-    far_from_ties = (abs(index - np.floor(index) - 0.5) > 1e-3).all(0)
-    np.testing.assert_array_equal(labels.numpy()[far_from_ties], nearest[far_from_ties])
+    whole = image[0].double().numpy() + 1
+    cubic = ndimage.map_coordinates(whole, index, order=3, mode="mirror") - 1
+    inside = ((index >= 0) & (index <= (size - 1)[:, None, None, None])).all(0)
+    assert 0.5 < inside.mean() < 1
+    np.testing.assert_allclose(moved[0].numpy()[inside], cubic[inside], atol=0.012)
+    for organ, shares in zip(label.numpy(), labels.numpy(), strict=True):
+        linear = ndimage.map_coordinates(organ.astype(float), index, order=1, mode="grid-constant")
+        assert abs(shares + 0.5 - linear).max() < 0.55  # rounded down
+    assert labels.any()
+
+
+def test_a_warp_keeps_the_detail_of_an_image() -> None:
+    """Second differences of noise of the band that a CT has; linear interpolation keeps half."""
+    noise = torch.from_numpy(np.random.default_rng(3).normal(size=(40, 44, 48)))
+    waves = torch.fft.rfftn(noise)
+    axes = (torch.fft.fftfreq(40), torch.fft.fftfreq(44), torch.fft.rfftfreq(48))
+    grids = torch.meshgrid(*axes, indexing="ij")
+    image = torch.fft.irfftn(waves * (sum(g**2 for g in grids) < 0.4**2), s=noise.shape).float()
+    image = (image / image.abs().max())[None]
+    rigid = replace(Augment(), scale=0.0, elastic_mm=0.0, rotate_deg=[3.0] * 3)
+    inner = (slice(8, -8),) * 3
+    kept, linear, far = [], [], []
+    for seed in range(4):
+        random = torch.Generator().manual_seed(seed)
+        grid = deformation(image.shape[1:], rigid, (3.0, 3.0, 3.0), random)
+        moved, _ = warp(image, torch.zeros((0, *image.shape[1:]), dtype=torch.uint8), grid)
+        plain = torch.nn.functional.grid_sample(image[None], grid[None], align_corners=True)[0]
+        index = (grid.double().flip(-1) + 1) / 2 * (torch.tensor(image.shape[1:]) - 1)
+        cubic = ndimage.map_coordinates(
+            image[0].double().numpy(), index.movedim(-1, 0).numpy(), order=3, mode="mirror"
+        )
+        for found, list_ in ((moved, kept), (plain, linear)):
+            ratio = [
+                found[0].diff(n=2, dim=d)[inner].square().mean()
+                / image[0].diff(n=2, dim=d)[inner].square().mean()
+                for d in range(3)
+            ]
+            list_.append(float(torch.stack(ratio).mean()))
+        far.append(float((moved[0] - torch.from_numpy(cubic))[inner].abs().max()))
+    assert min(kept) > 0.78
+    assert max(linear) < 0.6
+    assert max(far) < 0.1
+
+
+def test_organs_are_found_wherever_the_warp_takes_them() -> None:
+    """Only blocks are sampled; outside of them nothing may be missing."""
+    rng = np.random.default_rng(1)
+    label = np.zeros((6, 30, 36, 41), dtype=np.uint8)
+    for organ in label[:5]:
+        low = [int(rng.integers(0, n - 4)) for n in organ.shape]
+        organ[tuple(slice(a, a + int(rng.integers(1, 9))) for a in low)] = 255
+    shares, image = torch.from_numpy(label), torch.zeros(1, *label.shape[1:])
+    strong = Augment(rotate_deg=[40.0] * 3, scale=0.4, elastic_mm=8.0, elastic_spacing_mm=40.0)
+    for seed in range(12):
+        grid = deformation(label.shape[1:], strong, SPACING, torch.Generator().manual_seed(seed))
+        _, found = warp(image, shares, grid)
+        dense = torch.nn.functional.grid_sample(
+            shares[None].float(), grid[None], align_corners=True
+        )
+        assert torch.equal(found, (dense[0] + 1e-3).to(torch.uint8))
 
 
 def test_outside_is_air_and_background() -> None:
-    image, label = torch.full((1, *SHAPE), 0.5), torch.full(SHAPE, 3, dtype=torch.uint8)
-    away = replace(STILL, translate_mm=[500.0] * 3)
+    image, label = torch.full((1, *SHAPE), 0.5), torch.full((2, *SHAPE), 99, dtype=torch.uint8)
+    away = replace(STILL, translate_mm=[500.0] * 3, intensity_probability=0.0)
     moved, labels = augment(image, label, away, SPACING, 2)
     assert bool((moved == -1).all())
     assert not bool(labels.any())

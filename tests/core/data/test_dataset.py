@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -19,20 +21,31 @@ WINDOW = (-200.0, 300.0)
 
 
 def entry(folder: Path, case: int) -> Entry:
-    """A prepared case with a small organ inside a large one."""
+    """A prepared case with a small organ inside a large one, whose border voxels it shares."""
     folder = folder / str(case)
     folder.mkdir()
     image = np.random.default_rng(case).integers(-200, 301, (8, 10, 12)).astype(np.int16)
-    bits = np.zeros(image.shape, dtype=np.uint32)
-    bits[2:6, 2:8, 2:8] |= 1
-    bits[3:5, 3:5, 3 : 5 + case % 2] |= 4
+    large, small = drawn(case)
+    boxes = {"Brainstem": [[2, 6], [2, 8], [2, 8]], "Parotid_R": [[3, 5], [3, 5], [3, 6]]}
+    table = {o: {"first": first, "box": boxes[o]} for o, first in zip(boxes, (0, 144), strict=True)}
+    flat = [large[2:6, 2:8, 2:8].ravel(), small[3:5, 3:5, 3:6].ravel()]
     np.save(folder / "image.npy", image)
-    np.save(folder / "bits.npy", bits)
+    np.save(folder / "shares.npy", np.concatenate(flat))
+    (folder / "entry.json").write_text(json.dumps({"shares": table}))
     grid = Geometry(image.shape, (3.0, 2.0, 2.0))
-    voxels = {"Brainstem": int((bits & 1 > 0).sum()), "Parotid_R": int((bits & 4 > 0).sum())}
-    return Entry(
-        str(case), "train", folder, ORGANS, frozenset(voxels), grid, grid, voxels, bits.size, 0
-    )
+    voxels = {"Brainstem": 144, "Parotid_R": round(small.sum() / 255)}
+    known = frozenset(voxels)
+    return Entry(str(case), "train", folder, ORGANS, known, grid, grid, voxels, image.size, 0)
+
+
+def drawn(case: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Shares of Brainstem and Parotid_R, as drawn."""
+    large, small = np.zeros((2, 8, 10, 12), dtype=np.uint8)
+    large[2:6, 2:8, 2:8] = 255
+    large[2, 2:8, 2:8] = 100
+    small[3:5, 3:5, 3 : 5 + case % 2] = 255
+    small[3:5, 3:5, 5] = 90
+    return large, small
 
 
 @pytest.fixture
@@ -49,9 +62,9 @@ def test_a_sample_without_augmentation_is_the_cached_case(entries: list[Entry]) 
         assert set(sample) == {"image", "label", "annotated"}
         hu = np.array(entries[case].image(), dtype=float)
         np.testing.assert_allclose(sample["image"].numpy()[0], (hu + 200) / 250 - 1, atol=1e-6)
-        bits = entries[case].bits()
-        expected = np.where(bits & 4, 1, np.where(bits & 1, 2, 0))
-        np.testing.assert_array_equal(sample["label"].numpy(), expected)
+        large, small = drawn(case)
+        expected = [small, np.minimum(large, 255 - small), np.zeros_like(small)]
+        np.testing.assert_array_equal(sample["label"].numpy(), np.stack(expected))
         assert sample["image"].dtype == torch.float32
         assert sample["label"].dtype == torch.uint8
         assert sample["annotated"].tolist() == [True, True, False]
@@ -60,25 +73,21 @@ def test_a_sample_without_augmentation_is_the_cached_case(entries: list[Entry]) 
 def test_mirroring_exchanges_sides_and_keeps_what_is_annotated_together_with_its_organ() -> None:
     organs = ("Parotid_L", "Brainstem", "Parotid_R", "OpticNrv_L")
     image = torch.arange(24.0).reshape(1, 2, 3, 4)
-    label = torch.randint(0, 5, (2, 3, 4), generator=torch.Generator().manual_seed(0)).byte()
+    label = torch.randint(0, 64, (4, 2, 3, 4), generator=torch.Generator().manual_seed(0)).byte()
     known = torch.tensor([True, True, False, True])
     moved, other, told = mirror(image, label, known, organs)
     assert torch.equal(moved, image.flip(-1))
-    for before, after in ((0, 0), (1, 3), (2, 2), (3, 1)):
-        assert torch.equal(
-            other.flip(-1)[label == before],
-            label.new_full((), after).expand((label == before).sum()),
-        )
-    assert not (other == 4).any()  # an optic nerve has no partner here
-    assert (other.flip(-1)[label == 4] == 0).all()
+    for before, after in ((0, 2), (1, 1), (2, 0)):
+        assert torch.equal(other[after], label[before].flip(-1))
+    assert not other[3].any()  # an optic nerve has no partner here
     assert told.tolist() == [False, True, True, False]
     back = mirror(moved, other, told, organs)
     assert torch.equal(back[0], image)
-    assert torch.equal(back[1], torch.where(label == 4, 0, label))
+    assert torch.equal(back[1][:3], label[:3])
 
 
 def test_the_share_of_mirrored_samples_is_that_of_the_plan(entries: list[Entry]) -> None:
-    still = Augment(probability=0.0, mirror=0.3)
+    still = Augment(probability=0.0, intensity_probability=0.0, mirror=0.3)
     count = 0
     for epoch in range(60):
         plain = CropDataset(entries, ORGANS, None, WINDOW, 3, epoch)
@@ -98,11 +107,19 @@ def test_the_window_is_mapped_to_one() -> None:
 
 
 def test_overlaps_go_to_the_smaller_organ_of_the_plan(entries: list[Entry]) -> None:
-    label, overlaps = load_label(entries[0], ORGANS)
-    assert overlaps == 8
-    assert (label == 3).sum() == 8
+    """Two organs may share a voxel, and never have more than all of it (D16)."""
+    label = load_label(entries[0], ORGANS)
+    large, small = drawn(0)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label[2], small)
+    np.testing.assert_array_equal(label[0], large - np.minimum(large, small))
+    assert ((label[0] == 165) & (label[2] == 90)).sum() == 4
+    assert label.sum(axis=0).max() == 255
+    assert not label[1].any()
     cut_short = replace(entries[0], voxels={"Brainstem": 1, "Parotid_R": 2})
-    assert np.array_equal(load_label(cut_short, ORGANS)[0], label)
+    assert np.array_equal(load_label(cut_short, ORGANS), label)
+    assert np.array_equal(load_label(entries[0], ("Parotid_R", "Brainstem")), label[[2, 0]])
+    assert np.array_equal(load_label(entries[0], ("Brainstem",))[0], large)
 
 
 def test_order_and_augmentation_follow_seed_and_epoch(entries: list[Entry]) -> None:

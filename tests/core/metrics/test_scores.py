@@ -199,7 +199,7 @@ def summarise(scores, organs, min_cell):
 
 def scores_of(organ, values, penalty=100.0):
     return [
-        CaseScore(f"{organ}{i}", organ, d, None if h is None else float(h), penalty, 1.0, d)
+        CaseScore(f"{organ}{i}", organ, d, None if h is None else float(h), penalty, 1.0, d, 0.5)
         for i, (d, h) in enumerate(values)
     ]
 

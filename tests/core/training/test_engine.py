@@ -148,12 +148,13 @@ def test_equals_a_plain_loop(entries: list[Entry], optimizer: str, mu: float | N
         for step, index in enumerate(([0, 1], [2])):
             at = epoch + step / 2
             rate = 5e-3 * (1 - at / 4) ** 0.9 * min(1.0, at / 0.5)
+            rate *= 0.5 if (epoch, step) == (1, 0) else 1.0  # the ramp: a quarter of four steps
             plain.param_groups[0]["lr"] = rate
             items = [dataset[i] for i in index]
             batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
             terms = segmentation_loss(
                 other(batch["image"]),
-                batch["label"].long(),
+                batch["label"],
                 batch["annotated"],
                 plan.loss,
                 weights,
@@ -248,7 +249,7 @@ def test_nothing_to_train_or_no_case_is_a_user_error(entries: list[Entry]) -> No
 def test_optimiser_memory_continues_across_calls_and_files(
     entries: list[Entry], tmp_path: Path, optimizer: str
 ) -> None:
-    plan = plan_of(optimizer=optimizer)
+    plan = plan_of(optimizer=optimizer, ramp_steps=0)
     whole, halves, fresh = model_of(plan), model_of(plan), model_of(plan)
     _train(whole, entries[:2], plan, count=2)
     _, state = _train(halves, entries[:2], plan)
@@ -259,6 +260,34 @@ def test_optimiser_memory_continues_across_calls_and_files(
         _train(fresh, entries[:2], plan, first=epoch)
     assert _distance(_weights(whole), _weights(halves)) < 1e-6
     assert _distance(_weights(whole), _weights(fresh)) > 1e-4
+
+
+def test_rates_rise_after_a_fresh_start_and_not_where_memory_is_kept(
+    entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh Adam moves every weight by the whole rate in its first step."""
+    rates: list[float] = []
+    take = engine.take_step
+
+    def watched(losses: Any, optimiser: torch.optim.Optimizer, *rest: Any) -> bool:
+        rates.append(optimiser.param_groups[0]["lr"] / 5e-3)
+        return take(losses, optimiser, *rest)
+
+    monkeypatch.setattr(engine, "take_step", watched)
+    plan = plan_of(schedule="constant", ramp_steps=8)
+    moved = []
+    for steps in (8, 0):
+        model = model_of(plan)
+        before = _weights(model)
+        own = replace(plan, train=replace(plan.train, ramp_steps=steps))
+        rates.clear()
+        _, memory = _train(model, entries[:4], own, count=2)
+        assert rates == pytest.approx([1 / 3, 2 / 3, *[1.0] * 6] if steps else [1.0] * 8)
+        moved.append(_distance(_weights(model), before))
+    assert moved[0] < moved[1]
+    rates.clear()
+    _train(model, entries[:4], plan, count=2, first=2, optimiser_state=memory)
+    assert rates == pytest.approx([1.0] * 8)
 
 
 def test_nonfinite_step_is_skipped_and_counted(

@@ -15,14 +15,8 @@ from torch.nn import functional as F
 
 from core.errors import UserError
 from core.plan.schema import LOSS_TERMS, LOSSES, Loss
-from core.training.losses import (
-    LossTerms,
-    LossWeights,
-    class_sums,
-    class_weights,
-    denominators,
-    segmentation_loss,
-)
+from core.training import losses
+from core.training.losses import LossTerms, LossWeights, class_sums, class_weights
 
 C = 3
 SHAPE = (4, 5, 6)
@@ -34,6 +28,31 @@ def batch(seed=0, cases=2, organs=C, shape=SHAPE, dtype=torch.float64):
     label = torch.randint(0, 1 + organs, (cases, *shape), generator=generator)
     label[:, 0, 0, : 1 + organs] = torch.arange(1 + organs)  # every class is present
     return logits.requires_grad_(), label, torch.ones(cases, organs, dtype=torch.bool)
+
+
+def shares_of(label, organs):
+    """A label map (B, Z, Y, X) as shares of voxels (B, C, Z, Y, X)."""
+    return torch.stack([(label == i + 1).byte() * 255 for i in range(organs)], dim=1)
+
+
+def soft_batch(seed=0, cases=2, organs=C, shape=SHAPE):
+    """Shares that add up to a whole at most; a third of the voxels are of one class alone."""
+    logits, label, known = batch(seed, cases, organs, shape)
+    generator = torch.Generator().manual_seed(seed + 1)
+    drawn = torch.rand((cases, 1 + organs, *shape), generator=generator).softmax(1) * 255
+    soft = drawn.floor()[:, 1:].byte()
+    hard = torch.rand((cases, 1, *shape), generator=generator) < 1 / 3
+    return logits, torch.where(hard, shares_of(label, organs), soft), known
+
+
+def segmentation_loss(logits, label, known, *rest):
+    """Of shares, or of a label map."""
+    shares = label if label.dim() == 5 else shares_of(label, known.shape[1])
+    return losses.segmentation_loss(logits, shares, known, *rest)
+
+
+def denominators(label, known, *rest):
+    return losses.denominators(shares_of(label, known.shape[1]), known, *rest)
 
 
 def grad(value, logits):
@@ -53,6 +72,7 @@ def reference(logits, label, annotated, config, w=None, v=None):
     w = [1.0] * K if w is None else w.tolist()
     v = [1.0] * K if v is None else [1.0, *v.tolist()]
     ce = focal = ce_weight = focal_weight = 0.0
+    shares = (label if label.dim() == 5 else shares_of(label, K - 1)).double() / 255
     dices, gdices = [], []
     for b in range(logits.shape[0]):
         organs = [i + 1 for i in range(K - 1) if annotated[b, i]]
@@ -60,26 +80,28 @@ def reference(logits, label, annotated, config, w=None, v=None):
             continue
         hidden = [i for i in range(1, K) if i not in organs]
         classes = [0, *organs]
-        n = dict.fromkeys(classes, 0)
+        n = dict.fromkeys(classes, 0.0)
         inside = {c: torch.zeros((), dtype=torch.float64) for c in classes}
         mass = dict(inside)
-        for z, y, x in torch.cartesian_prod(*map(torch.arange, label.shape[1:])).tolist():
+        for z, y, x in torch.cartesian_prod(*map(torch.arange, logits.shape[2:])).tolist():
             soft = logits[b, :, z, y, x].double().softmax(0)
             p = {c: soft[c] for c in organs} | {0: soft[[0, *hidden]].sum()}
-            true = int(label[b, z, y, x])
-            true = true if true in organs else 0
-            n[true] += 1
-            inside[true] = inside[true] + p[true]
+            q = {c: float(shares[b, c - 1, z, y, x]) for c in organs}
+            q[0] = 1 - sum(q.values())
             for c in classes:
+                n[c] += q[c]
+                inside[c] = inside[c] + (p[c] if p[c] < q[c] else q[c])
                 mass[c] = mass[c] + p[c]
-                if c == true:
-                    ce = ce - w[c] * v[c] * p[c].log()
-                    focal = focal - v[c] * (1 - p[c]) ** config.gamma * p[c].log()
-                    ce_weight, focal_weight = ce_weight + w[c] * v[c], focal_weight + v[c]
-                elif config.form == "one_vs_rest":
-                    ce = ce - v[c] * (1 - p[c]).log()
-                    focal = focal - v[c] * p[c] ** config.gamma * (1 - p[c]).log()
-                    ce_weight, focal_weight = ce_weight + v[c], focal_weight + v[c]
+                ce = ce - q[c] * w[c] * v[c] * p[c].log()
+                u = 1.0 if config.form == "one_vs_rest" else w[c]  # (2) has no weights of classes
+                focal = focal - q[c] * u * v[c] * (1 - p[c]) ** config.gamma * p[c].log()
+                ce_weight = ce_weight + q[c] * w[c] * v[c]
+                focal_weight = focal_weight + q[c] * u * v[c]
+                if config.form == "one_vs_rest":
+                    no = (1 - q[c]) * v[c]
+                    ce = ce - no * (1 - p[c]).log()
+                    focal = focal - no * p[c] ** config.gamma * (1 - p[c]).log()
+                    ce_weight, focal_weight = ce_weight + no, focal_weight + no
         counted = classes if config.dice_background else organs
         above = sum(v[c] / n[c] ** 2 * inside[c] for c in counted if n[c])
         below = sum(v[c] / n[c] ** 2 * (mass[c] + n[c]) for c in counted if n[c])
@@ -151,6 +173,31 @@ def test_total_is_the_weighted_sum_as_monais_dice_ce():
     assert_same(ours, monai(logits, label[:, None]), logits)
 
 
+def test_focal_still_teaches_where_dice_is_at_eight_tenths():
+    """With background's many certain voxels in its mean it had a twentieth of Dice's gradient."""
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (56, 48, 48)),
+                                        indexing="ij"), -1)  # fmt: skip
+    centres = ((28.0, 24.0, 24.0), (20.0, 12.0, 24.0), (30.0, 24.0, 10.0), (30.0, 24.0, 38.0))
+    radii = ((6.0, 4.0, 4.0), (5.0, 5.0, 9.0), (6.0, 4.0, 3.0), (6.0, 4.0, 3.0))
+    inside, scores = [], [torch.zeros(places.shape[:3])]
+    for centre, radius in zip(map(torch.tensor, centres), map(torch.tensor, radii), strict=True):
+        inside.append(((places - centre) / radius).norm(dim=-1) < 1)
+        depth = 1 - ((places - centre - 0.6) / radius).norm(dim=-1)
+        scores.append((depth * float(radius.min()) * 2).clamp(-6, 6))
+    logits = torch.stack(scores)[None].requires_grad_()
+    label = torch.stack(inside)[None].byte() * 255
+    found = [scores[i].detach() > 0 for i in range(1, 5)]
+    dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(found, inside, strict=True)]
+    assert sum(dice) / 4 == pytest.approx(0.8, abs=0.05)
+    counts = [float(m.sum()) for m in inside]
+    w = class_weights([places[..., 0].numel() - sum(counts), *counts], "sqrt")
+    known = torch.ones(1, 4, dtype=torch.bool)
+    got = segmentation_loss(logits, label, known, Loss(), LossWeights(w))
+    norms = {term: float(grad(getattr(got, term), logits).norm()) for term in LOSS_TERMS}
+    assert 0.5 < norms["focal"] / norms["ce"] < 2
+    assert 0.5 < norms["focal"] / norms["dice"] < 5
+
+
 # --- against the loop ----------------------------------------------------------------------
 
 
@@ -172,6 +219,47 @@ def test_every_term_equals_the_loop(form, background, weighted, partial):
     loop = reference(logits, label, known, config, w, v)
     for term in LOSS_TERMS:
         assert_same(getattr(ours, term), loop[term], logits)
+
+
+@pytest.mark.parametrize("form", ["categorical", "one_vs_rest"])
+@pytest.mark.parametrize("partial", [False, True])
+def test_every_term_of_soft_labels_equals_the_loop(form, partial):
+    logits, label, known = soft_batch(seed=5, shape=(2, 3, 4))
+    known[0, 1] = not partial
+    w = torch.tensor([0.05, 0.6, 0.25, 0.1], dtype=torch.float64)
+    v = torch.tensor([2.0, 0.5, 1.5], dtype=torch.float64)
+    config = Loss(form=form, dice_background=True)
+    ours = segmentation_loss(logits, label, known, config, LossWeights(w.tolist(), v.tolist()))
+    loop = reference(logits, label, known, config, w, v)
+    for term in LOSS_TERMS:
+        assert_same(getattr(ours, term), loop[term], logits)
+    whole = losses.denominators(label, known, config, LossWeights(w.tolist(), v.tolist()))
+    parts = [
+        losses.segmentation_loss(*(x[i : i + 1] for x in (logits, label, known)), config,
+                                 LossWeights(w.tolist(), v.tolist()), whole.double())
+        for i in range(2)
+    ]  # fmt: skip
+    torch.testing.assert_close(parts[0].total + parts[1].total, ours.total, rtol=1e-6, atol=0)
+
+
+def test_soft_labels_are_learned_as_they_are():
+    """The product in place of the minimum has its least loss at hard labels, not at these."""
+    label = torch.tensor([51, 102, 153, 204], dtype=torch.uint8).reshape(1, 1, 1, 2, 2)
+    known = torch.ones(1, 1, dtype=torch.bool)
+    q = torch.cat((255 - label, label), dim=1).double() / 255
+    config = Loss(ce=0.0, focal=0.0, dice=1.0, gdice=0.0)
+    exact = segmentation_loss(q.log(), label, known, config).total
+    assert abs(exact.item()) < 1e-9
+    for towards in (0.0, 1.0):  # 0 and 1, or one half
+        p = q + 0.1 * ((q > 0.5).double() - q if towards else 0.5 - q)
+        assert segmentation_loss(p.log(), label, known, config).total.item() > 1e-3
+    logits = torch.zeros(1, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.02)
+    for _ in range(600):
+        optimiser.zero_grad()
+        segmentation_loss(logits, label, known, Loss(focal=0.0, dice=1.0)).total.backward()
+        optimiser.step()
+    torch.testing.assert_close(logits.softmax(1).detach(), q, atol=0.02, rtol=0)
 
 
 def test_gamma_is_the_focal_exponent():
@@ -259,6 +347,7 @@ def test_moving_mass_between_background_and_unannotated_organs_changes_nothing(
     known[0, 1] = False
     label[label == 2] = 0
     p = logits.detach().softmax(1)
+    label = soft_batch(seed=seed, cases=1)[1] if seed % 2 else label
     moved = p.clone()
     both = p[:, 0] + p[:, 2]
     moved[:, 0], moved[:, 2] = share * both, (1 - share) * both
@@ -399,8 +488,8 @@ def test_computed_in_float32_under_autocast():
 
 
 def test_sums_do_not_drift_over_a_large_volume():
-    label = torch.zeros((96, 128, 224), dtype=torch.int64)
-    log_p = torch.full((1, *label.shape), math.log(0.9))
+    label = torch.full((1, 96, 128, 224), 255, dtype=torch.uint8)
+    log_p = torch.full(label.shape, math.log(0.9))
     for value, one in zip(
         class_sums(log_p, label, 2.0),
         (-math.log(0.9), -math.log(0.9) * 0.01, 0.9, 0.9),
@@ -412,8 +501,12 @@ def test_sums_do_not_drift_over_a_large_volume():
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0])
 def test_sums_have_the_right_gradients(gamma):
     log_p = torch.randn(3, 2, 3, 2, dtype=torch.float64).log_softmax(0).requires_grad_()
-    label = torch.randint(0, 3, (2, 3, 2))
-    assert torch.autograd.gradcheck(lambda x: class_sums(x, label, gamma), log_p)
+    soft = torch.randint(0, 256, (3, 2, 3, 2), dtype=torch.uint8)
+    hard = (
+        torch.nn.functional.one_hot(torch.randint(0, 3, (2, 3, 2)), 3).movedim(-1, 0).byte() * 255
+    )
+    for shares in (soft, hard):
+        assert torch.autograd.gradcheck(lambda x, q=shares: class_sums(x, q, gamma), log_p)
 
 
 def test_extreme_logits_give_finite_values_and_gradients():
@@ -426,8 +519,8 @@ def test_extreme_logits_give_finite_values_and_gradients():
         assert grad(got.total, logits).isfinite().all()
 
 
-def test_keeps_no_one_hot_map():
-    """Autograd keeps the log-probabilities once, and voxel maps."""
+def test_keeps_no_map_of_floats_but_one():
+    """Autograd keeps the log-probabilities once, and the shares as bytes."""
     logits, label, known = batch(cases=1, organs=9, shape=(8, 8, 10), dtype=torch.float32)
     kept = {}
 
@@ -438,7 +531,7 @@ def test_keeps_no_one_hot_map():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         total = segmentation_loss(logits, label, known, Loss()).total
     voxel_map = 8 * 8 * 10 * 4
-    assert 10 * voxel_map < sum(kept.values()) < 19 * voxel_map
+    assert 10 * voxel_map < sum(kept.values()) < 14 * voxel_map
     assert total.requires_grad
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from core.errors import UserError
@@ -20,6 +22,7 @@ from core.training.optimisation import (
     load_scaler,
     make_optimiser,
     precision,
+    ramp,
     reads_none,
     resolve_device,
     scaler_tensors,
@@ -32,6 +35,22 @@ def test_optimiser_memory_of_another_network_is_refused() -> None:
     optimiser = make_optimiser(Train(), list(named.values()))
     with pytest.raises(UserError, match="shape"):
         load_optimiser(optimiser, named, {"weight::exp_avg": torch.zeros(5, 5)})
+
+
+def test_the_ramp_after_a_fresh_start() -> None:
+    factors = [ramp(Train(ramp_steps=3), step, 40) for step in range(5)]
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert ramp(Train(ramp_steps=0), 0, 40) == 1.0
+    assert [ramp(Train(ramp_steps=8), step, 8) for step in range(3)] == [1 / 3, 2 / 3, 1.0]
+
+
+@given(steps=st.integers(1, 400), longest=st.integers(0, 10_000))
+def test_no_ramp_makes_steps_vanish(steps: int, longest: int) -> None:
+    """The floors of a site count steps; three quarters of them keep the whole rate."""
+    factors = [ramp(Train(ramp_steps=longest), step, steps) for step in range(steps)]
+    assert sum(f == 1 for f in factors) >= 0.75 * steps
+    assert sum(factors) >= 0.87 * steps
+    assert sum(factors) ** 2 / sum(f * f for f in factors) >= 0.9 * steps
 
 
 def test_learning_rate_schedules() -> None:

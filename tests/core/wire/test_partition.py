@@ -315,6 +315,26 @@ def test_size_in_bytes() -> None:
     assert size_bytes(tensors, []) == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "changes", "bits", "fewer"),
+    [
+        (Model(), {}, 32, 1),
+        (Model(), {}, 16, 2),
+        (Model(name="unetr"), {"freeze": "encoder"}, 16, 40),
+    ],
+)
+def test_bytes_a_round_against_all_weights_in_32_bits(
+    model: Model, changes: dict[str, Any], bits: int, fewer: float
+) -> None:
+    """Each way: what of a phase travels in every round; what is frozen went once, before."""
+    made = replace(plan(phase(**changes)), model=model, preprocess=Preprocess())
+    with torch.device("meta"):
+        net = network(made, made.phases[0])
+        shared = parts_of(net, made, made.phases[0]).shared
+        state = unique_state(net)
+    assert size_bytes(state, list(state)) / size_bytes(state, shared, bits) >= fewer
+
+
 def test_the_fingerprint_is_of_the_code_of_core(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.wire.state import packed, unpacked
+from core.wire.state import packed, rounded, unpacked
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 SHAPE = st.lists(st.integers(0, 3), max_size=4)
@@ -96,3 +96,26 @@ def test_a_larger_parcel_than_expected_is_not_opened() -> None:
     assert set(unpacked(packed(expected), expected)) == set(expected)
     with pytest.raises(ValueError, match="larger"):
         unpacked(packed(expected | {"more": torch.ones(10_000)}), expected)
+
+
+def test_in_sixteen_bits_half_of_it_travels_and_comes_back_rounded_once() -> None:
+    state = {"w": torch.randn(64, 64) / 10, "n": torch.arange(4)}
+    parcel = packed(state, 16)
+    assert len(parcel) < 0.52 * len(packed(state))
+    again = unpacked(parcel, state, bits=16)
+    assert {n: t.dtype for n, t in again.items()} == {n: t.dtype for n, t in state.items()}
+    assert torch.equal(again["n"], state["n"])
+    assert torch.equal(again["w"], state["w"].half().float())
+    assert torch.allclose(again["w"], state["w"], rtol=2**-11, atol=2**-25)
+    for name, tensor in rounded(state, 16).items():
+        assert torch.equal(tensor, again[name])
+    assert packed(again, 16) == parcel  # once rounded, nothing is lost any more
+    for name, tensor in rounded(state, 32).items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_other_bits_than_the_plan_says_are_refused() -> None:
+    state = {"w": torch.ones(3)}
+    with pytest.raises(ValueError, match="16 bits"):
+        unpacked(packed(state), state, bits=16)
+    assert unpacked(packed(state, 16))["w"].dtype == torch.float16  # no weight of ours: refused

@@ -23,9 +23,10 @@ DATA = {
     "compare",
     "advise",
     "models",
+    "watch",
 }
 OTHERS = {"simulate", "client", "join", "provision", "server", "run", "predict", "report", "export"}
-OTHERS |= {"config", "completion", "folds"}
+OTHERS |= {"config", "completion", "folds", "init"}
 
 
 def test_each_command_whose_result_is_data_has_it() -> None:

@@ -121,6 +121,28 @@ def test_ct_in_another_orientation_gives_the_same_contours(
         assert (here != back).mean() < 1e-3
 
 
+def test_a_page_to_look_at_without_a_face_unless_the_site_allows_it(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct, out, site = tmp_path / "patient.nrrd", tmp_path / "out", tmp_path / "site.yaml"
+    shutil.copy(ball_archive / "c4" / "img.nrrd", ct)
+    command = ("predict", "-i", ct, "-o", out, "--model", run, "--phase", "pretrain", "--force")
+    assert _run(*command) == 0
+    assert not list(out.glob("*.html"))
+    site.write_text("name: north\n")
+    assert _run(*command, "--preview", "--with-face", site) == 1
+    assert "preview_faces" in capsys.readouterr().err
+    site.write_text("preview_faces: true\n")
+    assert _run(*command, "--with-face", site) == 1
+    assert "--preview" in capsys.readouterr().err
+    pages = []
+    for more in ((), ("--with-face", site)):
+        assert _run(*command, "--preview", *more) == 0
+        pages.append((out / "patient.preview.html").read_text())
+    assert ["is masked" in page for page in pages] == [True, False]
+    assert ["The face is in this page" in page for page in pages] == [False, True]
+
+
 def test_archive_with_a_broken_ct_goes_on_and_fails(
     ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

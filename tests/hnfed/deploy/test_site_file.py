@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from hnfed.deploy.site_file import site_from_file
+from hnfed.deploy.site_file import require_faces_allowed, site_from_file
 
 
 def site_file(folder: Path, **changes: Any) -> Path:
@@ -166,3 +166,14 @@ def test_a_folder_that_others_can_open_is_refused(key: str, tmp_path: Path) -> N
     assert f"chmod 700 {folder}" in refused.value.remedy
     folder.chmod(0o700)
     assert site_from_file(path, "run").name == "north"
+
+
+def test_faces_in_previews_need_the_sites_leave(tmp_path: Path) -> None:
+    for value in (None, False):
+        with pytest.raises(UserError, match="does not let previews show faces") as refused:
+            require_faces_allowed(site_file(tmp_path, preview_faces=value))
+        assert "preview_faces: true" in refused.value.remedy
+    require_faces_allowed(site_file(tmp_path, preview_faces=True))
+    for read in (require_faces_allowed, lambda path: site_from_file(path, "r")):
+        with pytest.raises(UserError, match="write true or false"):
+            read(site_file(tmp_path, preview_faces="yes"))

@@ -87,8 +87,8 @@ def test_a_miss_has_no_distance_and_no_share(pred: Mask | None) -> None:
 def score(case: str, organ: str, predicted_ml: float, distance: float = 2.0) -> CaseMeasures:
     """An organ of 10 mL; missed where nothing is predicted."""
     if not predicted_ml:
-        return CaseMeasures(case, organ, 0.0, None, 100.0, 10.0, 0.0, None, 0.0, 0.0)
-    return CaseMeasures(case, organ, 0.8, distance, 100.0, 10.0, predicted_ml, 1.0, 0.5, 0.7)
+        return CaseMeasures(case, organ, 0.0, None, 100.0, 10.0, 0.0, 0.0, None, 0.0)
+    return CaseMeasures(case, organ, 0.8, distance, 100.0, 10.0, predicted_ml, 0.7, 1.0, 0.5)
 
 
 SCORES = [

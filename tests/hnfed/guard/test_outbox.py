@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from core.metrics.scores import OrganSum
 from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError
-from core.wire.messages import CODES, Description, Header, Result
+from core.wire.messages import CODES, Description, Header, Order, Result
+from core.wire.partition import start_state
+from core.wire.state import packed
+from hnfed.guard import exit
+from hnfed.guard.order import Asked
 from hnfed.guard.outbox import (
     CONFIG,
     NUMBERS,
@@ -21,6 +25,7 @@ from hnfed.guard.outbox import (
     require_allowed,
     require_form,
 )
+from tests.client.conftest import tiny_plan
 
 SHAPES = {"head.weight": (2, 3), "body.1": (4,)}
 HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()
@@ -217,3 +222,19 @@ def test_a_reply_has_the_numbers_of_its_kind_and_no_more(
     phase = None if kind == "query" else FORM.phases[0]
     with pytest.raises(OutboxError, match="metrics: "):
         require_form(kind, FORM, phase, metrics)
+
+
+@pytest.mark.parametrize(("bits", "right"), [(32, 32), (16, 16), (16, 32), (32, 16)])
+def test_weights_leave_in_the_bits_of_the_plan_and_in_no_others(bits: int, right: int) -> None:
+    plan = tiny_plan()
+    plan = replace(plan, federation=replace(plan.federation, update_bits=bits))
+    order = Order("run", "p", 1, "train")
+    asked = Asked("train", "north", "run", plan, order, plan.phases[0])
+    state = start_state(plan, plan.phases[0], None)
+    numbers = {"cases": 3, "steps": 3, "skipped": 0, "seconds": 1.0}
+    reply = exit.Reply(Header("north", "run", "p", 1).to_config(), numbers, packed(state, right))
+    if bits != right:
+        with pytest.raises(OutboxError):
+            exit.release(reply, asked, None)
+        return
+    assert exit.release(reply, asked, None).parcel == packed(state, bits)

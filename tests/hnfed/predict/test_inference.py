@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from core.archives.archive import open_archive, read_image_of
+from core.archives.preprocess import prepare_image
 from core.data.cached_case import Entry
 from core.data.dataset import scale_image
-from core.data.preprocess import prepare_image, restore
+from core.data.resample import restore
 from core.errors import UserError
 from core.models.stages import unique_state
 from core.plan.schema import Model, Plan

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from core.archives.preprocess import coarse_lps
+from core.archives.roi import body_mask
 from core.data.geometry import Geometry
-from core.data.preprocess import coarse_lps
-from core.data.roi import body_mask
 from hnfed.predict.posture import doubts_of, posture_of
 from simulations.phantom.cases import SIGNATURES
 from simulations.phantom.scan import make_case

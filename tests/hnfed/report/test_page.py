@@ -8,7 +8,6 @@ import math
 import random
 import shutil
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from core.errors import UserError
 from core.journal import append_event
 from core.plan.load import to_yaml
 from core.plan.schema import Config, Federation, Phase
+from hnfed.report import run as reading
 from hnfed.report.page import write_report
 from hnfed.report.wording import amount, count, duration
+from tests.browser import needs_browser, opened, overflow, violations
 
 ORGANS = [
     "Brainstem", "OpticChiasm", "Bone_Mandible", "OpticNrv_L", "OpticNrv_R",
@@ -320,7 +321,7 @@ def test_what_is_not_withheld_is_not_called_so(page: Page) -> None:
 
 
 def test_the_limit_of_training_cases_is_told(tmp_path: Path, page: Page) -> None:
-    assert "max_cases" not in page.text
+    assert "(max_cases)" not in page.text
     run = make_run(tmp_path / "run")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("max_cases: null", "max_cases: 4", 1))
@@ -507,12 +508,28 @@ def test_what_is_no_picture_or_too_many_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     folder = run / "sites" / "nyu" / "pretrain" / "overlays"
     (folder / "000_Brainstem.png").write_bytes(b"<svg onload=alert(1)>")
-    for i in range(20, 32):
-        (folder / f"{i:03d}_Larynx.png").write_bytes(png())
-    page = Page(write_report(run))
-    assert "nyu pretrain: 5 more pictures lie in its overlays folder" in page.text
+    size = reading.ALL_PICTURES_BYTES // 5
+    for i in range(20, 30):
+        (folder / f"{i:03d}_Larynx_best_0.812.png").write_bytes(png() + bytes(size))
+    path = write_report(run)
+    page = Page(path)
+    assert "nyu pretrain: 6 more pictures lie in its overlays folder" in page.text
     assert "nyu pretrain: 1 pictures are no PNG files" in page.text
-    assert page.tags.count("img") == 4 + 11 + 3
+    assert page.tags.count("img") == 4 + 4 + 4 + 3
+    assert path.stat().st_size < 10_000_000
+
+
+def test_pictures_stand_by_organ_with_rank_and_dice(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    folder = run / "sites" / "nyu" / "pretrain" / "overlays"
+    for rank, dice in (("worst", "0.412"), ("median", "0.801"), ("best", "0.903")):
+        (folder / f"020_OpticNrv_L_{rank}_{dice}.png").write_bytes(png())
+    page = Page(write_report(run))
+    assert "nyu: worst case, Dice 0.412" in page.text
+    assert (
+        'alt="OpticNrv_L at nyu, best case, Dice 0.903: true and predicted contour in three planes"'
+        in page.source
+    )
 
 
 def test_a_resumed_run_shows_a_round_once(tmp_path: Path) -> None:
@@ -541,24 +558,26 @@ def test_numbers_as_people_read_them() -> None:
     assert [count(n) for n in (None, True, 0, 1234567)] == ["–", "–", "0", "1\u202f234\u202f567"]
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 @pytest.mark.parametrize("stop", ["", "failed"])
-def test_a_browser_shows_it_without_complaint(tmp_path: Path, stop: str) -> None:
-    path = write_report(make_run(tmp_path / "run", stop=stop))
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-        "--v=0", "--virtual-time-budget=2000", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert "What was left out" in done.stdout
+def test_a_browser_shows_it_without_complaint(
+    tmp_path: Path, stop: str, width: int, scheme: str
+) -> None:
+    run = with_volumes(make_run(tmp_path / "run", stop=stop), ["OpticChiasm"])
+    with opened(write_report(run), width, scheme) as page:
+        assert "What was left out" in page.inner_text("main")
+        assert violations(page) == []
+        assert overflow(page) <= 0
+        page.keyboard.press("Tab")  # the first stop leads to the verdict
+        page.keyboard.press("Enter")
+        assert page.evaluate("location.hash") == "#verdict"
+        page.locator("#configuration summary").focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#configuration details").get_attribute("open") is not None
+        page.emulate_media(media="print")
+        assert not page.locator("nav").is_visible()
+        assert page.locator("#verdict").is_visible()
 
 
 @pytest.mark.parametrize(

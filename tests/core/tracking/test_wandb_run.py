@@ -23,24 +23,27 @@ import pytest
 
 from core.errors import UserError
 from core.plan.schema import Tracking
-from server import tracking
-from server.tracking import open_tracker
+from core.tracking import wandb_run as tracking
+from core.tracking.numbers import Model
+from core.tracking.wandb_run import open_tracker
 
 wandb_pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import json, os, socket, sys
 from pathlib import Path
 socket.gethostname = lambda: "canary-host"
-from core.plan.schema import Config, Model, Phase, Simulation, Tracking
-from server.tracking import open_tracker
+from core.plan import schema
+from core.plan.schema import Config, Phase, Simulation, Tracking
+from core.tracking.numbers import Model
+from core.tracking.wandb_run import open_tracker
 folder = Path(sys.argv[1])
 before = dict(os.environ)
 notes = []
 phases = [Phase(name="pretrain", rounds=2), Phase(name="personalise", rounds=2)]
 simulation = Simulation(data="canary-data")
-model = Model(args={"weights": "/home/canary-user/weights.safetensors"})
+model = schema.Model(args={"weights": "/home/canary-user/weights.safetensors"})
 config = Config(seed=3, phases=phases, simulation=simulation, model=model)
 settings = Tracking(project="hnfed-test", tags=["a"])
 tracker = open_tracker(
@@ -54,7 +57,9 @@ tracker.table("pretrain/test", ["site", "organ", "n", "dice"], [["nyu", "Brainst
 weights = folder / "checkpoints" / "pretrain" / "best.safetensors"
 weights.parent.mkdir(parents=True)
 weights.write_bytes(b"weights")
-tracker.artifact(weights, "pretrain best", {"dice": 0.5})
+about = {"dice": 0.5, "began_from": "x", "file": "/canary/p"}
+tracker.model(Model(weights, "pretrain best", "demo-1-scratch", about))
+tracker.alert("nyu: E_TIME", "pretrain round 2: the reply was not used")
 tracker.finish()
 tracker.finish()
 tracker.log("pretrain", 3, {"loss/train": 0.0})
@@ -126,6 +131,17 @@ def test_rounds_are_logged_with_round_as_the_axis(tracked: Tracked) -> None:
     metrics = [r.metric for r in tracked.records if r.WhichOneof("record_type") == "metric"]
     assert any(m.name == "round" for m in metrics)
     assert any(m.glob_name == "*" and m.step_metric == "round" for m in metrics)
+    for phase in ("pretrain", "personalise"):
+        (own,) = (m for m in metrics if m.glob_name == f"{phase}/*")
+        assert own.step_metric == f"{phase}/round"
+        (dice,) = (m for m in metrics if m.name == f"{phase}/val/mean_dice")
+        assert dice.summary.max
+    assert [row["pretrain/round"] for row in rows[:2]] == [1, 2]
+
+
+def test_an_alert_is_told(tracked: Tracked) -> None:
+    alerts = [r.alert for r in tracked.records if r.WhichOneof("record_type") == "alert"]
+    assert [a.title for a in alerts] == ["nyu: E_TIME"]
 
 
 def test_run_carries_the_plan_but_no_place_of_this_machine(tracked: Tracked) -> None:
@@ -145,6 +161,8 @@ def test_table_and_weights_are_named_relative_to_the_run_folder(tracked: Tracked
     artifacts = [r.artifact for r in tracked.records if r.WhichOneof("record_type") == "artifact"]
     by_type = {a.type: a for a in artifacts}
     assert set(by_type) == {"run_table", "model"}
+    about = json.loads(by_type["model"].metadata)
+    assert about == {"dice": 0.5, "began_from": "x", "file": "[path]"}, "lineage, offline"
     (weights,) = by_type["model"].manifest.contents
     assert by_type["model"].name == "pretrain-best"
     assert weights.local_path == os.path.join("checkpoints", "pretrain", "best.safetensors")
@@ -214,7 +232,7 @@ def test_private_settings_exist_in_the_installed_wandb() -> None:
 def test_disabled_writes_nothing_and_imports_no_wandb(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from core.plan.schema import Tracking\n"
-        "from server.tracking import open_tracker\n"
+        "from core.tracking.wandb_run import open_tracker\n"
         "s, folder = Tracking(mode='disabled'), Path(sys.argv[1])\n"
         "t = open_tracker(s, run_id='a', folder=folder, config={})\n"
         "t.log('p', 1, {'a': 1}); t.table('t', ['a'], [[1]]); t.finish()\n"
@@ -234,7 +252,7 @@ def test_personal_weights_and_files_outside_are_no_artifact(tmp_path: Path) -> N
     tracker = open_tracker(Tracking(mode="disabled"), run_id="a", folder=tmp_path, config={})
     for path in (tmp_path / "sites" / "nyu" / "best.safetensors", tmp_path.parent / "x"):
         with pytest.raises(ValueError, match="artifact"):
-            tracker.artifact(path, "weights")
+            tracker.model(Model(path, "weights"))
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
@@ -264,7 +282,7 @@ def half_dead_server() -> Iterator[str]:
 ONLINE = """
 import json, os, sys, time
 from pathlib import Path
-from server import tracking
+from core.tracking import wandb_run as tracking
 from core.plan.schema import Tracking
 tracking.REACH_TIMEOUT_S, tracking.INIT_TIMEOUT_S = 2.0, 3.0
 start = time.monotonic()
@@ -332,7 +350,7 @@ def test_a_failing_wandb_costs_the_tracking_not_the_run(
 STOPPED = """
 import json, os, signal, sys, time
 from pathlib import Path
-from server import tracking
+from core.tracking import wandb_run as tracking
 from core.plan.schema import Tracking
 tracking.CALL_LIMIT_S["offline"] = 3.0
 tracker = tracking.open_tracker(Tracking(), run_id="a", folder=Path(sys.argv[1]), config={})

@@ -1,4 +1,4 @@
-"""From a CT's own grid to the network's crop in one linear resampling, and back.
+"""From a CT's own grid to the network's crop in one linear resampling.
 
 The crop is aligned with the patient (LPS: x to the left, y to posterior, z to superior), whatever
 the CT's own orientation. Its outer corner is a corner of a voxel of the CT: at equal spacing
@@ -7,31 +7,26 @@ nothing is interpolated, and at twice the spacing each voxel is the mean of eigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
+from core.archives.roi import COARSE_MM, find_roi
 from core.data.geometry import Geometry
 from core.data.grid import (
     Floats,
     affine,
     covering_box,
-    index_transform,
     outer_corners,
     part_of,
     snap,
 )
-from core.data.resample import anti_alias_sigma, resample, restore_aligned, restore_oblique
-from core.data.roi import COARSE_MM, find_roi
+from core.data.resample import anti_alias_sigma, resample
 from core.plan.schema import Preprocess
 
 AIR_HU = -1024.0
-# Linear weights that should add up to one half may miss it by a rounding error.
-HALF = 0.5 - 1e-6
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -54,7 +49,7 @@ def prepare_image(
 
 
 def place_crop(image: npt.NDArray[Any], geometry: Geometry, settings: Preprocess) -> Geometry:
-    """Returns the grid of the crop, found from the image alone (see `core.data.roi`)."""
+    """Returns the grid of the crop, found from the image alone (see `core.archives.roi`)."""
     coarse, origin_xyz = coarse_lps(image, geometry)
     roi = find_roi(coarse, (COARSE_MM,) * 3)
     spacing = np.asarray(settings.spacing_mm, dtype=float)[::-1]
@@ -89,74 +84,6 @@ def resample_image(
         part = ndimage.gaussian_filter1d(part, sigma[axis], axis=int(axis), mode="nearest")
     moved = resample(part, part_of(geometry, box), crop, outside=float(low))
     return np.rint(np.clip(moved, low, high)).astype(np.int16)
-
-
-def label_map(
-    bits: npt.NDArray[np.uint32],
-    organs_of_cache: Sequence[str],
-    organs_of_phase: Sequence[str],
-    *,
-    order: Sequence[str] | None = None,
-) -> tuple[npt.NDArray[np.uint8], int]:
-    """Turns a bit field into one label per voxel.
-
-    Args:
-        bits: (Z, Y, X), bit i is `organs_of_cache[i]`.
-        organs_of_cache: order of the bits.
-        organs_of_phase: organs wanted; organ i gets the label i + 1, background 0.
-        order: organs from the one that loses every overlap to the one that wins every overlap. By
-            default from the largest to the smallest by voxels in this case; ties by the phase.
-
-    Returns:
-        The labels (Z, Y, X) and the number of voxels that more than one wanted organ claimed.
-    """
-    bit_of = {organ: np.uint32(1 << organs_of_cache.index(organ)) for organ in organs_of_phase}
-    label = np.zeros(bits.shape, dtype=np.uint8)
-    inside = np.flatnonzero(bits)
-    found = np.asarray(bits).reshape(-1)[inside]
-    if order is None:
-        count = {o: int(np.count_nonzero(found & bit)) for o, bit in bit_of.items()}
-        order = sorted(organs_of_phase, key=lambda organ: -count[organ])
-    values = np.zeros(found.shape, dtype=np.uint8)
-    for organ in order:
-        if organ in bit_of:
-            values[(found & bit_of[organ]) != 0] = organs_of_phase.index(organ) + 1
-    label.reshape(-1)[inside] = values
-    wanted = np.uint32(sum(int(bit) for bit in bit_of.values()))
-    return label, int(np.count_nonzero(np.bitwise_count(found & wanted) > 1))
-
-
-def restore(
-    probabilities: npt.NDArray[np.float32] | torch.Tensor,
-    crop_geometry: Geometry,
-    source_geometry: Geometry,
-) -> npt.NDArray[np.uint8]:
-    """Brings class probabilities back onto the CT's own grid: the inverse of `prepare_image`.
-
-    The probabilities are interpolated, linearly, and the label is the class with the largest. Only
-    the part of the CT inside the crop is computed, a few slices at a time.
-
-    Args:
-        probabilities: (C, Z, Y, X) on the crop, class 0 = background; on any device.
-        crop_geometry: grid of the crop.
-        source_geometry: grid of the CT, in any orientation.
-
-    Returns:
-        Labels (Z, Y, X) on the CT's grid; 0 outside the crop.
-    """
-    values = torch.as_tensor(probabilities)
-    assert tuple(values.shape[1:]) == tuple(crop_geometry.size), "probabilities are not on the crop"
-    labels = np.zeros(source_geometry.size, dtype=np.uint8)
-    box = covering_box(source_geometry, crop_geometry, margin=[1, 1, 1])
-    if box is None:
-        return labels
-    to_crop, start = index_transform(source_geometry, crop_geometry)
-    with torch.inference_mode():
-        if np.all(np.count_nonzero(to_crop, axis=0) == 1):
-            restore_aligned(labels, values, box, to_crop, start)
-        else:
-            restore_oblique(labels, values, box, to_crop, start)
-    return labels
 
 
 def coarse_lps(

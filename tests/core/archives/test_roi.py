@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from core.data.roi import Roi, body_mask, find_roi
+from core.archives.roi import Roi, body_mask, find_roi
 from core.errors import CaseError
 from core.plan.schema import Preprocess
 

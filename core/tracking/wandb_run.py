@@ -1,4 +1,4 @@
-"""Weights & Biases, opened by the server only: offline by default, no trace of the machine.
+"""Weights & Biases: offline by default, no trace of the machine.
 
 Everything that wandb writes stays in `RUN/wandb`. A failure of wandb costs the tracking of a run,
 never the run: it is told once through `on_note`, and the tracker falls silent.
@@ -14,9 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ from typing import Any
 from core.errors import UserError
 from core.plan.schema import Plan, Tracking
 from core.processes import leave_if_told, within
+from core.tracking.numbers import Model, first_steps
+from core.tracking.reach import answers
 
 REACH_TIMEOUT_S = 6.0
 INIT_TIMEOUT_S = 10.0
@@ -31,7 +30,7 @@ INIT_TIMEOUT_S = 10.0
 # its helper process for ever.
 START_LIMIT_S = 45.0
 ABANDON_LIMIT_S = 5.0
-CALL_LIMIT_S = {"offline": 20.0, "online": 120.0}
+CALL_LIMIT_S = {"offline": 15.0, "online": 120.0}
 DEFAULT_SERVER = "https://api.wandb.ai"
 PRIVATE_SETTINGS: dict[str, Any] = {
     "console": "off",
@@ -51,9 +50,12 @@ PRIVATE_SETTINGS: dict[str, Any] = {
 }
 UNTRACKED = "the run goes on without tracking"
 KEPT_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE")
+# What an agent of a sweep gives to the command that it starts: which of its runs this is.
+SWEEP = "WANDB_SWEEP_ID"
+OF_A_SWEEP = (SWEEP, "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
-class Tracker:
+class WandbRun:
     """One open W&B run, or none (`mode: disabled`, or after a failure); made by `open_tracker`.
 
     Attributes:
@@ -74,14 +76,10 @@ class Tracker:
         self._run_id = run_id
         self._run: Any = None
         self._on_note = on_note
-        self._first_step: dict[str, int] = {}
-        step = 0
-        for phase in phases:
-            self._first_step[str(phase["name"])] = step
-            step += int(phase.get("rounds", 1)) + 1
+        self._first_step = first_steps(phases)
 
     def log(self, phase: str, round: int, values: Mapping[str, float | int | str | None]) -> None:
-        """Logs one round as `PHASE/KEY`, with `round` as the x axis of every chart.
+        """Logs one round as `PHASE/KEY`, with `PHASE/round` as the x axis of its charts.
 
         The step is a function of phase and round, so that a resumed run goes on where it stopped.
 
@@ -91,7 +89,7 @@ class Tracker:
             values: flat; None (a suppressed score) is left out.
         """
         row = {f"{phase}/{key}": value for key, value in values.items() if value is not None}
-        row["round"] = round
+        row |= {"round": round, f"{phase}/round": round}
         first = self._first_step.get(phase)
         step = None if first is None else first + round
         self._attempt("log", lambda run: run.log(row, step=step))
@@ -107,42 +105,48 @@ class Tracker:
 
         self._attempt("table", send)
 
-    def artifact(
-        self, path: Path, name: str, metadata: Mapping[str, Any] | None = None, kind: str = "model"
-    ) -> None:
-        """Logs one file of the run folder by reference: nothing is copied until it is uploaded.
+    def model(self, model: Model) -> None:
+        """Logs the weights of a phase by reference: nothing is copied until they are uploaded.
+
+        The artifact that the phase began from is recorded as used, which W&B can do online alone;
+        offline `began_from` of the metadata names it.
 
         Args:
-            path: a file that does not change any more, inside the run folder.
-            name: name of the artifact; characters that W&B refuses become `-`.
-            metadata: what to know about it, scores and hashes for instance.
-            kind: type of the artifact.
+            model: its file does not change any more, and lies inside the run folder. Characters of
+                its name that W&B refuses become `-`.
 
         Raises:
             ValueError: the file lies outside the run folder, or in its `sites/`: what is personal
                 stays at its site.
         """
-        inside = Path(os.path.relpath(path.resolve(), self._folder.resolve()))
+        inside = Path(os.path.relpath(model.path.resolve(), self._folder.resolve()))
         if inside.parts[0] in ("..", "sites"):
             raise ValueError(f"{inside} may not become an artifact: not a shared file of the run")
 
         def send(run: Any) -> None:
             import wandb
 
-            safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-            artifact = wandb.Artifact(safe, type=kind, metadata=scrubbed(metadata or {}))
-            artifact.add_file(str(path.resolve()), policy="immutable", skip_cache=True)
+            safe = _fit(model.name)
+            artifact = wandb.Artifact(safe, type="model", metadata=scrubbed(model.about))
+            artifact.add_file(str(model.path.resolve()), policy="immutable", skip_cache=True)
+            if model.uses and self.mode == "online":
+                with contextlib.suppress(Exception):  # not there yet: the metadata names it
+                    run.use_artifact(f"{_fit(model.uses)}:latest")
             run.log_artifact(artifact)
 
         self._attempt("artifact", send)
 
-    def finish(self) -> None:
+    def alert(self, title: str, text: str) -> None:
+        """Has W&B tell its users, by mail or Slack as they chose there."""
+        self._attempt("alert", lambda run: run.alert(title, text, level="WARN", wait_duration=0))
+
+    def finish(self, status: str = "completed") -> None:
         """Closes the run and stops wandb's helper process; may be called twice."""
 
         def send(run: Any) -> None:
             import wandb
 
-            run.finish()
+            run.finish(exit_code=0 if status == "completed" else 1)
             wandb.teardown()
 
         self._attempt("finish", send)
@@ -178,11 +182,11 @@ def open_tracker(
     folder: Path,
     config: Mapping[str, Any] | Plan,
     on_note: Callable[[str], None] | None = None,
-) -> Tracker:
+) -> WandbRun:
     """Opens the one W&B run of a federated run.
 
     Args:
-        settings: mode (`offline`, `online`, `disabled`), project, entity, tags.
+        settings: mode (`offline` or `wandb`, `online`, `disabled`), project, entity, tags.
         run_id: hnfed's own run id: name, id and group of the W&B run, the same after a resume.
         folder: the run folder; wandb writes to its `wandb/`.
         config: the resolved plan; `simulation`, `tracking` and absolute paths are not logged.
@@ -195,11 +199,11 @@ def open_tracker(
     Raises:
         UserError: unknown mode.
     """
-    if settings.mode not in ("offline", "online", "disabled"):
+    if settings.mode not in ("offline", "wandb", "online", "disabled"):
         raise UserError("tracking.mode", settings.mode, "Use offline, online or disabled.")
     if not isinstance(config, Mapping):
         config = dataclasses.asdict(config)
-    tracker = Tracker(folder, run_id, config.get("phases") or [], on_note)
+    tracker = WandbRun(folder, run_id, config.get("phases") or [], on_note)
     if settings.mode == "disabled":
         return tracker
     reasons = []
@@ -227,7 +231,7 @@ def scrubbed(value: Any) -> Any:
     return value
 
 
-def _init(tracker: Tracker, settings: Tracking, mode: str, config: Mapping[str, Any]) -> str:
+def _init(tracker: WandbRun, settings: Tracking, mode: str, config: Mapping[str, Any]) -> str:
     """Starts the run; returns why not, or "" where it runs."""
     folder = tracker._folder
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
@@ -250,7 +254,7 @@ def _init(tracker: Tracker, settings: Tracking, mode: str, config: Mapping[str, 
     return ""
 
 
-def _start(tracker: Tracker, settings: Tracking, mode: str, logged: Any) -> Any:
+def _start(tracker: WandbRun, settings: Tracking, mode: str, logged: Any) -> Any:
     import wandb
 
     run = wandb.init(
@@ -259,7 +263,7 @@ def _start(tracker: Tracker, settings: Tracking, mode: str, logged: Any) -> Any:
             mode="online" if mode == "online" else "offline",
             root_dir=str(tracker._folder.resolve()),
             init_timeout=INIT_TIMEOUT_S,
-            run_id=re.sub(r"[^A-Za-z0-9_.-]+", "-", tracker._run_id),
+            run_id=os.environ.get("WANDB_RUN_ID") or _fit(tracker._run_id),  # of a sweep alone
             run_name=tracker._run_id,
             run_group=tracker._run_id,
             run_job_type="server",
@@ -272,7 +276,15 @@ def _start(tracker: Tracker, settings: Tracking, mode: str, logged: Any) -> Any:
     )
     run.define_metric("round")
     run.define_metric("*", step_metric="round")
+    for phase in tracker._first_step:
+        run.define_metric(f"{phase}/round", hidden=True)
+        run.define_metric(f"{phase}/*", step_metric=f"{phase}/round")
+        run.define_metric(f"{phase}/val/mean_dice", step_metric=f"{phase}/round", summary="max")
     return run
+
+
+def _fit(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def _abandon() -> None:
@@ -327,8 +339,9 @@ def _environment(folder: Path, mode: str) -> Iterator[None]:
     if mode == "offline":
         ours["WANDB_CONFIG_DIR"] = str(base / "config")
     before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
+    kept = KEPT_VARIABLES + (OF_A_SWEEP if SWEEP in before else ())
     for key in before:
-        if key not in KEPT_VARIABLES:
+        if key not in kept:
             del os.environ[key]
     os.environ.update(ours)
     try:
@@ -353,22 +366,9 @@ def _why_not_online() -> str:
     named = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     if not named and not _in_netrc(server):
         return "no API key (set WANDB_API_KEY or use `wandb login`)"
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(server, timeout=REACH_TIMEOUT_S).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            error.close()
-            answers.append(True)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_TIMEOUT_S)
-    return "" if answers == [True] else f"{server} did not answer within {REACH_TIMEOUT_S:g} s"
+    if answers(server, REACH_TIMEOUT_S):
+        return ""
+    return f"{server} did not answer within {REACH_TIMEOUT_S:g} s"
 
 
 def _in_netrc(server: str) -> bool:

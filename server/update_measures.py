@@ -1,0 +1,44 @@
+"""How long each site's update was, and how far it points where the average went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from core.wire.state import length
+from server.guards import Accepted
+
+State = Mapping[str, Tensor]
+PLACES = 6
+
+
+def update_measures(
+    good: Mapping[str, Accepted], before: State, after: State
+) -> dict[str, dict[str, float | None]]:
+    """By site ``norm``, the Euclidean length, and ``cosine`` with the change of the shared weights.
+
+    Args:
+        good: accepted replies by site, as they were averaged.
+        before: weights that the sites were sent.
+        after: the same names after the average.
+
+    Returns:
+        {} where no weights came; a cosine with an update of length 0 is None.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for site, state in ((s, one.state) for s, one in good.items() if one.state):
+        norm = length(state, before)
+        whole = length({name: after[name] for name in state}, before)
+        inner = math.fsum(_inner(state[n], after[n], before[n]) for n in state)
+        cosine = round(inner / (norm * whole), PLACES) if norm * whole > 0 else None
+        found[site] = {"norm": round(norm, PLACES), "cosine": cosine}
+    return found
+
+
+def _inner(one: Tensor, other: Tensor, before: Tensor) -> float:
+    if not one.is_floating_point():
+        return 0.0
+    start = before.double()
+    return float(((one.double() - start) * (other.double() - start)).sum())
