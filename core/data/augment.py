@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from core.data.grid import bounding_box
 from core.plan.schema import Augment
 
 CPU = torch.device("cpu")
@@ -152,16 +153,13 @@ def _reached(shares: Tensor, coarse: Tensor, apart: Tensor) -> tuple[slice, ...]
     if shares.device.type != "cpu":
         return (slice(None),) * 3
     inside = torch.ones(coarse.shape[:3], dtype=torch.bool)
-    for axis in range(3):
-        found = shares.amax([d for d in range(3) if d != axis]).nonzero()
-        if not len(found):
-            return None
+    for axis, found in enumerate(bounding_box(shares.numpy()) or ()):
         half = max((shares.shape[axis] - 1) / 2, 1e-6)
-        low, high = (float(n) / half - 1 for n in (found.min() - 1, found.max() + 1))
+        low, high = (found.start - 1) / half - 1, found.stop / half - 1
         at, margin = coarse[..., 2 - axis], apart[2 - axis]
         inside &= (at > low - margin) & (at < high + margin)
     hits = inside.nonzero()
-    if not len(hits):
+    if not len(hits) or not shares.any():
         return None
     ends = zip((hits.amin(0) * COARSE).tolist(), (hits.amax(0) * COARSE).tolist(), strict=True)
     return tuple(slice(max(0, first - COARSE), last + COARSE) for first, last in ends)

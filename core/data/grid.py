@@ -18,8 +18,8 @@ Box = tuple[slice, slice, slice]
 Floats = npt.NDArray[np.float64]
 
 
-def bounding_box(mask: npt.NDArray[np.bool_]) -> Box | None:
-    """Returns the smallest box that holds every true voxel of a (Z, Y, X) mask, or None."""
+def bounding_box(mask: npt.NDArray[np.bool_ | np.uint8]) -> Box | None:
+    """Returns the smallest box that holds every voxel above 0 of a (Z, Y, X) mask, or None."""
     rows: npt.NDArray[np.bool_] = np.logical_or.reduce(mask, axis=2)
     ends = []
     for line in (rows.any(axis=1), rows.any(axis=0), mask.any(axis=(0, 1))):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from core.data.grid import bounding_box
 from core.errors import UserError
 from core.plan.schema import LOSS_TERMS, Loss
 
@@ -376,9 +377,9 @@ class _ClassSums(torch.autograd.Function):
         ctx.save_for_backward(log_p, shares)
         sums = []
         for one, share in zip(log_p, shares, strict=True):
-            p, q = one.exp(), share.to(one.dtype).div_(255)
-            overlap, mass = torch.minimum(p, q).sum(), p.sum()
-            nll = q.mul_(one)
+            box, p = _box(share), one.exp()
+            mass, p, q = p.sum(), p[box], share[box].to(one.dtype).div_(255)
+            overlap, nll = torch.minimum(p, q).sum(), q.mul_(one[box])
             focal = _power(p.neg_().add_(1).clamp_(min=0), gamma).mul_(nll)
             sums.append(torch.stack((-nll.sum(), -focal.sum(), overlap, mass)))
         return torch.stack(sums, dim=1).unbind()
@@ -388,13 +389,20 @@ class _ClassSums(torch.autograd.Function):
         log_p, shares = ctx.saved_tensors
         out = torch.empty_like(log_p)
         for c, (g_nll, g_focal, g_overlap, g_mass) in enumerate(zip(*grads, strict=True)):
-            one, p, q = log_p[c], log_p[c].exp(), shares[c].to(log_p.dtype).div_(255)
+            box, whole = _box(shares[c]), torch.exp(log_p[c], out=out[c])
+            p, q = whole[box].clone(), shares[c][box].to(log_p.dtype).div_(255)
             rest = (1 - p).clamp_(min=torch.finfo(p.dtype).tiny)
-            slope = _power(rest, ctx.gamma - 1).mul_(p).mul_(one).mul_(ctx.gamma)
+            slope = _power(rest, ctx.gamma - 1).mul_(p).mul_(log_p[c][box]).mul_(ctx.gamma)
             slope.sub_(_power(rest, ctx.gamma)).mul_(g_focal).sub_(g_nll)
-            below = (p <= q).mul(g_overlap).add_(g_mass)
-            torch.addcmul(slope.mul_(q), below, p, out=out[c])
+            whole.mul_(g_mass)[box].add_(slope.mul_(q)).add_((p <= q).mul(g_overlap).mul_(p))
         return out, None, None
+
+
+def _box(shares: torch.Tensor) -> tuple[slice, ...]:
+    """Outside of it a class has no share (Z, Y, X) of any voxel; all of it on a GPU, unread."""
+    if shares.device.type != "cpu":
+        return (slice(None),) * 3
+    return bounding_box(shares.numpy()) or (slice(0),) * 3
 
 
 def _power(base: torch.Tensor, exponent: float) -> torch.Tensor:
