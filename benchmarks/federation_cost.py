@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -23,11 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.loopback import Loopback, loopback
+from benchmarks.loopback import SAMPLE_SECONDS, Loopback, loopback
 from benchmarks.measure import row, save, show
 from core.plan.load import load
 from core.processes import leave_by_signal
 from core.wire.partition import size_bytes, start_state
+from hnfed.guard.fleet import connect
+from hnfed.guard.kit import private_key, read_kit
+from hnfed.guard.proxy import http_options
 
 SITES = (2, 4, 8, 16, 30)
 SMALL, DEFAULT = [4, 8, 16], [16, 32, 64, 128]  # 0.1 MB, and the default network of 5.7 MB
@@ -35,6 +37,8 @@ LARGE_UP_TO = 8  # sites with the latter: what a byte costs, its sites need not 
 ROUNDS = 3  # the first is not counted: its sites fetch the app bundle
 IDLE_SECONDS = 15.0
 FAR = (100, 1000)
+QUESTIONS = 300
+FILLED = "SuperLink's one process is filled"
 # Terms of a line: what it is multiplied with at n sites and weights of m MB.
 TERMS = {
     "1": lambda n, m: 1.0,
@@ -51,7 +55,6 @@ LINES = {
     "superlink_cpu_s": ("1", "site", "site MB"),
     "server_cpu_s": ("1", "site", "site MB"),
     "nginx_cpu_s": ("1", "site", "site MB"),
-    "idle_cpu": ("1", "site"),
 }
 UNITS = {"round_s": "s", "transport_s": "s", "bytes_mb": "MB", "memory_mb": "MB"}
 Point = dict[str, float]
@@ -85,14 +88,11 @@ def weights_mb(path: Path) -> float:
 
 
 def measured(federation: Loopback, sites: int, channels: Sequence[int]) -> Point:
-    """What a round cost with the first `sites` sites, which are connected; before it, polling."""
-    begun = time.time()
-    time.sleep(IDLE_SECONDS)
-    idle = federation.watch.cpu_between(begun, begun + IDLE_SECONDS)
+    """What a round cost with the first `sites` sites, which are connected."""
     name = f"r{sites}-{channels[0]}"
     point = of_rounds(federation.run(plan_of(federation.sites[:sites], channels), name), federation)
     size = weights_mb(federation.kits.parent / f"{name}.yaml")
-    return {"sites": sites, "mb": size, "idle_cpu": sum(idle.values()) / IDLE_SECONDS} | point
+    return {"sites": sites, "mb": size} | point
 
 
 def of_rounds(events: Sequence[Mapping[str, Any]], federation: Loopback) -> Point:
@@ -142,17 +142,34 @@ def misfit(points: Sequence[Point], what: str, line: Mapping[str, float]) -> flo
     )
 
 
-def busiest(lines: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
-    """Sites at which polling alone would fill one core with the server's processes."""
-    per_site = lines["idle_cpu"].get("site", 0.0)
-    rest = 1.0 - lines["idle_cpu"].get("1", 0.0)
-    return "polling", rest / per_site if per_site else float("inf")
+def polling(federation: Loopback) -> Point:
+    """CPU seconds of the server's processes for one question of a site, and a second without any.
+
+    Its last site asks as fast as it is answered; nobody else may be connected.
+    """
+    begun = time.time()
+    time.sleep(IDLE_SECONDS)
+    idle = federation.watch.cpu_between(begun, begun + IDLE_SECONDS)
+    kit = read_kit(federation.kits / federation.sites[-1], "site")
+    connection = connect(f"{kit.host}:{kit.port}", private_key(kit), http_options(kit))
+    begun = time.time()
+    for _ in range(QUESTIONS):
+        connection.receive()
+    ended = time.time()
+    time.sleep(SAMPLE_SECONDS)
+    busy = federation.watch.cpu_between(begun, ended)
+    connection.close()
+    at_rest = {name: used / IDLE_SECONDS for name, used in idle.items()}
+    each = {n: (busy[n] - at_rest[n] * (ended - begun)) / QUESTIONS for n in busy}
+    return {"sites": 0.0, "mb": 0.0, "idle": at_rest["superlink"], "question": each["superlink"]}
 
 
 def measure(wanted: Sequence[tuple[int, list[int]]], known: list[Point], keep: Path | None) -> None:
     """Measures what is wanted, (sites, channels) in rising order, into `known` and a file."""
     most = max(sites for sites, _ in wanted)
-    with tempfile.TemporaryDirectory() as folder, loopback(Path(folder), most) as federation:
+    with tempfile.TemporaryDirectory() as folder, loopback(Path(folder), most + 1) as federation:
+        if not any("question" in point for point in known):
+            known.append(polling(federation) | {"channels": 0})
         for sites, channels in wanted:
             federation.connect(sites)
             known.append(measured(federation, sites, channels) | {"channels": channels[0]})
@@ -185,8 +202,9 @@ def main() -> int:
     return 0
 
 
-def rows_of(points: Sequence[Point]) -> list[dict[str, Any]]:
+def rows_of(found: Sequence[Point]) -> list[dict[str, Any]]:
     """What was measured at the most sites, and the lines at more of them."""
+    points = [p for p in found if p["sites"]]
     lines = {what: fitted(points, what) for what in LINES}
     for what, line in lines.items():
         words = " + ".join(f"{value:.4g} x {term}" for term, value in line.items())
@@ -202,9 +220,10 @@ def rows_of(points: Sequence[Point]) -> list[dict[str, Any]]:
             for sites in FAR:
                 title = f"federation, {sites} sites, {size:.0f} MB: {name}, fitted"
                 rows.append(row(title, read_at(lines[what], sites, size), unit, about))
-    name, sites_ = busiest(lines)
-    about = f"of {os.cpu_count()} here"
-    rows.append(row(f"federation: sites whose {name} fills one core", sites_, "sites", about))
+    for p in (p for p in found if "question" in p):
+        most_sites = (1.0 - p["idle"]) / max(p["question"], 1e-9)
+        rows.append(row("federation: a question for a message", 1e3 * p["question"], "ms CPU"))
+        rows.append(row("federation: sites that ask each second", most_sites, "sites", FILLED))
     return rows
 
 

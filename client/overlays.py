@@ -159,9 +159,11 @@ def _panel(piece: Slice, colour: Colour) -> npt.NDArray[np.uint8]:
     low, high = GREY_HU
     grey = np.nan_to_num((np.clip(piece.image, low, high) - low) / (high - low) * 255)
     canvas = np.repeat(_enlarged(grey, size)[..., None], 3, axis=2).astype(np.uint8)
-    for mask, line in ((piece.truth, TRUTH), (piece.prediction, colour)):
-        inside = _enlarged(mask.astype(np.float32), size) > 0.5
-        canvas[inside & ~ndimage.binary_erosion(inside, iterations=2)] = line
+    masks = [_enlarged(m.astype(np.float32), size) > 0.5 for m in (piece.truth, piece.prediction)]
+    lines = [mask & ~ndimage.binary_erosion(mask, iterations=2) for mask in masks]
+    canvas[ndimage.binary_dilation(lines[0] | lines[1])] //= 3  # so that white shows on bone
+    for line, tint in zip(lines, (TRUTH, colour), strict=True):
+        canvas[line] = tint
     panel = np.zeros((PANEL, PANEL, 3), dtype=np.uint8)
     top, left = ((PANEL - n) // 2 for n in size)
     panel[top : top + size[0], left : left + size[1]] = canvas

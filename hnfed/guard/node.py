@@ -60,7 +60,9 @@ from hnfed.guard.weights import WeightsError, require_weights
 from hnfed.guard.weights_record import FOLDER as WEIGHTS
 from hnfed.guard.weights_record import forget, is_kept, record_of
 
-POLL_SECONDS = 1.0
+# Between two questions for a message. Each costs Flower's server about 15 ms of its one process, so
+# some 60 sites that ask every second fill it (python -m benchmarks.federation_cost).
+POLL_SECONDS, LONGEST_POLL_SECONDS = 1.0, 10.0
 LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
 SECRET = (pins.FOLDER, SUMS, WEIGHTS)  # of the guard's folder, no training process reads
 REMEMBERED = 4  # runs whose bundles are not fetched again
@@ -120,25 +122,31 @@ def serve(house: House, connection: Connection) -> None:
     Raises:
         FleetError: the connection is lost.
     """
-    desk, refused = Desk(house, connection), 0
+    desk, refused, since = Desk(house, connection), 0, time.monotonic()
     try:
         while True:
             if not refused:
                 desk.get_ready()
             arrival = connection.receive()
             if arrival is None:
-                time.sleep(POLL_SECONDS)
+                time.sleep(pause(time.monotonic() - since))
                 continue
             done = False
             try:
                 done = desk.handle(arrival)
             except RunOverError:
                 house.say("the run has ended meanwhile; its last order is left as it is")
+            since = time.monotonic()
             refused = 0 if done else min(refused + 1, 10)
             if refused:
                 time.sleep(min(2.0 ** (refused - 2), LONGEST_PAUSE_SECONDS))
     finally:
         desk.close()
+
+
+def pause(waited: float) -> float:
+    """Seconds until the server is asked for a message again, by how long none has come."""
+    return min(max(POLL_SECONDS, waited / 60), LONGEST_POLL_SECONDS)
 
 
 class Desk:

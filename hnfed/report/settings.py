@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.plan.schema import Config, Phase, SimulatedSite
+from core.tracking.wandb_run import scrubbed
 
 LONGEST = 300
 DEFAULT, SET = "default", "set"
+# Of a simulation: where its archives lie, and ids and spellings of theirs. A page is handed on.
+HERE = re.compile(r"simulation\.(?:data|cache|sites\.[^.]+\.(?:root|aliases|splits|exclude))\b")
+HIDDEN = '"[of this machine]"'
 OF_MANY = {  # lists of sections, and sections by name
     "phases": dataclasses.asdict(Phase(name="")),
     "simulation.sites": dataclasses.asdict(SimulatedSite()),
@@ -32,11 +37,12 @@ def settings(config: Mapping[str, Any], sources: Mapping[str, Any]) -> list[dict
     """
     known = _defaults()
     groups: dict[str, list[dict[str, Any]]] = {}
-    for key, value in flat(config):
+    for key, value in flat(scrubbed(config)):
         default = known.get(_general(key), known.get(key))
         told = sources.get(key)
         source = str(told) if told else DEFAULT if value == default else SET
-        row = {"key": key, "value": value[:LONGEST], "source": source, "set": source != DEFAULT}
+        told = HIDDEN if HERE.match(key) and value != default else value[:LONGEST]
+        row = {"key": key, "value": told, "source": source, "set": source != DEFAULT}
         groups.setdefault(key.partition(".")[0], []).append(row)
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
 

@@ -189,7 +189,8 @@ def _left(view: View) -> list[str]:
         )
     told.append("Images, contours, names and figures of single cases stayed.")
     if sent:
-        told.append(f"In all {FILTERS['amount'](sent)} left the sites.")
+        verb = "passed from the sites to the server" if view["simulated"] else "left the sites"
+        told.append(f"In all {FILTERS['amount'](sent)} {verb}.")
     return told
 
 

@@ -28,6 +28,7 @@ COLOURS = {
     "failed": "red", "refused": "red", "vanished": "red", "not connected": "red",
     "not running": "red",
 }  # fmt: skip
+DONE = ("OK", "NEED_BASE")  # codes of replies that are in order
 FEWEST_ROWS = 4  # of a table that is cut to the height of a screen
 SECURE = "secure aggregation: scores are sums over all sites, none of one site is known"
 
@@ -178,17 +179,15 @@ def _sites(state: RunState, connected: Mapping[str, bool | None], room: int) -> 
             Text(site.name), Text(told, style=_colour(told)), Text(order), time,
             str(site.answered), Text(str(site.refused), style="red" if site.refused else ""),
         )  # fmt: skip
-        if site.code:
-            table.add_row("", Text(site.code, style="red"), "", "", "", "")
     if len(sites) > cut:
         table.add_row(f"and {len(sites) - cut} more", "", "", "", "", "")
-    refused = [s for s in sites[:cut] if s.why]
+    refused = [s for s in sites[:cut] if s.code]
     if not refused:
         return table
     outer = Table.grid()
     outer.add_row(table)
     for site in refused:
-        outer.add_row(Text(f"{site.name}: {site.why}", style="red"))
+        outer.add_row(Text(f"{site.name}: {site.code}: {site.why}", style="red"))
     return outer
 
 
@@ -281,7 +280,9 @@ def _client(state: ClientState, plain: bool) -> list[RenderableType]:
     elif state.state == "connected":
         parts.append(Text("waiting for an order"))
     total = sum(state.replies.values())
-    codes = ", ".join(f"{code} {n}" for code, n in sorted(state.replies.items()) if code != "OK")
+    codes = ", ".join(
+        f"{code} {n}" for code, n in sorted(state.replies.items()) if code not in DONE
+    )
     left = f"{total} replies have left, {size(state.bytes)} of weights"
     parts.append(Text(left + (f"; not done: {codes}" if codes else "")))
     if state.last:
@@ -302,7 +303,7 @@ def _replies(state: ClientState) -> Table:
     table = _table("left at", "run", "what", "how it went", "weights", right=(4,))
     for reply in state.last:
         what = f"{reply.phase} {reply.round} {reply.kind}" if reply.phase else reply.kind
-        good = reply.code in ("OK", "NEED_BASE")
+        good = reply.code in DONE
         at = reply.at[:19].replace("T", " ")
         code = Text(reply.code, style="green" if good else "red")
         table.add_row(Text(at), Text(reply.run), Text(what), code, size(reply.bytes))

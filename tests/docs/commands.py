@@ -73,8 +73,25 @@ RAY = "a Ray cluster (tests/simulations)"
 FEDERATION = "a running federation: `make deploy-test` plays it"
 INSTALL = "a package index and a wheel (tests/test_install.py)"
 STUDY = "a study that has run (tests/hnfed/compare)"
+WATCHED = "watches until Ctrl-C (tests/hnfed/cli/test_watch.py)"
+WANDB = "an account of W&B"
+TOTAL = "TotalSegmentator and its weights (tests/hnfed/evaluate)"
 ELSEWHERE = {
+    **{
+        f"TotalSegmentator -i ct.nii.gz -o other/CASE/segmentations --task {task}": TOTAL
+        for task in ("headneck_muscles", "head_glands_cavities", "craniofacial_structures")
+    },
+    "hnfed watch kits/server": WATCHED,
+    "hnfed watch kits/server --run plan-2": WATCHED,
+    "hnfed watch hn --site nyu.yaml": WATCHED,
+    "hnfed watch kits/server --listen": WATCHED,
+    "hnfed watch hn --site nyu.yaml --listen": WATCHED,
+    "curl --unix-socket kits/server/metrics.sock http://localhost/metrics": WATCHED,
+    "curl --unix-socket kits/server/metrics.sock http://localhost/health": WATCHED,
+    "wandb sweep docs/wandb-sweep.yaml": WANDB,
+    "wandb agent ENTITY/PROJECT/ID": WANDB,
     "git clone --depth 1 https://github.com/ababier/open-kbp": "a network",
+    "hnfed evaluate --model openkbp-base --data ARCHIVE --split test": "until that model ships",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
     "hnfed simulate openkbp simulation.data=DIR --out runs/openkbp": OPENKBP,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import SimpleITK as sitk
+
 from core.archives.formats.openkbp import SIDE
 from core.archives.images.volume import read_image
 from core.plan.load import load, plan_hash, to_yaml
@@ -22,13 +24,19 @@ from tests.docs.commands import ROOT, Command, blocks
 from tests.simulations.conftest import TINY
 
 SPLITS = ("train", "train", "train", "val", "test")
-PLACES = {"/data/archive": "ARCHIVE", "archive": "ARCHIVE", "KIT": "hn"}
+PLACES = {
+    "/data/archive": "ARCHIVE",
+    "archive": "ARCHIVE",
+    "KIT": "hn",
+    "root=/data/archive": "root=ARCHIVE",
+}
 OPENKBP_NAMES = {
     "BrainStem": "Brainstem",
     "Mandible": "Mandible",
     "Parotid_L": "LeftParotid",
     "Parotid_R": "RightParotid",
 }
+TOTALSEGMENTATOR_NAMES = {"Mandible": "mandible", "Parotid_L": "parotid_gland_left"}
 # What a page's reader gets by mail.
 MAILED = {"hn/request.pem": "request.pem", "kits/answers/nyu.json": "nyu.json"}
 SITE = "name: nyu\nroot: {root}/ARCHIVE\ncache: {root}/cache\nstate: {root}/state\n"
@@ -65,6 +73,7 @@ def build(root: Path, cache: Path) -> None:
     for name in ("site_a", "site_b"):
         shutil.copytree(archive, root / "DIR" / name)
     for case in cases:
+        as_totalsegmentator(case, root / "other" / case.name / "segmentations")
         as_openkbp(
             case, root / "open-kbp" / "provided-data" / "train-pats" / f"pt_{case.name[-3:]}"
         )
@@ -77,6 +86,15 @@ def build(root: Path, cache: Path) -> None:
     deployment = blocks(ROOT / "docs" / "deployment.md", "yaml")
     text = next(text for text in deployment if text.startswith("# federation.yaml"))
     (root / "federation.yaml").write_text(text)
+
+
+def as_totalsegmentator(case: Path, folder: Path) -> None:
+    """The contours of a case of a PDDCA archive as another tool would have drawn and named them."""
+    folder.mkdir(parents=True)
+    for name, theirs in TOTALSEGMENTATOR_NAMES.items():
+        path = case / "structures" / f"{name}.nrrd"
+        if path.is_file():
+            sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / f"{theirs}.nii.gz"))
 
 
 def as_openkbp(case: Path, folder: Path) -> None:

@@ -552,3 +552,24 @@ def _digest(plan: Any) -> str:
     from core.wire.partition import state_hash
 
     return state_hash(_base(plan))
+
+
+def test_a_site_asks_less_often_the_longer_nothing_has_come(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [node.pause(waited) for waited in (0.0, 59.0, 300.0, 86_400.0)] == [1.0, 1.0, 5.0, 10.0]
+    coming: list[Any] = [None, None]
+    pauses: list[float] = []
+
+    class Silent(Wire):
+        def receive(self) -> Any:
+            if not coming:
+                raise FleetError("lost")
+            return coming.pop()
+
+    wire: Any = Silent(b"", {})
+    monkeypatch.setattr("hnfed.guard.node.time.sleep", pauses.append)
+    monkeypatch.setattr(node, "pause", lambda waited: 7.0 if waited < 60 else 0.0)
+    with pytest.raises(FleetError):
+        node.serve(hospital.house, wire)
+    assert pauses == [7.0, 7.0]
