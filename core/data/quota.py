@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.plan.schema import Preprocess
 
 GB = 1_000_000_000
-VOXEL_BYTES = 4  # image of an entry, and organs' shares in their boxes, which may overlap
+VOXEL_BYTES = 6  # image of an entry, and of its organs the shares in boxes that may overlap
 
 
 def require_room(root: Path, settings: Preprocess, quota_bytes: int) -> None:
