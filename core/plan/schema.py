@@ -62,7 +62,7 @@ class Loss:
 
     form: str = "categorical"
     ce: float = 0.25
-    focal: float = 1.0
+    focal: float = 0.1
     dice: float = 1.0
     gdice: float = 1.0
     gamma: float = 2.0
