@@ -116,6 +116,7 @@ def test_an_archive_format(changed: Command, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @perform_one("A loss term")
 def test_a_loss_term(changed: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -133,6 +134,7 @@ def test_a_loss_term(changed: Command, tmp_path: Path) -> None:
     assert schema["properties"]["loss"]["properties"]["tversky"]["minimum"] == 0
 
 
+@pytest.mark.slow
 @perform_one("An aggregation strategy")
 def test_an_aggregation_strategy_with_moments(changed: Command, tmp_path: Path) -> None:
     plan = ["smoke", *TINY, f"simulation.cache={tmp_path / 'c'}", "phases.pretrain.rounds=3"]
@@ -157,6 +159,7 @@ def test_an_aggregation_strategy_with_moments(changed: Command, tmp_path: Path) 
     assert (ended / stem).read_bytes() == (whole / stem).read_bytes()
 
 
+@pytest.mark.slow
 @perform_one("A metric of a federation")
 def test_a_metric_from_voxel_to_report(changed: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"

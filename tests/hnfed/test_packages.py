@@ -160,6 +160,7 @@ def test_a_folder_that_is_gone_stands_in_nobodys_way(environment: Path, tmp_path
 POISONED = ("core", "server", "client", "simulations", "hnfed", "configs", "torch", "numpy", "yaml")
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_packages_of_these_names_is_not_looked_at(tmp_path: Path) -> None:
     """The command, and the pool of processes that `hnfed prepare` starts (`python -c`)."""
     for name in POISONED:

@@ -90,6 +90,7 @@ def assert_nothing_left(homes: list[str]) -> None:
         assert supervise.owned(f"FLWR_HOME={home}") == set()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # two starts of Ray on a machine that may be busy
 def test_success_and_failure_have_their_exit_codes(
     tiny_app: Path, tmp_path: Path, marks: list[str]

@@ -121,6 +121,7 @@ def test_the_search_finds_what_is_there(archive: Path) -> None:
         assert word in found, word
 
 
+@pytest.mark.slow
 def test_check_and_prepare(archive: Path, tmp_path: Path, capfd) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -18,6 +18,7 @@ def plan_of(*overrides: str) -> Plan:
     return load("smoke", ["train.batch=1", *overrides])[0].plan
 
 
+@pytest.mark.slow
 def test_a_larger_crop_takes_more() -> None:
     small = rehearse(plan_of("preprocess.crop=[16, 16, 16]"), "cpu")
     large = rehearse(plan_of("preprocess.crop=[96, 96, 128]"), "cpu")

@@ -227,6 +227,7 @@ def wait_for(holds: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_ends_with_the_grid_and_is_resumed(study: str, tmp_path: Path) -> None:
     out = tmp_path / "cells"
     command = [sys.executable, "-m", "hnfed.cli.main", "grid", study, "--out", str(out)]

@@ -95,11 +95,12 @@ def test_jsonl(tmp_path: Path) -> None:
     assert whole(tmp_path, "jsonl") == []
     events = read_events(tmp_path / "tracking.jsonl")
     kinds = [event["event"] for event in events]
-    assert kinds == ["round", "alert", "round", "table", "table", "model", "end"]
+    # A phase's tables come when metrics.json has them, maybe before the journal is read on.
+    assert sorted(kinds[:-1]) == ["alert", "model", "round", "round", "table", "table"]
+    assert (kinds[0], kinds[-1]) == ("round", "end")
     assert events[0]["values"] == EXPECTED
-    assert (events[5]["path"], events[6]["status"]) == (
-        "checkpoints/pretrain/best.safetensors", "completed",
-    )  # fmt: skip
+    assert events[kinds.index("model")]["path"] == "checkpoints/pretrain/best.safetensors"
+    assert events[-1]["status"] == "completed"
     assert json.loads((tmp_path / FILE).read_text())["phases"] == ["pretrain"]
 
 

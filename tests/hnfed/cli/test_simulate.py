@@ -86,6 +86,7 @@ def test_the_folder_holds_what_it_should_and_nothing_else(smoke: Smoke) -> None:
         "config.yaml",
         "run_id",
         "plan.json",
+        "sources.json",
         "journal.jsonl",
         "metrics.json",
         "checkpoints",
@@ -195,7 +196,9 @@ def test_cases_are_listed_at_the_site_only(smoke: Smoke) -> None:
             with (smoke.out / "sites" / site / phase / "cases.csv").open(newline="") as file:
                 rows = list(csv.DictReader(file))
             assert rows
-            assert set(rows[0]) == {"case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml"}
+            assert set(rows[0]) == {
+                "case", "organ", "dice", "hd95_mm", "surface_dice_2mm", "volume_ml", "predicted_ml",
+            }  # fmt: skip
             names = {r["case"] for r in rows}
             for public in ("journal.jsonl", "metrics.json"):
                 text = (smoke.out / public).read_text()

@@ -107,7 +107,7 @@ def test_archives_of_a_simulation(here: Path) -> None:
         ("plan", {"sites": "a,a"}, "each site once"),
         ("plan", {"own": "Larynx", "own_site": "other"}, "site_a"),
         ("federation", {"port": "70000"}, "65534"),
-        ("federation", {"sites": "server"}, "small letters"),
+        ("federation", {"sites": "server"}, "another name"),
         ("federation", {"host": "a b"}, "sites dial"),
     ],
 )

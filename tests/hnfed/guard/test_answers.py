@@ -68,6 +68,7 @@ def test_the_guard_counts_over_runs_and_answers_no_more(
     assert hospital.ask("evaluate", scored, arrays=hospital.start()).code == "OK", hospital.log
 
 
+@pytest.mark.slow
 def test_a_split_does_not_change_behind_an_answer(
     tmp_path: Path, patients: Path, own_bundle: bytes
 ) -> None:

@@ -199,6 +199,7 @@ def at(hospital: Hospital, device: str) -> None:
     hospital.desk = Desk(hospital.house, hospital.wire)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_orders_are_answered_as_by_one_process(two: dict[str, Hospital]) -> None:
     trained, scored = [], []
     for hospital in two.values():
