@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,25 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import AtMost, row, save, show
+from hnfed.watch.processes import memory_bytes
 from simulations.supervise import owned
 
 SMALL = ("OpticChiasm", "OpticNrv_L", "OpticNrv_R")
 MOST_SECONDS, MOST_GB = 300.0, 6.0
 LEAST_DICE = {"six larger organs": 0.70, "chiasm and nerves": 0.35, "constrictors": 0.50}
 SAMPLE_SECONDS = 1.0
-
-
-def pss_bytes(processes: Sequence[int]) -> int:
-    """Proportional set size of these processes together: shared pages count once (Linux)."""
-    total = 0
-    for process in processes:
-        try:
-            text = Path(f"/proc/{process}/smaps_rollup").read_text()
-        except OSError:
-            continue  # gone meanwhile
-        found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-        total += int(found.group(1)) * 1024 if found else 0
-    return total
 
 
 def dice_of(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -60,7 +47,7 @@ def run(command: Sequence[str]) -> tuple[float, int]:
     process = subprocess.Popen(command, env=os.environ | {name: value})
     peak = 0
     while process.poll() is None:
-        peak = max(peak, pss_bytes(sorted(owned(mark))))
+        peak = max(peak, memory_bytes(owned(mark)))
         time.sleep(SAMPLE_SECONDS)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")

@@ -23,7 +23,6 @@ from typing import Any
 
 import httpx
 
-from benchmarks.demo import pss_bytes
 from benchmarks.light_site import answer, described
 from core.errors import UserError
 from core.journal import JOURNAL, read_events
@@ -34,6 +33,7 @@ from hnfed.deploy.superlink import ADMITTED
 from hnfed.guard.fleet import Arrival, Connection, FleetError, connect
 from hnfed.guard.kit import Kit, private_key, read_kit
 from hnfed.guard.proxy import http_options
+from hnfed.watch.processes import memory_bytes
 from simulations.supervise import owned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +86,7 @@ class Watch(threading.Thread):
         cpu = dict.fromkeys((*PROCESSES, OTHER), 0.0)
         for name, seconds in self._ended.values():
             cpu[name] += seconds
-        return Sample(time.time(), cpu, pss_bytes(sorted(living)) / 1e6)
+        return Sample(time.time(), cpu, memory_bytes(living) / 1e6)
 
     def cpu_between(self, begun: float, ended: float) -> dict[str, float]:
         """CPU seconds by process between two moments of `time.time`."""

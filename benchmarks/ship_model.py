@@ -19,7 +19,6 @@ from core.files import replace_file
 from core.plan.load import CONFIGS, MODELS
 from core.wire.checkpoint import load, load_meta
 from hnfed.evaluate.evaluation import Evaluation, Method, choose_cases, evaluate, vocabulary_of
-from hnfed.evaluate.statistics import estimate
 from hnfed.predict.model_files import resolve_model
 from hnfed.predict.segmenter import Choice, load_segmenter
 from hnfed.predict.shipped import make
@@ -112,24 +111,11 @@ def scored(path: Path, data: str) -> Evaluation:
 def rows_of(result: Evaluation) -> list[dict[str, Any]]:
     """One row an organ: n, missed, Dice with its interval, HD95."""
     rows = []
-    for organ in result.organs:
-        scores = [s for s in result.scores if s.organ == organ]
-        if not scores:
-            continue
-        found = estimate([[s.dice] for s in scores])
-        far = [s.hd95_mm for s in scores if s.hd95_mm is not None]
-        rows.append(
-            {
-                "organ": organ,
-                "n": len(scores),
-                "missed": sum(s.hd95_mm is None for s in scores),
-                "dice": float(np.mean([s.dice for s in scores])),
-                "low": found.low,
-                "high": found.high,
-                "hd95_mm": float(np.mean(far)) if far else None,
-            }
-        )
-    return rows
+    for organ, cell in result.summary["organs"].items():
+        low, high = cell["intervals"].get("dice") or (None, None)
+        told = {key: cell[key] for key in ("n", "missed", "dice", "hd95_mm")}
+        rows.append({"organ": organ, **told, "low": low, "high": high})
+    return [row for row in rows if row["n"]]
 
 
 def card(path: Path, result: Evaluation) -> str:

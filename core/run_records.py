@@ -76,6 +76,24 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def read_blocks(path: Path, problems: list[str], lost: str = "") -> dict[str, Any]:
+    """`sound_blocks` of a JSON file; {} and a problem where it cannot be read.
+
+    Args:
+        path: of the file, which exists.
+        problems: gets what could not be used.
+        lost: what is missing without the file, for the problem.
+    """
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        problems.append(f"{path.name} cannot be read{lost}")
+        return {}
+    return sound_blocks(values, problems, path.name)
+
+
 def require_shallow(value: Any, deepest: int = DEEPEST) -> None:
     """Requires that a value can be walked through.
 

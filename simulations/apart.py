@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.archives.duplicates import trained_on
 from core.archives.parallel import cpus
 from core.archives.preparing import Prepared, keep, prepare
 from core.data.cached_case import Entry
@@ -138,7 +139,7 @@ def contaminated(
             init = by_name[init].init
         if not init.endswith(".safetensors"):
             continue
-        seen = set(load_meta(Path(init)).get("trained_on", ()))
+        seen = trained_on(load_meta(Path(init)))
         for site in phase.sites:
             entries = entries_of.get(site, ())
             number = sum(e.split == "test" and e.image_sha256 in seen for e in entries)

@@ -92,21 +92,20 @@ def _sources(name: str, site: SimulatedSite, config: Config, cache: Path) -> lis
     archives = [open_archive(root, format=site.format) for root in roots]
     try:
         if len(archives) == 1:
-            sources = [replace(source, root=str(roots[0].resolve()))]
+            found = [(replace(source, root=str(roots[0].resolve())), archives[0])]
         else:
-            sources = _shared_out(source, archives)
-        used = {a.root: a for a in archives}
-        cases = [chosen(s, used[Path(s.root)])[0].cases for s in sources]
+            found = _shared_out(source, archives)
+        cases = [chosen(one, archive)[0].cases for one, archive in found]
     except UserError as error:
         if error.field not in ("splits", "exclude"):
             raise
         field = f"simulation.sites.{name}.{error.field}"
         raise UserError(field, error.value, error.remedy, problem=error.problem) from None
     _require_apart(name, [[ref.case for ref in refs] for refs in cases])
-    return [asdict(s) for s in sources]
+    return [asdict(one) for one, _ in found]
 
 
-def _shared_out(source: Source, archives: Sequence[Archive]) -> list[Source]:
+def _shared_out(source: Source, archives: Sequence[Archive]) -> list[tuple[Source, Archive]]:
     """A site's lists shared out over several archives: each gets the names that it has.
 
     A name that none has goes to the first, which says what is to be said of it.
@@ -125,7 +124,8 @@ def _shared_out(source: Source, archives: Sequence[Archive]) -> list[Source]:
         if source.splits and not any(splits.values()):
             continue  # a list of nobody would mean everybody
         exclude = own("exclude", source.exclude, place)
-        found.append(replace(source, root=str(archive.root), splits=splits, exclude=exclude))
+        one = replace(source, root=str(archive.root), splits=splits, exclude=exclude)
+        found.append((one, archive))
     return found
 
 

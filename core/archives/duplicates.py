@@ -13,6 +13,8 @@ from core.data.geometry import Geometry
 from core.errors import Finding
 from core.plan.schema import SPLITS
 
+TRAINED_ON = "trained_on"  # of a checkpoint's JSON: `image_digest` of each CT
+
 
 def image_digest(image: npt.NDArray[Any], geometry: Geometry) -> str:
     """SHA-256 of a CT's voxels (Z, Y, X) in whole HU and voxel size in whole micrometres.
@@ -25,6 +27,11 @@ def image_digest(image: npt.NDArray[Any], geometry: Geometry) -> str:
     whole = image if image.dtype == np.int16 else np.rint(image).clip(-32768, 32767)
     digest.update(np.ascontiguousarray(whole, dtype="<i2").data)
     return digest.hexdigest()
+
+
+def trained_on(meta: Mapping[str, Any]) -> frozenset[str]:
+    """Digests of the CTs that a model was trained or chosen on; empty where it does not say."""
+    return frozenset(str(digest) for digest in meta.get(TRAINED_ON, ()))
 
 
 def copies_of(images: Mapping[str, str], splits: Mapping[str, str]) -> list[Finding]:

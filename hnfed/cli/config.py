@@ -39,10 +39,11 @@ def _show(args: argparse.Namespace) -> int:
     import dataclasses
 
     from core.plan.load import load
+    from hnfed.report.settings import flat as flattened
 
     config, sources = load(args.config, args.overrides)
     values = dataclasses.asdict(config)
-    flat = _flattened(values)
+    flat = dict(flattened(values))
     for key, value in flat.items():
         print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
     if args.json is not None:
@@ -56,18 +57,3 @@ def _schema(args: argparse.Namespace) -> int:
 
     print(json.dumps(plan_schema(), indent=2, allow_nan=False))
     return 0
-
-
-def _flattened(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value as JSON; a list is one value, a list of sections is not."""
-    if isinstance(value, dict) and value:
-        items = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = {str(i): item for i, item in enumerate(value)}.items()
-    else:
-        return {prefix: json.dumps(value)}
-    return {
-        key: text
-        for name, item in items
-        for key, text in _flattened(item, f"{prefix}.{name}" if prefix else str(name)).items()
-    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
@@ -11,6 +13,8 @@ from core.errors import UserError
 from core.wire.checkpoint import load_meta
 
 _EMPTY_BYTES = len(safetensors.torch.save({}))
+# What of a checkpoint's JSON goes along with a model: no split, no run, nothing of a site.
+DESCRIBED = ("organs", "preprocess", "model", "phase", "round", "average_mirrored", "versions")
 
 
 @dataclass
@@ -64,6 +68,11 @@ def resolve_model(path: str | Path, phase: str | None = None, site: str | None =
             "--phase", phase, f"choose one of {', '.join(sorted(phases))}", problem=f"not in {root}"
         )
     return _of_phase(phases[phase], phase, site)
+
+
+def described(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint's JSON goes along with a model that is handed on."""
+    return {key: meta[key] for key in DESCRIBED if key in meta}
 
 
 def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:

@@ -28,7 +28,7 @@ from core.wire import checkpoint
 from core.wire.described import input_of
 from hnfed.evaluate.statistics import estimate
 from hnfed.predict.formats import CONTOUR_FORMATS
-from hnfed.predict.model_files import resolve_model
+from hnfed.predict.model_files import described, resolve_model
 from hnfed.predict.prediction import predict
 from hnfed.predict.segmenter import Choice
 from hnfed.report.run import read_run
@@ -37,10 +37,6 @@ SCHEMA_URL = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
-# What of a checkpoint's JSON goes along: no split, no run, nothing of a site.
-TOLD = (
-    "organs", "preprocess", "model", "phase", "round", "average_mirrored", "plan_hash", "versions",
-)  # fmt: skip
 SUMS = "SHA256SUMS"
 USE = (
     "Research. Contours of organs at risk on planning CT of head and neck, as a first draft that a "
@@ -80,7 +76,7 @@ def _fill(
     out: Path, run: Path, source: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> list[Path]:
     """Writes a bundle's files into a folder; returns them, relative to it."""
-    kept = {key: meta[key] for key in TOLD if key in meta}
+    kept = described(meta) | {key: meta[key] for key in ("plan_hash",) if key in meta}
     checkpoint.save(out / "models", "best", state, kept)
     scores = _scores(run, str(meta.get("phase", "")))
     if source.parent.parent.parent.name == "sites":  # one site's own weights: only it judged them

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.archives.duplicates import trained_on
 from core.data.geometry import Geometry
 from core.errors import UserError
 from core.plan.schema import Preprocess
@@ -22,7 +23,7 @@ from hnfed.predict.inference import (
     select_labels,
 )
 from hnfed.predict.model_files import resolve_model
-from hnfed.predict.shipped import path_of, trained_on
+from hnfed.predict.shipped import path_of
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.archives.duplicates import TRAINED_ON
 from core.errors import UserError
 from core.plan.load import shipped_models
 from core.wire.checkpoint import load, load_meta, save
-
-# What of a run's checkpoint goes along: no split, no run, no plan of anybody's.
-KEPT = ("organs", "preprocess", "model", "phase", "round", "average_mirrored", "versions")
-TRAINED_ON = "trained_on"  # digests of the CTs, see `core.archives.duplicates.image_digest`
+from hnfed.predict.model_files import described
 
 
 def path_of(model: str) -> str | Path:
@@ -63,11 +61,6 @@ def listed() -> list[dict[str, Any]]:
     return found
 
 
-def trained_on(meta: Mapping[str, Any]) -> frozenset[str]:
-    """Digests of the CTs that a model was trained or chosen on; empty where it does not say."""
-    return frozenset(str(digest) for digest in meta.get(TRAINED_ON, ()))
-
-
 def make(
     source: Path, folder: Path, name: str, digests: Sequence[str], words: Mapping[str, Any]
 ) -> Path:
@@ -91,6 +84,6 @@ def make(
     if not all(bool(torch.isfinite(t).all()) for t in halves.values()):
         remedy = "train it anew with a smaller lr, or ship 32 bits"
         raise UserError("model", source, remedy, problem="a weight above 65,504 does not fit")
-    told = {k: meta[k] for k in KEPT if k in meta} | dict(words)
+    told = described(meta) | dict(words)
     save(folder, name, halves, {**told, TRAINED_ON: sorted(set(digests))})
     return folder / f"{name}.safetensors"

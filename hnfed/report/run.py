@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.files import plain_row
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
-from core.run_records import is_own_file, read_json, sound_blocks, sound_events
+from core.run_records import is_own_file, read_blocks, read_json, sound_blocks, sound_events
 from hnfed.report.volumes import Volumes
 
 PICTURE_BYTES, ALL_PICTURES_BYTES = 2_000_000, 6_500_000  # as text below 9 MB
@@ -95,7 +95,9 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         events=sound_events(
             [event for event in events if event["event"] != "unreadable"], problems, JOURNAL
         ),
-        metrics=_read_metrics(run / "metrics.json", problems) if "metrics.json" in whole else {},
+        metrics=read_blocks(run / "metrics.json", problems, ": no test scores")
+        if "metrics.json" in whole
+        else {},
         dice=dice,
         surface=surface,
         volumes=volumes,
@@ -133,17 +135,6 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         return {}
     return sound_blocks({str(k): v for k, v in values.items()}, problems, path.name)
-
-
-def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        problems.append(f"{path.name} cannot be read: no test scores")
-        return {}
-    return sound_blocks(values, problems, path.name)
 
 
 def _read_sources(path: Path, run: Path) -> Mapping[str, Any]:

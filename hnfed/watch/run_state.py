@@ -22,8 +22,7 @@ from core.run_records import (
     mapping,
     number,
     of_run,
-    read_json,
-    sound_blocks,
+    read_blocks,
     sound_events,
 )
 from core.text import shown
@@ -218,9 +217,9 @@ def _read(run: Path, now: float) -> RunState:
     plan = _json(run / "plan.json", run, found.problems)
     metrics = _json(run / "metrics.json", run, found.problems)
     _judge(found, run, events, now)
-    _phases(found, plan, events, metrics)
-    _sites(found, plan, events, now)
     blocks = {str(b["name"]): b for b in metrics.get("phases", [])}
+    _phases(found, plan, events, blocks)
+    _sites(found, plan, events, now)
     for phase in found.phases:
         phase.organs = _organs(_rounds(events, phase.name), mapping(blocks.get(phase.name)))
     rounds = _rounds(events)
@@ -267,9 +266,8 @@ def _again(command: int | None, server: int | None, end: Event) -> bool:
 
 
 def _phases(
-    found: RunState, plan: Event, events: Sequence[Event], metrics: Mapping[str, Any]
+    found: RunState, plan: Event, events: Sequence[Event], blocks: Mapping[str, Any]
 ) -> None:
-    blocks = {str(b["name"]): b for b in metrics.get("phases", [])}
     planned = [p for p in plan.get("phases", []) if isinstance(p, Mapping)]
     names = [shown(p.get("name", "?"), 64) for p in planned]
     starts = {str(e["phase"]): e for e in events if e["event"] == "phase-start"}
@@ -389,11 +387,7 @@ def _organs(rounds: Sequence[Event], block: Event) -> list[OrganState]:
     """Per organ, pooled over the sites whose cell is published; its way through the rounds."""
     organs: dict[str, OrganState] = {}
     for event in rounds:
-        cells: dict[str, dict[str, Event]] = {}
-        for site, splits in mapping(event.get("sites")).items():
-            for organ, cell in mapping(mapping(splits).get("val")).items():
-                cells.setdefault(organ, {})[site] = mapping(cell)
-        for organ, by_site in cells.items():
+        for organ, by_site in _val_cells(event).items():
             one = organs.setdefault(organ, OrganState(shown(organ, 64)))
             _by_site(one, by_site)
             one.dice = _pooled(by_site.values())
@@ -401,10 +395,7 @@ def _organs(rounds: Sequence[Event], block: Event) -> list[OrganState]:
                 scored = int(number(event.get("scored_round")) or 0)
                 one.history = [h for h in one.history if h[0] != scored]
                 one.history.append((scored, one.dice))
-    told: dict[str, dict[str, Event]] = {}
-    for site, splits in mapping(block.get("sites")).items():
-        for organ, cell in mapping(mapping(splits).get("val")).items():
-            told.setdefault(organ, {})[site] = mapping(cell)
+    told = _val_cells(block)
     best = int(number(block.get("best_round")) or 0)
     for organ, cell in mapping(mapping(block.get("mean_val")).get("organs")).items():
         one = organs.setdefault(organ, OrganState(shown(organ, 64)))
@@ -416,6 +407,15 @@ def _organs(rounds: Sequence[Event], block: Event) -> list[OrganState]:
         one = organs.setdefault(organ, OrganState(shown(organ, 64)))
         one.test = number(mapping(cell).get("dice"))
     return list(organs.values())
+
+
+def _val_cells(told: Event) -> dict[str, dict[str, Event]]:
+    """Organ -> site -> validation cell, of a round or a phase."""
+    cells: dict[str, dict[str, Event]] = {}
+    for site, splits in mapping(told.get("sites")).items():
+        for organ, cell in mapping(mapping(splits).get("val")).items():
+            cells.setdefault(organ, {})[site] = mapping(cell)
+    return cells
 
 
 def _by_site(organ: OrganState, cells: Mapping[str, Event]) -> None:
@@ -445,16 +445,7 @@ def _rounds(events: Sequence[Event], phase: str | None = None) -> list[Event]:
 
 
 def _json(path: Path, run: Path, problems: list[str]) -> dict[str, Any]:
-    if not is_own_file(path, run):
-        return {}
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        problems.append(f"{path.name} cannot be read")
-        return {}
-    return sound_blocks(values, problems, path.name)
+    return read_blocks(path, problems) if is_own_file(path, run) else {}
 
 
 def _time(event: Event) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hnfed.report.page import write_report
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 from simulations.run import simulate
 
 TINY = (
@@ -21,6 +22,14 @@ TINY = (
     "train.threads=1",
     "augment.enabled=false",
 )
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five coarse cases, miccai_000 to miccai_004; tests copy what they change."""
+    root = tmp_path_factory.mktemp("shared") / "one"
+    write_site(root, Cohort(SIGNATURES["miccai"], 5, 1, (8.0, 6.0, 6.0)))
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,6 @@ RunTiny = Callable[..., Path]
 LISTS = "{train: [miccai_000, miccai_001], val: [miccai_002], test: [%s]}"
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shared") / "one"
-    write_site(root, Cohort(SIGNATURES["miccai"], 5, 1, (8.0, 6.0, 6.0)))
-    return root
-
-
 def sites(a: Path, b: Path, lists_a: str, lists_b: str) -> list[str]:
     return [
         f"simulation.sites.miccai={{root: '{a}', splits: {lists_a}}}",

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 from simulations.run import resolve, simulate
 from simulations.site_map import site_map
 
@@ -16,18 +15,11 @@ RunTiny = Callable[..., Path]
 SPLITS = "{train: ['0', '1', '4'], val: ['2'], test: ['3']}"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("whole") / "all"
-    write_site(root, Cohort(SIGNATURES["miccai"], 5, 1, (8.0, 6.0, 6.0)))
-    return root
-
-
 @pytest.fixture
-def halves(whole: Path, tmp_path: Path) -> tuple[Path, Path]:
+def halves(archive: Path, tmp_path: Path) -> tuple[Path, Path]:
     """The same archive in two folders: cases 0 to 2, cases 3 and 4."""
     folders = tmp_path / "a", tmp_path / "b"
-    for i, case in enumerate(sorted(whole.glob("miccai_*"))):
+    for i, case in enumerate(sorted(archive.glob("miccai_*"))):
         shutil.copytree(case, folders[i > 2] / case.name)
     return folders
 
@@ -45,11 +37,11 @@ def words(data: str, splits: str = SPLITS) -> list[str]:
 
 
 def test_two_folders_are_one_archive(
-    halves: tuple[Path, Path], whole: Path, run_tiny: RunTiny, tmp_path: Path
+    halves: tuple[Path, Path], archive: Path, run_tiny: RunTiny, tmp_path: Path
 ) -> None:
     a, b = halves
     parts = run_tiny("parts", *words(f"[{a},{b}]"))
-    one = run_tiny("one", *words(str(whole)))
+    one = run_tiny("one", *words(str(archive)))
     findings = (parts / "sites" / "miccai" / "findings.csv").read_text()
     assert "E_ABSENT" not in findings
     described = [

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from hnfed.cli.main import main
 from hnfed.deploy.provision import Federation, provision
 from tests.hnfed.watch.journals import cell, round_of, sent, started
+from tests.terminals import heard
 
 ROOT = Path(__file__).resolve().parents[3]
 END = (9, {"event": "run-end", "status": "completed", "seconds": 9.0})
@@ -119,16 +119,7 @@ def test_a_terminal_shows_the_end_and_leaves_it_there(tmp_path: Path) -> None:
     if pid == 0:
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "hnfed.cli.main", "watch", str(run)])
-    said = b""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            more = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not more:
-            break
-        said += more
+    said = heard(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert b"completed after 9 s" in said

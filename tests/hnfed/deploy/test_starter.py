@@ -15,6 +15,7 @@ from hnfed.cli.main import main
 from hnfed.deploy.provision import read_federation
 from hnfed.deploy.site_file import site_from_file
 from hnfed.deploy.starter import STARTERS, Ask, start
+from tests.terminals import heard
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -135,15 +136,7 @@ def test_at_a_terminal(here: Path) -> None:
         os.environ["PYTHONPATH"] = str(ROOT)
         os.execv(sys.executable, [sys.executable, "-m", "hnfed.cli.main", "init", "federation"])
     os.write(terminal, b"\nfed.example.org\n\n\n\n")
-    said = b""
-    while True:
-        try:
-            more = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not more:
-            break
-        said += more
+    said = heard(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, said
     assert b"[hn]: " in said
