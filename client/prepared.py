@@ -31,6 +31,7 @@ def description_of(site: Site, split: str, left_out: Mapping[str, int]) -> str:
             "run_folder": str(site.run_folder.resolve()),
             "base_folder": str(site.base_folder.resolve()),
             "base_bytes": site.base_bytes,
+            "overlays": site.overlays,
             "sources": sources,
             "left_out": dict(left_out),
         }
@@ -57,6 +58,7 @@ def prepared_site(text: str) -> Site:
             base_folder=Path(told["base_folder"]),
             secret=b"",
             base_bytes=int(told["base_bytes"]),
+            overlays=int(told.get("overlays", 0)),
             left_out={str(k): int(v) for k, v in told["left_out"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -44,6 +44,8 @@ def _draw(
     """Pictures of each organ, from its worst case to its best."""
     known = vocabulary(task.plan.organs)
     folder = task.site.phase_folder(task.phase.name) / "overlays"
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()  # of a test that was asked for again
     for label, organ in enumerate(task.phase.organs, start=1):
         for rank, score in ranked(scores, organ, task.site.overlays).items():
             entry, packed = drawn[score.case]

@@ -149,6 +149,7 @@ FILES: Mapping[str, Mapping[str, Range]] = {
     "study": {"seeds": SEED, "folds": Range(2, 1000)},
     "site file": {
         "cache_gb": Range(0.001, 1_000_000),
+        "overlays": Range(0, 10_000, whole=True),
         "base_gb": Range(0.001, 1_000_000),
         **{f"split.{key}": row for key, row in SPLIT.items()},
     },

@@ -23,9 +23,18 @@ def register(subparsers: Any) -> None:
     _add_predict(subparsers)
     _add_evaluate(subparsers)
     report = subcommand(
-        subparsers, "report", "(re)make the report of a run", _report, "hnfed report runs/demo"
+        subparsers,
+        "report",
+        "(re)make the report of a run; at a site's kit the site's own, with its cases, which stays",
+        _report,
+        "hnfed report runs/demo",
+        "hnfed report hn --site nyu.yaml                # STATE/RUN/report-local.html",
     )
-    report.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    report.add_argument("target", metavar="RUN|KIT", type=Path, help="run folder, or a site's kit")
+    text = "of a site's kit: id of the run (default: the one that came last)"
+    report.add_argument("--run", metavar="ID", default="", help=text)
+    text = "of a site's kit: its site file (default: KIT/site.yaml)"
+    report.add_argument("--site", metavar="SITE.yaml", type=Path, help=text)
     _add_compare(subparsers)
     folds = subcommand(
         subparsers,
@@ -261,11 +270,22 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from core.files import keep_from_others
+    from hnfed.deploy.site_report import write_site_report
+    from hnfed.guard.kit import FILE
     from hnfed.report.page import write_report
 
-    if not args.run.is_dir():
-        raise UserError("RUN", args.run, "name a run folder such as runs/demo")
-    print(write_report(args.run))
+    if (args.target / FILE).is_file():
+        keep_from_others()
+        print(write_site_report(args.target, args.site, args.run))
+        return 0
+    for option, value in (("--run", args.run), ("--site", args.site)):
+        if value:
+            problem = f"{args.target} is no kit"
+            raise UserError(option, value, "leave it out, or name a site's kit", problem=problem)
+    if not args.target.is_dir():
+        raise UserError("RUN", args.target, "name a run folder such as runs/demo, or a site's kit")
+    print(write_report(args.target))
     return 0
 
 

@@ -23,7 +23,8 @@ from hnfed.guard.kit import Kit
 from hnfed.guard.proxy import NONE, REMEDY, has_password, require_proxy, shown
 
 MAX_PATH = 1000
-FACES = "preview_faces"
+FACES, OVERLAYS = "preview_faces", "overlays"
+DRAWN = 3  # test cases of each organ: the worst, the median and the best
 CACHE_GB, BASE_GB = 200.0, 10.0  # 200 GB hold some 10,000 cases
 
 
@@ -36,7 +37,7 @@ def site_from_file(path: Path, run: str) -> Site:
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
-        "proxy", "cache_gb", "base_gb", "absent", FACES,
+        "proxy", "cache_gb", "base_gb", "absent", OVERLAYS, FACES,
     )  # fmt: skip
     values = read_yaml(path)
     for key in values:
@@ -93,6 +94,7 @@ def site_from_file(path: Path, run: str) -> Site:
         base_folder=state / "base",
         secret=_secret(state),
         proxy=proxy,
+        overlays=int(number_of("site file", OVERLAYS, values.get(OVERLAYS, DRAWN))),
         cache_bytes=_quota(values, "cache_gb", CACHE_GB),
         base_bytes=_quota(values, "base_gb", BASE_GB),
     )

@@ -64,7 +64,12 @@ from hnfed.guard.weights_record import forget, is_kept, record_of
 # some 60 sites that ask every second fill it (python -m benchmarks.federation_cost).
 POLL_SECONDS, LONGEST_POLL_SECONDS = 1.0, 10.0
 LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
-SECRET = (pins.FOLDER, SUMS, WEIGHTS)  # of the guard's folder, no training process reads
+SECRET = (
+    pins.FOLDER,
+    pins.PLANS,
+    SUMS,
+    WEIGHTS,
+)  # of the guard's folder, no training process reads
 REMEMBERED = 4  # runs whose bundles are not fetched again
 
 
@@ -325,6 +330,7 @@ class Desk:
 
     def _count(self, case: Case, pin: Pin, asked: order.Asked) -> None:
         """Before an answer to an order of a phase leaves."""
+        pins.keep_plan(self.house.guard, asked.plan)
         note_answer(self.house.guard, pin.plan, asked)
         if asked.kind == "train" and asked.phase is not None and asked.phase.share != "none":
             remember_cases(self.house.guard, asked.phase, pin.split, case.entries or ())

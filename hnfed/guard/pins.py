@@ -1,5 +1,7 @@
 """What a site holds on to of each run: its plan, its split. A run's first order pins them.
 
+The plan itself lies under its hash, for the site's own report (`hnfed report KIT`).
+
 Kept beside the runs' folders, where code that trains does not reach.
 """
 
@@ -12,9 +14,11 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import replace_file
+from core.plan.load import plan_from_json, plan_hash, plan_json
+from core.plan.schema import Plan
 from hnfed.guard.policy import PolicyError
 
-FOLDER = "runs"
+FOLDER, PLANS = "runs", "plans"
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,28 @@ def pinned(guard: Path, run: str, plan: str) -> Pin:
         PolicyError: the run came with another plan before: what a site keeps of a run was agreed
             on under that one.
     """
-    path = guard / FOLDER / f"{run}.json"
-    if not path.is_file():
-        keep(guard, run, Pin(plan))
-    try:
-        pin = Pin(**json.loads(path.read_text(encoding="ascii")))
-    except (ValueError, TypeError) as error:
-        raise UserError("pin", path, "restore the file, or begin a new run") from error
+    pin = read_pin(guard, run)
+    if pin is None:
+        pin = Pin(plan)
+        keep(guard, run, pin)
     if pin.plan != plan:
         raise PolicyError(f"plan: run {run} began with plan {pin.plan[:16]}, not {plan[:16]}")
     return pin
+
+
+def read_pin(guard: Path, run: str) -> Pin | None:
+    """The pin of a run; None where it has none.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    path = guard / FOLDER / f"{run}.json"
+    if not path.is_file():
+        return None
+    try:
+        return Pin(**json.loads(path.read_text(encoding="ascii")))
+    except (ValueError, TypeError) as error:
+        raise UserError("pin", path, "restore the file, or begin a new run") from error
 
 
 def split_again(pin: Pin, split: str, left_out: Mapping[str, int]) -> Pin:
@@ -78,3 +94,28 @@ def keep(guard: Path, run: str, pin: Pin) -> None:
     folder = guard / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace_file(folder / f"{run}.json", json.dumps(asdict(pin)))
+
+
+def keep_plan(guard: Path, plan: Plan) -> None:
+    """Writes a plan, as JSON, under its hash; once.
+
+    Args:
+        guard: the guard's folder at this site.
+        plan: of a run.
+    """
+    path = _plan_path(guard, plan_hash(plan))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(path, plan_json(plan))
+
+
+def plan_of(guard: Path, pin: Pin) -> Plan | None:
+    """The plan of a pinned run; None where it was not kept, or is of a version that differs."""
+    try:
+        return plan_from_json(_plan_path(guard, pin.plan).read_text(encoding="ascii"))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _plan_path(guard: Path, digest: str) -> Path:
+    return guard / PLANS / f"{digest}.json"

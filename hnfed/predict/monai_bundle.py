@@ -220,7 +220,8 @@ def _scores(run: Path, phase: str) -> list[dict[str, Any]]:
         for site, splits in block.get("sites", {}).items():
             for organ, cell in splits.get("test", {}).items():
                 row = {"site": site, "organ": organ, "low": None, "high": None, **cell}
-                values = folder.dice.get((site, phase), {}).get(organ, [])
+                cases = folder.tests.get((site, phase), ())
+                values = [case.dice for case in cases if case.organ == organ]
                 if cell.get("n") and len(values) == cell["n"]:
                     found = estimate([[value] for value in values])
                     row |= {"low": found.low, "high": found.high}

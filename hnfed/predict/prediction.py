@@ -121,7 +121,8 @@ def _drawn(
     if doubts:
         count = Counter(d.organ for d in doubts)
         told = ", ".join(f"{organ} {n}" for organ, n in count.items())
-        print(f"{shown(ref.case)}: uncertain slices: {told}", file=sys.stderr)
+        apart = f"{segmenter.settings.spacing_mm[0]:g} mm apart"
+        print(f"{shown(ref.case)}: uncertain slices, {apart}: {told}", file=sys.stderr)
     absent = [organ for organ in organs if organ not in masks]
     if absent:
         print(f"{shown(ref.case)}: not found: {', '.join(absent)}", file=sys.stderr)

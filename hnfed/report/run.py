@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from core.processes import leave_if_told
 from core.run_records import is_own_file, read_blocks, read_json, sound_blocks, sound_events
 from hnfed.report.volumes import Volumes
 
+MEASURED = ("dice", "hd95_mm", "surface_dice_2mm", "volume_ml", "predicted_ml")
 PICTURE_BYTES, ALL_PICTURES_BYTES = 2_000_000, 6_500_000  # as text below 9 MB
 NAME = re.compile(
     r"^\d+_(?P<organ>.+?)(?:_(?P<rank>worst|median|best|only|\d+th)_(?P<dice>[\d.]+))?$"
@@ -36,6 +37,57 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class TestCase:
+    """Scores of one organ of one test case; None where the test did not write them, or missed.
+
+    Attributes:
+        case: its name, which no page shows but a site's own.
+        organ, dice, hd95_mm, surface_dice_2mm: as in ``cases.csv``.
+        volume_ml, predicted_ml: true and predicted.
+    """
+
+    case: str
+    organ: str
+    dice: float
+    hd95_mm: float | None = None
+    surface_dice_2mm: float | None = None
+    volume_ml: float | None = None
+    predicted_ml: float | None = None
+
+
+Tests = Mapping[tuple[str, str], Sequence[TestCase]]  # (site, phase) -> its test
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a site's own page has beside a run's.
+
+    Attributes:
+        site: its name.
+        others: the other sites that the plan names.
+        phases: the phases that it takes part in.
+        place: folder of what it keeps of the run, as its commands name it.
+        kit: the same of its kit, with the option that names the site file where it needs one.
+        weights: the phases of which it keeps weights.
+        findings: what was left out or noted when its cases were prepared, with their names.
+        replies: what left, by kind of reply.
+        numbers: what left beside weights, in words.
+        masked: whether what left was masked.
+    """
+
+    site: str
+    others: tuple[str, ...]
+    phases: tuple[str, ...]
+    place: str
+    kit: str
+    weights: tuple[str, ...]
+    findings: tuple[Mapping[str, str], ...]
+    replies: Mapping[str, int]
+    numbers: tuple[str, ...]
+    masked: bool
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Everything the report is made from; what is missing is empty.
 
@@ -44,27 +96,36 @@ class RunFolder:
         config: `config.yaml`.
         events: the journal.
         metrics: `metrics.json`.
-        dice: (site, phase) -> organ -> Dice of each test case, without the case.
-        surface: the same of surface Dice at 2 mm; empty where a test did not write it.
-        volumes: (site, phase) -> organ -> case -> true and predicted volume in mL; the case joins
-            phases, and is not shown. Empty where a test did not write volumes.
+        tests: (site, phase) -> scores of its test cases.
         pictures: (site, phase) -> overlays.
         problems: files that could not be used, one sentence each.
         sources: `sources.json`: dotted key of the configuration -> where its value comes from.
         simulated: it holds the sites' folders; the run folder of a federation's server does not.
+        own: of a site's own page; None of a run's.
     """
 
     name: str
     config: Mapping[str, Any]
     events: list[dict[str, Any]]
     metrics: Mapping[str, Any]
-    dice: Mapping[tuple[str, str], Mapping[str, list[float]]]
-    surface: Mapping[tuple[str, str], Mapping[str, list[float]]]
-    volumes: Mapping[tuple[str, str], Mapping[str, Volumes]]
+    tests: Tests
     pictures: Mapping[tuple[str, str], list[Picture]]
     problems: tuple[str, ...]
     sources: Mapping[str, Any]
     simulated: bool
+    own: Own | None = None
+
+    @property
+    def volumes(self) -> Mapping[tuple[str, str], Mapping[str, Volumes]]:
+        """(site, phase) -> organ -> case -> true and predicted mL, where a test wrote them."""
+        found: dict[tuple[str, str], dict[str, dict[str, tuple[float, float]]]] = {}
+        for key, cases in self.tests.items():
+            by_organ = found.setdefault(key, {})
+            for one in cases:
+                if one.volume_ml is not None and one.predicted_ml is not None:
+                    both = one.volume_ml, one.predicted_ml
+                    by_organ.setdefault(one.organ, {})[one.case] = both
+        return found
 
 
 def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
@@ -78,17 +139,8 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     broken = [str(e.get("line")) for e in events if e["event"] == "unreadable"]
     if broken:
         problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
-    dice: dict[tuple[str, str], Mapping[str, list[float]]] = {}
-    surface: dict[tuple[str, str], Mapping[str, list[float]]] = {}
-    room = [ALL_PICTURES_BYTES]
-    volumes: dict[tuple[str, str], Mapping[str, Volumes]] = {}
-    drawn: dict[tuple[str, str], list[Picture]] = {}
-    for folder in sorted(run.glob("sites/*/*")):
-        key = (folder.parent.name, folder.name)
-        if _own(folder / "cases.csv", run, problems):
-            dice[key], surface[key], volumes[key] = _read_cases(folder / "cases.csv", problems)
-        if pictures and (folder / "overlays").is_dir():
-            drawn[key] = _read_pictures(folder / "overlays", run, room, problems)
+    folders = {(f.parent.name, f.name): f for f in sorted(run.glob("sites/*/*"))}
+    tests, drawn = read_tests(folders, run, problems, pictures=pictures)
     return RunFolder(
         name=run.resolve().name,
         config=_read_config(run / "config.yaml", problems) if "config.yaml" in whole else {},
@@ -98,14 +150,38 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         metrics=read_blocks(run / "metrics.json", problems, ": no test scores")
         if "metrics.json" in whole
         else {},
-        dice=dice,
-        surface=surface,
-        volumes=volumes,
+        tests=tests,
         pictures=drawn,
         problems=tuple(problems),
         sources=_read_sources(run / "sources.json", run),
         simulated=(run / "sites").is_dir(),
     )
+
+
+def read_tests(
+    folders: Mapping[tuple[str, str], Path],
+    run: Path,
+    problems: list[str],
+    *,
+    pictures: bool = True,
+) -> tuple[Tests, dict[tuple[str, str], list[Picture]]]:
+    """Test cases and pictures that phases left at their sites.
+
+    Args:
+        folders: (site, phase) -> its folder.
+        run: the folder that all of them lie in; links out of it are not followed.
+        problems: gets what could not be used.
+        pictures: whether to read them.
+    """
+    tests: dict[tuple[str, str], Sequence[TestCase]] = {}
+    drawn: dict[tuple[str, str], list[Picture]] = {}
+    room = [ALL_PICTURES_BYTES]
+    for key, folder in folders.items():
+        if _own(folder / "cases.csv", run, problems):
+            tests[key] = _read_cases(folder / "cases.csv", problems)
+        if pictures and (folder / "overlays").is_dir():
+            drawn[key] = _read_pictures(folder / "overlays", run, room, problems)
+    return tests, drawn
 
 
 def _own(path: Path, run: Path, problems: list[str]) -> bool:
@@ -146,29 +222,18 @@ def _read_sources(path: Path, run: Path) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _read_cases(
-    path: Path, problems: list[str]
-) -> tuple[
-    dict[str, list[float]], dict[str, list[float]], dict[str, dict[str, tuple[float, float]]]
-]:
-    """Dice and surface Dice by organ, without the case; mL by organ and case, where given."""
-    scores: dict[str, list[float]] = {}
-    surface: dict[str, list[float]] = {}
-    volumes: dict[str, dict[str, tuple[float, float]]] = {}
-    name = "/".join(path.parts[-3:])
+def _read_cases(path: Path, problems: list[str]) -> list[TestCase]:
+    """The rows of a ``cases.csv``, as far as it can be read."""
+    cases: list[TestCase] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in map(plain_row, csv.DictReader(file)):
-                organ = str(row["organ"])
-                scores.setdefault(organ, []).append(float(row["dice"]))
-                if row.get("surface_dice_2mm"):
-                    surface.setdefault(organ, []).append(float(row["surface_dice_2mm"]))
-                if row.get("volume_ml"):
-                    both = float(row["volume_ml"]), float(row["predicted_ml"])
-                    volumes.setdefault(organ, {})[str(row["case"])] = both
+                values = {key: float(row[key]) for key in MEASURED if row.get(key)}
+                cases.append(TestCase(row.get("case", ""), row["organ"], **values))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        name = "/".join(path.parts[-3:])
         problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
-    return scores, surface, volumes
+    return cases
 
 
 def _read_pictures(folder: Path, run: Path, room: list[int], problems: list[str]) -> list[Picture]:

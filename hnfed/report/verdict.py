@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.run_records import mapping, number
+from hnfed.report.reasons import meaning
 from hnfed.report.references import Reference, human, networks, of_organs
 from hnfed.report.wording import FILTERS, listed
 
@@ -39,17 +40,23 @@ def verdict(view: View) -> dict[str, Any]:
 
 def _trained(phase: View, view: View) -> str:
     model = str(mapping(view["config"].get("model")).get("name") or "a network")
+    plan = phase["plan"]
     rows = [r for r in view["contributions"] if r["phase"] == phase["name"]]
     counts = [r["cases"] for r in rows]
+    own = view["own"]
     by_site = listed(
         f"{'a withheld number' if r['cases'] is None else r['cases']} of {r['site']}" for r in rows
     )
     if counts and all(number(c) is not None for c in counts):
-        cases = f"{sum(counts)} training cases" + (f": {by_site}" if len(rows) > 1 else "")
-        cases += f" of {rows[0]['site']}" if len(rows) == 1 else ""
+        total = sum(counts)
+        cases = f"{total} training {'case' if total == 1 else 'cases'}"
+        cases += f": {by_site}" if len(rows) > 1 else ""
+        if len(rows) == 1:
+            cases += " of this site" if own else f" of {rows[0]['site']}"
     else:
         cases = f"training cases of {listed(phase['sites']) or 'no site'}"
-    plan = phase["plan"]
+    if own and own.others and plan.get("share") != "none":
+        cases += f", together with {listed(own.others)}"
     started = "from scratch"
     if plan.get("init") not in (None, "", "scratch"):
         started = f"from the weights of {plan['init']}"
@@ -60,7 +67,9 @@ def _trained(phase: View, view: View) -> str:
     size = number(phase["start"].get("parameters"))
     weights = f" ({FILTERS['count'](size)} weights)" if size else ""
     organs = len(phase["organs"])
-    done = f"{phase['rounds']} of {phase['planned']} rounds" if phase["planned"] else "no round"
+    done = f"{phase['rounds']} rounds" if phase["rounds"] else "no round"
+    if phase["planned"]:
+        done = f"{phase['rounds']} of {phase['planned']} rounds"
     stays = " Its weights stay at the site." if plan.get("share") == "none" else ""
     return (
         f"{phase['name']}: {model}{weights} learnt {organs} {'organ' if organs == 1 else 'organs'} "
@@ -99,6 +108,7 @@ def judged(row: View, known: Sequence[Reference], synthetic: bool) -> tuple[str,
     if dice is None:
         return ("withheld: few cases" if row["withheld"] else "not scored"), "soft"
     few = f", on {row['n']} cases" if (number(row["n"]) or 0) < FEW_CASES else ""
+    few = ", on 1 case" if row["n"] == 1 else few
     if synthetic:
         return ("poor" if dice < POOR else "learnt") + few, "failed" if dice < POOR else "completed"
     reader = human(row["organ"], known)
@@ -124,6 +134,14 @@ def _trust(view: View, tables: Sequence[View]) -> list[str]:
             "about real CTs. The figures of real ones stand beside it for scale only."
         )
     rows = [row for table in tables for row in table["rows"] if row["dice"] is not None]
+    withheld = [t["phase"] for t in tables if any(r["withheld"] for r in t["rows"])]
+    if withheld:
+        told.append(
+            f"Scores of {listed(withheld)} are withheld, for they are of too few cases: each site "
+            "sees its own in its own report (hnfed report KIT, at the site)."
+        )
+    if not rows and withheld:
+        return told
     if not rows:
         return [*told, "There is no test score: nothing can be said about how good the model is."]
     told.append(
@@ -137,7 +155,8 @@ def _trust(view: View, tables: Sequence[View]) -> list[str]:
         told.append(f"Few test cases ({span} an organ): the figures are rough.")
     if not any(table["intervals"] for table in tables):
         told.append(
-            "There are no intervals: single cases stay at the sites, which can compute them."
+            "There are no intervals: single cases stay at the sites. Each site's own report has "
+            "them (hnfed report KIT, at the site)."
         )
     if poor := [row["organ"] for row in rows if row["dice"] < POOR]:
         told.append(f"Weak (Dice below {POOR}): {listed(poor)}.")
@@ -166,6 +185,8 @@ def _still_rising(phase: View) -> bool:
 
 
 def _left(view: View) -> list[str]:
+    if view["own"]:
+        return _left_here(view)
     shared = [p for p in view["phases"] if p["plan"].get("share") != "none"]
     own = [p for p in view["phases"] if p["plan"].get("share") == "none"]
     sent = sum(number(r["sent"]) or 0 for r in view["contributions"])
@@ -182,6 +203,11 @@ def _left(view: View) -> list[str]:
             f"From each site in {listed(p['name'] for p in shared)}: {weights}, counts of cases "
             "and sums of scores."
         )
+        if not secure:
+            told.append(
+                "The weights are not masked: whoever runs the server can read each site's "
+                "(federation.secure_aggregation masks them)."
+            )
     if own:
         told.append(
             f"In {listed(p['name'] for p in own)} the weights stayed; only losses and published "
@@ -194,26 +220,69 @@ def _left(view: View) -> list[str]:
     return told
 
 
+def _left_here(view: View) -> list[str]:
+    """By the receipts of the site whose page it is."""
+    own = view["own"]
+    told = ["This page, its pictures and figures of single cases stay here: nothing sends them."]
+    sent = sum(number(r["sent"]) or 0 for r in view["contributions"])
+    kinds = {"query": "on what it has", "train": "of training", "evaluate": "of scoring",
+             "error": "that an order was refused"}  # fmt: skip
+    replies = [f"{own.replies[k]} {words}" for k, words in kinds.items() if own.replies.get(k)]
+    if not replies:
+        return [*told, "No reply has left: there is no receipt of this run."]
+    told.append(
+        f"{sum(own.replies.get(k, 0) for k in kinds)} replies left ({listed(replies)}), each with "
+        f"a receipt: {listed([FILTERS['amount'](sent) + ' of weights', *own.numbers])}."
+    )
+    if own.masked:
+        told.append("Weights, counts and scores were masked: only sums over the sites can be read.")
+    elif sent:
+        told.append("The weights were not masked: whoever runs the server can read them.")
+    own_phases = [p["name"] for p in view["phases"] if p["plan"].get("share") == "none"]
+    if own_phases:
+        told.append(f"The weights of {listed(own_phases)} stayed.")
+    return told
+
+
 def _failed(view: View) -> list[str]:
     told = []
-    if view["status"] != "completed":
+    if view["own"] and view["status"] != "completed":
+        told.append("The last phase of this site has not been tested here, as far as it knows.")
+    elif view["status"] != "completed":
         last = view["notes"][-1].get("text", "") if view["notes"] else ""
         told.append(f"The run is {view['status']}." + (f" Its last note: {last}" if last else ""))
     for row in view["contributions"]:
         for code, count in row["rejected"]:
-            told.append(f"{row['phase']}: {count} of {row['site']}'s replies not used ({code}).")
+            what = "orders refused" if view["own"] else f"of {row['site']}'s replies not used"
+            told.append(f"{row['phase']}: {count} {what} ({code}: {meaning(code)}).")
         if row["asked"] and row["used"] < row["asked"] and not row["rejected"]:
             missing = row["asked"] - row["used"]
             told.append(f"{row['phase']}: {row['site']} took no part in {missing} rounds.")
+    without = [e for e in view["rejected"] if view["own"] and not e.get("phase")]
+    if without:
+        told.append(f"{len(without)} orders were refused before a phase; see below.")
     if view["left"]:
-        sites = dict.fromkeys(row["site"] for row in view["left"])
-        told.append(f"Cases or contours were left out at {listed(sites)}; the reasons stand below.")
+        told += [
+            _left_out(site, view["left"]) for site in dict.fromkeys(r["site"] for r in view["left"])
+        ]
     if view["problems"]:
         told.append(f"{len(view['problems'])} remarks on the run folder stand below.")
     return told or ["Nothing: every reply was used, and no case was left out."]
 
 
+def _left_out(site: str, rows: Sequence[View]) -> str:
+    """What a site left out before training, by reason."""
+    here = [row for row in rows if row["site"] == site]
+    reasons = []
+    for row in here:
+        count = "withheld number" if row["count"] is None else row["count"]
+        reasons.append(f"{row['meaning'] or row['code']} ({count})")
+    return f"Left out at {site}, before training: {listed(reasons)}."
+
+
 def _next(view: View, tables: Sequence[View]) -> list[tuple[str, str]]:
+    if view["own"]:
+        return _next_here(view, tables)
     run = view["folder"]
     told: list[tuple[str, str]] = []
     if view["status"] != "completed":
@@ -226,10 +295,14 @@ def _next(view: View, tables: Sequence[View]) -> list[tuple[str, str]]:
             )
     rows = [row for table in tables for row in table["rows"]]
     if any(row["style"] == "failed" for row in rows):
-        where = "Look at the worst cases under “Contours”" if view["has_pictures"] else (
-            "Look at the contours of a few CTs, at the site"
-        )  # fmt: skip
-        told.append((f"{where} before changing anything.", _predict(run)))
+        if view["simulated"]:
+            where = "under “Contours”" if view["has_pictures"] else "by name in cases.csv"
+            told.append(
+                (f"Look at the worst cases {where} before changing anything.", _predict(run))
+            )
+        else:
+            told.append(("Ask the sites what their worst cases look like: each has them in its own "
+                         "report.", "hnfed report KIT --site SITE.yaml"))  # fmt: skip
     if any((number(row["n"]) or FEW_CASES) < FEW_CASES for row in rows):
         told.append(("Test on more cases, or over folds, before comparing anything.", ""))
     if view["left"]:
@@ -241,9 +314,42 @@ def _next(view: View, tables: Sequence[View]) -> list[tuple[str, str]]:
             ("Try it with your own CTs: first see what can be used.", "hnfed check ARCHIVE")
         )
     elif view["status"] == "completed" and rows:
-        command = f"hnfed evaluate --model {run} --data ARCHIVE --split test"
-        told.append(("Score it at your own site before you use it.", command))
-        told.append(("Hand the model on, with a model card.", f"hnfed export {run} -o bundle"))
+        shared = [p["name"] for p in view["phases"] if p["plan"].get("share") != "none"]
+        model = run if view["simulated"] else "bundle"
+        command = f"hnfed evaluate --model {model} --data ARCHIVE --split test"
+        phase = f" --phase {shared[-1]}" if shared and not view["simulated"] else ""
+        if view["simulated"] or shared:
+            told.append(
+                ("Hand the model on, with a model card.", f"hnfed export {run}{phase} -o bundle")
+            )
+            told.append(("Score it at the site where it is to be used, before that.", command))
+    return told
+
+
+def _next_here(view: View, tables: Sequence[View]) -> list[tuple[str, str]]:
+    """What the site whose page it is can do."""
+    own = view["own"]
+    told: list[tuple[str, str]] = []
+    if any(row["style"] == "failed" for table in tables for row in table["rows"]):
+        where = "under “Contours”" if view["has_pictures"] else "by name under each phase"
+        told.append((f"Look at the worst cases {where} before anything is used.", ""))
+    if own.weights:
+        command = f"{_predict(own.place)} --phase {own.weights[-1]}"
+        told.append((f"Contour a CT with this site's own weights of {own.weights[-1]}.", command))
+    shared = [p["name"] for p in view["phases"] if p["name"] not in own.weights and p["organ_rows"]]
+    if shared:
+        told.append(
+            (f"The best weights of {listed(shared)} are at the coordinator: ask for the bundle "
+             "that hnfed export makes, and score it here.",
+             "hnfed evaluate --model BUNDLE --data ARCHIVE --split test")
+        )  # fmt: skip
+    if view["left"] or any(f["severity"] == "error" for f in own.findings):
+        option = own.kit.partition(" ")[2] or "--site SITE.yaml"
+        words = "Mend the cases that were left out; they are named below."
+        told.append((words, f"hnfed check ARCHIVE {option}"))
+    if view["rejected"]:
+        told.append(("Read why orders were refused: client.log in the state folder.", ""))
+    told.append(("See each thing that left.", f"hnfed receipts {own.kit} --verify"))
     return told
 
 

@@ -23,7 +23,7 @@ from hnfed.report.curves import (
 )
 from hnfed.report.published import beside_paper
 from hnfed.report.reasons import meaning, reasons
-from hnfed.report.run import Picture, RunFolder
+from hnfed.report.run import Picture, RunFolder, TestCase, Tests
 from hnfed.report.settings import settings
 from hnfed.report.tables import before_and_after, parts
 from hnfed.report.verdict import verdict
@@ -56,7 +56,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
         "seconds": number(end.get("seconds")) or _between(events),
         "start": start,
         "resumed": sum(1 for e in events if e["event"] == "run-start" and e.get("resumed")),
-        "min_cell": _section(folder.config, "federation").get("min_cell"),
+        "min_cell": None if folder.own else _section(folder.config, "federation").get("min_cell"),
         "facts": _facts(folder, start),
         "versions": start.get("versions") if isinstance(start.get("versions"), Mapping) else {},
         "sites": sites,
@@ -72,8 +72,15 @@ def view(folder: RunFolder) -> dict[str, Any]:
             e | {"meaning": meaning(e.get("code"))} for e in events if e["event"] == "rejected"
         ],
         "notes": [e for e in events if e["event"] == "note"],
-        "advice": _advice(folder),
-        "problems": (*folder.problems, *without_volumes(organs, folder.dice, folder.volumes)),
+        "advice": [] if folder.own else _advice(folder),
+        "own": folder.own,
+        "findings": [{**f, "meaning": meaning(f["code"])} for f in folder.own.findings]
+        if folder.own
+        else [],
+        "problems": (
+            *folder.problems,
+            *without_volumes(organs, folder.volumes, _scored_organs(folder)),
+        ),
         "has_cases": any(phase["strip"] for phase in phases),
         "has_pictures": any(phase["pictures"] for phase in phases),
         "folder": folder.name,
@@ -199,16 +206,23 @@ def _phase(folder: RunFolder, name: str, styles: Mapping[str, str]) -> dict[str,
         "organ_charts": organ_charts(rounds, organs, sites, styles, best),
         "groups": _groups(block, organs, mean),
         "strip": dot_chart(
-            _rows(folder.dice, name, organs), styles, title="Dice of every test case"
+            _rows(folder.tests, name, organs, "dice"), styles, title="Dice of every test case"
         ),
         "organ_rows": organ_rows(
             organs,
             _pooled(block, organs, mean),
-            _rows(folder.dice, name, organs),
-            _rows(folder.surface, name, organs),
+            _rows(folder.tests, name, organs, "dice"),
+            _rows(folder.tests, name, organs, "surface_dice_2mm"),
         ),
         "pictures": _pictures(folder, name, organs),
+        "cases": _worst(folder, name) if folder.own else [],
     }
+
+
+def _worst(folder: RunFolder, phase: str) -> list[TestCase]:
+    """Test cases of a site's own page by name, the lowest Dice first."""
+    cases = [c for (_, name), tested in folder.tests.items() if name == phase for c in tested]
+    return sorted(cases, key=lambda c: (c.dice, c.organ, c.case))
 
 
 def _pooled(block: Event, organs: Sequence[str], mean: Event) -> Mapping[str, Any]:
@@ -288,19 +302,20 @@ def _cost(rounds: Sequence[Event], block: Event) -> dict[str, Any]:
 
 
 def _rows(
-    values: Mapping[tuple[str, str], Mapping[str, list[float]]], phase: str, organs: Sequence[str]
+    tests: Tests, phase: str, organs: Sequence[str], key: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Organ -> site -> values of its test cases, of one phase."""
-    rows: dict[str, dict[str, list[float]]] = {}
-    for organ in organs:
-        lanes = {
-            site: by_organ[organ]
-            for (site, name), by_organ in sorted(values.items())
-            if name == phase and by_organ.get(organ)
-        }
-        if lanes:
-            rows[organ] = lanes
-    return rows
+    """Organ -> site -> a value of each of its test cases, of one phase."""
+    rows: dict[str, dict[str, list[float]]] = {organ: {} for organ in organs}
+    for (site, name), cases in sorted(tests.items()):
+        for case in cases if name == phase else ():
+            value = getattr(case, key)
+            if case.organ in rows and value is not None:
+                rows[case.organ].setdefault(site, []).append(value)
+    return {organ: lanes for organ, lanes in rows.items() if lanes}
+
+
+def _scored_organs(folder: RunFolder) -> dict[tuple[str, str], set[str]]:
+    return {key: {case.organ for case in cases} for key, cases in folder.tests.items()}
 
 
 def rounds_of(events: Sequence[Event]) -> list[Event]:
@@ -322,7 +337,7 @@ def _site_names(folder: RunFolder) -> list[str]:
     names |= {str(s) for p in _measured(folder) for s in mapping(p.get("sites"))}
     names |= {str(e["site"]) for e in folder.events if e.get("site")}
     names |= {str(s) for e in folder.events if e["event"] == "phase-start" for s in e["sites"]}
-    return sorted(names | {site for site, _ in (*folder.dice, *folder.pictures)})
+    return sorted(names | {site for site, _ in (*folder.tests, *folder.pictures)})
 
 
 def records(value: object) -> list[Event]:
@@ -331,7 +346,11 @@ def records(value: object) -> list[Event]:
 
 
 def _planned(folder: RunFolder) -> list[Event]:
-    return records(folder.config.get("phases"))
+    """The plan's phases; of a site's own page those that it takes part in, as if it were alone."""
+    planned, own = records(folder.config.get("phases")), folder.own
+    if own is None:
+        return planned
+    return [{**p, "sites": [own.site]} for p in planned if p.get("name") in own.phases]
 
 
 def _measured(folder: RunFolder) -> list[Event]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -46,9 +46,7 @@ def volume_charts(
 
 
 def without_volumes(
-    organs: Sequence[str],
-    scored: Mapping[tuple[str, str], Mapping[str, Any]],
-    tests: Tests,
+    organs: Sequence[str], tests: Tests, scored: Mapping[tuple[str, str], Collection[str]]
 ) -> list[str]:
     """Tests of these organs whose file has no volumes, one sentence each."""
     return [

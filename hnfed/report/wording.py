@@ -76,4 +76,5 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "amount": amount,
     "change": change,
     "count": count,
+    "listed": listed,
 }

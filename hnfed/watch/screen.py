@@ -153,9 +153,16 @@ def _phases(phases: Sequence[PhaseState], plain: bool) -> Table:
         table.add_row(
             str(number), Text(phase.name, style="bold" if phase.state == "running" else ""),
             f"{phase.round}/{phase.rounds}", str(phase.best_round) if phase.round else "-",
-            _figure(phase.dice), _figure(phase.test), Text(words or phase.state),
+            _mean(phase), _figure(phase.test), Text(words or phase.state),
         )  # fmt: skip
     return table
+
+
+def _mean(phase: PhaseState) -> str:
+    """Mean validation Dice, or that it is withheld: no organ has one that may be told."""
+    told = any(organ.dice is not None for organ in phase.organs)
+    withheld = not told and any(organ.withheld for organ in phase.organs)
+    return "withheld" if phase.dice is None and withheld else _figure(phase.dice)
 
 
 def _bar(phase: PhaseState, plain: bool) -> str:
@@ -173,8 +180,9 @@ def _sites(state: RunState, connected: Mapping[str, bool | None], room: int) -> 
         told, of_site = site.state, connected.get(site.name)
         if of_site is False and site.state not in ("answered", "no part") and not state.over:
             told = "not connected"
-        order = f"{site.task} {site.round}".strip() if site.task else "-"
-        time = "-" if site.seconds is None else spoken(site.seconds)
+        idle = site.state == "no part"  # what it did last was of another phase
+        order = f"{site.task} {site.round}".strip() if site.task and not idle else "-"
+        time = "-" if site.seconds is None or idle else spoken(site.seconds)
         table.add_row(
             Text(site.name), Text(told, style=_colour(told)), Text(order), time,
             str(site.answered), Text(str(site.refused), style="red" if site.refused else ""),
@@ -305,12 +313,13 @@ def _replies(state: ClientState) -> Table:
         what = f"{reply.phase} {reply.round} {reply.kind}" if reply.phase else reply.kind
         good = reply.code in DONE
         at = reply.at[:19].replace("T", " ")
-        code = Text(reply.code, style="green" if good else "red")
+        went = "asked for the frozen part" if reply.code == "NEED_BASE" else reply.code
+        code = Text(went, style="green" if good else "red")
         table.add_row(Text(at), Text(reply.run), Text(what), code, size(reply.bytes))
     outer = Table.grid()
     outer.add_row(table)
-    for told, why in {r.code: r.why for r in state.last if r.why}.items():
-        outer.add_row(Text(f"{told}: {why}", style="red" if told != "NEED_BASE" else "dim"))
+    for told, why in {r.code: r.why for r in state.last if r.why and r.code not in DONE}.items():
+        outer.add_row(Text(f"{told}: {why}", style="red"))
     return outer
 
 

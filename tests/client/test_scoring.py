@@ -46,6 +46,9 @@ def test_test_scores_stay_case_by_case_at_the_site(prepared: Site, make_plan: Ma
     assert len(pictures) == len(rows)  # of the one case of each organ
     assert all("_only_" in p.name for p in pictures)
     assert not any("DOE" in p.name for p in pictures)
+    work.evaluate(Task(site, plan, plan.phases[0], order(1, "test")), start(plan))
+    again = list((site.phase_folder("p") / "overlays").glob("*.png"))
+    assert len(again) == len(rows), "those of an earlier test are gone"
 
 
 def test_volumes_are_those_of_the_original_masks_and_stay_at_the_site(

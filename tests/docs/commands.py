@@ -71,6 +71,7 @@ OPENKBP = "the OpenKBP patients, and an hour (`make real-data`)"
 SLURM = "a Slurm cluster (tests/simulations/places)"
 RAY = "a Ray cluster (tests/simulations)"
 FEDERATION = "a running federation: `make deploy-test` plays it"
+SITE_RUN = "a run that came to this site (tests/hnfed/deploy/test_site_report.py)"
 INSTALL = "a package index and a wheel (tests/test_install.py)"
 STUDY = "a study that has run (tests/hnfed/compare)"
 WATCHED = "watches until Ctrl-C (tests/hnfed/cli/test_watch.py)"
@@ -105,6 +106,7 @@ ELSEWHERE = {
     "hnfed grid transfer simulation.data=DIR --only 'scratch-*'": OPENKBP,
     "hnfed grid transfer simulation.data=DIR seeds=[0,1,2] --jobs 2": OPENKBP,
     "hnfed folds runs/crossval": STUDY,
+    "hnfed report hn --site nyu.yaml": SITE_RUN,
     "hnfed server kits/server": FEDERATION,
     "hnfed client hn --site nyu.yaml": FEDERATION,
     "hnfed client hn --site site.yaml": FEDERATION,

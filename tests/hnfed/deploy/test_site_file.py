@@ -34,7 +34,14 @@ def test_a_site_file(tmp_path: Path) -> None:
     assert source.split == {"train": 0.64, "val": 0.16, "test": 0.2, "seed": 0}
     assert site.run_folder == tmp_path / "state" / "run7"
     assert site.base_folder == tmp_path / "state" / "base"
-    assert site.overlays == 0
+    assert site.overlays == 3, "worst, median and best, for the site's own report"
+
+
+def test_how_many_cases_are_drawn_is_the_sites_choice(tmp_path: Path) -> None:
+    assert site_from_file(site_file(tmp_path, overlays=0), "r").overlays == 0
+    for wrong in (-1, 1.5, "all", True):
+        with pytest.raises(UserError, match="site file: overlays"):
+            site_from_file(site_file(tmp_path, overlays=wrong), "r")
 
 
 @pytest.mark.parametrize("device", ["cuda:0,0", "cuda:-1", "cpu:0", "gpu", "cuda:0;1"])

@@ -90,7 +90,7 @@ def test_what_is_no_volume_is_left_out() -> None:
 
 
 def test_tests_without_volumes_are_named() -> None:
-    scored = {("s", "p"): {CHIASM: [0.5]}, ("s", "q"): {CHIASM: [0.5]}, ("s", "r"): {"X": [0.5]}}
-    (sentence,) = without_volumes([CHIASM], scored, {("s", "q"): {CHIASM: {"c": (1.0, 1.0)}}})
+    scored = {("s", "p"): {CHIASM}, ("s", "q"): {CHIASM}, ("s", "r"): {"X"}}
+    (sentence,) = without_volumes([CHIASM], {("s", "q"): {CHIASM: {"c": (1.0, 1.0)}}}, scored)
     assert sentence.startswith("s/p/cases.csv has no volumes")
-    assert without_volumes([], scored, {}) == []
+    assert without_volumes([], {}, scored) == []

@@ -80,8 +80,19 @@ def test_withheld_scores_are_called_so() -> None:
     assert "withheld" in text
     assert "0.500*" in text
     assert "too few cases" in text
+    state.phases[0].dice = None
+    assert shown(state).count("withheld") == 1, "an organ's score is told, so no mean is withheld"
+    del state.phases[0].organs[1]
+    assert shown(state).count("withheld") == 2, "of the phase, too"
     state.phases[0].organs = [OrganState("Larynx", 0.5, [(0, 0.5)], {"all sites": 0.5})]
     assert "secure aggregation" in shown(state)
+
+
+def test_a_site_without_a_part_shows_no_order_of_an_earlier_phase() -> None:
+    state = running()
+    state.sites = [SiteState("site0", "no part", "test", 3, 12.0, 2)]
+    line = next(line for line in shown(state).splitlines() if line.startswith("site0"))
+    assert line.split() == ["site0", "no", "part", "-", "-", "2", "0"]
 
 
 def test_an_end_says_how(tmp_path: Path) -> None:
@@ -128,6 +139,11 @@ def test_a_client_shows_its_order_and_what_left() -> None:
         "for this site's eyes",
     ):
         assert words in text, words
+    state.last = [
+        Reply("2026-11-29T12:00:00+0000", "r-1", "train", "p", 1, "NEED_BASE", "lacks", 0, 3)
+    ]
+    assert "asked for the frozen part" in shown(state, 100)
+    assert "lacks" not in shown(state, 100), "nothing is wrong"
     state.organs, state.masked = [], True
     assert "under masks" in shown(state)
 
