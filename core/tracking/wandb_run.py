@@ -77,6 +77,7 @@ class WandbRun:
         self._run: Any = None
         self._on_note = on_note
         self._first_step = first_steps(phases)
+        self._step: int | None = None  # of the round that was logged last
 
     def log(self, phase: str, round: int, values: Mapping[str, float | int | str | None]) -> None:
         """Logs one round as `PHASE/KEY`, with `PHASE/round` as the x axis of its charts.
@@ -91,17 +92,21 @@ class WandbRun:
         row = {f"{phase}/{key}": value for key, value in values.items() if value is not None}
         row |= {"round": round, f"{phase}/round": round}
         first = self._first_step.get(phase)
-        step = None if first is None else first + round
+        self._step = step = None if first is None else first + round
         self._attempt("log", lambda run: run.log(row, step=step))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Logs a table, for instance scores per site and organ (suppressed cells as None)."""
+        """Logs a table, for instance scores per site and organ (suppressed cells as None).
+
+        It belongs to the last round: W&B would give it a step of its own, and leave out each round
+        whose step that has passed.
+        """
 
         def send(run: Any) -> None:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            run.log({f"table/{name}": table})
+            run.log({f"table/{name}": table}, step=self._step)
 
         self._attempt("table", send)
 

@@ -111,6 +111,7 @@ class PhaseState:
         share: what travels.
         dice: mean on validation; of a phase that is through that of its best weights.
         test: mean Dice on test, once it is through.
+        withheld: there is a test score, of too few cases to be told.
         reason: why it ended.
         seconds: of its rounds so far.
         seconds_left: of the rounds that are left at most; None where no round is done.
@@ -125,6 +126,7 @@ class PhaseState:
     share: str = ""
     dice: float | None = None
     test: float | None = None
+    withheld: bool = False
     reason: str = ""
     seconds: float = 0.0
     seconds_left: float | None = None
@@ -300,6 +302,9 @@ def _phases(
             phase.best_round = int(number(block.get("best_round")) or phase.best_round)
             phase.round = int(number(block.get("rounds")) or phase.round)
             phase.test = number(mapping(block.get("mean")).get("dice"))
+            cells = mapping(mapping(block.get("mean")).get("organs")).values()
+            hidden = any(mapping(cell).get("suppressed") for cell in cells)
+            phase.withheld = phase.test is None and hidden
             phase.dice = number(mapping(block.get("mean_val")).get("dice")) or phase.dice
         found.phases.append(phase)
     running = [i for i, p in enumerate(found.phases) if p.state == "running"]

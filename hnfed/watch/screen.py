@@ -153,7 +153,8 @@ def _phases(phases: Sequence[PhaseState], plain: bool) -> Table:
         table.add_row(
             str(number), Text(phase.name, style="bold" if phase.state == "running" else ""),
             f"{phase.round}/{phase.rounds}", str(phase.best_round) if phase.round else "-",
-            _mean(phase), _figure(phase.test), Text(words or phase.state),
+            _mean(phase), "withheld" if phase.withheld else _figure(phase.test),
+            Text(words or phase.state),
         )  # fmt: skip
     return table
 
@@ -312,8 +313,8 @@ def _replies(state: ClientState) -> Table:
     for reply in state.last:
         what = f"{reply.phase} {reply.round} {reply.kind}" if reply.phase else reply.kind
         good = reply.code in DONE
-        at = reply.at[:19].replace("T", " ")
-        went = "asked for the frozen part" if reply.code == "NEED_BASE" else reply.code
+        at = reply.at[5:19].replace("T", " ")
+        went = "asked for base" if reply.code == "NEED_BASE" else reply.code
         code = Text(went, style="green" if good else "red")
         table.add_row(Text(at), Text(reply.run), Text(what), code, size(reply.bytes))
     outer = Table.grid()

@@ -52,8 +52,11 @@ tracker = open_tracker(
 print("canary-stdout")
 tracker.log("pretrain", 1, {"loss/train": 1.5, "dice/mean": None})
 tracker.log("pretrain", 2, {"loss/train": 1.0, "dice/mean": 0.5})
+for name in ("test", "test_dice", "val", "val_dice"):  # as a phase that is through has them
+    tracker.table(f"pretrain/{name}", ["site", "organ", "n", "dice"],
+                  [["nyu", "Brainstem", None, None]])
 tracker.log("personalise", 1, {"loss/train": 2.0})
-tracker.table("pretrain/test", ["site", "organ", "n", "dice"], [["nyu", "Brainstem", None, None]])
+tracker.table("personalise/test", ["site", "organ"], [["nyu", "Brainstem"]])
 weights = folder / "checkpoints" / "pretrain" / "best.safetensors"
 weights.parent.mkdir(parents=True)
 weights.write_bytes(b"weights")
@@ -166,9 +169,18 @@ def test_table_and_weights_are_named_relative_to_the_run_folder(tracked: Tracked
     (weights,) = by_type["model"].manifest.contents
     assert by_type["model"].name == "pretrain-best"
     assert weights.local_path == os.path.join("checkpoints", "pretrain", "best.safetensors")
-    (table,) = by_type["run_table"].manifest.contents
+    tables = [a for a in artifacts if a.type == "run_table"]
+    assert len(tables) == 5
+    (table,) = tables[0].manifest.contents
     staged = json.loads((tracked.folder / table.local_path).read_text())
     assert staged["data"] == [["nyu", "Brainstem", None, None]]
+
+
+def test_tables_of_a_phase_leave_the_rounds_of_the_next_their_steps(tracked: Tracked) -> None:
+    rows = history(tracked.records)
+    assert [row["_step"] for row in rows] == [1, 2, 4]
+    told = [sum(key.endswith("/_type") for key in row) for row in rows]
+    assert told == [0, 4, 1], "each table stands with the last round before it"
 
 
 def test_nothing_about_the_machine_in_any_byte(tracked: Tracked) -> None:

@@ -154,6 +154,10 @@ def test_a_phase_that_is_through_shows_its_best_weights_and_the_test(tmp_path: P
     (organ,) = phase.organs
     assert (organ.dice, organ.test, organ.sites) == (0.7, 0.8, {"a": 0.7})
     assert organ.history == [(0, 0.25), (1, 0.7)]
+    block["mean"] = {"dice": None, "organs": {"Brainstem": cell(None, None)}}
+    (run / "metrics.json").write_text(json.dumps({"schema": 1, "phases": [block]}))
+    phase = seen(run, 5).phases[0]
+    assert (phase.test, phase.withheld) == (None, True)
 
 
 def test_a_folder_from_anywhere_is_no_danger(tmp_path: Path) -> None:

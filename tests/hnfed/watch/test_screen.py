@@ -142,7 +142,7 @@ def test_a_client_shows_its_order_and_what_left() -> None:
     state.last = [
         Reply("2026-11-29T12:00:00+0000", "r-1", "train", "p", 1, "NEED_BASE", "lacks", 0, 3)
     ]
-    assert "asked for the frozen part" in shown(state, 100)
+    assert "asked for base" in shown(state, 100)
     assert "lacks" not in shown(state, 100), "nothing is wrong"
     state.organs, state.masked = [], True
     assert "under masks" in shown(state)
