@@ -5,9 +5,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.screenshots import BROWSERS, find_browser, require_phantoms, screenshot
+from benchmarks.screenshots import (
+    BROWSERS,
+    find_browser,
+    require_phantoms,
+    screenshot,
+    watch_page,
+)
 from core.errors import UserError
 from core.plan.load import load, to_yaml
+from tests.hnfed.watch.journals import accepted, cell, sent, started
 
 
 def test_only_runs_of_phantoms_are_pictured(tmp_path: Path) -> None:
@@ -36,3 +43,22 @@ def test_a_page_is_drawn(tmp_path: Path) -> None:
     screenshot(page, tmp_path / "pictures" / "a.png", browser)
     with Image.open(tmp_path / "pictures" / "a.png") as image:
         assert image.convert("RGB").getpixel((600, 400)) == (255, 0, 0)
+
+
+def test_watch_is_pictured_in_the_last_round_of_the_first_phase(tmp_path: Path) -> None:
+    rounds = [
+        {"event": "round", "phase": "pretrain", "round": r, "scored_round": r - 1, "seconds": 9.0,
+         "mean": {"dice": r / 10}, "sites": {"a": {"val": {"Brainstem": cell(3, r / 10)}}}}
+        for r in (1, 2, 3, 4)
+    ]  # fmt: skip
+    events = [(10.0 * r, e) for r, event in enumerate(rounds, 1)
+              for e in (sent("a", r), accepted("a", r), event)]  # fmt: skip
+    end = [(99.0, {"event": "run-end", "status": "completed", "seconds": 99.0})]
+    run = started(tmp_path / "demo", *events, *end)
+    page = tmp_path / "watch.html"
+    watch_page(run, page)
+    text = page.read_text()
+    for words in ("running for", "3/4", "training", "train 4", "0.300", "Brainstem"):
+        assert words in text, words
+    assert "completed" not in text
+    assert str(tmp_path) not in text
