@@ -66,8 +66,9 @@ class Own:
         site: its name.
         others: the other sites that the plan names.
         phases: the phases that it takes part in.
-        place: folder of what it keeps of the run, as its commands name it.
-        kit: the same of its kit, with the option that names the site file where it needs one.
+        place: folder of what it keeps of the run, as a command names it.
+        kit: the same of its kit.
+        option: ``--site FILE`` of its commands; "" where the site file lies in the kit.
         weights: the phases of which it keeps weights.
         findings: what was left out or noted when its cases were prepared, with their names.
         replies: what left, by kind of reply.
@@ -80,6 +81,7 @@ class Own:
     phases: tuple[str, ...]
     place: str
     kit: str
+    option: str
     weights: tuple[str, ...]
     findings: tuple[Mapping[str, str], ...]
     replies: Mapping[str, int]

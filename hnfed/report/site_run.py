@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Kept:
         site: its name.
         run: its id.
         folder: ``STATE/RUN``.
-        kit: folder of the kit, as commands name it, with ``--site`` where they need it.
+        kit: folder of the kit.
+        site_file: that was given beside the kit; None for the kit's own.
         plan: of the run; None where it was not kept.
         receipts: of the run, in order.
         left_out: reason code -> how many cases were left out.
@@ -56,7 +58,8 @@ class Kept:
     site: str
     run: str
     folder: Path
-    kit: str
+    kit: Path
+    site_file: Path | None
     plan: Plan | None
     receipts: Sequence[Line]
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -102,8 +105,9 @@ def _own(kept: Kept, phases: Sequence[str]) -> Own:
         site=kept.site,
         others=tuple(sorted(sites)),
         phases=tuple(phases),
-        place=str(kept.folder),
-        kit=kept.kit,
+        place=shlex.quote(str(kept.folder)),
+        kit=shlex.quote(str(kept.kit)),
+        option=f"--site {shlex.quote(str(kept.site_file))}" if kept.site_file else "",
         weights=tuple(weights),
         findings=tuple(_findings(kept.folder)),
         replies=Counter(shown(line.get("kind", ""), 20) for line in kept.receipts),

@@ -344,12 +344,13 @@ def _next_here(view: View, tables: Sequence[View]) -> list[tuple[str, str]]:
              "hnfed evaluate --model BUNDLE --data ARCHIVE --split test")
         )  # fmt: skip
     if view["left"] or any(f["severity"] == "error" for f in own.findings):
-        option = own.kit.partition(" ")[2] or "--site SITE.yaml"
+        option = own.option or f"--site {own.kit}/site.yaml"
         words = "Mend the cases that were left out; they are named below."
         told.append((words, f"hnfed check ARCHIVE {option}"))
     if view["rejected"]:
         told.append(("Read why orders were refused: client.log in the state folder.", ""))
-    told.append(("See each thing that left.", f"hnfed receipts {own.kit} --verify"))
+    command = " ".join(filter(None, ["hnfed receipts", own.kit, own.option, "--verify"]))
+    told.append(("See each thing that left.", command))
     return told
 
 

@@ -92,6 +92,15 @@ def test_the_plan_gives_the_weights_of_the_simulation(place: Place, server: Mach
     assert metrics["status"] == "completed"
     assert not list(folder.glob("checkpoints/personalise/*.safetensors")), "it stays at the site"
     assert list((place.folder / "state" / "nyu").rglob("personalise/best.safetensors"))
+    assert (
+        main(["report", str(place.kit("nyu").folder), "--site", str(place.folder / "nyu.yaml")])
+        == 0
+    )
+    (page,) = (place.folder / "state" / "nyu").rglob("report-local.html")
+    assert page.stat().st_mode & 0o077 == 0
+    text = page.read_text()
+    for words in ("personalise", "together with miccai and north", "data:image/png", "nyu_0"):
+        assert words in text, f"of the site's own cases: {words}"
     assert list((place.folder / "state" / "nyu").rglob("receipts.jsonl"))
     for client in clients:
         assert client.end() == 143

@@ -107,6 +107,7 @@ ELSEWHERE = {
     "hnfed grid transfer simulation.data=DIR seeds=[0,1,2] --jobs 2": OPENKBP,
     "hnfed folds runs/crossval": STUDY,
     "hnfed report hn --site nyu.yaml": SITE_RUN,
+    "hnfed report hn --site site.yaml": SITE_RUN,
     "hnfed server kits/server": FEDERATION,
     "hnfed client hn --site nyu.yaml": FEDERATION,
     "hnfed client hn --site site.yaml": FEDERATION,

@@ -13,6 +13,7 @@ from core.plan.load import plan_hash
 from core.wire.messages import Order
 from hnfed.guard.answers import FOLDER, note_answer, require_unanswered
 from hnfed.guard.order import Asked
+from hnfed.guard.pins import plan_of, read_pin
 from hnfed.guard.rules import Policy, PolicyError
 from tests.client.conftest import tiny_phase, tiny_plan
 from tests.hnfed.guard.conftest import LENIENT, ORGANS, Hospital
@@ -66,6 +67,11 @@ def test_the_guard_counts_over_runs_and_answers_no_more(
     assert "most_answers" in hospital.log
     scored = hospital.order(task="test", run="r-000002")
     assert hospital.ask("evaluate", scored, arrays=hospital.start()).code == "OK", hospital.log
+    pin = read_pin(hospital.state / "guard", "r-000002")
+    assert pin is not None
+    assert plan_of(hospital.state / "guard", pin) == plan, "kept for the site's own report"
+    pictures = list((hospital.state / "r-000002" / "p" / "overlays").glob("*_only_*.png"))
+    assert len(pictures) == len(ORGANS), "drawn behind the walls, of the one test case"
 
 
 @pytest.mark.slow
