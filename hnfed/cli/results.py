@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
         "(re)make the report of a run; at a site's kit the site's own, with its cases, which stays",
         _report,
         "hnfed report runs/demo",
-        "hnfed report hn --site nyu.yaml                # STATE/RUN/report-local.html",
+        "hnfed report hn --site nyu.yaml",
     )
     report.add_argument("target", metavar="RUN|KIT", type=Path, help="run folder, or a site's kit")
     text = "of a site's kit: id of the run (default: the one that came last)"
