@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=DIR --out runs/openkbp
   hnfed grid transfer simulation.data=DIR --list
-  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed predict -i ct.nrrd -o contours --model openkbp-base
   hnfed config show demo"""
 
 
