@@ -91,7 +91,6 @@ ELSEWHERE = {
     "wandb sweep docs/wandb-sweep.yaml": WANDB,
     "wandb agent ENTITY/PROJECT/ID": WANDB,
     "git clone --depth 1 https://github.com/ababier/open-kbp": "a network",
-    "hnfed evaluate --model openkbp-base --data ARCHIVE --split test": "until that model ships",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
     "hnfed simulate openkbp simulation.data=DIR --out runs/openkbp": OPENKBP,
