@@ -1,6 +1,7 @@
 """What a training step costs on a GPU, beside what is usual elsewhere, and that it is the same.
 
-python -m benchmarks.gpu [--device cuda|cpu] [--minutes 8] [--json FILE]
+python -m benchmarks.gpu [--device cuda|cpu] [--crop Z Y X] [--only SECTION ...]
+    [--minutes 8] [--json FILE]
 
 Needs torch, numpy and scipy alone; rows that need MONAI (UNETR, its networks, losses and
 transforms) say so where it is not installed. On a CPU the crop is small: that shows that the script
@@ -280,19 +281,20 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
 }
 
 
-def rows(device: torch.device, minutes: float) -> Rows:
+def rows(
+    device: torch.device, minutes: float, crop: Sequence[int], only: Sequence[str] = tuple(SECTIONS)
+) -> Rows:
     """All rows; what cannot be measured, or no longer, has its row with the reason."""
     end = time.monotonic() + 60 * minutes
-    crop = CROPS[device.type]
     found: Rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("crop", "small")]
         for folder in folders:
             folder.mkdir()
         bench = Bench(device, crop, cases(folders[0], crop, 2), cases(folders[1], SMALL, 2))
-        for name, section in SECTIONS.items():
+        for name in only:
             print(f"{name} ...", flush=True)
-            found += measured(name, section(bench), end)
+            found += measured(name, SECTIONS[name](bench), end)
     return found
 
 
@@ -315,13 +317,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=tuple(CROPS), default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--crop", type=int, nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS))
     parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
     options = parser.parse_args()
     device = resolve_device(options.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    crop = " x ".join(map(str, CROPS[device.type]))
-    print(f"torch {torch.__version__} on {where}, crop {crop}", flush=True)
-    found = rows(device, options.minutes)
+    crop = options.crop or CROPS[device.type]
+    shown = " x ".join(map(str, crop))
+    print(f"torch {torch.__version__} on {where}, crop {shown}", flush=True)
+    found = rows(device, options.minutes, crop, options.only)
     show(found)
     if options.json:
         save(options.json, found)

@@ -14,6 +14,7 @@ from core.plan.schema import LOSSES, Phase, Plan
 from core.training.engine import Epochs, TrainResult, train
 from core.training.loss_weights import organ_weights, term_factors
 from core.training.losses import LossWeights, class_weights
+from core.training.optimisation import Averaged
 from core.wire.messages import Header, Order, Result
 from core.wire.partition import apply_freeze, frozen_in, parts_of, seed_of
 
@@ -42,17 +43,18 @@ class Task:
 def fit(
     task: Task,
     model: nn.Module,
-    entries: Sequence[Entry],
     factors: Sequence[float],
     *,
     optimiser_state: Mapping[str, Tensor] | None = None,
     pull: tuple[float, Mapping[str, Tensor]] | None = None,
+    average: Averaged | None = None,
 ) -> tuple[Result, State]:
     """Local epochs of one round; `factors` are on the organs' static weights.
 
     With `keep_epochs` what the site keeps trains first, alone, and then the rest, alone (FedRep).
     """
     site, plan, phase, order = task.site, task.plan, task.phase, task.order
+    entries = task.entries("train")
     weights = LossWeights(
         frequencies(plan, phase, order, entries),
         organ_weights(plan.weighting, phase.organs, factors),
@@ -64,7 +66,7 @@ def fit(
     memory: State = {}
     for frozen, count in turns(model, plan, phase, order.round):
         apply_freeze(model, frozen)
-        epochs = Epochs(epoch, count, seed, weights, optimiser_state, pull)
+        epochs = Epochs(epoch, count, seed, weights, optimiser_state, pull, average)
         result, memory = train(model, entries, plan, phase, site.device, epochs)
         done.append(result)
         epoch += count

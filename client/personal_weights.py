@@ -21,6 +21,7 @@ from core.wire.partition import state_hash
 from core.wire.round_checkpoints import RoundStore
 
 OPTIMISER = "optimiser."
+AVERAGE = "average."
 STAMP = "stamp"
 
 
@@ -63,13 +64,20 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a site keeps of one personal round."""
+    """What a site keeps of one personal round; `average` with `average_last`, after `steps`."""
 
     state: dict[str, Tensor]
     optimiser: dict[str, Tensor]
     best_round: int
     best_score: float
     organ_factors: list[float] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def scored(self) -> dict[str, Tensor]:
+        """The weights that are scored and exported: averaged, where the phase averages."""
+        return self.state | self.average
 
 
 class Personal:
@@ -95,11 +103,16 @@ class Personal:
             raise UserError("base_round", round_, "resume from a round that this site still keeps")
         tensors, meta = self.store.get(round_)
         self.stamp.require(meta)
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            found = [k for k in tensors if k.startswith(prefix)]
+            return {k.removeprefix(prefix): tensors[k] for k in found}
+
         return Kept(
-            state={k: v for k, v in tensors.items() if not k.startswith(OPTIMISER)},
-            optimiser={
-                k.removeprefix(OPTIMISER): v for k, v in tensors.items() if k.startswith(OPTIMISER)
-            },
+            state={k: v for k, v in tensors.items() if not k.startswith((OPTIMISER, AVERAGE))},
+            optimiser=below(OPTIMISER),
+            average=below(AVERAGE),
+            steps=int(meta.get("steps", 0)),
             best_round=int(meta["best_round"]),
             best_score=float(meta["best_score"]),
             organ_factors=[float(f) for f in meta.get("organ_factors", [])],
@@ -114,11 +127,13 @@ class Personal:
             acknowledged: rounds that the order named: where the server stands if a reply is lost.
         """
         tensors = dict(kept.state) | {OPTIMISER + k: v for k, v in kept.optimiser.items()}
+        tensors |= {AVERAGE + k: v for k, v in kept.average.items()}
         meta = {
             "round": round_,
             "best_round": kept.best_round,
             "best_score": kept.best_score,
             "organ_factors": kept.organ_factors,
+            "steps": kept.steps,
             STAMP: asdict(self.stamp),
         }
         self.store.put(round_, tensors, meta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,15 +15,22 @@ from client.local_epochs import Task
 from client.overlays import ranked, write_overlay
 from core.data.cached_case import Entry
 from core.data.site import Site
-from core.files import private_folder, replace_csv
+from core.files import plain_cell, private_folder, replace_csv
 from core.metrics.scores import CaseScore, OrganSum, organ_sums
 from core.organs.vocabulary import vocabulary
 from core.plan.schema import Phase
 from core.training.engine import validate
 
+ROUND_CASES = "rounds.csv"
 
-def score(task: Task, model: nn.Module, split: str, *, draw: bool = False) -> list[CaseScore]:
-    """Scores of a split on each CT's own grid; draws cases where the site allows it."""
+
+def score(
+    task: Task, model: nn.Module, split: str, *, draw: bool = False, quick: bool = False
+) -> list[CaseScore]:
+    """Scores of a split on each CT's own grid; draws cases where the site allows it.
+
+    With `quick` Dice alone.
+    """
     site, phase = task.site, task.phase
     drawn: dict[str, tuple[Entry, bytes]] = {}
 
@@ -30,8 +38,10 @@ def score(task: Task, model: nn.Module, split: str, *, draw: bool = False) -> li
         if draw and site.overlays:
             drawn[entry.case] = entry, zlib.compress(labelmap.tobytes(), 1)
 
-    if split != "val":
+    if split != "val" and not quick:
         phase = replace(phase, validate_hd95=True)
+    elif quick:
+        phase = replace(phase, validate_hd95=False)
     scores = validate(model, task.entries(split), task.plan, phase, site.device, on_case)
     if drawn:
         _draw(task, scores, drawn)
@@ -84,3 +94,23 @@ def write_cases(site: Site, phase: Phase, scores: Sequence[CaseScore]) -> None:
     )
     columns = ("case", "organ", "dice", "hd95_mm", "volume_ml", "predicted_ml", "surface_dice_2mm")
     replace_csv(folder / "cases.csv", columns, rows)
+
+
+def write_round_cases(task: Task, model: nn.Module) -> None:
+    """``rounds.csv``: Dice of each test case after this round, on the site's own disk.
+
+    Nothing of it is sent or chooses anything. Rows of this round and later ones, which a run that
+    was taken up again has left behind, are written anew.
+    """
+    path = task.site.phase_folder(task.phase.name) / ROUND_CASES
+    private_folder(path.parent)
+    rows: list[tuple[str, ...]] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            _, *found = csv.reader(file)
+        rows = [tuple(map(plain_cell, row)) for row in found if int(row[0]) < task.order.round]
+    rows += [
+        (str(task.order.round), s.case, s.organ, f"{s.dice:.6f}")
+        for s in score(task, model, "test", quick=True)
+    ]
+    replace_csv(path, ("round", "case", "organ", "dice"), rows)

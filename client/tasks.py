@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from client.local_epochs import Task, fit
 from client.personal_weights import Kept, Personal, Stamp, mean_dice
-from client.scoring import control_sums, score, write_cases
+from client.scoring import control_sums, score, write_cases, write_round_cases
 from core.data.cached_case import Entry, annotating
 from core.data.site import Site
 from core.errors import UserError
@@ -20,6 +20,7 @@ from core.models.stages import head_rows, unique_state
 from core.plan.schema import SPLITS, Phase, Plan, crop_words
 from core.provenance import versions
 from core.training.loss_weights import organ_factors
+from core.training.optimisation import Averaged
 from core.wire.messages import Description, Header, Result, withhold
 from core.wire.partition import load_state, network, parts_of, weights_meta
 from core.wire.state import length, shortened
@@ -99,15 +100,14 @@ def train_shared(task: Task, state: State) -> tuple[State, Result]:
     scores: dict[str, Mapping[str, OrganSum]] = {}
     if phase.validates(order.round - 1):
         scores["val"] = control_sums(task, model)
-    entries = task.entries("train")
     incoming = {n: state[n] for n in parts.shared}
     strategy, factors = plan.federation.strategy, order.organ_factors
     pull = (strategy.proximal_mu, incoming) if strategy.name == "fedprox" else None
     if phase.ditto is not None:
         model = loaded(plan, phase, state)
         beside = (phase.ditto, incoming)
-        fit(task, own, entries, factors, pull=beside)
-    result, _ = fit(task, model, entries, factors, pull=pull)
+        fit(task, own, factors, pull=beside)
+    result, _ = fit(task, model, factors, pull=pull)
     if parts.personal:
         now = unique_state(own)
         mine = Kept({n: now[n].detach().cpu().clone() for n in parts.personal}, {}, 0, -1.0)
@@ -161,22 +161,30 @@ def train_personal(task: Task, state: State) -> tuple[Header, Result]:
     personal, kept = opened(task)
     model = loaded(plan, phase, state | kept.state)
     parts = parts_of(model, plan, phase)
-    entries = task.entries("train")
-    require_annotated(entries, plan, phase)
+    require_annotated(task.entries("train"), plan, phase)
     memory, factors = kept.optimiser or None, kept.organ_factors
-    result, optimiser = fit(task, model, entries, factors, optimiser_state=memory)
-    sums = control_sums(task, model)
+    average = Averaged(phase.average_last, kept.steps, kept.average) if phase.average_last else None
+    result, optimiser = fit(task, model, factors, optimiser_state=memory, average=average)
+    now = unique_state(model)
+    trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
+    mean = {n: t.detach().cpu() for n, t in average.mean.items()} if average else {}
+    if mean:
+        load_state(model, state | trained | mean)
+    scored = phase.validates(order.round) or order.round == phase.rounds
+    sums = control_sums(task, model) if scored else organ_sums((), phase.organs)
     dice = {o: c.dice / c.n for o, c in sums.items() if c.n > 0}
     factors = organ_factors(plan.weighting, phase.organs, dice, factors)
     value = mean_dice(sums, phase.organs)
-    now = unique_state(model)
-    better = value > kept.best_score or value < 0  # without val cases the latest is the best
+    # Until a round has been scored the latest is the best.
+    better = value > kept.best_score or (value < 0 and kept.best_score < 0)
     best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
-    trained = {n: now[n].detach().cpu().clone() for n in parts.personal}
-    mine = Kept(trained, optimiser, best_round, best_score, factors)
+    steps = average.steps if average else 0
+    mine = Kept(trained, optimiser, best_round, best_score, factors, mean, steps)
     personal.keep(order.round, mine, {order.base_round, order.best_round})
     if better:
-        personal.export_best(now, checkpoint_meta(task))
+        personal.export_best(unique_state(model), checkpoint_meta(task))
+    if order.round in phase.test_rounds:
+        write_round_cases(task, model)
     waited = (order.round - best_round) * phase.local_epochs
     header = task.header(stopped=waited >= phase.patience, best_round=best_round)
     enough = result.cases >= plan.federation.min_cell
@@ -244,7 +252,7 @@ def own_weights(task: Task, state: State) -> State:
     personal, order = kept_by(task), task.order
     last = order.task == "validate"
     round_ = order.base_round if last else order.best_round
-    own = personal.load(round_).state if round_ > 0 or task.phase.share == "none" else {}
+    own = personal.load(round_).scored if round_ > 0 or task.phase.share == "none" else {}
     whole = state | own
     if not last and personal.exported_round() != round_:
         personal.export_best(whole, checkpoint_meta(task) | {"round": round_})

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from filelock import FileLock, Timeout
-
 from core.text import shown_text
 
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
@@ -125,6 +123,8 @@ def held(lock: Path) -> bool:
     """Whether a process of this machine holds a lock file."""
     if not lock.is_file():
         return False
+    from filelock import FileLock, Timeout  # takes longer than all the rest of this file
+
     try:
         with FileLock(lock, timeout=0):
             return False

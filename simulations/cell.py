@@ -106,11 +106,13 @@ def _simulation(config: Config, out: Path) -> dict[str, Any]:
     sites = {}
     for name in sorted(used):
         site = simulation.sites[name]
-        if site.root and Path(site.root).is_relative_to(out):  # a view, made when cells run
-            root = str(Path(site.root).relative_to(out))
+        listed = site.root if isinstance(site.root, list) else [site.root]
+        given = [Path(text) for text in listed if text]
+        if any(root.is_relative_to(out) for root in given):  # views, made when cells run
+            roots = [r.relative_to(out) if r.is_relative_to(out) else r for r in given]
         else:
             roots = [] if site.phantom else archive_roots(name, site, simulation)
-            root = os.pathsep.join(map(str, roots))
+        root = os.pathsep.join(map(str, roots))
         sites[name] = asdict(replace(site, root=root))
     return {
         "baseline": simulation.baseline,

@@ -11,6 +11,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.text import aligned
 from simulations.cell import Wanted, state, wanted
+from simulations.choice import NOT_CHOSEN, dropped
 from simulations.places import local, on_slurm
 from simulations.places.place import read_note
 from simulations.study import Cell, Study, read_study
@@ -55,7 +56,7 @@ def list_cells(
     Returns:
         ``cell``, ``phases``, ``state`` and ``where`` of each.
     """
-    _, out, chosen, wishes = asked_of(study, overrides, out, only)
+    read, out, chosen, wishes = asked_of(study, overrides, out, only)
     rows = []
     places = whereabouts(out, [cell.name for cell in chosen])
     for cell in chosen:
@@ -64,7 +65,9 @@ def list_cells(
             found = state(cell, out / cell.name, wish)
         except UserError as error:
             found = f"refused: {error.problem}"
-        if found == "waits":
+        if found in ("waits", "new") and (lost := dropped(cell, read, out)) is not False:
+            found = NOT_CHOSEN if lost else f"waits for the choice of {read.choice}"
+        elif found == "waits":
             found = f"waits for {', '.join(cell.needs)}"
         rows.append({"cell": cell.name, "phases": wish.phases, "state": found})
         rows[-1]["where"] = "" if found == "done" else places[cell.name]

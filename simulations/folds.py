@@ -57,6 +57,48 @@ def fold_splits(
     return result
 
 
+def drawn_splits(
+    names: Sequence[str], folds: int, *, train: int, val: int, seed: int, field: str = "splits"
+) -> list[dict[str, list[str]]]:
+    """Divides patients into `folds` test parts, and draws few of the others to learn from.
+
+    The order of the patients is that of SHA-256 of ``SEED/NAME``; fold k tests every `folds`-th of
+    them from the k-th on. Of the others, ordered by SHA-256 of ``SEED/K/NAME``, the first `train`
+    train and the next `val` validate; the rest has no part in the fold.
+
+    Args:
+        names: of the patients, each once.
+        folds: at least 2.
+        train: patients that each fold trains on.
+        val: patients that each fold validates on.
+        seed: another seed, another draw.
+        field: key of the lists, for errors.
+
+    Raises:
+        UserError: a patient that is named twice, or too few of them.
+    """
+    parts = [_by_digest(names, f"{seed}")[k::folds] for k in range(folds)]
+    if len(set(names)) != len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise UserError(field, ", ".join(twice), "name each patient once")
+    if not all(parts) or len(names) - len(parts[0]) < train + val:
+        raise UserError(
+            field,
+            f"{len(names)} patients",
+            f"list more, or ask for less: {folds} folds, each of {train} to train on, {val} to "
+            "validate on and at least one to test",
+        )
+    result = []
+    for k, test in enumerate(parts):
+        rest = _by_digest([n for n in names if n not in test], f"{seed}/{k}")
+        result.append({"train": rest[:train], "val": rest[train : train + val], "test": test})
+    return result
+
+
+def _by_digest(names: Sequence[str], prefix: str) -> list[str]:
+    return sorted(names, key=lambda n: hashlib.sha256(f"{prefix}/{n}".encode()).hexdigest())
+
+
 def _drawn(names: Sequence[str]) -> list[str]:
     return sorted(map(str, names), key=lambda n: (hashlib.sha256(n.encode()).hexdigest(), n))
 

@@ -57,13 +57,14 @@ def archive_roots(name: str, site: SimulatedSite, simulation: Simulation) -> lis
     Raises:
         UserError: one does not exist, or ``simulation.data`` is needed and names none.
     """
-    texts = [site.root]
-    if "{data}" in site.root:
-        texts = [site.root.replace("{data}", data) for data in _folders(simulation.data)]
+    texts: list[str] = []
+    for text in site.root if isinstance(site.root, list) else [site.root]:
+        folders = _folders(simulation.data) if "{data}" in text else [""]
+        texts += [text.replace("{data}", data) for data in folders]
     roots = [Path(text) for text in texts]
     for root in roots:
         if not root.is_dir():
-            key = "simulation.data" if "{data}" in site.root else "the key"
+            key = "simulation.data" if "{data}" in str(site.root) else "the key"
             remedy = f"correct {key}: give the folder of the data"
             raise UserError(f"simulation.sites.{name}.root", root, remedy, problem="no such folder")
     return [root.resolve() for root in roots]

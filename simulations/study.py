@@ -15,13 +15,15 @@ from typing import Any
 from core.errors import UserError
 from core.plan.load import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
 from core.plan.ranges import MAX_LISTED, number_of
-from simulations.folds import fold_splits, has_own_splits, view_of
+from simulations.folds import drawn_splits, fold_splits, has_own_splits, view_of
 from simulations.site_map import archive_roots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-STUDY_KEYS = ("config", "set", "seeds", "folds", "cells")
-VARIANT_KEYS = ("phases", "set", "axes", "needs")
+STUDY_KEYS = ("config", "set", "seeds", "folds", "choose", "cells")
+VARIANT_KEYS = ("phases", "set", "axes", "needs", "folds")
+FOLD_KEYS = ("count", "sites", "train", "val", "seed")
+CHOICE_KEYS = ("axis", "at")
 Settings = dict[str, Any]  # dotted key -> value
 
 
@@ -36,6 +38,8 @@ class Cell:
         seed: the run's seed.
         overrides: KEY=VALUE for `hnfed simulate`.
         needs: names of the cells that must be done before.
+        rivals: cells that differ from this one's in the axis of the study's choice, and decide
+            whether this one is run; empty for those cells themselves.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Cell:
     seed: int
     overrides: tuple[str, ...]
     needs: tuple[str, ...]
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,14 @@ class Study:
         config: base configuration, as `hnfed simulate` takes it.
         cells: every cell after those that it needs, all variants of a seed before the next seed.
         views: archive of each view without splits that the folds need, by the view's folder.
+        choice: the axis whose value is chosen on validation, see `simulations.choice`; "" for none.
     """
 
     name: str
     config: str
     cells: tuple[Cell, ...]
     views: Mapping[Path, Path]
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,22 @@ class _Variant:
     settings: Settings
     axes: dict[str, dict[str, Settings]]
     needs: tuple[str, ...]
+    folded: bool = True
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """The axis of a cross-validation, and what its cells read.
+
+    Attributes:
+        values: splits by fold.
+        roots: settings of every cell: the views in place of the archives.
+        views: archive by view.
+    """
+
+    values: dict[str, Settings] = dataclasses.field(default_factory=dict)
+    roots: Settings = dataclasses.field(default_factory=dict)
+    views: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
 
 def shipped_studies() -> list[str]:
@@ -94,32 +117,78 @@ def read_study(study: str, overrides: Sequence[str], out: Path) -> Study:
     config = _base_config(values.get("config"), path)
     common = _settings(values.get("set"), "set")
     variants = _variants(values.get("cells"), config, common)
-    views: dict[Path, Path] = {}
-    folds: dict[str, Settings] = {}
+    folds = _Folds()
     if "folds" in values:
         for variant in variants:
             _leave_sites(variant, common)
         simulation = [o for o in overrides if o.startswith("simulation.")]
-        folds, views = _folds(values["folds"], config, [*_flags(common), *simulation], out)
+        folds = _folds(values["folds"], config, [*_flags(common), *simulation], out)
     cells = []
+    by_name = {variant.name: variant for variant in variants}
     for seed in _seeds(values.get("seeds", [0])):
         for variant in variants:
-            axes = {**({"fold": folds} if folds else {}), **variant.axes}
+            axes = _axes_of(variant, folds)
             for choice in itertools.product(*axes.values()):
                 chosen = dict(zip(axes, choice, strict=True))
-                needs = {n: _needed(n, variant, variants, chosen, seed) for n in variant.needs}
+                needs = {
+                    n: _needed(by_name[n], variant.name, folds, chosen, seed) for n in variant.needs
+                }
                 given: Settings = dict(variant.settings)
                 for axis, value in chosen.items():
-                    given |= {} if folds and axis == "fold" else axes[axis][value]
+                    given |= variant.axes.get(axis, {}).get(value, {})
                 given = {k: _placed(v, k, variant, variants, needs, out) for k, v in given.items()}
-                last = {**(folds[chosen["fold"]] if folds else {}), "seed": seed}
+                last = {**folds.roots, **folds.values.get(chosen.get("fold", ""), {}), "seed": seed}
                 flags = (*_flags(given), *overrides, *_flags(last))
                 name = _cell_name(variant.name, chosen, seed)
                 cells.append(Cell(name, variant.name, chosen, seed, flags, tuple(needs.values())))
     names = [cell.name for cell in cells]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError("cells", twice[0], "rename a cell or an axis: two cells get this name")
-    return Study(path.stem, config, tuple(cells), views)
+    axis = ""
+    if "choose" in values:
+        axis, cells = _with_choice(values["choose"], cells)
+    return Study(path.stem, config, tuple(cells), folds.views, axis)
+
+
+def _axes_of(variant: _Variant, folds: _Folds) -> dict[str, dict[str, Settings]]:
+    return {**({"fold": folds.values} if folds.values and variant.folded else {}), **variant.axes}
+
+
+def _with_choice(value: object, cells: Sequence[Cell]) -> tuple[str, list[Cell]]:
+    """Cells that wait for those at the place of the choice, and are run with its value alone."""
+    words = _known_keys(value, CHOICE_KEYS, "choose")
+    axis, at = str(words.get("axis")), words.get("at")
+    if not isinstance(at, dict) or not at:
+        raise UserError(
+            "choose.at", at, "name fold and seed where it is chosen, {fold: 0, seed: 0}"
+        )
+    if not any(axis in cell.values for cell in cells):
+        raise UserError("choose.axis", axis, "name an axis of a cell")
+    place = {str(k): str(v) for k, v in at.items()}
+
+    def there(cell: Cell) -> bool:
+        known = {**cell.values, "seed": str(cell.seed)}
+        return axis in cell.values and all(known.get(k) == v for k, v in place.items())
+
+    if not any(map(there, cells)):
+        raise UserError("choose.at", at, "give values that cells have; --list prints their names")
+    result = []
+    for cell in cells:
+        rivals: tuple[str, ...] = ()
+        if axis in cell.values and not there(cell):
+            apart = {k for k in cell.values if k != axis and k not in place}
+            rivals = tuple(
+                other.name
+                for other in cells
+                if there(other)
+                and other.variant == cell.variant
+                and all(other.values[k] == cell.values[k] for k in apart)
+            )
+            if not rivals:
+                remedy = "add its value to 'choose.at', or its seed to the seeds"
+                raise UserError(f"cell {cell.name}", axis, remedy, problem="nothing chooses it")
+        result.append(dataclasses.replace(cell, needs=(*cell.needs, *rivals), rivals=rivals))
+    return axis, result
 
 
 def _find(study: str) -> Path:
@@ -201,7 +270,10 @@ def _variants(cells: object, config: str, common: Settings) -> list[_Variant]:
         if not isinstance(needs, list):
             raise UserError(f"{place}.needs", needs, "name a cell, or list several")
         axes = _axes(values.get("axes"), place)
-        variants.append(_Variant(str(name), settings, axes, tuple(map(str, needs))))
+        folded = values.get("folds", True)
+        if not isinstance(folded, bool):
+            raise UserError(f"{place}.folds", folded, "write false for one cell for all folds")
+        variants.append(_Variant(str(name), settings, axes, tuple(map(str, needs)), folded))
     return _in_order(variants)
 
 
@@ -260,51 +332,67 @@ def _leave_sites(variant: _Variant, common: Settings) -> None:
         raise UserError(f"cells.{variant.name}.axes", "fold", "name it otherwise: 'folds' has it")
 
 
-def _folds(
-    count: object, config: str, overrides: Sequence[str], out: Path
-) -> tuple[dict[str, Settings], dict[Path, Path]]:
-    """The axis of a cross-validation over the patients of all sites, and the views it reads."""
-    folds_wanted = int(number_of("study", "folds", count, whole=True))
+def _folds(value: object, config: str, overrides: Sequence[str], out: Path) -> _Folds:
+    """The axis of a cross-validation over the patients of all sites, or of those named."""
+    drawn = _known_keys(value, FOLD_KEYS, "folds") if isinstance(value, dict) else None
+    count = int(number_of("study", "folds", drawn.get("count") if drawn else value, whole=True))
     base, _ = load(config, overrides)
-    folds: list[Settings] = [{} for _ in range(folds_wanted)]
-    views: dict[Path, Path] = {}
-    for name, site in base.simulation.sites.items():
+    sites = base.simulation.sites
+    folded = (drawn or {}).get("sites", list(sites))
+    if not isinstance(folded, list) or not folded or [n for n in folded if n not in sites]:
+        raise UserError("folds.sites", folded, f"list sites of {config}: {', '.join(sites)}")
+    result = _Folds({str(k): {} for k in range(count)})
+    for name, site in sites.items():
         key = f"simulation.sites.{name}"
-        if not site.splits:
-            raise UserError(
-                f"{key}.splits", "{}", "list the patients: folds are made of these lists"
+        if name in folded:
+            if not site.splits:
+                remedy = "list the patients: folds are made of these lists"
+                raise UserError(f"{key}.splits", "{}", remedy)
+            if drawn and len(drawn) > 1:
+                splits = _drawn_splits(site.splits, count, drawn, f"{key}.splits")
+            else:
+                splits = fold_splits(site.splits, count, f"{key}.splits")
+            for fold, lists in zip(result.values.values(), splits, strict=True):
+                fold[f"{key}.splits"] = lists
+        roots = archive_roots(name, site, base.simulation)
+        if any(map(has_own_splits, roots)):
+            seen = [view_of(root, out) if has_own_splits(root) else root for root in roots]
+            result.views.update(
+                {view: root for view, root in zip(seen, roots, strict=True) if view != root}
             )
-        for fold, splits in zip(
-            folds, fold_splits(site.splits, folds_wanted, f"{key}.splits"), strict=True
-        ):
-            fold[f"{key}.splits"] = splits
-        root, *others = archive_roots(name, site, base.simulation)
-        if others and any(map(has_own_splits, [root, *others])):
-            remedy = "copy the cases into one folder, or name one: folds take its splits' place"
-            raise UserError("simulation.data", base.simulation.data, remedy)
-        if has_own_splits(root):
-            view = view_of(root, out)
-            views[view] = root
-            for fold in folds:
-                fold[f"{key}.root"] = str(view)
-    return {str(k): fold for k, fold in enumerate(folds)}, views
+            result.roots[f"{key}.root"] = list(map(str, seen)) if len(seen) > 1 else str(seen[0])
+    return result
+
+
+def _drawn_splits(
+    splits: Mapping[str, Sequence[str]], count: int, drawn: Settings, field: str
+) -> list[dict[str, list[str]]]:
+    """Folds of a stated number of training and validation patients."""
+    numbers = {}
+    for key, least in (("train", 1), ("val", 0), ("seed", 0)):
+        number = drawn.get(key)
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            remedy = f"give a whole number >= {least}, beside count, train, val and seed"
+            raise UserError(f"folds.{key}", number, remedy)
+        numbers[key] = number
+    names = [name for split in splits.values() for name in split]
+    return drawn_splits(names, count, field=field, **numbers)
 
 
 def _needed(
-    name: str, variant: _Variant, variants: Iterable[_Variant], chosen: Mapping[str, str], seed: int
+    other: _Variant, variant: str, folds: _Folds, chosen: Mapping[str, str], seed: int
 ) -> str:
-    """Name of the cell of variant `name` with this seed and these values of the shared axes."""
-    other = next(v for v in variants if v.name == name)
-    shared = {a: v for a, v in chosen.items() if a in other.axes or a not in variant.axes}
-    for axis, values in other.axes.items():
-        if shared.get(axis) not in values:
+    """Name of the cell of `other` with this seed and these values of its axes."""
+    axes = _axes_of(other, folds)
+    for axis, values in axes.items():
+        if chosen.get(axis) not in values:
             raise UserError(
-                f"cells.{variant.name}.needs",
-                name,
-                f"give {variant.name} the axis '{axis}' with values of {sorted(values)}",
-                problem=f"it is not said which cell of {name} is meant",
+                f"cells.{variant}.needs",
+                other.name,
+                f"give {variant} the axis '{axis}' with values of {sorted(values)}",
+                problem=f"it is not said which cell of {other.name} is meant",
             )
-    return _cell_name(name, shared, seed)
+    return _cell_name(other.name, {axis: chosen[axis] for axis in axes}, seed)
 
 
 def _placed(

@@ -26,6 +26,7 @@ from simulations.cell import (
     write_record,
 )
 from simulations.cell_list import LOCK, asked_of
+from simulations.choice import NOT_CHOSEN, dropped
 from simulations.folds import make_view
 from simulations.places import local
 from simulations.places.place import Ending, Place, Task, forget
@@ -35,6 +36,7 @@ from simulations.sweep_tables import count_cells, write_tables
 
 POLL_SECONDS = 0.2
 GOOD = ("completed", "done before")
+FINE = (*GOOD, NOT_CHOSEN)
 # A cell on a cluster runs on one node of it, whatever the study says of its own Ray.
 ALONE = ('simulation.ray=""',)
 
@@ -60,7 +62,7 @@ class Work:
         chosen: the cells of this call.
         place: where cells run.
         room: cells at a time; None for all that can begin.
-        outcome: by cell: completed, done before, failed, refused, skipped.
+        outcome: by cell: completed, done before, not chosen, failed, refused, skipped.
         waiting: cells that have not begun.
         running: cells at work.
     """
@@ -154,6 +156,10 @@ def _begin(work: Work) -> None:
             work.waiting.remove(cell)
             _say(work, cell, "skipped", f"skipped: it needs {', '.join(bad)}")
         elif not full and all(n in work.outcome for n in cell.needs):
+            if dropped(cell, work.study, work.out):
+                work.waiting.remove(cell)
+                _say(work, cell, NOT_CHOSEN, f"not run: its {work.study.choice} was not chosen")
+                continue
             try:
                 wish = wanted(cell, work.study.config, work.out)
                 found = state(cell, work.out / cell.name, wish)
@@ -253,7 +259,7 @@ def _time_left(work: Work, cell: Cell) -> str:
         return sum(values) / len(values)
 
     now = time.monotonic()
-    left = sum(expected(c) for c in work.waiting)
+    left = sum(expected(c) / (len(c.rivals) or 1) for c in work.waiting)  # one of them is run
     left += sum(max(0.0, expected(c.cell) - (now - c.started) / 60) for c in work.running)
     if not (work.waiting or work.running):
         return ""
@@ -281,7 +287,7 @@ def _summary(work: Work, rows: Sequence[Mapping[str, Any]]) -> int:
         if work.outcome[cell.name] in GOOD:
             val, test = _dice(folder, wanted(cell, work.study.config, work.out), 3)
             lines.append((cell.name, val, test, f"{minutes(folder):.1f}"))
-        else:
+        elif work.outcome[cell.name] != NOT_CHOSEN:
             lines.append((cell.name, "-", "-", work.outcome[cell.name]))
     print(aligned([("cell", "val Dice", "test Dice", "minutes"), *lines], words=4))
     for outcome in ("failed", "refused", "skipped"):
@@ -296,4 +302,4 @@ def _summary(work: Work, rows: Sequence[Mapping[str, Any]]) -> int:
     if other:
         print(f"{count_cells(len(other))} made by other code, kept: {', '.join(other)}")
     print(f"{count_cells(len({r['cell'] for r in rows}))} in {work.out / 'grid.csv'} and grid.json")
-    return 0 if set(work.outcome.values()) <= set(GOOD) else 1
+    return 0 if set(work.outcome.values()) <= set(FINE) else 1

@@ -5,7 +5,7 @@ environment of its own below `--folder`, beside which it sees this one's torch a
 all compute with the same libraries. FL4Health is not run: it wants Python 3.10, numpy 1 and another
 Flower, an environment of 7 GB.
 
-python -m benchmarks.peers [--folder DIR] [--only NAME [NAME ...]] [--json FILE]
+python -m benchmarks.peers [--folder DIR] [--only NAME [NAME ...]] [--side N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import safetensors.torch
 
 from benchmarks.loopback import Watch
 from benchmarks.measure import AtMost, row, save, show
-from benchmarks.peers.task import LOG, ROUNDS
+from benchmarks.peers.task import LOG, ROUNDS, SIDE, SIDE_
 from core.journal import JOURNAL, read_events
 from core.processes import end, leave_by_signal, with_parent
 
@@ -34,8 +34,13 @@ ROOT = Path(__file__).resolve().parents[2]
 NVFLARE = "nvflare==2.9.0"
 MARK, MOST_SECONDS = "HNFED_PEERS", 540.0
 ORGANS = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
+SPACING_MM = (6.0, 4.0, 4.0)  # at 64 voxels a side
+SIMULATION = {
+    "phantom_spacing_mm": SPACING_MM,
+    "sites": {name: {"phantom": "nyu", "cases": 6} for name in "abc"},
+    "overlays": 0,
+}
 PLAN = {
-    "preprocess": {"spacing_mm": [6.0, 4.0, 4.0], "crop": [64, 64, 64]},
     "augment": {"enabled": False},
     "model": {"channels": [16, 32, 64, 108]},  # 1.2 million parameters with four organs
     "loss": {"class_weight": "none"},
@@ -44,12 +49,8 @@ PLAN = {
         {"name": "p", "sites": ["a", "b", "c"], "organs": ORGANS, "rounds": ROUNDS, "test": False}
     ],
     "tracking": {"mode": "disabled"},
-    "simulation": {
-        "phantom_spacing_mm": [6.0, 4.0, 4.0],
-        "sites": {name: {"phantom": "nyu", "cases": 6} for name in "abc"},
-        "overlays": 0,
-    },
 }
+SAME = AtMost(1e-4)  # one round of training moves the sum by 1e-3
 HNFED = {"hnfed, inline": "inline", "hnfed, Ray": "ray"}
 PLAIN, PLAIN_HNFED, FLOWER, FLARE = "plain loop", "plain loop of hnfed's", "Flower", "NVFlare"
 NAMES = (PLAIN, FLOWER, FLARE, PLAIN_HNFED, *HNFED)
@@ -74,6 +75,16 @@ class Ran:
     cpu: float
     peak_mb: float
     checksum: float
+
+
+def plan_of(side: int, folder: Path) -> dict[str, Any]:
+    """The plan of hnfed's runs, with crops of so many voxels a side; its caches below a folder."""
+    coarser = 64 / side
+    return {
+        **PLAN,
+        "preprocess": {"spacing_mm": [mm * coarser for mm in SPACING_MM], "crop": [side] * 3},
+        "simulation": {**SIMULATION, "cache": str(folder / "cache")},
+    }
 
 
 def measured(name: str, folder: Path) -> Ran:
@@ -175,6 +186,12 @@ def rows_of(found: dict[str, Ran], folder: Path) -> list[dict[str, Any]]:
         figures = (ran.wall, ran.startup, ran.gap, ran.cpu, ran.peak_mb)
         print(f"{name:<24}" + "".join(f"{value:>13.2f}" for value in figures) + f"  {same}")
     rows = []
+    plain = found[PLAIN].checksum if PLAIN in found else 0.0
+    for name in (FLOWER, FLARE):
+        if plain and name in found:
+            off = abs(found[name].checksum / plain - 1)
+            rows.append(row(f"peers, {name}: sum of weights", found[name].checksum, "",
+                            "the plain loop's", off, SAME))  # fmt: skip
     inline, ray = HNFED
     if inline in found and PLAIN_HNFED in found:
         more = found[inline].wall - found[PLAIN_HNFED].wall
@@ -197,12 +214,15 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"))
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", type=int, default=SIDE, help="voxels of a volume; 8 x N")
     options = parser.parse_args()
+    if options.side < 16 or options.side % 8:
+        parser.error("--side: a multiple of 8, 16 or more")
+    os.environ[SIDE_] = str(options.side)
     leave_by_signal()
     folder = options.folder.resolve() / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    plan = PLAN | {"simulation": PLAN["simulation"] | {"cache": str(folder / "cache")}}  # type: ignore[operator]
-    (folder / "plan.yaml").write_text(json.dumps(plan))
+    (folder / "plan.yaml").write_text(json.dumps(plan_of(options.side, folder)))
     if {*HNFED, PLAIN_HNFED} & set(options.only):
         words = ["simulate", str(folder / "plan.yaml"), "simulation.engine=inline"]
         words += ["phases.p.rounds=1", "--out", str(folder / "warm")]  # writes phantoms and cache

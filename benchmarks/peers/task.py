@@ -14,8 +14,9 @@ from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 from torch import Tensor
 
-SITES, ROUNDS, VOLUMES, SIDE, CLASSES, BATCH = 3, 3, 4, 64, 5, 2
-LOG = "PEERS_LOG"  # names the file
+SITES, ROUNDS, VOLUMES, CLASSES, BATCH = 3, 3, 4, 5, 2
+LOG, SIDE_ = "PEERS_LOG", "PEERS_SIDE"  # the file; voxels a side of a volume
+SIDE = int(os.environ.get(SIDE_, "64"))
 WIDTHS, STRIDES = (16, 32, 64, 128), (2, 2, 2)
 State = dict[str, Tensor]
 

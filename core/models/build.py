@@ -73,7 +73,9 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         _refuse_norm("batch norm", settings.name)
     checked = (repr(settings), organs, *crop)
-    if checked not in _CHECKED:  # each message builds the network: once is enough
+    # `res3dunet` refuses by itself what does not fit, and each message builds the network. Trying a
+    # network loads torch's compiler, which takes seconds: where it must be, once is enough.
+    if settings.name.lower() != "res3dunet" and checked not in _CHECKED:
         _check_output(model, settings, 1 + organs, crop)
         _CHECKED.append(checked)
     _set_prior(model, settings.prior)

@@ -109,6 +109,8 @@ RANGES: Mapping[str, Range] = {
     "phases.*.rounds": Range(0, 100_000),
     "phases.*.local_epochs": Range(1, 10_000),
     "phases.*.validate_every": Range(1, 10_000),
+    "phases.*.average_last": SHARE,
+    "phases.*.test_rounds.*": Range(1, 100_000),
     "phases.*.patience": Range(1, MAX_EPOCHS),
     "phases.*.keep_epochs": Range(0, 10_000),
     "phases.*.thaw.*": Range(1, 100_000),

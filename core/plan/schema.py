@@ -130,6 +130,8 @@ class Phase:
     local_epochs: int = 1
     patience: int = 50
     validate_every: int = 1
+    average_last: float = 0.0
+    test_rounds: list[int] = field(default_factory=list)
     validate_hd95: bool = True
     init: str = "scratch"
     head_init: str = "random"
@@ -146,7 +148,7 @@ class Phase:
     test: bool = True
 
     def validates(self, round_: int) -> bool:
-        """Whether the weights of a shared phase's round are scored as the next round begins."""
+        """Whether a round's weights are scored on validation (D4)."""
         return round_ % self.validate_every == 0
 
     @property
@@ -232,7 +234,7 @@ class Tracking:
 class SimulatedSite:
     """One institution of a simulation: an archive on disk, or a phantom."""
 
-    root: str = ""
+    root: Any = ""  # a folder, or a list of folders
     format: str = "auto"
     aliases: dict[str, list[str]] = field(default_factory=dict)
     split: dict[str, float] = field(

@@ -143,6 +143,17 @@ def _check_phase(plan: Plan, index: int, phase: Phase) -> None:
                 problem="what trains from the first round on is not frozen",
             )
     _check_kept(key, phase)
+    for name in ("average_last", "test_rounds"):
+        if getattr(phase, name) and phase.share != "none":
+            raise UserError(
+                f"{key}.{name}",
+                getattr(phase, name),
+                "leave it out, or write share: none",
+                problem="it is for phases whose weights stay at their site",
+            )
+    if any(r > phase.rounds for r in phase.test_rounds):
+        remedy = f"list rounds from 1 to {phase.rounds}"
+        raise UserError(f"{key}.test_rounds", phase.test_rounds, remedy)
     if phase.head_init != "random" and phase.init == "scratch":
         raise UserError(
             f"{key}.head_init",
@@ -245,6 +256,10 @@ def _check_simulation(plan: Plan, simulation: Simulation) -> None:
         raise UserError("simulation.phantom_spacing_mm", spacing, "give three mm: [z, y, x]")
     for name, site in simulation.sites.items():
         site_name(name, f"simulation.sites.{name}")
+        roots = site.root if isinstance(site.root, list) else [site.root]
+        if not all(isinstance(root, str) for root in roots):
+            remedy = "give a folder, or a list of folders"
+            raise UserError(f"simulation.sites.{name}.root", site.root, remedy)
         if bool(site.phantom) == bool(site.root):
             raise UserError(
                 f"simulation.sites.{name}", site.root or site.phantom, "give 'root' or 'phantom'"

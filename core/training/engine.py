@@ -31,6 +31,7 @@ from core.processes import leave_if_told
 from core.training.losses import LossTerms, LossWeights, denominators, segmentation_loss
 from core.training.optimisation import (
     LARGEST_LOSS,
+    Averaged,
     NonFiniteError,
     Proximal,
     autocast,
@@ -77,6 +78,7 @@ class Epochs:
         optimiser_state: as returned by an earlier call; None starts afresh.
         proximal: (mu, w0): adds mu / 2 * ||w - w0||^2 over the trainable parameters named in w0
             (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
+        average: takes in the weights after each step, where given.
     """
 
     first: int
@@ -85,6 +87,7 @@ class Epochs:
     weights: LossWeights = field(default_factory=LossWeights)
     optimiser_state: Mapping[str, Tensor] | None = None
     proximal: tuple[float, Mapping[str, Tensor]] | None = None
+    average: Averaged | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def train(
     pull = epochs.proximal
     sent = (
         _sent(model),
-        replace(epochs, optimiser_state=None, proximal=None),
+        replace(epochs, optimiser_state=None, proximal=None, average=None),
         arrays_of(epochs.optimiser_state or {}),
         None if pull is None else (pull[0], arrays_of(pull[1])),
     )
@@ -218,6 +221,8 @@ def _train(
                 else:
                     taken = take_step(losses, optimiser, scaler, pull, settings.clip_norm, group)
                 leave_if_told()
+                if epochs.average is not None:
+                    epochs.average.add(named)
                 tally.add(parts, None if taken is False else pull.value, count, taken)
         state = optimiser_tensors(optimiser, named) | scaler_tensors(scaler)
     return tally.result(time.perf_counter() - start), state

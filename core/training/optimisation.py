@@ -293,6 +293,36 @@ class Proximal:
                     parameter.grad.add_(difference, alpha=self.mu)
 
 
+class Averaged:
+    """Running mean of the weights that train, over about the last `share` of the steps taken.
+
+    After step t the mean moves to the new weights by 1 / (share * t + 1 - share): by 1 / t for a
+    share of 1 (all steps weigh equally), and ever less of the early steps counts for a smaller one
+    (polynomial-decay averaging, Shamir and Zhang, "Stochastic gradient descent for non-smooth
+    optimization", ICML 2013). It needs no length of the training: at every step it is what a run
+    of that length would end with.
+
+    Args:
+        share: above 0, at most 1.
+        steps: steps taken before.
+        mean: of an earlier call, by name.
+    """
+
+    def __init__(self, share: float, steps: int = 0, mean: Mapping[str, Tensor] | None = None):
+        self.share = share
+        self.steps = steps
+        self.mean = {name: value.clone() for name, value in (mean or {}).items()}
+
+    def add(self, named: Mapping[str, nn.Parameter]) -> None:
+        """Takes in the weights after a step; those that have just begun to train as they are."""
+        self.steps += 1
+        part = 1 / (self.share * self.steps + 1 - self.share)
+        for name, value in named.items():
+            now = value.detach()
+            before = self.mean.get(name, now)
+            self.mean[name] = torch.lerp(before.to(now), now, part).contiguous()
+
+
 def take_step(
     losses: Iterable[Tensor],
     optimiser: torch.optim.Optimizer,

@@ -25,6 +25,7 @@ from core.identifiers import (
 from core.plan.load import require_plain, typed
 from core.plan.ranges import require_in_range
 from core.plan.schema import Model, Preprocess
+from core.plan.validate import CHOICES
 
 REQUIRED = ("organs", "preprocess", "model")
 MOST_TENSORS = 20_000
@@ -50,6 +51,7 @@ def require_sound(meta: Mapping[str, Any], field: str) -> None:
         "plan_hash": digest,
         "sha256": digest,
         "average_mirrored": _truth,
+        "amp": _amp,
         "splits": _words,
         "versions": _words,
         "preprocess": _preprocess,
@@ -120,6 +122,11 @@ def _truth(value: object, field: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(field, value, "use the JSON that hnfed wrote with the weights")
     return value
+
+
+def _amp(value: object, field: str) -> None:
+    if value not in (known := CHOICES["train.amp"]):
+        raise UserError(field, value, f"use one of {', '.join(known)}")
 
 
 def _words(value: object, field: str) -> None:

@@ -261,6 +261,7 @@ def weights_meta(run: str, plan: Plan, phase: Phase, splits: Mapping[str, str]) 
         "organs": list(phase.organs),
         **_input_of(plan),
         "average_mirrored": phase.average_mirrored,
+        "amp": plan.train.amp,
         "plan_hash": plan_hash(plan),
         "splits": dict(splits),
         "versions": versions(),

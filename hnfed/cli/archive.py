@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +76,8 @@ def _add_prepare(subparsers: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    import secrets
+
     from core.archives.archive import open_archive
     from hnfed.check.archive_check import check_archive
     from hnfed.check.text import screen
@@ -185,6 +185,8 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _plan(config: str | None, overrides: list[str]) -> Plan:
     """The plan of a command line; without CONFIG the shipped defaults, for all built-in organs."""
+    import tempfile
+
     from core.organs.vocabulary import BUILT_IN
     from core.plan.load import load
 

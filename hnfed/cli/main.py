@@ -25,7 +25,6 @@ import hnfed.cli.server  # noqa: E402
 import hnfed.cli.simulate  # noqa: E402
 from core.errors import UserError  # noqa: E402
 from core.os_refusals import in_words  # noqa: E402
-from core.processes import Stopped, leave_by_signal, leave_if_told  # noqa: E402
 from core.text import shown_text  # noqa: E402
 from hnfed.cli import completion, doctor, init, join, models, site, watch  # noqa: E402
 from hnfed.cli.completion import complete  # noqa: E402
@@ -39,7 +38,7 @@ EXAMPLES = """examples:
   hnfed simulate demo
   hnfed simulate openkbp simulation.data=DIR --out runs/openkbp
   hnfed grid transfer simulation.data=DIR --list
-  hnfed predict -i ct.nrrd -o contours --model runs/demo
+  hnfed predict -i ct.nrrd -o contours --model openkbp-base
   hnfed config show demo"""
 
 
@@ -59,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     require_linux(_command(arguments))
     require_torch()
+    return _obeyed(options)
+
+
+def _obeyed(options: argparse.Namespace) -> int:
+    """The exit code of a handler; what it raises is told on one screen."""
+    from core.processes import Stopped, leave_by_signal
+
     leave_by_signal()
     try:
         return _handled(options)
@@ -101,6 +107,8 @@ def _explained(error: Exception) -> UserError | None:
 
 
 def _handled(options: argparse.Namespace) -> int:
+    from core.processes import leave_if_told
+
     try:
         with apart(getattr(options, "json", None)):
             return int(options.handler(options))

@@ -17,7 +17,7 @@ def register(commands: Any) -> None:
         "the models that come with hnfed: organs, data, scores, licence",
         _models,
         "hnfed models --json models.json",
-        "hnfed predict -i CT -o contours --model NAME",
+        "hnfed predict -i CT -o contours --model openkbp-base",
     )
     add_json(parser, "the models")
 

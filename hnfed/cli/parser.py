@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ class Parser(argparse.ArgumentParser):
             return f"give one of the two; {shown}"
         found = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
         given = next(filter(None, found.groups()), "") if found else ""
+        import difflib  # wrong usage alone needs it
+
         close = difflib.get_close_matches(given, sorted(set(_words(self))), n=1)
         return f"did you mean {close[0]}? {shown}" if close else shown
 

@@ -29,6 +29,7 @@ from server.run_folder import begin, held_folder
 
 FLOWER_RUN = "flower_run"  # in the run's folder: Flower's id of the last attempt
 POLL_SECONDS, RESUME_SECONDS = 1.0, 20.0
+ASK_SECONDS = 10.0  # each question is a process of Flower's command line: a second of CPU or so
 ANSWER_SECONDS, END_SECONDS = 10.0, 20.0
 SILENT_SECONDS = 180.0  # a server that is started again answers by then
 
@@ -206,7 +207,7 @@ def _followed(kit: Kit, run: str) -> str:
     follower = threading.Thread(target=_follow, args=(stream,), daemon=True)
     follower.start()
     try:
-        status = _ended(kit, run)
+        status = _ended(kit, run, follower)
     except (KeyboardInterrupt, SystemExit):
         _stop(kit, run)
         raise
@@ -227,13 +228,20 @@ def _stop(kit: Kit, run: str) -> None:
     print(f"hnfed: the run {told}", file=sys.stderr)
 
 
-def _ended(kit: Kit, run: str) -> str:
+def _ended(kit: Kit, run: str, follower: threading.Thread) -> str:
     """Waits for the end of a run; a server that does not answer is asked again for a while.
+
+    Flower ends the stream of a run's log with the run, so while it lasts there is little to ask.
+
+    Args:
+        kit: the server's.
+        run: Flower's id.
+        follower: reads the run's log for as long as its stream lasts.
 
     Raises:
         UserError: it has been silent for too long.
     """
-    heard = time.monotonic()
+    heard, pause = time.monotonic(), POLL_SECONDS
     while True:
         try:
             status = _status(kit, run)
@@ -244,7 +252,11 @@ def _ended(kit: Kit, run: str) -> str:
             status = ""
         if status.startswith("finished"):
             return status
-        time.sleep(POLL_SECONDS)
+        if follower.is_alive():
+            follower.join(ASK_SECONDS)
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, ASK_SECONDS)
 
 
 def _follow(stream: subprocess.Popen[str]) -> None:

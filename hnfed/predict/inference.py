@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique
 from core.organs.vocabulary import one_sided
-from core.plan.schema import Preprocess
+from core.plan.schema import Preprocess, Train
 from core.training.optimisation import memory_advice, resolve_device, to_device
 from core.training.probabilities import probabilities_of
 from core.wire.checkpoint import load, require_described
@@ -128,7 +128,9 @@ def predict_doubted(
     with memory_advice():
         scaled = scale_image(crop, settings.window_hu)
         sides = _averaged(metas[0])
-        probabilities = probabilities_of(models, scaled, target, average_mirrored=sides)
+        probabilities = probabilities_of(
+            models, scaled, target, average_mirrored=sides, settings=_precision(metas)
+        )
     doubts = doubtful_slices(probabilities, crop_geometry, metas[0]["organs"])
     return restore(probabilities, crop_geometry, geometry), doubts
 
@@ -199,6 +201,12 @@ def _averaged(meta: Mapping[str, Any]) -> Sequence[str]:
             problem="the model knows one side only",
         )
     return organs
+
+
+def _precision(metas: Sequence[Mapping[str, Any]]) -> Train:
+    """The `amp` that all models were validated with; float32 where they differ or do not say."""
+    named = {meta.get("amp", "off") for meta in metas}
+    return Train(amp=named.pop()) if len(named) == 1 else Train()
 
 
 def _not_together(key: str, one: object, other: object) -> UserError:

@@ -14,7 +14,9 @@ from core.wire.checkpoint import load_meta
 
 _EMPTY_BYTES = len(safetensors.torch.save({}))
 # What of a checkpoint's JSON goes along with a model: no split, no run, nothing of a site.
-DESCRIBED = ("organs", "preprocess", "model", "phase", "round", "average_mirrored", "versions")
+DESCRIBED = (
+    "organs", "preprocess", "model", "phase", "round", "average_mirrored", "amp", "versions",
+)  # fmt: skip
 
 
 @dataclass

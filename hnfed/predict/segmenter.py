@@ -49,10 +49,15 @@ class Segmenter:
     def __call__(
         self, image: npt.NDArray[Any], geometry: Geometry
     ) -> tuple[npt.NDArray[np.uint8], list[Doubt]]:
-        """Labels (Z, Y, X) of the chosen organs, 1, 2 ..., and where they are doubtful."""
+        """Labels (Z, Y, X) of the chosen organs, 1, 2 ..., and where they are doubtful.
+
+        The network's grid may hold a voxel of an organ that the CT's own grid misses: such an
+        organ was not found, and nothing of it is doubtful.
+        """
         labels, doubts = self.draw(image, geometry)
-        chosen = [doubt for doubt in doubts if doubt.organ in self.organs]
-        return select_labels(labels, self.known, self.organs), chosen
+        labels = select_labels(labels, self.known, self.organs)
+        found = {self.organs[int(i) - 1] for i in np.unique(labels) if i}
+        return labels, [doubt for doubt in doubts if doubt.organ in found]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -503,3 +504,58 @@ def test_a_site_trains_for_another_strategy(
     moved = torch.cat([(trained[n].cpu() - state[n]).flatten() for n in state])
     assert float(moved.norm()) > 0
     assert (float(moved.norm()) <= 0.0101) == (name == "dp")
+
+
+def test_an_averaging_phase_scores_and_keeps_the_mean_and_trains_on_without_it(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = personal_plan(make_plan, make_phase)
+    rounds(prepared, plain, {1: 0.3, 2: 0.5}, monkeypatch, 2)
+    last = stored(prepared, plain).load(2)
+    assert last.scored == last.state
+    stored(prepared, plain).store.clear()
+    averaging = personal_plan(make_plan, make_phase, average_last=0.5)
+    rounds(prepared, averaging, {1: 0.3, 2: 0.5}, monkeypatch, 2)
+    kept = stored(prepared, averaging).load(2)
+    assert state_hash(kept.state) == state_hash(last.state)
+    assert kept.steps == 2 * averaging.phases[0].local_epochs * 3  # training cases
+    assert set(kept.average) == set(kept.state)
+    exported, _ = load(prepared.phase_folder("p") / "best.safetensors")
+    assert all(torch.equal(exported[n], t) for n, t in kept.average.items())
+    assert any(not torch.equal(t, kept.state[n]) for n, t in kept.average.items())
+
+
+def test_rounds_that_are_not_scored_leave_the_last_as_the_best(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = personal_plan(make_plan, make_phase, rounds=3, validate_every=2, patience=9)
+
+    def sums(scores: object, organs: list[str]) -> dict[str, OrganSum]:
+        return {o: OrganSum(0, 0, 0.0, 0.0, 0.0) for o in organs}
+
+    monkeypatch.setattr(work, "organ_sums", sums)
+    done = rounds(prepared, plan, {1: 0.9, 2: 0.5, 3: 0.6}, monkeypatch, 3)
+    assert [h.best_round for h, _ in done] == [1, 2, 3]
+    assert [s.n for _, r in done for s in r.scores["val"].values()][::2] == [0, 1, 1]
+
+
+def test_dice_by_round_stays_in_a_file_of_the_site(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = personal_plan(make_plan, make_phase, rounds=3, test_rounds=[1, 3])
+    path = prepared.phase_folder("p") / scoring.ROUND_CASES
+
+    def train(round_: int) -> Any:
+        asked = order(round_, base_round=round_ - 1)
+        return work.train_personal(Task(prepared, plan, plan.phases[0], asked), start(plan))
+
+    results = [train(r)[1] for r in (1, 2, 3)]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["round"] for r in rows] == ["1", "1", "3", "3"]  # two organs of one test case
+    assert {r["case"] for r in rows} == {"DOE_Jane_1950_4"}
+    assert all(0 <= float(r["dice"]) <= 1 for r in rows)
+    assert all(set(r.scores) == {"val"} for r in results)  # nothing of it is sent
+    train(3)  # again, as after a lost reply
+    with path.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)

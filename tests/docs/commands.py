@@ -104,6 +104,13 @@ ELSEWHERE = {
     "--slurm time=600 --slurm mem=8GB": SLURM,
     "hnfed grid transfer simulation.data=DIR --out runs/transfer": OPENKBP,
     "hnfed grid transfer simulation.data=DIR --only 'scratch-*'": OPENKBP,
+    "hnfed grid deciding simulation.data=[OPENKBP,OPENKBP_MORE] --out runs/deciding": OPENKBP,
+    "hnfed grid deciding simulation.data=[OPENKBP,OPENKBP_MORE] --out runs/deciding "
+    "--list": OPENKBP,
+    "python -m benchmarks.deciding collect runs/deciding docs/results/deciding.json": OPENKBP,
+    "python -m benchmarks.deciding power docs/results/deciding-pilot.json "
+    "--figure docs/pictures/deciding-power.svg": OPENKBP,
+    "python -m benchmarks.deciding analyse docs/results/deciding.json": OPENKBP,
     "hnfed grid transfer simulation.data=DIR seeds=[0,1,2] --jobs 2": OPENKBP,
     "hnfed folds runs/crossval": STUDY,
     "hnfed report hn --site nyu.yaml": SITE_RUN,

@@ -23,7 +23,7 @@ from simulations.study import read_study
 from tests.docs.commands import ELSEWHERE, PAGES, ROOT, SLOW, Command, blocks, commands, spans
 from tests.docs.world import World, build
 
-LISTED = 48  # commands in `ELSEWHERE`: raise it by hand, and say why in the commit
+LISTED = 53  # commands in `ELSEWHERE`: raise it by hand, and say why in the commit
 HERE = [c for c in commands() if c.text not in ELSEWHERE and c.text not in SLOW]
 OF_HNFED = [c for c in commands() if c.words[0] == "hnfed"]
 SHORTER = (  # for the slow suite: two phases of one round

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from core.archives.archive import open_archive
 from core.archives.splits import assign_splits
 from core.errors import UserError
+from core.plan.load import load
 from simulations.cell import wanted
-from simulations.folds import fold_splits, has_own_splits, make_view, view_of
+from simulations.folds import drawn_splits, fold_splits, has_own_splits, make_view, view_of
+from simulations.site_map import archive_roots
 from simulations.study import read_study
 
 NAMES = st.lists(st.integers(1, 999).map(str), min_size=4, max_size=60, unique=True)
@@ -134,3 +136,97 @@ def test_folds_of_the_real_patients(real_data: Path, tmp_path: Path) -> None:
             assert used == explicit
             tested += [c for c, s in explicit.items() if s == "test"]
     assert len(tested) == len(set(tested)) == 63
+
+
+@given(names=NAMES, folds=st.integers(2, 4), seed=st.integers(0, 9))
+def test_few_of_the_others_are_drawn_by_a_seed(names: list[str], folds: int, seed: int) -> None:
+    rest = len(names) - -(-len(names) // folds)
+    train, val = max(1, rest // 2), rest // 4
+    result = drawn_splits(names, folds, train=train, val=val, seed=seed)
+    assert sorted(n for fold in result for n in fold["test"]) == sorted(names)
+    sizes = [len(fold["test"]) for fold in result]
+    assert max(sizes) - min(sizes) <= 1
+    for fold in result:
+        assert (len(fold["train"]), len(fold["val"])) == (train, val)
+        used = [n for part in fold.values() for n in part]
+        assert len(used) == len(set(used))
+    assert drawn_splits(names[::-1], folds, train=train, val=val, seed=seed) == result
+    with pytest.raises(UserError, match="list more, or ask for less"):
+        drawn_splits(names, folds, train=rest, val=1, seed=seed)
+
+
+def test_another_seed_is_another_draw() -> None:
+    names = [str(i) for i in range(43)]
+    one, two = (drawn_splits(names, 4, train=12, val=6, seed=s) for s in (0, 1))
+    assert one != two
+    assert len({tuple(fold["train"]) for fold in one}) == 4  # each fold draws for itself
+    with pytest.raises(UserError, match="each patient once"):
+        drawn_splits([*names, "7"], 4, train=12, val=6, seed=0)
+
+
+def test_folds_over_several_folders_read_a_view_of_each(archive: Path, tmp_path: Path) -> None:
+    """The second folder's list gives no splits, so it is read as it is."""
+    more = tmp_path / "more"
+    for i in range(12, 16):
+        folder = more / f"case_{i:03d}"
+        (folder / "structures").mkdir(parents=True)
+        (folder / "img.nrrd").touch()
+        (folder / "structures" / "BrainStem.nrrd").touch()
+    base = tmp_path / "base.yaml"
+    own, others = [f"{i}" for i in range(6, 16)], [f"{i}" for i in range(6)]
+    lists = {"few": own, "many": others}
+    sites = {s: {"root": "{data}", "splits": {"train": names}} for s, names in lists.items()}
+    base.write_text(
+        "phases: [{name: p, sites: [few], organs: [Brainstem]}, "
+        "{name: q, sites: [many], organs: [Brainstem]}]\n"
+        "preprocess: {crop: [16, 16, 16]}\nmodel: {channels: [4, 8]}\n"
+        f"simulation: {{sites: {sites}}}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "config: base.yaml\nfolds: {count: 2, sites: [few], train: 3, val: 1, seed: 5}\n"
+        "cells: {first: {folds: false, phases: [q]}, then: {needs: first, phases: [p], "
+        "set: {tracking.project: '{first}'}}}\n"
+    )
+    out = tmp_path / "out"
+    study = read_study(str(path), [f"simulation.data=[{archive},{more}]"], out)
+    names = ["first-seed0", "then-fold0-seed0", "then-fold1-seed0"]
+    assert [c.name for c in study.cells] == names
+    assert [c.needs for c in study.cells] == [(), ("first-seed0",), ("first-seed0",)]
+    view = view_of(archive, out)
+    assert study.views == {view: archive}
+    make_view(archive, view)
+    folds = drawn_splits(own, 2, train=3, val=1, seed=5)
+    first, *rest = [wanted(cell, study.config, out).simulation["sites"] for cell in study.cells]
+    assert first["many"]["splits"] == {"train": others}  # no fold divides the other site
+    for found, fold in zip(rest, folds, strict=True):
+        assert found["few"]["splits"] == fold
+        assert found["few"]["root"] == f"{view.name}:{more}"
+    config, _ = load(study.config, study.cells[1].overrides)
+    roots = archive_roots("few", config.simulation.sites["few"], config.simulation)
+    assert roots == [view, more]
+    text = path.read_text().replace("train: 3, ", "")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"folds\.train"):
+        read_study(str(path), [f"simulation.data=[{archive},{more}]"], out)
+    path.write_text(text.replace("[few]", "[nobody]"))
+    with pytest.raises(UserError, match="list sites of"):
+        read_study(str(path), [f"simulation.data=[{archive},{more}]"], out)
+
+
+@pytest.mark.real_data
+def test_no_fold_of_the_deciding_study_leaks(real_data: Path, tmp_path: Path) -> None:
+    more = real_data.parent / "openkbp_more"
+    if not more.is_dir():
+        pytest.skip("openkbp_more is not there")
+    rows = [
+        (str(int(row["case"][-3:])), row["has_new_organs"] == "1", row["site"])
+        for folder in (real_data, more)
+        for row in csv.DictReader((folder / "cases.csv").open())
+    ]
+    config, _ = load("openkbp-deciding", [])
+    sites = {name: site.splits["train"] for name, site in config.simulation.sites.items()}
+    assert sorted(sites["clinic"]) == sorted(n for n, new, _ in rows if new)
+    assert sorted(sites["others"]) == sorted(n for n, new, _ in rows if not new)
+    for name in ("site_a", "site_b"):
+        assert sorted(sites[name]) == sorted(n for n, new, s in rows if s == name and not new)

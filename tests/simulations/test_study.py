@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,11 @@ def test_every_shipped_study_resolves(
     study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cells"
-    arguments = ["grid", study, f"simulation.data={tmp_path}", "--list", "--out", str(out)]
+    few = [f"simulation.data={tmp_path}", "seeds=[0]"]
+    arguments = ["grid", study, *few, "--list", "--out", str(out)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    names = [c.name for c in read_study(study, [f"simulation.data={tmp_path}"], out).cells]
+    names = [c.name for c in read_study(study, few, out).cells]
     assert len(names) > 2
     assert all(name in printed for name in names)
     assert f"{len(names)} cells, 0 done" in printed
@@ -206,3 +208,62 @@ def test_each_network_of_the_models_study_takes_a_step(tmp_path: Path) -> None:
         before = [p.detach().clone() for p in model.parameters()]
         optimiser.step()
         assert any(not p.equal(b) for p, b in zip(model.parameters(), before, strict=True)), name
+
+
+def test_a_choice_binds_each_cell_to_its_own_rivals(read: ReadText) -> None:
+    axes = "{lr: {a: {train.lr: 0.1}, b: {train.lr: 0.2}}, n: {1: {train.batch: 1}, 2: {}}}"
+    study = read(
+        "config: smoke\nseeds: [0, 1]\nchoose: {axis: lr, at: {seed: 0}}\n"
+        f"cells: {{x: {{axes: {axes}}}, y: {{}}}}\n"
+    )
+    cells = {c.name: c for c in study.cells}
+    assert study.choice == "lr"
+    assert cells["x-lra-n1-seed0"].rivals == ()
+    assert cells["y-seed1"].rivals == ()
+    assert cells["x-lra-n2-seed1"].rivals == ("x-lra-n2-seed0", "x-lrb-n2-seed0")
+    assert cells["x-lra-n2-seed1"].needs == cells["x-lra-n2-seed1"].rivals
+
+
+@pytest.mark.parametrize(
+    ("choose", "told"),
+    [
+        ("{axis: lr, at: {seed: 5}}", "give values that cells have"),
+        ("{axis: rate, at: {seed: 0}}", "name an axis"),
+        ("{axis: lr}", "name fold and seed"),
+        ("{axis: lr, on: {seed: 0}}", "unknown key"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_said(read: ReadText, choose: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(f"config: smoke\nchoose: {choose}\ncells: {{x: {{axes: {{lr: {{a: {{}}}}}}}}}}")
+    assert told in str(caught.value)
+
+
+def test_the_deciding_arms_differ_in_nothing_but_start_and_freezing(tmp_path: Path) -> None:
+    study = read_study("deciding", [f"simulation.data={tmp_path}", "seeds=[0]"], tmp_path / "out")
+    cells = {c.name: c for c in study.cells}
+    plans = {
+        arm: resolve(study.config, cells[f"{arm}-fold3-lr0.002-seed0"].overrides)[1]
+        for arm in ("scratch", "frozen", "norms", "tuned")
+    }
+    phases = {arm: plan.phases[0] for arm, plan in plans.items()}
+    assert {arm: (p.freeze, p.thaw) for arm, p in phases.items()} == {
+        "scratch": ("none", {}), "frozen": ("encoder", {}), "norms": ("encoder", {"norm": 1}),
+        "tuned": ("none", {}),
+    }  # fmt: skip
+    assert [arm for arm, p in phases.items() if p.init == "scratch"] == ["scratch"]
+    alike = [replace(p, freeze="none", thaw={}, init="scratch") for p in phases.values()]
+    assert alike == alike[:1] * 4
+    for arm, plan in plans.items():
+        splits = plan.simulation.sites["clinic"].splits
+        assert [len(splits[s]) for s in ("train", "val", "test")] == [12, 6, 10], arm
+        phase = phases[arm]
+        steps = [r * phase.local_epochs * 12 for r in phase.test_rounds]
+        assert {96, 336, 672} <= set(steps)
+        assert steps[-1] == phase.rounds * phase.local_epochs * 12
+        assert (plan.train.schedule, plan.train.lr, phase.lr) == ("constant", 0.002, None)
+        assert phase.patience >= phase.rounds * phase.local_epochs  # no cell stops early
+    assert cells["pretrain-seed0"].values == {}  # one pretraining for all folds
+    clinic = set(plans["scratch"].simulation.sites["clinic"].splits["train"])
+    others = resolve(study.config, cells["pretrain-seed0"].overrides)[1].simulation.sites["others"]
+    assert not clinic & set(others.splits["train"])

@@ -275,6 +275,8 @@ if folder.name.startswith("killed"):
 (folder / "config.yaml").touch()
 (folder / "plan.json").write_text(json.loads((folder / "cell.json").read_text())["plan"])
 cells = {"s": {"test": {"A": {"n": 2, "dice": 0.25}}, "val": {"A": {"n": 1, "dice": 0.75}}}}
+if "high" in folder.name:
+    cells["s"]["val"]["A"]["dice"] = 0.9
 block = dict(name="pretrain", sites=cells, mean={}, rounds=1, best_round=1, seconds=30.0)
 metrics = {"status": "completed", "phases": [block]}
 (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -504,3 +506,30 @@ def test_a_cell_elsewhere_is_a_run_on_one_node_with_what_it_uses(
     assert all((task.cpus, task.gpus) == (4, 1.0) for task in began)
     for task in began:
         assert task.arguments[-3:] == ('simulation.ray=""', "--out", str(task.out / task.name))
+
+
+def test_the_value_that_validates_best_is_run_elsewhere(
+    tmp_path: Path, fake: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tuned.yaml"
+    axes = "{lr: {one: {train.lr: 0.1}, high: {train.lr: 0.2}, three: {train.lr: 0.3}}}"
+    path.write_text(
+        "config: smoke\nset: {model.channels: [4, 8], preprocess.crop: [16, 16, 16]}\n"
+        "seeds: [0, 1]\nchoose: {axis: lr, at: {seed: 0}}\n"
+        f"cells: {{alone: {{phases: [pretrain]}}, a: {{phases: [pretrain], axes: {axes}}}}}\n"
+    )
+    arguments = ["grid", str(path), "phases.pretrain.rounds=1", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("waits for the choice of lr") == 3
+    assert main([*arguments, "--jobs", "1"]) == 0
+    tried = ["a-lrone-seed0", "a-lrhigh-seed0", "a-lrthree-seed0"]
+    assert fake == ["alone-seed0", *tried, "alone-seed1", "a-lrhigh-seed1"]
+    printed = capsys.readouterr().out
+    assert "a-lrone-seed1: not run: its lr was not chosen" in printed
+    assert "a-lrthree-seed1  " not in printed
+    assert main([*arguments, "--list"]) == 0
+    assert capsys.readouterr().out.count("not chosen") == 2
+    fake.clear()
+    assert main([*arguments, "--jobs", "1"]) == 0  # resumed: nothing is left
+    assert fake == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -48,6 +50,19 @@ def test_every_network_gives_class_logits_and_learns(settings, norm):
         if "norm_cross_attn" not in name:  # MONAI's ViT lists these and never uses them
             assert p.grad is not None, name
             assert p.grad.isfinite().all(), name
+
+
+def test_our_own_network_is_built_without_torchs_compiler() -> None:
+    """It takes seconds to load, and at a site each message is a new process."""
+    code = (
+        "import sys\n"
+        "from core.models.build import build\n"
+        "from core.plan.schema import Model\n"
+        "build(Model(channels=[4, 8], strides=[[1, 2, 3]]), 2, [8, 16, 18])\n"
+        "print({'torch._dynamo', 'sympy', 'monai'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: s.name)

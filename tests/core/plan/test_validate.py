@@ -69,6 +69,11 @@ def fails(*overrides: str) -> UserError:
         ("phases.pretrain.thaw={encoder: 999}", "phases.pretrain.thaw.encoder"),
         ("phases.personalise.keep=[norm]", "phases.personalise.keep"),
         ("phases.personalise.ditto=0.1", "phases.personalise.ditto"),
+        ("phases.pretrain.average_last=0.1", "phases.pretrain.average_last"),
+        ("phases.personalise.average_last=1.1", "phases.personalise.average_last"),
+        ("phases.pretrain.test_rounds=[1]", "phases.pretrain.test_rounds"),
+        ("phases.personalise.test_rounds=[0]", "phases.personalise.test_rounds"),
+        ("phases.personalise.test_rounds=[999]", "phases.personalise.test_rounds"),
         ("phases.pretrain.ditto=-1", "phases.pretrain.ditto"),
         ("phases.pretrain.keep_epochs=1", "phases.pretrain.keep_epochs"),
         ("phases.personalise.rounds=0", "phases.personalise.rounds"),
@@ -150,6 +155,11 @@ def test_a_site_that_the_simulation_does_not_have() -> None:
 @pytest.mark.parametrize("site", ["{}", "{root: x, phantom: nyu}"])
 def test_a_site_is_an_archive_or_a_phantom(site: str) -> None:
     assert fails(f"simulation.sites.nyu={site}").field == "simulation.sites.nyu"
+
+
+def test_a_site_has_folders_as_texts() -> None:
+    for root in ("{a: b}", "[x, [z]]", "3"):
+        assert fails(f"simulation.sites.nyu={{root: {root}}}").field == "simulation.sites.nyu.root"
 
 
 def plan(*phases: dict[str, Any]) -> Plan:

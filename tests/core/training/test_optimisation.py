@@ -15,6 +15,7 @@ from torch import nn
 from core.errors import UserError
 from core.plan.schema import Train
 from core.training.optimisation import (
+    Averaged,
     autocast_scoring,
     float32_products,
     learning_rate,
@@ -140,3 +141,35 @@ def test_flags_stay_on_a_gpu_for_adamw_alone() -> None:
     assert reads_none(adamw, cuda)
     assert not reads_none(sgd, cuda)
     assert not reads_none(adamw, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_the_running_mean_weighs_the_last_steps(share: float) -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    named = dict(layer.named_parameters())
+    values = [float(v) for v in range(1, 41)]
+    average = Averaged(share)
+    for step, value in enumerate(values):
+        if step == 20:  # a round ends here: the site keeps the mean, and goes on with it
+            average = Averaged(share, average.steps, average.mean)
+        with torch.no_grad():
+            layer.weight.fill_(value)
+        average.add(named)
+    expected = 0.0
+    for t, value in enumerate(values, start=1):
+        expected += (value - expected) / (share * t + 1 - share)
+    assert average.steps == 40
+    assert float(average.mean["weight"]) == pytest.approx(expected, rel=1e-5)
+    if share == 1:
+        assert expected == pytest.approx(sum(values) / 40)
+    else:
+        assert 30 < expected < 40
+    assert layer.weight.item() == 40.0  # training goes on from where it is
+
+
+def test_what_begins_to_train_later_joins_the_mean_as_it_is() -> None:
+    one, two = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.full((2,), 5.0))
+    average = Averaged(0.5)
+    average.add({"one": one})
+    average.add({"one": one, "two": two})
+    assert average.mean["two"].tolist() == [5.0, 5.0]

@@ -253,6 +253,7 @@ def test_weights_of_other_voxels_or_another_network_are_refused_by_name(
     ours = plan()
     theirs = weights_meta("r", ours, ours.phases[0], {})
     require_same_input(theirs, ours, "init", "x")
+    assert theirs["amp"] == ours.train.amp
     theirs["model"]["channels_last"] = not ours.model.channels_last
     require_same_input(theirs, ours, "init", "x")
     theirs[section][key] = value

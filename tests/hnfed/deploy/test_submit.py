@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from pathlib import Path
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -106,11 +107,45 @@ def test_a_server_that_is_silent_for_a_while_is_asked_again(
     kit: Any = None
     monkeypatch.setattr(submit, "_status", status)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
-    assert submit._ended(kit, "1") == DONE
+    over = Thread()
+    assert submit._ended(kit, "1", over) == DONE
     monkeypatch.setattr(submit, "SILENT_SECONDS", -1.0)
     answers.append("")
     with pytest.raises(UserError, match="did not answer"):
-        submit._ended(kit, "1")
+        submit._ended(kit, "1", over)
+
+
+def test_flower_is_asked_seldom_until_the_log_of_the_run_is_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each question is a process: one a second took a fifth of a core for as long as a run."""
+    asked: list[str] = []
+    kit: Any = None
+
+    def status(kit: Kit, run: str) -> str:
+        asked.append(run)
+        return "running" if not ended.is_set() else DONE
+
+    ended = Event()
+    stream = Thread(target=ended.wait, args=(30.0,), daemon=True)
+    stream.start()
+    monkeypatch.setattr(submit, "_status", status)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(submit, "ASK_SECONDS", 60.0)
+    Timer(0.3, ended.set).start()
+    assert submit._ended(kit, "1", stream) == DONE, "at once, not after the 60 s"
+    assert len(asked) == 2, "once, and when the log was at its end"
+
+
+def test_a_run_whose_log_broke_off_is_asked_for_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, pauses = ["running"] * 6 + ["finished:failed"], []
+    kit: Any = None
+    monkeypatch.setattr(submit, "_status", lambda kit, run: answers.pop(0))
+    monkeypatch.setattr(submit.time, "sleep", pauses.append)
+    assert submit._ended(kit, "1", Thread()) == "finished:failed"
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
 @pytest.mark.parametrize("told", ["", "no JSON", '{"success": false}', '{"runs": []}'])
@@ -254,7 +289,7 @@ def test_an_interrupted_run_is_stopped_and_its_resumption_told(
         asked.append(words)
         return '{"run-id": "5"}'
 
-    def interrupted(kit: Kit, run: str) -> str:
+    def interrupted(*_: Any) -> str:
         raise KeyboardInterrupt
 
     class Stream:

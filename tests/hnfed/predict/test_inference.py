@@ -17,10 +17,11 @@ from core.data.dataset import scale_image
 from core.data.resample import restore
 from core.errors import UserError
 from core.models.stages import unique_state
-from core.plan.schema import Model, Plan
+from core.plan.schema import Model, Plan, Train
 from core.training import engine
 from core.training.probabilities import probabilities_of
 from core.wire import checkpoint
+from hnfed.predict import inference
 from hnfed.predict.inference import load_models, predict_volume, select_labels
 from tests.core.training.conftest import ORGANS, PRE, model_of, plan_of
 
@@ -89,6 +90,31 @@ def test_the_average_with_the_mirrored_ct_treats_both_sides_alike(
     drawn = predict_volume(models, metas, ct, geometry, "cpu")
     without = predict_volume(models, [{**metas[0], "average_mirrored": False}], ct, geometry, "cpu")
     assert not np.array_equal(drawn, without)
+
+
+def test_models_are_used_in_the_precision_that_they_were_validated_with(
+    ball_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(*args: Any, settings: Train, **kwargs: Any) -> torch.Tensor:
+        asked.append(settings.amp)
+        return probabilities_of(*args, settings=settings, **kwargs)
+
+    plan = plan_of(model=Model(channels=[8, 16], norm="group", prior=0.5))
+    monkeypatch.setattr(inference, "probabilities_of", watched)
+    archive = open_archive(ball_archive)
+    image, geometry = read_image_of(archive, archive.cases[0])
+    known = [{"amp": "auto"}, {"amp": "fp16"}, {}]
+    paths = [_checkpoint(tmp_path, plan, i, **more) for i, more in enumerate(known)]
+    models, metas = load_models(paths, "cpu")
+    drawn = []
+    for some in (slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2), slice(1, 3)):
+        drawn.append(predict_volume(models[some], metas[some], image, geometry, "cpu"))
+    assert asked == ["auto", "fp16", "off", "off", "off"]
+    plain = [predict_volume([m], metas[2:], image, geometry, "cpu") for m in models]
+    for one, other in zip(drawn, plain, strict=False):
+        assert np.array_equal(one, other), "a CPU draws in float32 whatever the precision"
 
 
 def test_an_absent_key_means_no_average_and_one_side_alone_is_refused(tmp_path: Path) -> None:
