@@ -164,6 +164,7 @@ def _mark(pid: int) -> str:
     return next(e.decode() for e in entries if e.startswith(b"FLWR_HOME="))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sites_process_that_is_killed_is_replaced(
     start: Start, run_tiny: Callable[..., Path]
@@ -208,6 +209,7 @@ def test_a_process_behind_the_run_that_is_killed_ends_it(start: Start, name: str
     assert run.status() != "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stopped_process_does_not_keep_a_run_that_is_through(start: Start) -> None:
     run = start("phases.0.rounds=1", "phases.1.rounds=1")  # tracked: its end takes a moment

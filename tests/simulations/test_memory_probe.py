@@ -27,6 +27,7 @@ def test_a_larger_crop_takes_more() -> None:
     assert large.seconds > small.seconds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core alone")
 def test_each_process_takes_its_share_of_a_batch() -> None:
     """Two with a case each take no more than one with both, but for a second interpreter."""

@@ -222,8 +222,9 @@ def test_one_that_died_as_it_waited_is_replaced(entries: list[Entry]) -> None:
 def test_none_outlives_the_one_that_asked(tmp_path: Path, number: int) -> None:
     """Ctrl-C comes to all of them, as from a terminal; rank 0 tells them to end."""
     program = (
-        "import time; from core.training import ranks\n"
+        "import signal, time; from core.training import ranks\n"
         "import torch\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored below `nohup`
         "def mine(group):\n"
         "    print(ranks._waiting[0].process.pid, flush=True); time.sleep(600)\n"
         "ranks.together(mine, (time.sleep, ()), ranks.devices_of('cpu:2'), 1)\n"
@@ -235,14 +236,17 @@ def test_none_outlives_the_one_that_asked(tmp_path: Path, number: int) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    assert Path(f"/proc/{pid}").exists()
-    if number == signal.SIGKILL:
+    try:
+        pid = int(process.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        process.wait(30)
+    finally:
         process.kill()
-    else:
-        os.killpg(process.pid, number)
-    process.wait(30)
-    process.stdout.close()
+        process.stdout.close()
     limit = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
         time.sleep(0.05)
