@@ -46,7 +46,7 @@ class Judged:
         low: of the bootstrap interval over patients, within folds.
         high: of the same.
         p: of the permutation within folds: the primary test.
-        fold_low: of the interval with a fold as one draw (decision 0008); None below three folds.
+        fold_low: of the interval with a fold as one draw (D19); None below three folds.
         fold_high: of the same.
         fold_p: of that test.
     """
