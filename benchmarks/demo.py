@@ -18,7 +18,7 @@ from hnfed.watch.processes import memory_bytes
 from simulations.supervise import owned
 
 SMALL = ("OpticChiasm", "OpticNrv_L", "OpticNrv_R")
-MOST_SECONDS, MOST_GB = 300.0, 6.0
+MOST_SECONDS, MOST_GB = 240.0, 6.0
 LEAST_DICE = {"six larger organs": 0.70, "chiasm and nerves": 0.35, "constrictors": 0.50}
 SAMPLE_SECONDS = 1.0
 
