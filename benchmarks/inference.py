@@ -42,6 +42,7 @@ from core.organs.vocabulary import NINE
 from core.plan.schema import Model, Preprocess
 from hnfed.predict.inference import common_preprocess, load_models, predict_volume
 from hnfed.predict.model_files import resolve_model
+from hnfed.predict.shipped import path_of
 
 FASTER, SAME = 10.0, AtMost(0.005)
 OVERLAP = 0.25
@@ -164,7 +165,7 @@ def main() -> int:
     if options.model is None:
         found = rows(*untrained(options.small), made_up())
     else:
-        models, metas = load_models([resolve_model(options.model)], "cpu")
+        models, metas = load_models([resolve_model(path_of(options.model))], "cpu")
         found = rows(models, metas, read(options.archive, metas[0]["organs"], options.cases))
     show(found)
     if options.json:
