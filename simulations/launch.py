@@ -265,9 +265,10 @@ def _clean_up(process: subprocess.Popen[str] | None, home: Path) -> int:
             try:
                 process.wait(5 * supervise.GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                supervise.stop(f"FLWR_HOME={home}", 0.0)
+                supervise.stop(f"FLWR_HOME={home}", 0.0, process.pid)
                 process.wait()
             process.stdout.close()
-            supervise.stop(f"FLWR_HOME={home}", 0.0)  # where the child itself was killed
+            # Where the child itself was killed. It led a session of its own.
+            supervise.stop(f"FLWR_HOME={home}", 0.0, process.pid)
         shutil.rmtree(home, ignore_errors=True)
     return process.returncode if process is not None else 1

@@ -23,11 +23,13 @@ GRACE_SECONDS = 3.0
 PROC = Path("/proc")
 
 
-def owned(mark: str) -> set[int]:
+def owned(mark: str, session: int = 0) -> set[int]:
     """Process ids that run with `mark` in their environment, or descend from such a process.
 
     Args:
         mark: an environment entry ``NAME=value`` that only our own children have.
+        session: id of a session that is ours alone, whose processes count too: Ray's agents write
+            their title over their environment, and what ends suddenly leaves them to process 1.
 
     Returns:
         Living processes (no zombies) except this one; empty where there is no ``/proc``.
@@ -37,11 +39,12 @@ def owned(mark: str) -> set[int]:
     wanted = mark.encode()
     for folder in PROC.glob("[0-9]*"):
         try:
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state in "ZX":
+            told = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if told[0] in "ZX":
                 continue
-            parents[int(folder.name)] = int(parent)
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            parents[int(folder.name)] = int(told[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if wanted in environment or (session and int(told[3]) == session):
                 marked.add(int(folder.name))
         except (OSError, ValueError):
             continue  # gone meanwhile, or another user's
@@ -53,17 +56,18 @@ def owned(mark: str) -> set[int]:
     return marked - {os.getpid()}
 
 
-def stop(mark: str, grace_seconds: float) -> None:
+def stop(mark: str, grace_seconds: float, session: int = 0) -> None:
     """Ends all processes of a launch: SIGTERM, and SIGKILL for what is left after the grace.
 
     Args:
         mark: see `owned`.
         grace_seconds: 0 sends SIGKILL at once.
+        session: see `owned`.
     """
     deadline = time.monotonic() + grace_seconds
     asked: set[int] = set()
     for _ in range(2000):
-        left = owned(mark)
+        left = owned(mark, session)
         if not left:
             return
         late = time.monotonic() >= deadline
