@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import row, save, seconds, show
+from benchmarks.measure import report, row, seconds
 from core.data.augment import augment
 from core.plan.schema import Augment
 
@@ -89,9 +89,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = run(options.crop)
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

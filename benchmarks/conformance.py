@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.archives.archive import open_archive, read_image_of
 from core.archives.dicom.rtstruct import draw
 from core.archives.images.volume import read_on_grid
@@ -106,10 +106,7 @@ def main() -> int:
         rows = compare(options.folder)
     except UserError as error:
         parser.error(str(error))
-    show(rows)
-    if options.json:
-        save(options.json, rows)
-    return 1 if any(r["met"] is False for r in rows) else 0
+    return report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.deciding_cells import Cell, Floats, cells_of, collect, read, write
-from benchmarks.deciding_statistics import Scatter, judged, power, scatter, speed
+from benchmarks.deciding_cells import Cell, cells_of, collect, read, write
+from benchmarks.deciding_statistics import Floats, Scatter, judged, power, scatter, speed
 from core.errors import UserError
 from core.text import aligned
 
@@ -96,7 +96,7 @@ def analysis(cells: Sequence[Cell]) -> str:
     rows: list[tuple[str, ...]] = [("arm", "cells", *(f"after {k}" for k in POINTS))]
     for arm in arms:
         own = [c for c in used if c.arm == arm]
-        dice, *_ = _mean_curve(own)
+        dice = _mean_curve(own)
         rows.append((arm, str(len(own)), *(f"{dice[k]:.3f}" if k in dice else "-" for k in POINTS)))
     lines += [aligned(rows, words=1), ""]
     for arm in sorted(set(arms) - {REFERENCE}, key=lambda a: (a != PRIMARY, a)):
@@ -110,15 +110,14 @@ def _words(chosen: Mapping[str, str]) -> str:
     return ", ".join(f"{arm} {lr or 'as given'}" for arm, lr in chosen.items())
 
 
-def _mean_curve(cells: Sequence[Cell]) -> tuple[dict[int, float], int]:
+def _mean_curve(cells: Sequence[Cell]) -> dict[int, float]:
     """Mean over patients of the mean over organs and that patient's cells, by steps."""
     found: dict[int, dict[str, list[float]]] = {}
     for cell in cells:
         for k, dice in cell.test.items():
             for case, value in zip(cell.cases, dice.mean(axis=1), strict=True):
                 found.setdefault(k, {}).setdefault(case, []).append(float(value))
-    means = {k: float(np.mean([np.mean(v) for v in of.values()])) for k, of in found.items()}
-    return means, len(found)
+    return {k: float(np.mean([np.mean(v) for v in of.values()])) for k, of in found.items()}
 
 
 def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> list[str]:
@@ -129,8 +128,6 @@ def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> 
             dice, folds, seeds, steps = table(cells, (arm, other), without=without)
         except UserError as error:
             return [*lines, f"  {error.problem}", ""]
-        if without and set(folds) == {"0"}:
-            continue
         last = steps[-1]
         result = judged((dice[arm] - dice[other])[:, :, -1].mean(axis=1), folds)
         scope = "without fold 0" if without else f"folds {', '.join(dict.fromkeys(folds))}"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.deciding_statistics import Floats
 from client.scoring import ROUND_CASES
 from core.errors import UserError
 from core.files import plain_row, replace_file
@@ -26,7 +26,6 @@ from simulations.cell import mean_dice, read_metrics, read_record
 
 SCHEMA = 1
 DIGITS = 4
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

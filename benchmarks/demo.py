@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from hnfed.watch.processes import memory_bytes
 from simulations.supervise import owned
 
@@ -71,9 +71,7 @@ def main() -> None:
         row("demo, memory of all processes", gigabytes, "GB", "goal", gigabytes, AtMost(MOST_GB)),
         *(row(f"demo, {k}", v, "Dice", "goal", v, LEAST_DICE[k]) for k, v in dice.items()),
     ]
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

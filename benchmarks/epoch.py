@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.archives.archive import open_archive
 from core.archives.cache_build import Cache, build_cache
 from core.archives.images.volume import write_image, write_mask
@@ -101,10 +101,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = measure()
-    show(rows)
-    if options.json:
-        save(options.json, rows)
-    return 1 if any(r["met"] is False for r in rows) else 0
+    return report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loopback import SAMPLE_SECONDS, Loopback, loopback
-from benchmarks.measure import row, save, show
+from benchmarks.measure import report, row
 from core.plan.load import load
 from core.processes import leave_by_signal
 from core.wire.partition import size_bytes, start_state
@@ -196,9 +196,7 @@ def main() -> int:
     if wanted:
         measure(wanted, known, options.points)
     rows = rows_of(known)
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
     return 0
 
 

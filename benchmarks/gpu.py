@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_steps import NETWORKS, SPACING_MM, Steps, cases, naive_steps, our_steps, wait
 from benchmarks.gpu_steps import plan_of as plan
-from benchmarks.measure import AtMost, row, save, seconds, show, unmeasured
+from benchmarks.measure import AtMost, report, row, seconds, unmeasured
 from core.data.cached_case import Entry
 from core.data.dataset import CropDataset, on_device
 from core.models.build import build, cost
@@ -327,10 +327,7 @@ def main() -> int:
     shown = " x ".join(map(str, crop))
     print(f"torch {torch.__version__} on {where}, crop {shown}", flush=True)
     found = rows(device, options.minutes, crop, options.only)
-    show(found)
-    if options.json:
-        save(options.json, found)
-    return 1 if any(r["met"] is False for r in found) else 0
+    return report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.networks.utils import one_hot
 from scipy.ndimage import map_coordinates
 
-from benchmarks.measure import row, save, seconds, show
+from benchmarks.measure import report, row, seconds
 from core.metrics.scores import score_case
 
 RADII_MM = (16, 34, 4, 4, 5, 18, 18, 11, 11)  # nine organs, about the true sizes
@@ -142,9 +142,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
     options = parser.parse_args()
     found = rows(quick=options.quick, repeats=options.repeats)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import nn
 
 from benchmarks.epoch import write_case
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.archives.archive import open_archive, read_case
 from core.archives.preprocess import IDENTITY, resample_image
 from core.data.dataset import scale_image
@@ -167,10 +167,8 @@ def main() -> int:
     else:
         models, metas = load_models([resolve_model(path_of(options.model))], "cpu")
         found = rows(models, metas, read(options.archive, metas[0]["organs"], options.cases))
-    show(found)
-    if options.json:
-        save(options.json, found)
-    return 1 if any(r["met"] is False for r in found) and not options.small else 0
+    missed = report(found, options.json)
+    return 0 if options.small else missed
 
 
 if __name__ == "__main__":

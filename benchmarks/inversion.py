@@ -53,7 +53,7 @@ from benchmarks.inversion_attacks import (
     reply_of,
     targets_of,
 )
-from benchmarks.measure import row, save, show
+from benchmarks.measure import report, row
 from core.data.cached_case import Entry
 from core.plan.schema import Augment, Model, Plan, Train
 
@@ -178,10 +178,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = rows(Path(folder), quick=options.quick)
-    show(found)
-    if options.json is not None:
-        save(options.json, found)
-    return 1 if any(r["met"] is False for r in found) else 0
+    return report(found, options.json)
 
 
 if __name__ == "__main__":

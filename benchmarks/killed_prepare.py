@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.archives.case_writer import complete
 from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
@@ -180,9 +180,7 @@ def main() -> int:
     print(f"orphans {tally.orphans}; left to build {missing}, built {new}, then {again[1]}")
     what = f"{options.kills} kills, {options.jobs} processes"
     rows = [row("prepare killed: faults", faults, "", what, faults, AtMost(0))]
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
     return int(bool(faults))
 
 

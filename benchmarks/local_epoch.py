@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_steps import NETWORKS, cases, our_steps, plan_of
-from benchmarks.measure import AtMost, row, save, seconds, show
+from benchmarks.measure import AtMost, report, row, seconds
 from core.data.dataset import CropDataset
 from core.models.build import build
 from core.organs.vocabulary import NINE
@@ -63,10 +63,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="merge the row into this benchmarks.json")
     options = parser.parse_args()
     found = rows(options.crop, options.cases, options.repeats)
-    show(found)
-    if options.json:
-        save(options.json, found)
-    return 1 if any(r["met"] is False for r in found) else 0
+    return report(found, options.json)
 
 
 if __name__ == "__main__":

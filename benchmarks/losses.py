@@ -18,7 +18,7 @@ from monai.losses.dice import GeneralizedDiceLoss
 from monai.losses.focal_loss import FocalLoss
 from torch import nn
 
-from benchmarks.measure import AtMost, row, save, seconds, show
+from benchmarks.measure import AtMost, report, row, seconds
 from core.plan.schema import Loss
 from core.training.losses import segmentation_loss
 
@@ -141,9 +141,7 @@ def main() -> None:
         _print_peak(options.peak, options.crop)
         return
     found = rows(options.crop, options.repeats)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +79,11 @@ def save(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     known |= {r["name"]: r for r in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+
+
+def report(rows: Sequence[Mapping[str, Any]], path: Path | None) -> int:
+    """Prints the rows, merges them into a `benchmarks.json`; 1 where a target is not met."""
+    show(rows)
+    if path:
+        save(path, rows)
+    return 1 if any(r["met"] is False for r in rows) else 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import row, save, show
+from benchmarks.measure import report, row
 from core.models.build import build, cost
 from core.plan.schema import Loss, Model
 from core.training.losses import segmentation_loss
@@ -86,9 +86,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
     options = parser.parse_args()
     found = rows(full=options.full)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 
 SECONDS, MEGABYTES, HANG_SECONDS = 2.0, 1000.0, 30.0
 
@@ -134,9 +134,7 @@ def main() -> int:
     print(f"slowest {slowest:.2f} s, largest {largest:.0f} MB, {time.monotonic() - start:.0f} s")
     what = f"{options.count} damaged files"
     rows = [row("mutations: broken promises", len(bad), "", what, len(bad), AtMost(0))]
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
     return int(bool(bad))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import row, save, show
+from benchmarks.measure import report, row
 from core.archives.archive import Archive, CaseRef, open_archive, read_case
 from core.archives.images.volume import Volume, write_image, write_labelmap
 
@@ -237,9 +237,7 @@ def main() -> None:
             theirs_s / ours_s,
         ),
     ]
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.models.build import build
 from core.organs.vocabulary import NINE
 from core.packaging.app_bundle import staged_app
@@ -75,9 +75,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="merge the rows into this benchmarks.json")
     options = parser.parse_args()
     found = rows(options.repeats)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
     return 0
 
 

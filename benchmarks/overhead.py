@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.journal import JOURNAL, read_events
 from simulations.run import simulate
 
@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="merge the row into this benchmarks.json")
     options = parser.parse_args()
     found = rows(options.config)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.dicom_example import Series
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.rtstruct import draw
 from core.archives.formats import dicom
@@ -192,10 +192,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = compare(options.archive, options.cases, readers(options.venvs))
-    show(rows)
-    if options.json:
-        save(options.json, rows)
-    return 1 if any(r["met"] is False for r in rows) else 0
+    return report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import SimpleITK as sitk
 
 from benchmarks.contour_shapes import KINDS, random_shape
 from benchmarks.dicom_example import Series
-from benchmarks.measure import AtMost, row, save, seconds, show
+from benchmarks.measure import AtMost, report, row, seconds
 from core.archives.archive import open_archive, read_case
 from core.archives.dicom.contour_raster import rasterise
 from core.archives.dicom.rtstruct import draw
@@ -184,10 +184,7 @@ def main() -> int:
         rows += studies(options.studies)
     if options.archive:
         rows += round_trip(options.archive)
-    show(rows)
-    if options.json:
-        save(options.json, rows)
-    return 1 if any(r["met"] is False for r in rows) else 0
+    return report(rows, options.json)
 
 
 if __name__ == "__main__":

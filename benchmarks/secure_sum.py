@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import AtMost, row, save, seconds, show
+from benchmarks.measure import AtMost, report, row, seconds
 from core.metrics.scores import OrganSum
 from core.plan.schema import Federation, Model, Phase, Plan
 from core.secure.hello import Hello
@@ -239,9 +239,7 @@ def main() -> None:
         for sites in options.sites:
             with tempfile.TemporaryDirectory() as folder:
                 found += rows(name, sites, Path(folder), options.repeats)
-    show(found)
-    if options.json:
-        save(options.json, found)
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from benchmarks.light_site import answer, described
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.plan.load import plan_json
 from core.plan.schema import Augment, Federation, Model, Phase, Plan, Preprocess
 from core.wire.partition import size_bytes, start_state
@@ -155,9 +155,7 @@ def main() -> int:
     growth = peaks[-1] / peaks[0]
     name = f"server, {options.sites[0]} -> {options.sites[-1]} sites: memory"
     rows.append(row(name, peaks[-1], "MB", f"{peaks[0]:.0f} MB", growth, FLAT))
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
     return 0
 
 

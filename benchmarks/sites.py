@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo import run
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from core.journal import JOURNAL, read_events
 
 SITES, ROUNDS = (2, 8, 24, 32), 3
@@ -120,10 +120,7 @@ def main() -> int:
             print(f"{sites} sites ...", flush=True)
             found[sites] = measured(sites, options.rounds, options.engine, Path(folder))
     rows = rows_of(found, options.engine)
-    show(rows)
-    if options.json:
-        save(options.json, rows)
-    return 1 if any(r["met"] is False for r in rows) else 0
+    return report(rows, options.json)
 
 
 if __name__ == "__main__":

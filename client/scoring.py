@@ -38,10 +38,8 @@ def score(
         if draw and site.overlays:
             drawn[entry.case] = entry, zlib.compress(labelmap.tobytes(), 1)
 
-    if split != "val" and not quick:
-        phase = replace(phase, validate_hd95=True)
-    elif quick:
-        phase = replace(phase, validate_hd95=False)
+    if quick or split != "val":
+        phase = replace(phase, validate_hd95=not quick)
     scores = validate(model, task.entries(split), task.plan, phase, site.device, on_case)
     if drawn:
         _draw(task, scores, drawn)

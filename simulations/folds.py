@@ -39,9 +39,7 @@ def fold_splits(
     names = [name for split in ("test", "val", "train") for name in _drawn(splits.get(split, ()))]
     if folds < 2:
         raise UserError("folds", folds, "give a whole number >= 2")
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise UserError(field, ", ".join(twice), "name each patient once")
+    _require_once(names, field)
     if len(names) < max(folds, 4):
         raise UserError(
             field,
@@ -77,10 +75,8 @@ def drawn_splits(
     Raises:
         UserError: a patient that is named twice, or too few of them.
     """
-    parts = [_by_digest(names, f"{seed}")[k::folds] for k in range(folds)]
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise UserError(field, ", ".join(twice), "name each patient once")
+    _require_once(names, field)
+    parts = [_drawn(names, f"{seed}/")[k::folds] for k in range(folds)]
     if not all(parts) or len(names) - len(parts[0]) < train + val:
         raise UserError(
             field,
@@ -90,17 +86,23 @@ def drawn_splits(
         )
     result = []
     for k, test in enumerate(parts):
-        rest = _by_digest([n for n in names if n not in test], f"{seed}/{k}")
+        rest = _drawn([n for n in names if n not in test], f"{seed}/{k}/")
         result.append({"train": rest[:train], "val": rest[train : train + val], "test": test})
     return result
 
 
-def _by_digest(names: Sequence[str], prefix: str) -> list[str]:
-    return sorted(names, key=lambda n: hashlib.sha256(f"{prefix}/{n}".encode()).hexdigest())
+def _require_once(names: Sequence[str], field: str) -> None:
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UserError(field, ", ".join(twice), "name each patient once")
 
 
-def _drawn(names: Sequence[str]) -> list[str]:
-    return sorted(map(str, names), key=lambda n: (hashlib.sha256(n.encode()).hexdigest(), n))
+def _drawn(names: Sequence[str], prefix: str = "") -> list[str]:
+    """Names in the order of SHA-256 of the prefix and the name."""
+
+    def key(name: str) -> tuple[str, str]:
+        return hashlib.sha256(f"{prefix}{name}".encode()).hexdigest(), name
+
+    return sorted(map(str, names), key=key)
 
 
 def has_own_splits(root: Path) -> bool:

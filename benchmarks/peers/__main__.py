@@ -25,7 +25,7 @@ from typing import Any
 import safetensors.torch
 
 from benchmarks.loopback import Watch
-from benchmarks.measure import AtMost, row, save, show
+from benchmarks.measure import AtMost, report, row
 from benchmarks.peers.task import LOG, ROUNDS, SIDE, SIDE_
 from core.journal import JOURNAL, read_events
 from core.processes import end, leave_by_signal, with_parent
@@ -235,9 +235,7 @@ def main() -> int:
         print(f"{name} ...", flush=True)
         found[name] = measured(name, folder)
     rows = rows_of(found, folder)
-    show(rows)
-    if options.json:
-        save(options.json, rows)
+    report(rows, options.json)
     return 0
 
 

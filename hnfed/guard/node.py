@@ -60,16 +60,12 @@ from hnfed.guard.weights import WeightsError, require_weights
 from hnfed.guard.weights_record import FOLDER as WEIGHTS
 from hnfed.guard.weights_record import forget, is_kept, record_of
 
-# Between two questions for a message. Each costs Flower's server about 15 ms of its one process, so
+# Between two questions for a message. Each costs Flower's server 12 to 15 ms of its one process, so
 # some 60 sites that ask every second fill it (python -m benchmarks.federation_cost).
 POLL_SECONDS, LONGEST_POLL_SECONDS = 1.0, 10.0
 LONGEST_PAUSE_SECONDS = 16.0  # after a message that was refused, as those before it were
-SECRET = (
-    pins.FOLDER,
-    pins.PLANS,
-    SUMS,
-    WEIGHTS,
-)  # of the guard's folder, no training process reads
+# Folders of the guard's that no training process reads.
+SECRET = (pins.FOLDER, pins.PLANS, SUMS, WEIGHTS)
 REMEMBERED = 4  # runs whose bundles are not fetched again
 
 

@@ -56,7 +56,8 @@ class Segmenter:
         """
         labels, doubts = self.draw(image, geometry)
         labels = select_labels(labels, self.known, self.organs)
-        found = {self.organs[int(i) - 1] for i in np.unique(labels) if i}
+        doubted = {doubt.organ for doubt in doubts}
+        found = {o for i, o in enumerate(self.organs, start=1) if o in doubted and i in labels}
         return labels, [doubt for doubt in doubts if doubt.organ in found]
 
 
