@@ -181,7 +181,7 @@ def test_links_out_of_a_foreign_run_folder_are_not_followed(tmp_path: Path) -> N
     (tmp_path / "own.yaml").write_text("name: private\n")
     (run / "config.yaml").symlink_to(tmp_path / "own.yaml")
     found = read_run(run)
-    assert (found.config, found.events, found.dice) == ({}, [], {})
+    assert (found.config, found.events, found.tests) == ({}, [], {})
     assert len(found.pictures["nyu", "p"]) == 2, "a link within the folder is followed"
     left_out = [p.split(" is left out")[0] for p in found.problems if "link out of" in p]
     assert left_out == ["config.yaml", "journal.jsonl", "sites/nyu/p/cases.csv"]
