@@ -29,6 +29,7 @@ FOLDING_BOUND = 0.4
 # Standard deviation of a control point over that of the displacement it makes: (151/315)^(-3/2),
 # from the integral of the squared cubic B-spline.
 CONTROL_GAIN = (151.0 / 315.0) ** -1.5
+NEGLIGIBLE = 1e-12  # of a voxel's weight; float32 resolves 1e-7
 COARSE = 4  # every so many voxels are looked at to find where an organ comes to lie
 
 
@@ -145,7 +146,10 @@ def _refinement(size: int) -> Tensor:
     fine = 2 * size - 1
     spline = ndimage.zoom(np.eye(size), (fine / size, 1), order=3, mode="mirror")
     lowered = ndimage.correlate1d(np.eye(fine), [1 / 12, 10 / 12, 1 / 12], axis=0, mode="mirror")
-    return torch.from_numpy(np.linalg.solve(lowered, spline))
+    matrix = np.linalg.solve(lowered, spline)
+    # In float32 they would become subnormal numbers, by which a CPU multiplies very slowly.
+    matrix[np.abs(matrix) < NEGLIGIBLE] = 0
+    return torch.from_numpy(matrix)
 
 
 def _reached(shares: Tensor, coarse: Tensor, apart: Tensor) -> tuple[slice, ...] | None:
