@@ -16,6 +16,8 @@ from scipy.spatial import cKDTree
 Indices = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
 
+LEAF = 32  # points of a tree's leaf: the fastest of 4 to 64 on borders of nine organs
+
 
 def foreground(volume: npt.NDArray[Any]) -> Indices:
     """Returns the sorted flat indices of the non-zero voxels of a bool or uint8 volume."""
@@ -23,12 +25,15 @@ def foreground(volume: npt.NDArray[Any]) -> Indices:
     used = np.flatnonzero(bytes_.reshape(len(bytes_), -1).max(axis=1))
     if not used.size:
         return np.empty(0, dtype=np.intp)
-    # Most of a CT is empty: look for voxels only in rows along x that hold one.
-    first, last, width = int(used[0]), int(used[-1]) + 1, bytes_.shape[-1]
-    lines = bytes_[first:last].reshape(-1, width)
-    rows = np.flatnonzero(lines.max(axis=1))
-    row, column = np.nonzero(lines[rows] != 0)
-    found: Indices = (rows[row] + first * bytes_.shape[1]) * width + column
+    # Most of a CT is empty: look only in the box of what is there, in rows along x that hold some.
+    deep = slice(int(used[0]), int(used[-1]) + 1)
+    plane = bytes_[deep].max(axis=0)
+    high, wide = (np.flatnonzero(plane.max(axis=axis)) for axis in (1, 0))
+    box = bytes_[deep, high[0] : high[-1] + 1, wide[0] : wide[-1] + 1]
+    z, y = np.nonzero(box.max(axis=2))
+    row, x = np.nonzero(box[z, y] != 0)
+    lines = (z + deep.start) * bytes_.shape[1] + y + high[0]
+    found: Indices = lines[row] * bytes_.shape[2] + x + wide[0]
     return found
 
 
@@ -76,7 +81,7 @@ def _directed_mm(start: Floats, goal: Floats, shared: npt.NDArray[np.bool_]) -> 
     distances = np.zeros(len(start))
     apart = ~shared
     if apart.any():  # shared voxels are 0 mm away without a search
-        tree = cKDTree(goal, balanced_tree=False, compact_nodes=False)
+        tree = cKDTree(goal, LEAF, balanced_tree=False, compact_nodes=False)
         distances[apart] = tree.query(start[apart])[0]
     return distances
 
