@@ -42,13 +42,6 @@ QUIET_RAY = {
     "RAY_AUTH_MODE": "token",
 }
 TOKEN = "ray-token"
-# glibc gives each large activation back to the system and takes it again: page faults cost up to
-# 40 % of a training step. These keep the memory instead, at 50 to 70 % more resident memory.
-KEEP_HEAP = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(64 * 1024**3),
-    "MALLOC_TOP_PAD_": str(256 * 1024**2),
-}
 # Would attach us to somebody's Ray cluster or Flower home, or open what is closed here.
 FOREIGN = ("RAY_", "FLWR_")
 LOCAL = ("127.0.0.1", "localhost", "::1")  # never through a proxy
@@ -112,7 +105,7 @@ def run_flower(
     actors = max(1, min(clients.sites, clients.side_by_side or clients.sites))
     ray: dict[str, Any] = {"num_cpus": actors * clients.cpus}
     if clients.cluster is not None:
-        ray = {"cluster": asdict(clients.cluster), "variables": {**QUIET, **KEEP_HEAP}}
+        ray = {"cluster": asdict(clients.cluster), "variables": dict(QUIET)}
     elif clients.gpus > 0:
         ray["num_gpus"] = math.ceil(actors * clients.gpus)
     settings = {
@@ -242,7 +235,7 @@ def _environment(home: Path, clients: Clients) -> dict[str, str]:
     of_ray = {n: v for n, v in joining.items() if n.startswith("RAY_")}
     of_ray = of_ray if clients.cluster else private
     return {
-        **ours, **QUIET, **of_ray, **KEEP_HEAP,
+        **ours, **QUIET, **of_ray,
         "PATH": os.pathsep.join([scripts, ours.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": direct, "no_proxy": direct,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.plan.schema import Train
+from core.training.heap import kept_heap
 from core.training.ranks import ALONE, Group, sum_gradients
 
 LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
@@ -52,7 +53,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def device_settings(
     settings: Train, device: torch.device, seed: int, processes: int = 1
 ) -> Iterator[None]:
-    """Threads, determinism and random state for one call; everything is restored after it.
+    """Threads, determinism, heap and random state for one call; restored after it, but the heap.
 
     Args:
         settings: the plan's `train`.
@@ -74,7 +75,11 @@ def device_settings(
             # Some CUDA kernels (3-D pooling and upsampling, backward) have no deterministic form.
             torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         torch.backends.cudnn.benchmark = not settings.deterministic
-        with float32_products(settings, device), torch.random.fork_rng(devices=forked):
+        with (
+            kept_heap(device),
+            float32_products(settings, device),
+            torch.random.fork_rng(devices=forked),
+        ):
             torch.manual_seed(seed)
             yield
     finally:

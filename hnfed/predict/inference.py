@@ -21,6 +21,7 @@ from core.models.build import build
 from core.models.stages import load_unique
 from core.organs.vocabulary import one_sided
 from core.plan.schema import Preprocess, Train
+from core.training.heap import kept_heap
 from core.training.optimisation import memory_advice, resolve_device, to_device
 from core.training.probabilities import probabilities_of
 from core.wire.checkpoint import load, require_described
@@ -125,7 +126,7 @@ def predict_doubted(
     target = resolve_device(device)
     settings = common_preprocess(metas)
     crop, crop_geometry = prepare_image(image, geometry, settings)
-    with memory_advice():
+    with memory_advice(), kept_heap(target):
         scaled = scale_image(crop, settings.window_hu)
         sides = _averaged(metas[0])
         probabilities = probabilities_of(

@@ -206,7 +206,6 @@ def test_environment_is_private_and_quiet(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert made["RAY_AUTH_MODE"] == "token"
     assert made["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert made["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert made["MALLOC_MMAP_MAX_"] == "0"
     assert made["NO_PROXY"] == "example.org,inner.example,127.0.0.1,localhost,::1"
     assert made["no_proxy"] == made["NO_PROXY"]
     assert made["PATH"].startswith(str(Path(sys.executable).parent))
