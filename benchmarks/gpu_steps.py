@@ -110,27 +110,41 @@ def our_steps(model: nn.Module, plan: Plan, batch: dict[str, Tensor]) -> Steps:
     return Steps(model, batch, take)
 
 
-def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
-    """Steps in fp32 with MONAI's losses of one-hot maps, and the loss read in each."""
+def naive_loss() -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross entropy and MONAI's losses of one-hot maps, of logits and a label map (B, 1, ...)."""
     from monai.losses.dice import DiceLoss, GeneralizedDiceLoss
     from monai.losses.focal_loss import FocalLoss
 
-    device = batch["image"].device
-    model.to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     terms: list[Callable[[Tensor, Tensor], Any]] = [
         DiceLoss(to_onehot_y=True, softmax=True),
         GeneralizedDiceLoss(to_onehot_y=True, softmax=True),
         FocalLoss(to_onehot_y=True, use_softmax=True),
     ]
 
+    def loss(logits: Tensor, label: Tensor) -> Tensor:
+        total: Tensor = nn.functional.cross_entropy(logits, label[:, 0])
+        for term in terms:
+            total = total + term(logits, label)
+        return total
+
+    return loss
+
+
+def label_map(shares: Tensor) -> Tensor:
+    """Hard labels (B, 1, Z, Y, X), int64, of shares (B, C, Z, Y, X) in 255ths."""
+    rest = 255 - shares.sum(dim=1, keepdim=True, dtype=torch.uint8)
+    return torch.cat((rest, shares), dim=1).argmax(dim=1, keepdim=True)
+
+
+def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
+    """Steps in fp32 with MONAI's losses of one-hot maps, and the loss read in each."""
+    device = batch["image"].device
+    model.to(device).train()
+    optimiser, loss_of = torch.optim.AdamW(model.parameters(), lr=2e-3), naive_loss()
+
     def take() -> float:
         optimiser.zero_grad()
-        logits, shares = model(batch["image"]), batch["label"]
-        rest = 255 - shares.sum(dim=1, keepdim=True, dtype=torch.uint8)
-        label = torch.cat((rest, shares), dim=1).argmax(dim=1, keepdim=True)
-        loss = nn.functional.cross_entropy(logits, label[:, 0])
-        loss = loss + sum(term(logits, label) for term in terms)
+        loss: Any = loss_of(model(batch["image"]), label_map(batch["label"]))
         loss.backward()
         optimiser.step()
         return float(loss.detach())

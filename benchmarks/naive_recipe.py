@@ -1,0 +1,225 @@
+"""Training as it is usually written beside ours, from the same prepared cases: time and Dice.
+
+The usual recipe: fp32, MONAI's Dataset, its transforms (RandAffined, Rand3DElasticd and intensity)
+and its losses of one-hot maps, hard labels, and the memory allocator as it is. Network, first
+weights, AdamW, learning rate and its schedule, and the number of steps are the same; each side runs
+in processes of its own, one after the other.
+
+python -m benchmarks.naive_recipe [--archive DIR [DIR ...]] [--seeds N ...] [--json FILE]
+
+Without archives, made-up cases at the default network's widths: time alone. With them, cases that
+annotate all four organs: `--train` of them train, all others (`--test` at most) are scored on their
+own grid; the difference is paired by patient, over the mean of the seeds, and it is enough if the
+95 % interval lies above -0.01.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.augmentation import monai_pair
+from benchmarks.gpu_steps import cases, label_map, naive_loss
+from benchmarks.measure import report, row
+from core.archives.archive import open_archive
+from core.archives.cache_build import Cache, build_cache
+from core.data.cache import Recipe
+from core.data.cached_case import Entry
+from core.data.dataset import load_label
+from core.models.build import build
+from core.organs.vocabulary import NINE
+from core.plan.schema import Augment, Model, Phase, Plan, Preprocess, Train
+from core.training.engine import Epochs, train, validate
+from core.training.optimisation import learning_rate
+from hnfed.evaluate.statistics import paired
+
+FOUR = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
+FASTER, LEAST_DICE = 2.0, -0.01
+CROP, REAL_CROP, REAL_SPACING_MM = (48, 64, 112), (56, 48, 48), (6.0, 4.7, 4.7)
+SIDES = ("ours", "naive")
+CPU = torch.device("cpu")
+
+
+def plan_of(options: Namespace) -> Plan:
+    """The plan of both sides: hnfed's defaults at this crop, each sample deformed."""
+    if not options.archive:
+        preprocess, model = Preprocess(crop=list(options.crop or CROP)), Model()
+    else:
+        window = [-200.0, 300.0]
+        preprocess = Preprocess(list(REAL_SPACING_MM), list(options.crop or REAL_CROP), window)
+        model = Model(channels=[8, 16, 32, 64])
+    settings = Train(lr=0.003, threads=options.threads)
+    return Plan(
+        preprocess=preprocess, augment=Augment(probability=1.0), model=model, train=settings
+    )
+
+
+def entries_of(options: Namespace, plan: Plan, folder: Path) -> tuple[list[Entry], list[Entry]]:
+    """Cases that train and that are scored; prepared where they are not yet."""
+    if not options.archive:
+        (folder / "cases").mkdir(exist_ok=True)
+        own = folder / "cases" / f"{options.side}-{options.seed}"
+        own.mkdir()
+        return cases(own, plan.preprocess.crop, options.train), []
+    found: list[Entry] = []
+    for root in options.archive:
+        archive = open_archive(root)
+        splits = {ref.case: "train" for ref in archive.cases}
+        cache = Cache(folder / "cache", site=root.name)
+        found += build_cache(archive, splits, cache, Recipe(FOUR, plan.preprocess)).entries
+    whole = sorted((e for e in found if e.annotated >= set(FOUR)), key=lambda e: e.case)
+    order = np.random.default_rng(0).permutation(len(whole))  # the same division for all seeds
+    chosen = [whole[i] for i in order]
+    return chosen[: options.train], chosen[options.train :][: options.test]
+
+
+def naive_samples(entries: Sequence[Entry], organs: Sequence[str], window: Sequence[float]) -> Any:
+    """MONAI's Dataset of the cases with its transforms."""
+    from monai.data.dataset import Dataset
+    from monai.transforms.compose import Compose
+    from monai.transforms.intensity.dictionary import (
+        RandAdjustContrastd,
+        RandGaussianNoised,
+        RandScaleIntensityd,
+        RandShiftIntensityd,
+        ScaleIntensityRanged,
+    )
+
+    items = []
+    for entry in entries:
+        shares = torch.from_numpy(load_label(entry, organs))[None]
+        image = torch.from_numpy(entry.image().astype(np.float32))[None]
+        items.append({"image": image, "label": label_map(shares)[0].byte()})
+    low, high = window
+    keys = ("image",)
+    changes = Compose(
+        [
+            ScaleIntensityRanged(keys, low, high, -1.0, 1.0, clip=True),
+            monai_pair(),
+            RandAdjustContrastd(keys, prob=0.5, gamma=(0.8, 1.25)),
+            RandScaleIntensityd(keys, factors=0.1, prob=0.5),
+            RandShiftIntensityd(keys, offsets=0.1, prob=0.5),
+            RandGaussianNoised(keys, prob=0.5, std=0.05),
+        ]
+    )
+    return Dataset(items, changes)
+
+
+def train_naively(
+    model: nn.Module, entries: Sequence[Entry], plan: Plan, organs: Sequence[str], epochs: int
+) -> None:
+    """The usual loop, with the plan's learning rate."""
+    from monai.data.dataloader import DataLoader
+    from monai.utils.misc import set_determinism
+
+    settings = plan.train
+    set_determinism(plan.seed)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    data = naive_samples(entries, organs, plan.preprocess.window_hu)
+    loader = DataLoader(data, batch_size=1, shuffle=True)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    loss_of = naive_loss()
+    model.train()
+    for epoch in range(epochs):
+        for step, batch in enumerate(loader):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(settings, epoch + step / len(entries), epochs)
+            optimiser.zero_grad()
+            label: Tensor = batch["label"].as_tensor().long()
+            loss: Any = loss_of(model(batch["image"].as_tensor()), label)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimiser.step()
+
+
+def one(options: Namespace, folder: Path) -> dict[str, Any]:
+    """Trains one side with one seed; CPU seconds a step, and Dice by (patient, organ)."""
+    plan = plan_of(options)
+    organs = FOUR if options.archive else NINE
+    epochs, phase = options.epochs, Phase(name="p", organs=list(organs), rounds=options.epochs)
+    entries, tested = entries_of(options, plan, folder)
+    torch.manual_seed(options.seed)
+    model = build(plan.model, len(organs), plan.preprocess.crop)
+    clock, wall = time.process_time(), time.perf_counter()
+    if options.side == "ours":
+        train(model, entries, plan, phase, CPU, Epochs(0, epochs, seed=options.seed))
+    else:
+        train_naively(model, entries, replace(plan, seed=options.seed), organs, epochs)
+    steps = epochs * len(entries)
+    cpu, wall = (time.process_time() - clock) / steps, (time.perf_counter() - wall) / steps
+    scores = validate(model, tested, plan, phase, CPU) if tested else []
+    dice = {e.case: [float("nan")] * len(organs) for e in tested}
+    for score in scores:
+        dice[score.case][organs.index(score.organ)] = score.dice
+    return {"cpu": cpu, "wall": wall, "dice": list(dice.values())}
+
+
+def measured(options: Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Runs all, and yields the rows."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    words = [*sys.argv[1:], "--folder", str(folder)]
+    for seed in options.seeds:
+        for side in SIDES:
+            command = [sys.executable, "-m", "benchmarks.naive_recipe", *words]
+            command += ["--side", side, "--seed", str(seed)]
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+            found[side].append(json.loads(told.splitlines()[-1]))
+            last = found[side][-1]
+            mean = f", Dice {np.nanmean(last['dice']):.4f}" if last["dice"] else ""
+            print(f"{side}, seed {seed}: {last['cpu']:.3f} CPU s a step{mean}", flush=True)
+    for clock in ("cpu", "wall"):
+        ours, naive = (min(r[clock] for r in found[side]) for side in SIDES)
+        yield row(
+            f"training, a step ({clock})", ours, "s", "the usual recipe", naive / ours, FASTER
+        )
+    if options.archive:
+        tables = [np.mean([r["dice"] for r in found[side]], axis=0) for side in SIDES]
+        more = paired(*tables)
+        assert more.value is not None
+        assert more.low is not None
+        about = f"{more.patients} patients, 95 % interval {more.low:.4f} to {more.high:.4f}"
+        yield row("Dice, ours - usual recipe", more.value, "", about, more.low, LEAST_DICE)
+
+
+def main() -> int:
+    """Prints the rows; 1 where a target is not met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archive", type=Path, nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--train", type=int, default=4, metavar="CASES")
+    parser.add_argument("--test", type=int, default=40, metavar="CASES")
+    parser.add_argument("--crop", type=int, nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keeps prepared cases here")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(one(options, options.folder)))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (options.folder or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return report(list(measured(options, folder)), options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
