@@ -23,6 +23,7 @@ REFERENCE, PRIMARY = "scratch", "frozen"
 TUNED_ON = ("0", 0)  # fold and seed where learning rates are chosen
 POINTS = (96, 336, 672)  # steps of the table
 SIZES, SEEDS = (11, 11, 11, 10), 3
+LOOKS = (("#333333", "-"), ("#0b5fa5", "-"), ("#b3401f", "--"), ("#2b7a3d", "-."), ("#7a4fa3", ":"))
 EFFECTS = tuple(i / 200 for i in range(17))  # of Dice
 
 
@@ -93,12 +94,15 @@ def analysis(cells: Sequence[Cell]) -> str:
     used = [c for c in cells if c.lr == chosen[c.arm]]
     arms = [REFERENCE, *sorted({c.arm for c in used} - {REFERENCE})]
     lines = [f"learning rates, chosen on validation (fold 0, seed 0): {_words(chosen)}", ""]
-    rows: list[tuple[str, ...]] = [("arm", "cells", *(f"after {k}" for k in POINTS))]
+    organs = used[0].organs
+    head = ("arm", "cells", *(f"after {k}" for k in POINTS), *organs)
+    rows: list[tuple[str, ...]] = [head]
     for arm in arms:
         own = [c for c in used if c.arm == arm]
         dice = _mean_curve(own)
-        rows.append((arm, str(len(own)), *(f"{dice[k]:.3f}" if k in dice else "-" for k in POINTS)))
-    lines += [aligned(rows, words=1), ""]
+        curve = (f"{dice[k]:.3f}" if k in dice else "-" for k in POINTS)
+        rows.append((arm, str(len(own)), *curve, *(f"{d:.3f}" for d in _last_by_organ(own))))
+    lines += [aligned(rows, words=1), f"(organs: after {max(dice)} steps)", ""]
     for arm in sorted(set(arms) - {REFERENCE}, key=lambda a: (a != PRIMARY, a)):
         lines += _compared(used, arm, REFERENCE, primary=arm == PRIMARY)
     if "frozen-federated" in arms and PRIMARY in arms:
@@ -120,6 +124,16 @@ def _mean_curve(cells: Sequence[Cell]) -> dict[int, float]:
     return {k: float(np.mean([np.mean(v) for v in of.values()])) for k, of in found.items()}
 
 
+def _last_by_organ(cells: Sequence[Cell]) -> Floats:
+    """Mean over patients of the mean over that patient's cells after the last step, by organ."""
+    found: dict[str, list[Floats]] = {}
+    for cell in cells:
+        for case, dice in zip(cell.cases, cell.test[max(cell.test)], strict=True):
+            found.setdefault(case, []).append(dice)
+    mean: Floats = np.mean([np.mean(rows, axis=0) for rows in found.values()], axis=0)
+    return mean
+
+
 def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> list[str]:
     """Lines on one arm against another; speed against scratch alone."""
     lines = [f"{'PRIMARY: ' if primary else ''}{arm} - {other}"]
@@ -127,7 +141,8 @@ def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> 
         try:
             dice, folds, seeds, steps = table(cells, (arm, other), without=without)
         except UserError as error:
-            return [*lines, f"  {error.problem}", ""]
+            lines.append(f"  {'without fold 0: ' if without else ''}{error.problem}")
+            break
         last = steps[-1]
         result = judged((dice[arm] - dice[other])[:, :, -1].mean(axis=1), folds)
         scope = "without fold 0" if without else f"folds {', '.join(dict.fromkeys(folds))}"
@@ -140,6 +155,8 @@ def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> 
             f"    permutation within folds: p {result.p:.4f}; a fold as one draw: {by_fold}",
             f"    {result.verdict}",
         ]
+        if not without:
+            lines.append(f"    by fold: {_by_fold(dice[arm] - dice[other], folds, seeds)}")
         if other == REFERENCE and not without:
             fast = speed(dice[arm], dice[other], steps, folds)
             lines.append(
@@ -150,6 +167,16 @@ def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> 
     if not _complete(cells, (arm, other)):
         lines.append(f"  PRELIMINARY: not all of {len(SIZES)} folds x {SEEDS} seeds are there")
     return [*lines, ""]
+
+
+def _by_fold(differences: Floats, folds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Mean difference of each fold's patients after the last step, one figure a seed."""
+    told = []
+    for fold in dict.fromkeys(folds):
+        of = [i for i, g in enumerate(folds) if g == fold]
+        means = differences[of, :, -1].mean(axis=0)
+        told.append(f"{fold} ({', '.join(f'{m:+.3f}' for m in means)})")
+    return f"{', '.join(told)}; seeds {', '.join(map(str, seeds))}"
 
 
 def _complete(cells: Sequence[Cell], arms: Sequence[str]) -> bool:
@@ -213,6 +240,36 @@ def draw(of: Scatter, found: Sequence[tuple[float, float, float]], path: Path) -
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def draw_curves(cells: Sequence[Cell], path: Path) -> None:
+    """The figure of the analysis: test Dice by steps, an arm a colour, a cell a thin line."""
+    from matplotlib.figure import Figure
+
+    chosen = rates(cells)
+    used = [c for c in cells if c.lr == chosen[c.arm]]
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    arms = [REFERENCE, *sorted({c.arm for c in used} - {REFERENCE})]
+    for arm, (colour, dashes) in zip(arms, LOOKS, strict=False):
+        own = [c for c in used if c.arm == arm]
+        for cell in own:
+            means = [float(cell.test[k].mean()) for k in sorted(cell.test)]
+            axes.plot(sorted(cell.test), means, color=colour, alpha=0.15, linewidth=0.7)
+        curve = _mean_curve(own)
+        label = f"{arm} ({chosen[arm] or 'as given'})"
+        axes.plot(
+            sorted(curve), [curve[k] for k in sorted(curve)], dashes, color=colour, label=label
+        )
+    axes.set(
+        xlabel="training steps on 12 cases",
+        ylabel="test Dice, mean of Larynx and Esophagus",
+        title="thick: mean over patients; thin: one network; in brackets its learning rate",
+    )
+    axes.title.set_fontsize(9)
+    axes.legend(frameon=False, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -224,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("file", type=Path, help="cells that it holds already and FOLDER does not stay")
     two = commands.add_parser("analyse", help="the primary result and all others")
     two.add_argument("results", type=Path, help="a file of `collect`, or the folder")
+    two.add_argument("--figure", type=Path, help="draw test Dice by steps")
     three = commands.add_parser("power", help="power by simulation, from a pilot's scatter")
     three.add_argument("pilot", type=Path, nargs="?", help="a file of `collect`, or the folder")
     three.add_argument(
@@ -250,7 +308,10 @@ def _run(options: argparse.Namespace) -> int:
         write(options.file, content)
         print(f"{len(content['cells'])} cells in {options.file}")
     elif options.command == "analyse":
-        print(analysis(list(cells_of(read(options.results)))))
+        cells = list(cells_of(read(options.results)))
+        print(analysis(cells))
+        if options.figure:
+            draw_curves(cells, options.figure)
     else:
         if (options.pilot is None) == (options.scatter is None):
             raise UserError("power", options.pilot, "give a pilot, or --scatter, and not both")

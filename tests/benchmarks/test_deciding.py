@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.deciding import analysis, main, pilot, rates, table
+from benchmarks.deciding import analysis, draw_curves, main, pilot, rates, table
 from benchmarks.deciding_cells import Cell, cells_of, collect, read, write
 from benchmarks.deciding_statistics import (
     Scatter,
@@ -54,6 +54,8 @@ def test_a_known_gain_is_shown_and_none_is_not() -> None:
     assert primary.count("shown: better") == 2  # with fold 0 and without
     assert "without fold 0, 3 seeds, 33 patients" in primary
     assert "PRELIMINARY" not in primary
+    assert primary.count("0 (+0.0") == 1, "each fold's difference, one a seed"
+    assert text.splitlines()[2].split()[-2:] == ["A", "B"]
     nothing = analysis(cells(0.0))
     assert nothing.count("inconclusive") == 2
 
@@ -64,6 +66,9 @@ def test_what_is_missing_is_said() -> None:
     assert "PRELIMINARY" in text
     assert "not known below three folds" in text
     assert "shown for the method" in text  # not shown for it: two folds cannot
+    first = analysis([c for c in some if c.fold == "0"])
+    assert "without fold 0: nothing to compare yet" in first
+    assert "PRELIMINARY" in first
     lone = [c for c in cells(0.05) if c.arm == "scratch" or c.fold == "9"]
     with pytest.raises(UserError, match="nothing to compare yet"):
         table(lone, ("scratch", "frozen"))
@@ -248,6 +253,12 @@ def test_the_power_command_draws_its_figure(
     assert "power 0.8 from a difference of 0.100" in capsys.readouterr().out
     assert "<svg" in figure.read_text()
     assert main(["power"]) == 1
+
+
+def test_the_analysis_draws_its_curves(tmp_path: Path) -> None:
+    draw_curves(cells(0.05), tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    assert text.count("<path") > 2 * 12, "a line a cell"
 
 
 def test_the_committed_pilot_has_the_scatter_that_the_page_tells() -> None:
