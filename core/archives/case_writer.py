@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -68,7 +67,7 @@ def write_entry(
         "files": source,
         "image": image_digest(volume.image, volume.geometry),
     }
-    made_of |= {**dataclasses.asdict(settings), "versions": _versions()}
+    made_of |= {**dataclasses.asdict(settings), "versions": versions()}
     meta = {
         "format": FORMAT,
         "made_of": made_of,
@@ -170,9 +169,3 @@ def complete(folder: Path) -> bool:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Of the packages in this process; looking them up takes a twelfth of a small case's time."""
-    return versions()
