@@ -65,6 +65,8 @@ def device_settings(
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     forked = [device.index or 0] if device.type == "cuda" else []
     try:
         if settings.threads > 0 or processes > 1:
@@ -74,6 +76,8 @@ def device_settings(
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             # Some CUDA kernels (3-D pooling and upsampling, backward) have no deterministic form.
             torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+            # Nothing here reads memory before it is written; to fill it takes a tenth of a step.
+            memory.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = not settings.deterministic
         with (
             kept_heap(device),
@@ -85,6 +89,7 @@ def device_settings(
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filled
         torch.backends.cudnn.benchmark = benchmark
 
 

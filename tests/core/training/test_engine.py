@@ -204,19 +204,21 @@ def test_same_seed_same_bits_and_nothing_outside_is_touched(entries: list[Entry]
 def test_threads_and_determinism_hold_during_the_call_only(
     entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = torch.get_num_threads()
+    before, filling = torch.get_num_threads(), torch.utils.deterministic
     seen = []
 
     def loss(*arguments: Any) -> Any:
-        seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+        exact = torch.are_deterministic_algorithms_enabled()
+        seen.append((torch.get_num_threads(), exact, filling.fill_uninitialized_memory))
         return segmentation_loss(*arguments)
 
     monkeypatch.setattr(engine, "segmentation_loss", loss)
     plan = plan_of(threads=before + 1)
     _train(model_of(plan), entries[:1], plan)
-    assert seen == [(before + 1, True)]
+    assert seen == [(before + 1, True, False)], "filling memory takes a tenth of a step"
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
+    assert filling.fill_uninitialized_memory
 
 
 def test_frozen_parameters_stay_and_get_no_gradient(entries: list[Entry]) -> None:
