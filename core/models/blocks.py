@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core.models.convolution import Convolution
+
 GROUP_CHANNELS = 8
 SLOPE = 0.01
 
@@ -59,15 +61,15 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         step = (stride[0], stride[1], stride[2])
-        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, step, padding=1, bias=False)
+        self.conv1 = Convolution(channels_in, channels_out, 3, step, padding=1, bias=False)
         self.norm1 = norm_layer(norm, channels_out)
-        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv2 = Convolution(channels_out, channels_out, 3, padding=1, bias=False)
         self.norm2 = norm_layer(norm, channels_out)
         self.act = nn.LeakyReLU(SLOPE, inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out or math.prod(step) != 1:
             self.shortcut = nn.Sequential(
-                nn.Conv3d(channels_in, channels_out, 1, step, bias=False),
+                Convolution(channels_in, channels_out, 1, step, bias=False),
                 norm_layer(norm, channels_out),
             )
 

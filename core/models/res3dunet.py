@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.errors import UserError
 from core.models.blocks import ResidualBlock, UpBlock
+from core.models.convolution import Convolution
 from core.plan.schema import Model
 
 # What is frozen as the paper's "first half" is the downward path, lowest level included (D13).
@@ -46,7 +47,7 @@ class Res3DUNet(nn.Module):
             UpBlock(channels[level + 1], channels[level], norm, strides[level])
             for level in reversed(range(len(channels) - 1))
         )
-        self.head = nn.Conv3d(channels[0], classes, 1)
+        self.head = Convolution(channels[0], classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, Z, Y, X) image -> (B, classes, Z, Y, X) logits; total strides divide the axes."""
