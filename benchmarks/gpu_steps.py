@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from core.data.cached_case import Entry
 from core.data.geometry import Geometry
+from core.models.blocks import InstanceNorm
+from core.models.convolution import Convolution
 from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Model, Plan, Preprocess, Train
 from core.training.engine import part_losses
@@ -136,10 +138,23 @@ def label_map(shares: Tensor) -> Tensor:
     return torch.cat((rest, shares), dim=1).argmax(dim=1, keepdim=True)
 
 
+def usual_layers(model: nn.Module) -> nn.Module:
+    """The same network, in place, of torch's own convolutions and instance norms."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, InstanceNorm):
+                norm = nn.InstanceNorm3d(child.num_channels, child.eps, affine=True)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm)
+            elif isinstance(child, Convolution):
+                child.__class__ = nn.Conv3d  # type: ignore[assignment]
+    return model
+
+
 def naive_steps(model: nn.Module, batch: dict[str, Tensor]) -> Steps:
     """Steps in fp32 with MONAI's losses of one-hot maps, and the loss read in each."""
     device = batch["image"].device
-    model.to(device).train()
+    usual_layers(model).to(device).train()
     optimiser, loss_of = torch.optim.AdamW(model.parameters(), lr=2e-3), naive_loss()
 
     def take() -> float:

@@ -1,9 +1,9 @@
 """Training as it is usually written beside ours, from the same prepared cases: time and Dice.
 
 The usual recipe: fp32, MONAI's Dataset, its transforms (RandAffined, Rand3DElasticd and intensity)
-and its losses of one-hot maps, hard labels, and the memory allocator as it is. Network, first
-weights, AdamW, learning rate and its schedule, and the number of steps are the same; each side runs
-in processes of its own, one after the other.
+and its losses of one-hot maps, hard labels, torch's own layers and the allocator as it is. Network,
+first weights, AdamW, learning rate and its schedule, and the number of steps are the same; each
+side runs in processes of its own, one after the other.
 
 python -m benchmarks.naive_recipe [--archive DIR [DIR ...]] [--seeds N ...] [--json FILE]
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.augmentation import monai_pair
-from benchmarks.gpu_steps import cases, label_map, naive_loss
+from benchmarks.gpu_steps import cases, label_map, naive_loss, usual_layers
 from benchmarks.measure import report, row
 from core.archives.archive import open_archive
 from core.archives.cache_build import Cache, build_cache
@@ -47,7 +47,7 @@ from core.training.optimisation import learning_rate
 from hnfed.evaluate.statistics import paired
 
 FOUR = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
-FASTER, LEAST_DICE = 2.0, -0.01
+FASTER, LEAST_DICE = {"off": 2.0, "bf16": 3.0}, -0.01
 CROP, REAL_CROP, REAL_SPACING_MM = (48, 64, 112), (56, 48, 48), (6.0, 4.7, 4.7)
 SIDES = ("ours", "naive")
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def plan_of(options: Namespace) -> Plan:
         window = [-200.0, 300.0]
         preprocess = Preprocess(list(REAL_SPACING_MM), list(options.crop or REAL_CROP), window)
         model = Model(channels=[8, 16, 32, 64])
-    settings = Train(lr=0.003, threads=options.threads)
+    settings = Train(lr=0.003, threads=options.threads, amp=options.amp)
     return Plan(
         preprocess=preprocess, augment=Augment(probability=1.0), model=model, train=settings
     )
@@ -131,11 +131,11 @@ def train_naively(
         torch.set_num_threads(settings.threads)
     data = naive_samples(entries, organs, plan.preprocess.window_hu)
     loader = DataLoader(data, batch_size=1, shuffle=True)
+    usual_layers(model).train()
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     loss_of = naive_loss()
-    model.train()
     for epoch in range(epochs):
         for step, batch in enumerate(loader):
             for group in optimiser.param_groups:
@@ -185,9 +185,8 @@ def measured(options: Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             print(f"{side}, seed {seed}: {last['cpu']:.3f} CPU s a step{mean}", flush=True)
     for clock in ("cpu", "wall"):
         ours, naive = (min(r[clock] for r in found[side]) for side in SIDES)
-        yield row(
-            f"training, a step ({clock})", ours, "s", "the usual recipe", naive / ours, FASTER
-        )
+        name, target = f"training, a step, amp {options.amp} ({clock})", FASTER[options.amp]
+        yield row(name, ours, "s", "the usual recipe", naive / ours, target)
     if options.archive:
         tables = [np.mean([r["dice"] for r in found[side]], axis=0) for side in SIDES]
         more = paired(*tables)
@@ -206,6 +205,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=4, metavar="CASES")
     parser.add_argument("--test", type=int, default=40, metavar="CASES")
     parser.add_argument("--crop", type=int, nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--amp", choices=tuple(FASTER), default="off", help="ours alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keeps prepared cases here")
     parser.add_argument("--json", type=Path)

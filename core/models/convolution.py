@@ -25,9 +25,10 @@ class Convolution(nn.Conv3d):
         if x.device.type != "cpu" or len(x) != 1 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         in_order = x.is_contiguous(memory_format=torch.channels_last_3d)
-        if in_order and math.prod(self.kernel_size) * math.prod(self.stride) == 1:
-            voxels = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
-            return voxels.movedim(-1, 1)
+        if in_order and math.prod(self.kernel_size) == 1 and self.padding == (0, 0, 0):
+            z, y, x_ = self.stride
+            voxels = x[:, :, ::z, ::y, ::x_].movedim(1, -1)
+            return F.linear(voxels, self.weight.flatten(1), self.bias).movedim(-1, 1)
         if math.prod(x.shape[1:4]) <= SMALL:
             return self._as_slabs(x)
         return super().forward(x)

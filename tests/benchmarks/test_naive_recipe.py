@@ -8,15 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import naive_recipe
-from benchmarks.gpu_steps import label_map
+from benchmarks.gpu_steps import label_map, usual_layers
+from core.models.blocks import InstanceNorm
+from core.models.build import build
+from core.models.convolution import Convolution
+from core.plan.schema import Model
 from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
 
 def options(side: str, archive: list[Path]) -> Namespace:
     return Namespace(
-        archive=archive, crop=[16, 16, 16], epochs=1, train=2, test=9, threads=1, side=side, seed=0
+        archive=archive,
+        crop=[16, 16, 16],
+        epochs=1,
+        train=2,
+        test=9,
+        threads=1,
+        side=side,
+        seed=0,
+        amp="off",
     )
 
 
@@ -24,6 +37,17 @@ def test_soft_labels_become_hard() -> None:
     shares = torch.zeros((1, 2, 1, 1, 3), dtype=torch.uint8)
     shares[0, 0, 0, 0, 0], shares[0, 1, 0, 0, 1] = 200, 100
     assert label_map(shares).flatten().tolist() == [1, 0, 0]
+
+
+def test_usual_layers_compute_the_same() -> None:
+    model = build(Model(channels=[4, 8]), 2, [8, 8, 8]).eval()
+    x = torch.rand(1, 1, 8, 8, 8)
+    before = model(x)
+    after = usual_layers(model)
+    torch.testing.assert_close(after(x), before, rtol=1e-4, atol=1e-5)
+    kinds = {type(module) for module in after.modules()}
+    assert nn.InstanceNorm3d in kinds
+    assert not kinds & {InstanceNorm, Convolution}
 
 
 @pytest.mark.parametrize("side", naive_recipe.SIDES)
