@@ -7,7 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("losses", "hd95", "augmentation", "models", "overhead", "secure_sum", "demo")
+NAMES = (
+    "losses",
+    "hd95",
+    "case_metrics",
+    "augmentation",
+    "models",
+    "overhead",
+    "secure_sum",
+    "demo",
+)
 
 
 def main() -> int:
