@@ -11,6 +11,7 @@ NAMES = (
     "losses",
     "hd95",
     "case_metrics",
+    "cached_case",
     "augmentation",
     "models",
     "overhead",
