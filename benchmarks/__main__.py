@@ -7,7 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("losses", "hd95", "augmentation", "models", "overhead", "secure_sum", "demo")
+NAMES = (
+    "losses",
+    "hd95",
+    "case_metrics",
+    "cached_case",
+    "augmentation",
+    "models",
+    "overhead",
+    "secure_sum",
+    "demo",
+)
 
 
 def main() -> int:

@@ -25,8 +25,7 @@ from core.archives.dicom.rtstruct import draw
 from core.archives.images.volume import read_on_grid
 from core.data.geometry import Geometry
 from core.errors import UserError
-from core.metrics.scores import Outline, score_organ
-from core.metrics.surfaces import border, foreground
+from core.metrics.scores import outline, score_organ
 
 Mask = npt.NDArray[np.bool_]
 TOLERANCE_MM = 1.0  # of the surface Dice
@@ -53,9 +52,7 @@ def measured(ours: Mask, truth: Mask, geometry: Geometry) -> dict[str, float]:
         truth: (Z, Y, X), not empty.
         geometry: the CT's grid.
     """
-    found = foreground(ours)
-    drawn = Outline(found, border(ours, found))
-    score, directed = score_organ("", "", drawn, truth, geometry.spacing_mm, np.inf)
+    score, directed = score_organ("", "", outline(ours), truth, geometry.spacing_mm, np.inf)
     away = np.full(1, np.inf) if directed is None else np.concatenate(directed)
     near = float((away <= TOLERANCE_MM).mean())
     farthest = np.inf if score.hd95_mm is None else score.hd95_mm

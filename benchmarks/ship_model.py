@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 
 from core.archives.archive import open_archive
+from core.archives.images.volume import Volume
 from core.files import replace_file
+from core.metrics.scores import outlines
 from core.plan.load import CONFIGS, MODELS
 from core.wire.checkpoint import load, load_meta
-from hnfed.evaluate.evaluation import Evaluation, Method, choose_cases, evaluate, vocabulary_of
+from hnfed.evaluate.evaluation import (
+    Evaluation,
+    Method,
+    Outlines,
+    choose_cases,
+    evaluate,
+    vocabulary_of,
+)
 from hnfed.predict.model_files import resolve_model
 from hnfed.predict.segmenter import Choice, load_segmenter
 from hnfed.predict.shipped import make
@@ -99,12 +108,11 @@ def scored(path: Path, data: str) -> Evaluation:
     segmenter = load_segmenter(Choice((str(path),)))
     archive = open_archive(data, vocab=vocabulary_of(segmenter.organs))
 
-    def masks(volume: Any) -> tuple[dict[str, Any], float]:
+    def drawn(volume: Volume) -> tuple[Outlines, float]:
         labels, _ = segmenter(volume.image, volume.geometry)
-        drawn = {o: labels == i for i, o in enumerate(segmenter.organs, start=1)}
-        return drawn, volume.geometry.diagonal_mm()
+        return outlines(labels, segmenter.organs), volume.geometry.diagonal_mm()
 
-    method = Method(segmenter.organs, masks, "the CT's diagonal")
+    method = Method(segmenter.organs, drawn, "the CT's diagonal")
     return evaluate(archive, choose_cases(archive, "test", None), method, Progress())
 
 

@@ -190,9 +190,10 @@ def _values(content: object, key: str) -> Iterator[float | None]:
 def test_a_measure_of_evaluate(changed: Command) -> None:
     code = (
         "import numpy as np; from hnfed.evaluate.measures import measure, summary, summary_rows\n"
+        "from core.metrics.scores import outline\n"
         "truth, pred = np.zeros((2, 8, 8, 8), bool)\n"
         "truth[2:6, 2:6, 2:6], pred[2:4, 2:6, 2:6] = True, True\n"
-        "score = measure('a', 'Brain', pred, truth, (1.0, 1.0, 1.0), 10.0)\n"
+        "score = measure('a', 'Brain', outline(pred), truth, (1.0, 1.0, 1.0), 10.0)\n"
         "header, organ, _ = summary_rows(summary([score], ['Brain']))\n"
         "print(organ[header.index('volume_ratio')])\n"
     )

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from core.archives.archive import open_archive
 from core.archives.duplicates import image_digest
@@ -15,10 +14,12 @@ from core.archives.images.volume import Volume
 from core.errors import UserError
 from core.files import replace_csv
 from core.metrics.advice import advise as advise_sites
+from core.metrics.scores import outline, outlines
 from core.text import shown_text
 from hnfed.evaluate.evaluation import (
     Evaluation,
     Method,
+    Outlines,
     as_json,
     as_rows,
     case_rows,
@@ -62,11 +63,12 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
 
     seen: list[str] = []
 
-    def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
+    def drawn(volume: Volume) -> tuple[Outlines, float]:
         if image_digest(volume.image, volume.geometry) in segmenter.trained_on:
             seen.append(volume.case)
         labels, _ = segmenter(volume.image, volume.geometry)
-        return {organ: labels == i for i, organ in enumerate(organs, start=1)}, diagonal_mm
+        assert labels.shape == volume.image.shape, labels.shape
+        return outlines(labels, organs), diagonal_mm
 
     notes = []
     if args.split != "test":
@@ -74,7 +76,7 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
             f"split {args.split}: the model may have been trained or chosen on these cases; "
             "whether it was cannot be told from here, so this is no estimate for new patients."
         )
-    method = Method(organs, masks, "the diagonal of the network's crop", notes)
+    method = Method(organs, drawn, "the diagonal of the network's crop", notes)
     result = score_archive(archive, refs, method, Progress())
     if seen:
         told = (
@@ -95,9 +97,10 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
     known = found.organs if asked is None else tuple(dict.fromkeys([*found.organs, *annotated]))
     organs = chosen_organs(args.organs, known)
 
-    def masks(volume: Volume) -> tuple[dict[str, npt.NDArray[np.bool_]], float]:
-        predicted = read_prediction(found, volume.case, volume.image, volume.geometry)
-        return predicted, volume.geometry.diagonal_mm()
+    def drawn(volume: Volume) -> tuple[Outlines, float]:
+        masks = read_prediction(found, volume.case, volume.image, volume.geometry)
+        outlined = {organ: outline(mask) for organ, mask in masks.items()}
+        return outlined, volume.geometry.diagonal_mm()
 
     notes = []
     if found.absent:
@@ -111,7 +114,7 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
     if only_here:
         notes.append(f"annotated, but nowhere predicted, left out: {shortened(only_here)}.")
     return score_archive(
-        archive, refs, Method(organs, masks, "the CT's diagonal", notes), Progress()
+        archive, refs, Method(organs, drawn, "the CT's diagonal", notes), Progress()
     )
 
 

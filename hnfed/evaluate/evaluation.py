@@ -7,17 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from core.archives.archive import Archive, CaseRef, read_case
 from core.archives.images.volume import Volume
 from core.errors import CaseError, Finding, UserError
+from core.metrics.scores import NOTHING, Outline
 from core.organs.vocabulary import BUILT_IN, Organ, vocabulary
 from core.text import aligned, figure
 from hnfed.evaluate.measures import CaseMeasures, measure, summary, summary_rows
 
-Masks = Mapping[str, npt.NDArray[np.bool_]]
+Outlines = Mapping[str, Outline]
 
 # Measure, heading and digits of the columns of the text table.
 SHOWN = (
@@ -50,14 +48,14 @@ class Method:
 
     Attributes:
         organs: organs to score, where a case annotates them.
-        segment: gives a case's predicted masks (Z, Y, X) on the CT's grid, organs that were not
-            found left out, and what a missed organ costs in mm. A `CaseError` leaves the case out.
+        segment: gives a case's predicted organs on the CT's grid, those that were not found empty
+            or left out, and what a missed organ costs in mm. A `CaseError` leaves the case out.
         penalty: the cost of a missed organ, in words.
         notes: what a reader of its scores must know; one sentence each.
     """
 
     organs: Sequence[str]
-    segment: Callable[[Volume], tuple[Masks, float]]
+    segment: Callable[[Volume], tuple[Outlines, float]]
     penalty: str
     notes: Sequence[str] = ()
 
@@ -159,12 +157,12 @@ def evaluate(
         try:
             volume, left_out = read_case(archive, ref, organs)
             noticed += left_out
-            masks, penalty_mm = method.segment(volume)
+            drawn, penalty_mm = method.segment(volume)
         except CaseError as error:
             lost.append(error.finding(ref.case))
             continue
         cases += 1
-        scores += _scores(volume, organs, masks, penalty_mm)
+        scores += _scores(volume, organs, drawn, penalty_mm)
     noticed = lost + noticed
     if not scores:
         reason = noticed[0].message if noticed else f"no case annotates {', '.join(organs)}"
@@ -186,14 +184,14 @@ def evaluate(
 
 
 def _scores(
-    volume: Volume, organs: Sequence[str], masks: Masks, penalty_mm: float
+    volume: Volume, organs: Sequence[str], drawn: Outlines, penalty_mm: float
 ) -> list[CaseMeasures]:
-    """Organ by organ, so that predicted masks may overlap as the annotated ones may."""
+    """Organ by organ, so that predicted organs may overlap as the annotated ones may."""
     return [
         measure(
             volume.case,
             organ,
-            masks.get(organ),
+            drawn.get(organ, NOTHING),
             volume.masks[organ],
             volume.geometry.spacing_mm,
             penalty_mm,

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from core.metrics.scores import MEASURES as SCORES
 from core.metrics.scores import CaseScore, Outline, organ_sums, pool_sites, score_organ
-from core.metrics.surfaces import border, foreground
 from hnfed.evaluate.statistics import estimate
 
 # Column -> its value for a case; NaN where the case does not count.
@@ -56,7 +55,7 @@ class CaseMeasures(CaseScore):
 def measure(
     case: str,
     organ: str,
-    pred: npt.NDArray[np.bool_] | None,
+    predicted: Outline,
     truth: npt.NDArray[np.bool_],
     spacing_mm: Sequence[float],
     penalty_mm: float,
@@ -66,15 +65,12 @@ def measure(
     Args:
         case: case id, kept in the result.
         organ: TG-263 name, kept in the result.
-        pred: (Z, Y, X) bool; None where there is none.
+        predicted: on the grid of `truth`; `core.metrics.scores.NOTHING` where there is none.
         truth: (Z, Y, X) bool, not empty.
         spacing_mm: (z, y, x).
         penalty_mm: what a miss costs in ``hd95_mm_penalised``.
     """
-    assert pred is None or pred.shape == truth.shape, (organ, truth.shape)
-    found = foreground(truth)[:0] if pred is None else foreground(pred)
-    drawn = Outline(found, found if pred is None else border(pred, found))
-    score, away = score_organ(case, organ, drawn, truth, spacing_mm, penalty_mm)
+    score, away = score_organ(case, organ, predicted, truth, spacing_mm, penalty_mm)
     if away is None:
         return CaseMeasures(**asdict(score), msd_mm=None, surface_dice_1mm=0.0)
     every = np.concatenate(away)

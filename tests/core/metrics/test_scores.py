@@ -23,6 +23,8 @@ from core.metrics.scores import (
     OrganSum,
     dice,
     organ_sums,
+    outline,
+    outlines,
     overlap_case,
     pool_sites,
     score_case,
@@ -155,6 +157,18 @@ def test_score_case_scores_the_annotated_organs_of_the_phase_with_their_original
         assert s.predicted_ml == pytest.approx(pred.sum() * math.prod(SPACING) / 1000)
     assert (scores[2].hd95_mm, scores[2].predicted_ml) == (None, 0.0)  # C is missed
     assert scores[1].hd95_mm == pytest.approx(monai_hd95(labels == 2, truth["B"]), abs=1e-3)
+
+
+def test_outlines_of_a_label_map_are_those_of_its_organs_masks():
+    labels, organs, _ = labelled_case()
+    drawn = outlines(labels, organs)
+    assert list(drawn) == organs
+    for position, organ in enumerate(organs, start=1):
+        alone = outline(labels == position)
+        np.testing.assert_array_equal(drawn[organ].voxels, alone.voxels)
+        np.testing.assert_array_equal(drawn[organ].border, alone.border)
+    assert drawn["C"].voxels.size == 0
+    assert 0 < drawn["A"].border.size < drawn["A"].voxels.size
 
 
 def test_score_case_takes_arrays_in_any_memory_order():

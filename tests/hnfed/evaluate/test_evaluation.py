@@ -17,9 +17,11 @@ from core.archives.archive import Archive, open_archive, read_case
 from core.archives.images.volume import Volume, write_labelmap, write_mask
 from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
+from core.metrics.scores import outline
 from core.organs.vocabulary import vocabulary
 from hnfed.evaluate.evaluation import (
     Method,
+    Outlines,
     as_json,
     as_rows,
     case_rows,
@@ -45,6 +47,15 @@ def _volume(archive: Archive, case: str) -> Volume:
     return read_case(archive, ref, ORGANS)[0]
 
 
+def outlined(masks: Mapping[str, Mask]) -> Outlines:
+    return {organ: outline(mask) for organ, mask in masks.items()}
+
+
+def as_drawn(volume: Volume) -> tuple[Outlines, float]:
+    """A prediction that is the reference."""
+    return outlined(volume.masks), 1.0
+
+
 def _moved(mask: Mask) -> Mask:
     return np.roll(mask, (1, -2, 1), (0, 1, 2))
 
@@ -57,11 +68,11 @@ def _moved(mask: Mask) -> Mask:
 def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
     """Case c4: both organs moved; c5: the parotid missed."""
 
-    def segment(volume: Volume) -> tuple[dict[str, Mask], float]:
+    def segment(volume: Volume) -> tuple[Outlines, float]:
         masks = {organ: _moved(mask) for organ, mask in volume.masks.items()}
         if volume.case == "c5":
             del masks["Parotid_L"]
-        return masks, 100.0
+        return outlined(masks), 100.0
 
     seen: list[tuple[int, int, str]] = []
     result = evaluate(
@@ -124,7 +135,7 @@ def test_scores_are_those_of_monai_and_misses_count(archive: Archive) -> None:
 
 def test_rows_hold_the_same_numbers_and_cases_only_by_themselves(archive: Archive) -> None:
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
+    result = evaluate(archive, refs, Method(ORGANS, as_drawn, ""))
     header, *rows = as_rows(result)
     content = as_json(result, per_case=False)
     assert [row[0] for row in rows] == [*ORGANS, "mean"]
@@ -140,7 +151,7 @@ def test_rows_hold_the_same_numbers_and_cases_only_by_themselves(archive: Archiv
 
 def test_organs_that_a_case_does_not_annotate_are_not_scored(archive: Archive) -> None:
     refs = [ref for ref in archive.cases if ref.case in ("c0", "c1")]
-    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
+    result = evaluate(archive, refs, Method(ORGANS, as_drawn, ""))
     assert [(s.case, s.organ, s.dice) for s in result.scores] == [
         ("c0", "Brainstem", 1.0),
         ("c0", "Parotid_L", 1.0),
@@ -160,7 +171,7 @@ def test_overlapping_contours_are_compared_whole(tmp_path: Path) -> None:
     write_mask(tmp_path / "x" / "structures" / "SpinalCord.nrrd", b, geometry)
     archive = open_archive(tmp_path)
     organs = ("Brainstem", "SpinalCord")
-    result = evaluate(archive, archive.cases, Method(organs, lambda v: (v.masks, 1.0), ""))
+    result = evaluate(archive, archive.cases, Method(organs, as_drawn, ""))
     assert [s.dice for s in result.scores] == [1.0, 1.0]
 
 
@@ -171,13 +182,13 @@ def test_an_unreadable_case_is_named_and_the_others_are_scored(
     (tmp_path / "a" / "c4" / "img.nrrd").write_bytes(b"NRRD0004\n")
     archive = open_archive(tmp_path / "a")
     refs = choose_cases(archive, "test", None)
-    result = evaluate(archive, refs, Method(ORGANS, lambda v: (v.masks, 1.0), ""))
+    result = evaluate(archive, refs, Method(ORGANS, as_drawn, ""))
     assert {s.case for s in result.scores} == {"c5"}
     assert result.cases == 1
     assert [f.case for f in result.findings if f.severity == "error"] == ["c4"]
     assert result.notes == ("1 of 2 cases could not be used; the scores are without them.",)
     with pytest.raises(UserError, match="nothing to score"):
-        evaluate(archive, refs[:1], Method(ORGANS, lambda v: (v.masks, 1.0), ""))
+        evaluate(archive, refs[:1], Method(ORGANS, as_drawn, ""))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +209,9 @@ def test_a_prediction_that_cannot_be_used_costs_its_own_case_only(
         write_mask(path, volume.masks["Brainstem"], Geometry(volume.geometry.size, (4.0, 4.0, 5.0)))
     found = find_predictions(tmp_path, ["c4", "c5"], vocabulary())
 
-    def segment(volume: Volume) -> tuple[dict[str, Mask], float]:
-        return read_prediction(found, volume.case, volume.image, volume.geometry), 1.0
+    def segment(volume: Volume) -> tuple[Outlines, float]:
+        masks = read_prediction(found, volume.case, volume.image, volume.geometry)
+        return outlined(masks), 1.0
 
     refs = choose_cases(archive, "test", None)
     result = evaluate(archive, refs, Method(ORGANS, segment, "", ["take care."]))
@@ -213,10 +225,10 @@ def test_a_prediction_that_cannot_be_used_costs_its_own_case_only(
 
 
 def test_a_ct_without_a_body_costs_its_own_case_only(archive: Archive) -> None:
-    def segment(volume: Volume) -> tuple[Mapping[str, Mask], float]:
+    def segment(volume: Volume) -> tuple[Outlines, float]:
         if volume.case == "c4":
             raise CaseError("E_NO_BODY", "image", "x", "export the CT in HU", problem="no body")
-        return volume.masks, 1.0
+        return as_drawn(volume)
 
     refs = choose_cases(archive, "test", None)
     result = evaluate(archive, refs, Method(ORGANS, segment, ""))
@@ -225,7 +237,7 @@ def test_a_ct_without_a_body_costs_its_own_case_only(archive: Archive) -> None:
 
 
 def test_a_fault_that_is_of_no_case_ends_the_evaluation(archive: Archive) -> None:
-    def segment(volume: Volume) -> tuple[Mapping[str, Mask], float]:
+    def segment(volume: Volume) -> tuple[Outlines, float]:
         raise UserError("--device", "tpu", "use cpu")
 
     with pytest.raises(UserError, match="tpu"):

@@ -11,7 +11,7 @@ from monai.metrics import compute_average_surface_distance, compute_surface_dice
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import from_numpy
 
-from core.metrics.scores import dice, pool_sites, score_case
+from core.metrics.scores import NOTHING, Outline, dice, outline, pool_sites, score_case
 from core.metrics.scores import organ_sums as sums
 from hnfed.evaluate.measures import MEASURES, CaseMeasures, measure, summary, summary_rows
 
@@ -40,7 +40,7 @@ def masks(seed: int) -> tuple[Mask, Mask]:
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 def test_surfaces_are_those_of_monai(seed: int) -> None:
     pred, truth = masks(seed)
-    told = measure("c", "Larynx", pred, truth, SPACING, 1.0)
+    told = measure("c", "Larynx", outline(pred), truth, SPACING, 1.0)
     a, b = (from_numpy(m[None, None].astype(np.float32)) for m in (pred, truth))
     msd = compute_average_surface_distance(a, b, symmetric=True, spacing=list(SPACING))
     assert told.msd_mm == pytest.approx(float(msd), abs=1e-4)
@@ -60,7 +60,7 @@ def test_surfaces_are_those_of_scipys_distance_maps(seed: int) -> None:
     borders = [m & ~binary_erosion(m) for m in (pred, truth)]
     maps = [distance_transform_edt(~edge, sampling=SPACING) for edge in borders]
     every = np.concatenate([maps[1][borders[0]], maps[0][borders[1]]])
-    told = measure("c", "Larynx", pred, truth, SPACING, 1.0)
+    told = measure("c", "Larynx", outline(pred), truth, SPACING, 1.0)
     assert told.msd_mm == pytest.approx(every.mean())
     assert told.surface_dice_1mm == pytest.approx((every <= 1).mean())
     assert told.surface_dice_2mm == pytest.approx((every <= 2).mean())
@@ -70,15 +70,15 @@ def test_surfaces_are_those_of_scipys_distance_maps(seed: int) -> None:
 
 def test_a_prediction_that_is_the_reference() -> None:
     truth = ball((8, 8, 8), 4)
-    told = measure("c", "Larynx", truth.copy(), truth, SPACING, 9.0)
+    told = measure("c", "Larynx", outline(truth), truth, SPACING, 9.0)
     assert (told.dice, told.hd95_mm, told.msd_mm) == (1.0, 0.0, 0.0)
     assert (told.surface_dice_1mm, told.surface_dice_2mm) == (1.0, 1.0)
     assert told.predicted_ml == told.volume_ml
 
 
-@pytest.mark.parametrize("pred", [None, np.zeros((16, 16, 16), bool)])
-def test_a_miss_has_no_distance_and_no_share(pred: Mask | None) -> None:
-    told = measure("c", "Larynx", pred, ball((8, 8, 8), 4), SPACING, 9.0)
+@pytest.mark.parametrize("predicted", [NOTHING, outline(np.zeros((16, 16, 16), bool))])
+def test_a_miss_has_no_distance_and_no_share(predicted: Outline) -> None:
+    told = measure("c", "Larynx", predicted, ball((8, 8, 8), 4), SPACING, 9.0)
     assert (told.dice, told.surface_dice_1mm, told.surface_dice_2mm) == (0.0, 0.0, 0.0)
     assert (told.hd95_mm, told.msd_mm, told.predicted_ml) == (None, None, 0.0)
     assert told.volume_ml > 0
