@@ -172,7 +172,8 @@ def make_optimiser(settings: Train, parameters: list[nn.Parameter]) -> torch.opt
 def precision(settings: Train, device: torch.device) -> torch.dtype | None:
     """The type of a forward pass by `train.amp`; None for float32.
 
-    ``auto`` is bf16 on a GPU that has it, fp16 on another, float32 on a CPU.
+    ``auto`` is bf16 on a GPU that has it, fp16 on another; on a CPU bf16 where it has units for
+    products of it, else float32.
     """
     match settings.amp:
         case "off":
@@ -186,7 +187,8 @@ def precision(settings: Train, device: torch.device) -> torch.dtype | None:
             raise UserError("train.amp", "fp16", "use off, auto or bf16", problem=problem)
         case "auto":
             if device.type != "cuda":
-                return None
+                told = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
+                return torch.bfloat16 if told.get("amx_bf16") else None
             with torch.cuda.device(device):
                 has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_bf16 else torch.float16

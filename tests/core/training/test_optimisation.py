@@ -96,7 +96,7 @@ def test_products_of_float32_are_set_for_a_gpu_alone_and_put_back() -> None:
     [
         ("off", True, None, None),
         ("bf16", False, torch.bfloat16, torch.bfloat16),
-        ("auto", True, torch.bfloat16, None),
+        ("auto", True, torch.bfloat16, torch.bfloat16),
         ("auto", False, torch.float16, None),
     ],
 )
@@ -109,6 +109,7 @@ def test_precision_follows_the_device(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": bf16}, raising=False)
     settings = Train(amp=amp)
     assert precision(settings, torch.device("cuda", 0)) == on_gpu
     assert precision(settings, torch.device("cpu")) == on_cpu
