@@ -187,7 +187,7 @@ def precision(settings: Train, device: torch.device) -> torch.dtype | None:
             raise UserError("train.amp", "fp16", "use off, auto or bf16", problem=problem)
         case "auto":
             if device.type != "cuda":
-                told = getattr(torch.cpu, "get_capabilities", dict)()  # torch >= 2.12
+                told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
                 return torch.bfloat16 if told.get("amx_bf16") else None
             with torch.cuda.device(device):
                 has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
