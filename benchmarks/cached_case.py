@@ -26,7 +26,7 @@ from monai.transforms.croppad.dictionary import SpatialCropd
 from monai.transforms.transform import Transform
 from torch import Tensor
 
-from benchmarks.gpu_steps import cases
+from benchmarks import gpu_steps
 from benchmarks.measure import report, row, seconds
 from core.data.dataset import CropDataset
 from core.organs.vocabulary import NINE
@@ -51,8 +51,7 @@ class Made(Transform):
 
 def label_map(shares: Tensor) -> Tensor:
     """(1, Z, Y, X) float32: the organ with the largest share of each voxel, 0 background."""
-    rest = 255 - shares.sum(dim=0, keepdim=True, dtype=torch.uint8)
-    return torch.cat((rest, shares)).argmax(dim=0, keepdim=True).float()
+    return gpu_steps.label_map(shares[None])[0].float()
 
 
 def in_a_ct(crop: Tensor, size: Sequence[int]) -> Tensor:
@@ -84,7 +83,7 @@ def rows(crop: Sequence[int], size: Sequence[int], repeats: int) -> list[dict[st
         repeats: timed reads of each.
     """
     with tempfile.TemporaryDirectory() as folder:
-        (entry,) = cases(Path(folder), crop, 1)
+        (entry,) = gpu_steps.cases(Path(folder), crop, 1)
         data = CropDataset([entry], NINE, None, Preprocess().window_hu, seed=0)
         sample = data[0]
         kept = {"ours": _bytes(entry.folder)}

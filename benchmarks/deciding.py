@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,18 +92,18 @@ def table(
 def analysis(cells: Sequence[Cell]) -> str:
     """The whole analysis in words: learning rates, curves, the primary test, speed."""
     chosen = rates(cells)
-    used = [c for c in cells if c.lr == chosen[c.arm]]
-    arms = [REFERENCE, *sorted({c.arm for c in used} - {REFERENCE})]
+    arms = _of_arms(cells, chosen)
+    used = [c for own in arms.values() for c in own]
     lines = [f"learning rates, chosen on validation (fold 0, seed 0): {_words(chosen)}", ""]
     organs = used[0].organs
     head = ("arm", "cells", *(f"after {k}" for k in POINTS), *organs)
     rows: list[tuple[str, ...]] = [head]
-    for arm in arms:
-        own = [c for c in used if c.arm == arm]
+    for arm, own in arms.items():
         dice = _mean_curve(own)
-        curve = (f"{dice[k]:.3f}" if k in dice else "-" for k in POINTS)
-        rows.append((arm, str(len(own)), *curve, *(f"{d:.3f}" for d in _last_by_organ(own))))
-    lines += [aligned(rows, words=1), f"(organs: after {max(dice)} steps)", ""]
+        curve = (f"{dice[k].mean():.3f}" if k in dice else "-" for k in POINTS)
+        last = [f"{d:.3f}" for d in dice[max(dice)]] if dice else ["-"] * len(organs)
+        rows.append((arm, str(len(own)), *curve, *last))
+    lines += [aligned(rows, words=1), f"(organs: after {max(used[0].test)} steps)", ""]
     for arm in sorted(set(arms) - {REFERENCE}, key=lambda a: (a != PRIMARY, a)):
         lines += _compared(used, arm, REFERENCE, primary=arm == PRIMARY)
     if "frozen-federated" in arms and PRIMARY in arms:
@@ -114,24 +115,28 @@ def _words(chosen: Mapping[str, str]) -> str:
     return ", ".join(f"{arm} {lr or 'as given'}" for arm, lr in chosen.items())
 
 
-def _mean_curve(cells: Sequence[Cell]) -> dict[int, float]:
-    """Mean over patients of the mean over organs and that patient's cells, by steps."""
-    found: dict[int, dict[str, list[float]]] = {}
+def _mean_curve(cells: Sequence[Cell]) -> dict[int, Floats]:
+    """Mean over patients of the mean over that patient's cells: steps -> Dice by organ."""
+    found: dict[int, dict[str, list[Floats]]] = {}
     for cell in cells:
         for k, dice in cell.test.items():
-            for case, value in zip(cell.cases, dice.mean(axis=1), strict=True):
-                found.setdefault(k, {}).setdefault(case, []).append(float(value))
-    return {k: float(np.mean([np.mean(v) for v in of.values()])) for k, of in found.items()}
+            for case, row in zip(cell.cases, dice, strict=True):
+                found.setdefault(k, {}).setdefault(case, []).append(row)
+    return {
+        k: np.mean([np.mean(rows, axis=0) for rows in of.values()], axis=0)
+        for k, of in found.items()
+    }
 
 
-def _last_by_organ(cells: Sequence[Cell]) -> Floats:
-    """Mean over patients of the mean over that patient's cells after the last step, by organ."""
-    found: dict[str, list[Floats]] = {}
-    for cell in cells:
-        for case, dice in zip(cell.cases, cell.test[max(cell.test)], strict=True):
-            found.setdefault(case, []).append(dice)
-    mean: Floats = np.mean([np.mean(rows, axis=0) for rows in found.values()], axis=0)
-    return mean
+def _of_arms(cells: Sequence[Cell], chosen: Mapping[str, str]) -> dict[str, list[Cell]]:
+    """The cells of each arm's own learning rate, the reference first."""
+    arms = [REFERENCE, *sorted({c.arm for c in cells} - {REFERENCE})]
+    return {arm: [c for c in cells if (c.arm, c.lr) == (arm, chosen[c.arm])] for arm in arms}
+
+
+def _rows_of(folds: Sequence[str]) -> dict[str, list[int]]:
+    """Fold -> the rows of its patients."""
+    return {f: [i for i, g in enumerate(folds) if g == f] for f in dict.fromkeys(folds)}
 
 
 def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> list[str]:
@@ -172,8 +177,7 @@ def _compared(cells: Sequence[Cell], arm: str, other: str, *, primary: bool) -> 
 def _by_fold(differences: Floats, folds: Sequence[str], seeds: Sequence[int]) -> str:
     """Mean difference of each fold's patients after the last step, one figure a seed."""
     told = []
-    for fold in dict.fromkeys(folds):
-        of = [i for i, g in enumerate(folds) if g == fold]
+    for fold, of in _rows_of(folds).items():
         means = differences[of, :, -1].mean(axis=0)
         told.append(f"{fold} ({', '.join(f'{m:+.3f}' for m in means)})")
     return f"{', '.join(told)}; seeds {', '.join(map(str, seeds))}"
@@ -188,8 +192,7 @@ def pilot(cells: Sequence[Cell]) -> Scatter:
     """Scatter of the pilot's differences after its last step; their mean is not looked at."""
     dice, folds, _, _ = table(cells, (PRIMARY, REFERENCE))
     differences = (dice[PRIMARY] - dice[REFERENCE])[:, :, -1]
-    rows = {f: [i for i, g in enumerate(folds) if g == f] for f in dict.fromkeys(folds)}
-    return scatter([differences[of] for of in rows.values()])
+    return scatter([differences[of] for of in _rows_of(folds).values()])
 
 
 def powers(of: Scatter) -> list[tuple[float, float, float]]:
@@ -234,10 +237,7 @@ def draw(of: Scatter, found: Sequence[tuple[float, float, float]], path: Path) -
         title=f"43 patients, 4 folds, 3 seeds; SD patient {of.patient:.3f}, networks "
         f"{of.model:.3f}, rest {of.rest:.3f}, fold {of.fold:.3f}",
     )
-    axes.title.set_fontsize(9)
-    axes.legend(frameon=False, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    _save(figure, axes, path)
 
 
 def draw_curves(cells: Sequence[Cell], path: Path) -> None:
@@ -245,25 +245,30 @@ def draw_curves(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib.figure import Figure
 
     chosen = rates(cells)
-    used = [c for c in cells if c.lr == chosen[c.arm]]
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    arms = [REFERENCE, *sorted({c.arm for c in used} - {REFERENCE})]
-    for arm, (colour, dashes) in zip(arms, LOOKS, strict=False):
-        own = [c for c in used if c.arm == arm]
+    for (arm, own), look in zip(_of_arms(cells, chosen).items(), LOOKS, strict=False):
+        colour, dashes = look
         for cell in own:
-            means = [float(cell.test[k].mean()) for k in sorted(cell.test)]
-            axes.plot(sorted(cell.test), means, color=colour, alpha=0.15, linewidth=0.7)
-        curve = _mean_curve(own)
-        label = f"{arm} ({chosen[arm] or 'as given'})"
-        axes.plot(
-            sorted(curve), [curve[k] for k in sorted(curve)], dashes, color=colour, label=label
-        )
+            axes.plot(*_line(cell.test), color=colour, alpha=0.15, linewidth=0.7)
+        label = f"{arm} ({chosen.get(arm) or 'as given'})"
+        axes.plot(*_line(_mean_curve(own)), dashes, color=colour, label=label)
     axes.set(
         xlabel="training steps on 12 cases",
         ylabel="test Dice, mean of Larynx and Esophagus",
         title="thick: mean over patients; thin: one network; in brackets its learning rate",
     )
+    _save(figure, axes, path)
+
+
+def _line(dice: Mapping[int, Floats]) -> tuple[list[int], list[float]]:
+    """Steps in order, and the mean Dice at each."""
+    steps = sorted(dice)
+    return steps, [float(dice[k].mean()) for k in steps]
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    """Writes a figure the same way each time."""
     axes.title.set_fontsize(9)
     axes.legend(frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)

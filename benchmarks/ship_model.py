@@ -110,6 +110,7 @@ def scored(path: Path, data: str) -> Evaluation:
 
     def drawn(volume: Volume) -> tuple[Outlines, float]:
         labels, _ = segmenter(volume.image, volume.geometry)
+        assert labels.shape == volume.image.shape, labels.shape
         return outlines(labels, segmenter.organs), volume.geometry.diagonal_mm()
 
     method = Method(segmenter.organs, drawn, "the CT's diagonal")

@@ -20,7 +20,7 @@ from core.text import shown_text
 GRACE_SECONDS, KILL_SECONDS = 8.0, 5.0
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, an end asked for, a lost terminal
@@ -90,8 +90,8 @@ def leaving() -> contextlib.AbstractContextManager[None]:
 
 def with_parent() -> None:
     """For `preexec_fn`: the child is asked to end when its parent dies, even by SIGKILL (Linux)."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def end_with_parent(maker: int | None = None) -> None:
@@ -103,10 +103,10 @@ def end_with_parent(maker: int | None = None) -> None:
         maker: process id of the parent, where it is known; it may be 1, in a container. Without
             it, a parent with the id 1 is taken for the one that orphans get.
     """
-    if _LIBC is None:
+    if LIBC is None:
         return
     expected = os.getppid() if maker is None else maker
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != expected or (maker is None and expected == 1):
         os._exit(1)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from core.processes import LIBC
+
 # From glibc's malloc.h: no allocation of its own mapping, nothing given back by itself, and 256 MB
 # taken from the system at a time.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 1024**2}
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextmanager
@@ -24,9 +23,9 @@ def kept_heap(device: torch.device) -> Iterator[None]:
     glibc gives each large activation back as it is freed, and takes it again in the next step:
     page faults, up to 40 % of a step. What is kept costs half as much memory again. The settings
     are the process's and stay; only the memory goes. Where the C library is another, or its
-    variables of the environment (MALLOC_...) say how, nothing is changed.
+    variables of the environment (MALLOC_...) say how, no setting is changed.
     """
-    libc = _LIBC if device.type == "cpu" and hasattr(_LIBC, "malloc_trim") else None
+    libc = LIBC if device.type == "cpu" and hasattr(LIBC, "malloc_trim") else None
     if libc is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         for option, value in KEPT.items():
             libc.mallopt(option, value)

@@ -99,6 +99,7 @@ def _of_contours(args: argparse.Namespace) -> Evaluation:
 
     def drawn(volume: Volume) -> tuple[Outlines, float]:
         masks = read_prediction(found, volume.case, volume.image, volume.geometry)
+        assert all(mask.shape == volume.image.shape for mask in masks.values()), volume.case
         outlined = {organ: outline(mask) for organ, mask in masks.items()}
         return outlined, volume.geometry.diagonal_mm()
 

@@ -69,6 +69,10 @@ def test_what_is_missing_is_said() -> None:
     first = analysis([c for c in some if c.fold == "0"])
     assert "without fold 0: nothing to compare yet" in first
     assert "PRELIMINARY" in first
+    frozen = [c for c in cells(0.05) if c.arm == "frozen"]
+    assert ["scratch", "0", "-", "-", "-", "-", "-"] in map(
+        str.split, analysis(frozen).splitlines()
+    )
     lone = [c for c in cells(0.05) if c.arm == "scratch" or c.fold == "9"]
     with pytest.raises(UserError, match="nothing to compare yet"):
         table(lone, ("scratch", "frozen"))
