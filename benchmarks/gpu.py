@@ -33,7 +33,8 @@ from core.models.stages import stage_of
 from core.organs.vocabulary import NINE
 from core.plan.schema import Phase, Train
 from core.training.engine import Epochs, train
-from core.training.optimisation import resolve_device, to_device
+from core.training.memory import to_device
+from core.training.optimisation import resolve_device
 
 CROPS = {"cuda": (96, 128, 224), "cpu": (16, 32, 32)}
 SMALL = (16, 32, 32)  # of the losses that a CPU computes as well

@@ -21,7 +21,8 @@ from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Model, Plan, Preprocess, Train
 from core.training.engine import part_losses
 from core.training.losses import LossWeights
-from core.training.optimisation import Proximal, make_optimiser, make_scaler, take_step, to_device
+from core.training.memory import to_device
+from core.training.optimisation import Proximal, make_optimiser, make_scaler, take_step
 
 SPACING_MM = (3.0, 1.5, 1.25)
 DYNUNET = {  # the default network's widths and depth

@@ -16,6 +16,7 @@ own grid; the difference is paired by patient, over the mean of the seeds, and i
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -32,10 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.augmentation import monai_pair
-from benchmarks.gpu_steps import cases, label_map, naive_loss, usual_layers
+from benchmarks.gpu_steps import cases, label_map, naive_loss, usual_layers, wait
 from benchmarks.measure import report, row
-from core.archives.archive import open_archive
-from core.archives.cache_build import Cache, build_cache
 from core.data.cache import Recipe
 from core.data.cached_case import Entry
 from core.data.dataset import load_label
@@ -44,13 +43,11 @@ from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Model, Phase, Plan, Preprocess, Train
 from core.training.engine import Epochs, train, validate
 from core.training.optimisation import learning_rate
-from hnfed.evaluate.statistics import paired
 
 FOUR = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
 FASTER, LEAST_DICE = {"off": 2.0, "bf16": 3.0}, -0.01
 CROP, REAL_CROP, REAL_SPACING_MM = (48, 64, 112), (56, 48, 48), (6.0, 4.7, 4.7)
 SIDES = ("ours", "naive")
-CPU = torch.device("cpu")
 
 
 def plan_of(options: Namespace) -> Plan:
@@ -74,6 +71,9 @@ def entries_of(options: Namespace, plan: Plan, folder: Path) -> tuple[list[Entry
         own = folder / "cases" / f"{options.side}-{options.seed}"
         own.mkdir()
         return cases(own, plan.preprocess.crop, options.train), []
+    from core.archives.archive import open_archive
+    from core.archives.cache_build import Cache, build_cache
+
     found: list[Entry] = []
     for root in options.archive:
         archive = open_archive(root)
@@ -119,7 +119,11 @@ def naive_samples(entries: Sequence[Entry], organs: Sequence[str], window: Seque
 
 
 def train_naively(
-    model: nn.Module, entries: Sequence[Entry], plan: Plan, organs: Sequence[str], epochs: int
+    model: nn.Module,
+    entries: Sequence[Entry],
+    plan: Plan,
+    organs: Sequence[str],
+    options: Namespace,
 ) -> None:
     """The usual loop, with the plan's learning rate."""
     from monai.data.dataloader import DataLoader
@@ -130,19 +134,21 @@ def train_naively(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     data = naive_samples(entries, organs, plan.preprocess.window_hu)
-    loader = DataLoader(data, batch_size=1, shuffle=True)
-    usual_layers(model).train()
+    loader = DataLoader(data, batch_size=1, shuffle=True, num_workers=options.workers)
+    usual_layers(model).to(options.device).train()
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     loss_of = naive_loss()
+    epochs = options.epochs
     for epoch in range(epochs):
         for step, batch in enumerate(loader):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(settings, epoch + step / len(entries), epochs)
             optimiser.zero_grad()
-            label: Tensor = batch["label"].as_tensor().long()
-            loss: Any = loss_of(model(batch["image"].as_tensor()), label)
+            image = batch["image"].as_tensor().to(options.device)
+            label: Tensor = batch["label"].as_tensor().to(options.device).long()
+            loss: Any = loss_of(model(image), label)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimiser.step()
@@ -156,14 +162,18 @@ def one(options: Namespace, folder: Path) -> dict[str, Any]:
     entries, tested = entries_of(options, plan, folder)
     torch.manual_seed(options.seed)
     model = build(plan.model, len(organs), plan.preprocess.crop)
+    device = torch.device(options.device)
+    if device.type == "cuda":  # its start, and the choice of its kernels
+        train(copy.deepcopy(model), entries[:1], plan, phase, device, Epochs(0, 1, seed=0))
     clock, wall = time.process_time(), time.perf_counter()
     if options.side == "ours":
-        train(model, entries, plan, phase, CPU, Epochs(0, epochs, seed=options.seed))
+        train(model, entries, plan, phase, device, Epochs(0, epochs, seed=options.seed))
     else:
-        train_naively(model, entries, replace(plan, seed=options.seed), organs, epochs)
+        train_naively(model, entries, replace(plan, seed=options.seed), organs, options)
+    wait(device)
     steps = epochs * len(entries)
     cpu, wall = (time.process_time() - clock) / steps, (time.perf_counter() - wall) / steps
-    scores = validate(model, tested, plan, phase, CPU) if tested else []
+    scores = validate(model, tested, plan, phase, device) if tested else []
     dice = {e.case: [float("nan")] * len(organs) for e in tested}
     for score in scores:
         dice[score.case][organs.index(score.organ)] = score.dice
@@ -183,12 +193,14 @@ def measured(options: Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             last = found[side][-1]
             mean = f", Dice {np.nanmean(last['dice']):.4f}" if last["dice"] else ""
             print(f"{side}, seed {seed}: {last['cpu']:.3f} CPU s a step{mean}", flush=True)
-    for clock in ("cpu", "wall"):
+    for clock in ("cpu", "wall") if options.device == "cpu" else ("wall",):
         ours, naive = (min(r[clock] for r in found[side]) for side in SIDES)
         name, target = f"training, a step, amp {options.amp} ({clock})", FASTER[options.amp]
         yield row(name, ours, "s", "the usual recipe", naive / ours, target)
     if options.archive:
         tables = [np.mean([r["dice"] for r in found[side]], axis=0) for side in SIDES]
+        from hnfed.evaluate.statistics import paired
+
         more = paired(*tables)
         assert more.value is not None
         assert more.low is not None
@@ -206,6 +218,8 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=40, metavar="CASES")
     parser.add_argument("--crop", type=int, nargs=3, metavar=("Z", "Y", "X"))
     parser.add_argument("--amp", choices=tuple(FASTER), default="off", help="ours alone")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0, of both sides")
+    parser.add_argument("--workers", type=int, default=0, help="processes of the usual loader")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keeps prepared cases here")
     parser.add_argument("--json", type=Path)

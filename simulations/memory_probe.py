@@ -18,6 +18,7 @@ from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Phase, Plan
 from core.training.engine import part_losses
 from core.training.losses import LossWeights
+from core.training.memory import to_device
 from core.training.optimisation import (
     DeviceMemoryError,
     Proximal,
@@ -26,7 +27,6 @@ from core.training.optimisation import (
     make_scaler,
     memory_advice,
     take_step,
-    to_device,
 )
 from core.training.ranks import Group, devices_of, require_batch, together
 from core.wire.partition import network

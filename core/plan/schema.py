@@ -38,7 +38,7 @@ class Augment:
     brightness: float = 0.08
     contrast: float = 0.15
     gamma: float = 0.2
-    device: str = "cpu"
+    device: str = "site"
 
 
 @dataclass(frozen=True)

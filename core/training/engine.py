@@ -29,6 +29,7 @@ from core.metrics.scores import CaseScore, overlap_case, score_case
 from core.plan.schema import LOSSES, Phase, Plan
 from core.processes import leave_if_told
 from core.training.losses import LossTerms, LossWeights, denominators, segmentation_loss
+from core.training.memory import laid_out, to_device
 from core.training.optimisation import (
     LARGEST_LOSS,
     Averaged,
@@ -48,7 +49,6 @@ from core.training.optimisation import (
     scaler_tensors,
     take_step,
     take_step_unread,
-    to_device,
 )
 from core.training.probabilities import probabilities_of
 from core.training.ranks import (
@@ -347,7 +347,7 @@ def part_losses(
     for start in range(0, len(image), size):
         some = slice(start, start + size)
         with autocast(plan.train, image.device):
-            logits = model(image[some]).float()
+            logits = model(laid_out(image[some], model)).float()
         terms = segmentation_loss(logits, label[some], known[some], plan.loss, weights, whole)
         parts.append(terms)
         yield terms.total

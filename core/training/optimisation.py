@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.plan.schema import Train
-from core.training.heap import kept_heap
+from core.training.memory import kept_heap
 from core.training.ranks import ALONE, Group, sum_gradients
 
 LARGEST_LOSS = 1e12  # no loss of ours is, of a network that learns
@@ -413,15 +413,6 @@ def take_step_unread(
         del slots.grad_scale, slots.found_inf
     scaler.update()
     return finite
-
-
-def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a network; on a CPU its weights get the order channels-last where asked for."""
-    if channels_last and device.type == "cpu":  # on CUDA instance norm is slower with it
-        for parameter in model.parameters():
-            if parameter.dim() == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return model.to(device)
 
 
 def out_of_memory(error: BaseException) -> bool:

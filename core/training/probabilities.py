@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.organs.vocabulary import mirrored
 from core.plan.schema import Train
+from core.training.memory import laid_out
 from core.training.optimisation import autocast_scoring
 
 
@@ -32,7 +33,9 @@ def probabilities_of(
     """
     batch = image[None].to(device)
     with torch.inference_mode(), autocast_scoring(settings or Train(), device):
-        total = sum(torch.softmax(model(batch)[0].float(), dim=0) for model in models)
+        total = sum(
+            torch.softmax(model(laid_out(batch, model))[0].float(), dim=0) for model in models
+        )
         assert isinstance(total, Tensor)
         total /= len(models)
         if average_mirrored:

@@ -21,8 +21,8 @@ from core.models.build import build
 from core.models.stages import load_unique
 from core.organs.vocabulary import one_sided
 from core.plan.schema import Preprocess, Train
-from core.training.heap import kept_heap
-from core.training.optimisation import memory_advice, resolve_device, to_device
+from core.training.memory import kept_heap, to_device
+from core.training.optimisation import memory_advice, resolve_device
 from core.training.probabilities import probabilities_of
 from core.wire.checkpoint import load, require_described
 from core.wire.described import input_of

@@ -30,6 +30,8 @@ def options(side: str, archive: list[Path]) -> Namespace:
         side=side,
         seed=0,
         amp="off",
+        device="cpu",
+        workers=0,
     )
 
 

@@ -253,7 +253,7 @@ def test_what_cannot_be_built_is_refused_with_the_remedy(settings, crop, says):
     assert says in str(caught.value)
 
 
-def test_instance_norm_of_several_cases_is_the_same_folded() -> None:
+def test_instance_norm_of_several_cases_is_the_same_by_case() -> None:
     """The form for CUDA, on a CPU: equal to group norm, its gradients too."""
     torch.manual_seed(0)
     norm = InstanceNorm(5, 5)
@@ -261,7 +261,7 @@ def test_instance_norm_of_several_cases_is_the_same_folded() -> None:
         norm.weight.uniform_(0.5, 2.0)
         norm.bias.normal_()
     x = torch.randn(3, 5, 4, 6, 7, requires_grad=True)
-    ours, theirs = norm.folded(x), norm(x)
+    ours, theirs = norm.by_case(x), norm(x)
     torch.testing.assert_close(ours, theirs)
     inputs = (x, norm.weight, norm.bias)
     weight = torch.randn_like(ours)

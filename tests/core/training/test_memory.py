@@ -10,7 +10,7 @@ import pytest
 FREED = """
 import resource, torch
 from pathlib import Path
-from core.training.heap import kept_heap
+from core.training.memory import kept_heap
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 2**20
