@@ -124,6 +124,7 @@ def train_naively(
     entries: Sequence[Entry],
     plan: Plan,
     organs: Sequence[str],
+    epochs: int,
     options: Namespace,
 ) -> None:
     """The usual loop, with the plan's learning rate."""
@@ -132,6 +133,7 @@ def train_naively(
 
     settings = plan.train
     set_determinism(plan.seed)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     if settings.threads:
         torch.set_num_threads(settings.threads)
     data = naive_samples(entries, organs, plan.preprocess.window_hu)
@@ -141,7 +143,6 @@ def train_naively(
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     loss_of = naive_loss()
-    epochs = options.epochs
     for epoch in range(epochs):
         for step, batch in enumerate(loader):
             for group in optimiser.param_groups:
@@ -158,7 +159,7 @@ def train_naively(
 def one(options: Namespace, folder: Path) -> dict[str, Any]:
     """Trains one side with one seed; CPU seconds a step, and Dice by (patient, organ)."""
     plan = plan_of(options)
-    if options.side == "fp32":
+    if options.side != "ours":  # a GPU scores in it, too
         plan = replace(plan, train=replace(plan.train, amp="off"))
     organs = FOUR if options.archive else NINE
     epochs, phase = options.epochs, Phase(name="p", organs=list(organs), rounds=options.epochs)
@@ -166,14 +167,19 @@ def one(options: Namespace, folder: Path) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     model = build(plan.model, len(organs), plan.preprocess.crop)
     device = torch.device(options.device)
+
+    def run(model: nn.Module, entries: Sequence[Entry], epochs: int) -> None:
+        if options.side != "naive":
+            train(model, entries, plan, phase, device, Epochs(0, epochs, seed=options.seed))
+        else:
+            seeded = replace(plan, seed=options.seed)
+            train_naively(model, entries, seeded, organs, epochs, options)
+        wait(device)
+
     if device.type == "cuda":  # its start, and the choice of its kernels
-        train(copy.deepcopy(model), entries[:1], plan, phase, device, Epochs(0, 1, seed=0))
+        run(copy.deepcopy(model), entries[:1], 1)
     clock, wall = time.process_time(), time.perf_counter()
-    if options.side != "naive":
-        train(model, entries, plan, phase, device, Epochs(0, epochs, seed=options.seed))
-    else:
-        train_naively(model, entries, replace(plan, seed=options.seed), organs, options)
-    wait(device)
+    run(model, entries, epochs)
     steps = epochs * len(entries)
     cpu, wall = (time.process_time() - clock) / steps, (time.perf_counter() - wall) / steps
     scores = validate(model, tested, plan, phase, device) if tested else []
@@ -199,10 +205,9 @@ def measured(options: Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             print(f"{side}, seed {seed}: {last['cpu']:.3f} CPU s a step{mean}", flush=True)
     for clock in ("cpu", "wall") if options.device == "cpu" else ("wall",):
         ours, naive = (min(r[clock] for r in found[side]) for side in sides)
-        name, target = f"training, a step, amp {options.amp} ({clock})", FASTER[options.amp]
-        yield row(
-            name, ours, "s", other, naive / ours, target if options.against == "naive" else None
-        )
+        name = f"training, a step, amp {options.amp}, {options.device} ({clock}, {options.against})"
+        target = FASTER[options.amp] if options.against == "naive" else None
+        yield row(name, ours, "s", other, naive / ours, target)
     if options.archive:
         tables = [np.mean([r["dice"] for r in found[side]], axis=0) for side in sides]
         from hnfed.evaluate.statistics import paired

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from core.data.augment import augment
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Phase, Plan
@@ -129,9 +132,21 @@ def _own_steps(group: Group, plan: Plan) -> Rehearsal:
             pull, norm = Proximal({}, None), plan.train.clip_norm
             take_step(losses, optimiser, scaler, pull, norm, group)
             seconds = time.perf_counter() - started
-    if target.type == "cuda":
-        return Rehearsal(torch.cuda.max_memory_reserved(target), seconds, free)
+        if target.type == "cuda":
+            taken = torch.cuda.max_memory_reserved(target) + _augmenting(batch, plan, target)
+            return Rehearsal(taken, seconds, free)
     return Rehearsal(_peak_of_process(), seconds)
+
+
+def _augmenting(batch: Mapping[str, Tensor], plan: Plan, device: torch.device) -> int:
+    """Bytes of a GPU that the next sample takes while a step is computed: deformed, and waiting."""
+    if not plan.augment.enabled or plan.augment.device != "site":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    always = replace(plan.augment, probability=1.0)
+    augment(batch["image"][0], batch["label"][0], always, plan.preprocess.spacing_mm, plan.seed)
+    return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def _peak_of_process() -> int:

@@ -46,6 +46,30 @@ class InstanceNorm(nn.GroupNorm):
         return torch.cat([self.forward(case) for case in torch.split(x, 1)])
 
 
+def with_fast_layers(model: nn.Module) -> nn.Module:
+    """The same network, in place, with our layers for torch's: values and names stay theirs.
+
+    torch's instance norm brings its input into channels-first, and has as many blocks of work as
+    channels there; its convolutions leave the fast kernels at small volumes.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.InstanceNorm3d and not child.track_running_stats:
+                channels = child.num_features
+                norm = InstanceNorm(channels, channels, child.eps, child.affine)
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(module, name, norm)
+            elif type(child) is nn.Conv3d and _plain(child):
+                child.__class__ = Convolution
+    return model
+
+
+def _plain(child: nn.Conv3d) -> bool:
+    """Whether `Convolution` computes the same."""
+    whole = child.groups == 1 and set(child.dilation) == {1} and child.padding_mode == "zeros"
+    return whole and not isinstance(child.padding, str)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with a shortcut; the first one may stride.
 

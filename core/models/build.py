@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import UserError
 from core.models.allowed import SHIPPED, require_allowed
+from core.models.blocks import with_fast_layers
 from core.models.res3dunet import res3dunet
 from core.models.stages import head_rows
 from core.models.unetr import norm_argument, unetr
@@ -66,10 +67,10 @@ def build(settings: Model, organs: int, crop: Sequence[int]) -> nn.Module:
                 model: nn.Module = res3dunet(settings, 1 + organs, crop)
             case "unetr":
                 _no_checkpointing(settings)
-                model = unetr(settings, 1 + organs, crop)
+                model = with_fast_layers(unetr(settings, 1 + organs, crop))
             case _:
                 _no_checkpointing(settings)
-                model = _monai(settings, 1 + organs, crop)
+                model = with_fast_layers(_monai(settings, 1 + organs, crop))
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         _refuse_norm("batch norm", settings.name)
     checked = (repr(settings), organs, *crop)

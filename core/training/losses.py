@@ -306,10 +306,11 @@ def _case_sums(
     classes = logits.shape[0]
     kept = [0] + [i + 1 for i, known in enumerate(annotated) if known]
     if len(kept) < classes:
-        unknown = [i for i in range(1, classes) if i not in kept]
-        background = torch.logsumexp(logits[[0, *unknown]], dim=0, keepdim=True)
-        logits = torch.cat((background, logits[kept[1:]]))
-        label = label[[i - 1 for i in kept[1:]]]
+        rest = [i for i in range(classes) if i not in kept[1:]]
+        # Rows one by one: a list of numbers would be copied to a GPU, and waited for.
+        background = torch.logsumexp(torch.stack([logits[i] for i in rest]), dim=0)
+        logits = torch.stack([background, *(logits[i] for i in kept[1:])])
+        label = torch.stack([label[i - 1] for i in kept[1:]]) if kept[1:] else label[:0]
     shares = torch.cat((255 - label.sum(dim=0, keepdim=True, dtype=torch.uint8), label))
     log_p = torch.log_softmax(logits, dim=0)
     sums = [_volumes(shares).to(log_p.dtype), *class_sums(log_p, shares, settings.gamma)]
@@ -319,8 +320,11 @@ def _case_sums(
         sums = [torch.zeros_like(s) if i < 2 else s * 0 for i, s in enumerate(sums)]
     if len(kept) == classes:
         return tuple(sums)
-    index = torch.tensor(kept, device=logits.device)
-    return tuple(s.new_zeros(classes).index_copy(0, index, s) for s in sums)
+    rows = [dict(zip(kept, s.unbind(), strict=True)) for s in sums]
+    return tuple(
+        torch.stack([row.get(i, s.new_zeros(())) for i in range(classes)])
+        for row, s in zip(rows, sums, strict=True)
+    )
 
 
 def _volumes(shares: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -15,7 +16,7 @@ from benchmarks.gpu_steps import label_map, usual_layers
 from core.models.blocks import InstanceNorm
 from core.models.build import build
 from core.models.convolution import Convolution
-from core.plan.schema import Model
+from core.plan.schema import Model, Plan
 from simulations.phantom.cases import SIGNATURES, Cohort, write_site
 
 
@@ -66,3 +67,44 @@ def test_a_side_trains_and_is_scored(side: str, tmp_path: Path) -> None:
 
 def test_without_an_archive_nothing_is_scored(tmp_path: Path) -> None:
     assert naive_recipe.one(options("ours", []), tmp_path)["dice"] == []
+
+
+@pytest.mark.parametrize(("against", "target"), [("naive", 3.0), ("fp32", None)])
+def test_rows_compare_with_the_side_that_was_asked_for(
+    against: str, target: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], **_: object) -> Namespace:
+        side = command[command.index("--side") + 1]
+        ran.append(side)
+        told = {"cpu": 1.0 if side == "ours" else 2.5, "wall": 1.0, "dice": []}
+        return Namespace(stdout=json.dumps(told).encode())
+
+    monkeypatch.setattr(naive_recipe.subprocess, "run", run)
+    given = options("", [])
+    given.seeds, given.against, given.amp = [0, 1], against, "bf16"
+    rows = list(naive_recipe.measured(given, tmp_path))
+    assert ran == ["ours", against] * 2
+    assert [row["ratio"] for row in rows] == [2.5, 1.0]
+    assert {row["target"] for row in rows} == {target}
+    assert all(against in row["name"] and "cpu" in row["name"] for row in rows)
+
+
+def test_only_ours_is_computed_in_less_than_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for side in naive_recipe.SIDES:
+        seen: list[str] = []
+
+        def watched(model: nn.Module, entries: object, plan: Plan, *_: object) -> None:
+            seen.append(plan.train.amp)  # noqa: B023
+
+        monkeypatch.setattr(naive_recipe, "train", watched)
+        monkeypatch.setattr(naive_recipe, "train_naively", watched)
+        given = options(side, [])
+        given.amp = "bf16"
+        own = tmp_path / side
+        own.mkdir()
+        naive_recipe.one(given, own)
+        assert seen == ["bf16" if side == "ours" else "off"]

@@ -13,8 +13,10 @@ from monai.networks.nets import UNETR
 from torch import nn
 
 from core.errors import UserError
-from core.models.blocks import InstanceNorm, norm_layer
+from core.models import build as build_module
+from core.models.blocks import InstanceNorm, norm_layer, with_fast_layers
 from core.models.build import build, cost
+from core.models.convolution import Convolution
 from core.plan.schema import Model
 
 CROP = (16, 16, 32)
@@ -271,3 +273,44 @@ def test_instance_norm_of_several_cases_is_the_same_by_case() -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [TINY_UNETR, DYNUNET], ids=["unetr", "DynUNet"])
+def test_a_network_of_monai_gets_our_layers_and_stays_the_same(
+    settings: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, first values and what it computes, forth and back."""
+    models = []
+    for keep in (False, True):
+        with monkeypatch.context() as patch:
+            if keep:
+                patch.setattr(build_module, "with_fast_layers", lambda model: model)
+            torch.manual_seed(0)
+            models.append(build(settings, 2, CROP).double())
+    ours, theirs = models
+    kinds = [{type(module) for module in model.modules()} for model in models]
+    assert {InstanceNorm, Convolution} <= kinds[0]
+    assert not kinds[0] & {nn.InstanceNorm3d, nn.Conv3d}
+    assert nn.InstanceNorm3d in kinds[1]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    x = torch.rand(1, 1, *CROP, dtype=torch.float64)
+    said = [model(x) for model in models]
+    torch.testing.assert_close(said[0], said[1])
+    for output in said:
+        output.square().mean().backward()
+    for a, b in pairs:
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_layers_that_ours_do_not_cover_stay() -> None:
+    kept = nn.Sequential(
+        nn.Conv3d(4, 4, 3, groups=2),
+        nn.Conv3d(4, 4, 3, dilation=2),
+        nn.Conv3d(4, 4, 3, padding="same"),
+        nn.Conv3d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.InstanceNorm3d(4, track_running_stats=True),
+    )
+    before = [type(layer) for layer in kept]
+    assert [type(layer) for layer in with_fast_layers(kept)] == before

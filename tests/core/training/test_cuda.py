@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_steps import NETWORKS, cases, plan_of
+from core.data import dataset
+from core.data.augment import augment
 from core.data.cached_case import Entry
+from core.data.dataset import CropDataset
 from core.models.build import build
 from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Phase, Plan, Train
 from core.training import engine, ranks
 from core.training.losses import segmentation_loss
-from core.training.optimisation import DeviceMemoryError, take_step_unread
+from core.training.optimisation import DeviceMemoryError, precision, take_step_unread
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CROP = (32, 32, 48)
@@ -70,9 +73,18 @@ def trained(
     return result, weights, memory, model, plan
 
 
+def start(network: str = "res3dunet") -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return build(NETWORKS[network], len(NINE), CROP).state_dict()
+
+
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    """The mean difference as a share of the mean movement since the first weights."""
+    first = start()
+    assert a.keys() == b.keys() == first.keys()
+    moved = sum(float((a[name] - first[name]).abs().sum()) for name in a)
+    assert moved > 0, "nothing was trained"
+    return sum(float((a[name] - b[name]).abs().sum()) for name in a) / moved
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -82,12 +94,8 @@ def test_an_epoch_equals_that_of_a_cpu(entries: list[Entry], optimizer: str, bat
     there, here = (trained(entries, device, settings) for device in (CUDA, CPU))
     assert there[0].steps == here[0].steps == math.ceil(4 / batch)
     assert there[0].loss == pytest.approx(here[0].loss, rel=2e-3)
-    steps = there[0].steps
-    # AdamW moves a weight whose gradient is only rounding by up to the rate, in either direction.
-    most = 2 * steps * EXACT["lr"] if optimizer == "adamw" else 1e-3
-    assert apart(there[1], here[1]) <= most
-    mean = sum(float((there[1][n] - here[1][n]).abs().sum()) for n in here[1])
-    assert mean / sum(v.numel() for v in here[1].values()) <= 5e-4
+    # AdamW moves a weight whose gradient is only rounding by the whole rate, in either direction.
+    assert apart(here[1], there[1]) <= (0.2 if optimizer == "adamw" else 0.02)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16", "auto"])
@@ -99,10 +107,11 @@ def test_it_learns_in_each_precision(entries: list[Entry], amp: str, network: st
     first = trained(entries, CUDA, settings, network=network)
     result, weights, memory, _, _ = trained(entries, CUDA, settings, network=network, count=8)
     assert result.steps + result.skipped_nonfinite == 16
-    assert result.skipped_nonfinite <= (3 if amp == "fp16" else 0)
+    scaled = precision(settings, torch.device(CUDA)) == torch.float16
+    assert result.skipped_nonfinite <= (3 if scaled else 0)
     assert result.loss["total"] < first[0].loss["total"]
     assert all(bool(value.isfinite().all()) for value in weights.values())
-    assert any("scaler" in key for key in memory) == (amp == "fp16")
+    assert any("scaler" in key for key in memory) == scaled
 
 
 def test_a_run_in_two_parts_is_one_in_whole(entries: list[Entry]) -> None:
@@ -112,8 +121,7 @@ def test_a_run_in_two_parts_is_one_in_whole(entries: list[Entry]) -> None:
     rest = trained(
         entries, CUDA, settings, model=first[3], first=1, count=1, optimiser_state=first[2]
     )
-    mean = sum(float((whole[1][n] - rest[1][n]).abs().mean()) for n in whole[1]) / len(whole[1])
-    assert mean < 1e-4
+    assert apart(whole[1], rest[1]) < 0.02
     assert whole[2].keys() == rest[2].keys()
 
 
@@ -172,22 +180,65 @@ def test_scores_are_those_of_a_cpu(entries: list[Entry], amp: str) -> None:
     assert sum(dice) / len(dice) < 0.005
 
 
-def test_augmenting_at_the_site_gives_the_training_of_a_cpu(entries: list[Entry]) -> None:
-    always = Augment(probability=1.0, intensity_probability=1.0)
-    losses = [
-        trained(entries, CUDA, Train(**EXACT), augment=replace(always, device=device))[0].loss
-        for device in ("cpu", "site")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-    plain = trained(entries, CUDA, Train(**EXACT))[0].loss
-    assert plain["total"] != pytest.approx(losses[0]["total"], rel=1e-4)
+def test_samples_of_the_site_are_those_of_a_cpu(entries: list[Entry]) -> None:
+    always = Augment(probability=1.0, intensity_probability=1.0, mirror=0.5)
+    data = [CropDataset(entries, NINE, always, [-200.0, 300.0], seed=5) for _ in range(2)]
+    data[1].device = torch.device(CUDA)
+    plain = CropDataset(entries, NINE, None, [-200.0, 300.0], seed=5)
+    for here, there, before in zip(*data, plain, strict=True):
+        assert there["image"].device == there["label"].device == data[1].device
+        torch.testing.assert_close(there["image"].cpu(), here["image"], atol=2e-3, rtol=0)
+        off = (there["label"].cpu().int() - here["label"].int()).abs()
+        assert off.max() <= 1, "shares in 255ths"
+        assert torch.equal(there["annotated"].cpu(), here["annotated"])
+        assert float((here["image"] - before["image"]).abs().mean()) > 0.01, "it was augmented"
 
 
-def test_deterministic_training_runs_and_repeats_its_loss(entries: list[Entry]) -> None:
+def test_training_augments_where_the_plan_says(
+    entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for where, kind in (("site", "cuda"), ("cpu", "cpu")):
+        seen: list[str] = []
+
+        def watched(image: Tensor, *given: Any, seen: list[str] = seen) -> Any:
+            seen.append(image.device.type)
+            return augment(image, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset, "augment_sample", watched)
+            trained(entries, CUDA, Train(), augment=Augment(device=where))
+        assert seen == [kind] * 4
+
+
+def test_deterministic_training_repeats_its_loss(
+    entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def loss(*given: Any) -> Any:
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return segmentation_loss(*given)
+
+    monkeypatch.setattr(engine, "segmentation_loss", loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some kernels have no deterministic form
         one, two = (trained(entries, CUDA, Train(deterministic=True, **EXACT)) for _ in range(2))
-    assert one[0].loss == pytest.approx(two[0].loss, rel=1e-3)
+    assert asked == [True] * 8
+    assert one[0].loss == pytest.approx(two[0].loss, rel=1e-5)
+
+
+def test_a_rehearsal_counts_the_sample_that_is_made_beside_a_step() -> None:
+    memory_probe = pytest.importorskip("simulations.memory_probe", exc_type=ImportError)
+    plan = plan_of(NETWORKS["res3dunet"], CROP, Train())
+    plan = replace(plan, phases=[Phase(name="p", organs=list(NINE))])
+    batch = {
+        "image": torch.zeros(1, 1, *CROP, device=CUDA),
+        "label": torch.full((1, len(NINE), *CROP), 20, dtype=torch.uint8, device=CUDA),
+    }
+    found = memory_probe._augmenting(batch, plan, torch.device(CUDA))
+    assert found > 8 * math.prod(CROP), "the image as float64, twice as fine"
+    elsewhere = replace(plan, augment=replace(plan.augment, device="cpu"))
+    assert memory_probe._augmenting(batch, elsewhere, torch.device(CUDA)) == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -208,7 +259,7 @@ def test_two_processes_on_one_gpu_are_one_process(
     monkeypatch.undo()
     assert two[0].steps == one[0].steps == 2
     assert two[0].loss == pytest.approx(one[0].loss, rel=1e-3)
-    assert apart(one[1], two[1]) <= (2 * 2 * EXACT["lr"] if optimizer == "adamw" else 1e-3)
+    assert apart(one[1], two[1]) <= (0.2 if optimizer == "adamw" else 0.02)
     alone = engine.validate(two[3], entries, plan, phase, CUDA)
     assert [s.dice for s in shared] == pytest.approx([s.dice for s in alone], abs=1e-3)
 
