@@ -94,7 +94,7 @@ ELSEWHERE = {
     "git clone --depth 1 https://github.com/ababier/open-kbp": "a network",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
-    "hnfed simulate openkbp simulation.data=DIR --out runs/openkbp": OPENKBP,
+    "hnfed simulate openkbp simulation.data=[DIR,DIR_MORE] --out runs/openkbp": OPENKBP,
     "hnfed simulate openkbp simulation.data=open-kbp/provided-data phases.pretrain.rounds=4 "
     "--out runs/joined": OPENKBP,
     "hnfed simulate openkbp simulation.data=open-kbp/provided-data phases.pretrain.rounds=4 "
