@@ -47,7 +47,9 @@ class InstanceNorm(nn.GroupNorm):
 
 
 def with_fast_layers(model: nn.Module) -> nn.Module:
-    """The same network, in place, with our layers for torch's: values and names stay theirs.
+    """The same network, in place, with our layers for torch's: weights and names stay theirs.
+
+    Up to rounding, which is coarser in our norm on a CPU (docs/models.md).
 
     torch's instance norm brings its input into channels-first, and has as many blocks of work as
     channels there; its convolutions leave the fast kernels at small volumes.

@@ -88,7 +88,9 @@ def test_rows_compare_with_the_side_that_was_asked_for(
     assert ran == ["ours", against] * 2
     assert [row["ratio"] for row in rows] == [2.5, 1.0]
     assert {row["target"] for row in rows} == {target}
-    assert all(against in row["name"] and "cpu" in row["name"] for row in rows)
+    ends = [row["name"].rpartition(", ")[0].rpartition("(")[2] for row in rows]
+    assert ends == ["cpu", "wall"]
+    assert all(row["name"].endswith(f"{against})") for row in rows)
 
 
 def test_only_ours_is_computed_in_less_than_float32(

@@ -94,11 +94,11 @@ ELSEWHERE = {
     "git clone --depth 1 https://github.com/ababier/open-kbp": "a network",
     "make demo": "the slow suite runs what it runs: hnfed simulate demo",
     "make test": "runs this test",
-    "hnfed simulate openkbp simulation.data=[DIR,DIR_MORE] --out runs/openkbp": OPENKBP,
+    "hnfed simulate openkbp 'simulation.data=[DIR,DIR_MORE]' --out runs/openkbp": OPENKBP,
     "hnfed simulate openkbp simulation.data=open-kbp/provided-data phases.pretrain.rounds=4 "
-    "--out runs/joined": OPENKBP,
+    "phases.personalise.rounds=4 --out runs/joined": OPENKBP,
     "hnfed simulate openkbp simulation.data=open-kbp/provided-data phases.pretrain.rounds=4 "
-    "simulation.baseline=local-only --out runs/alone": OPENKBP,
+    "phases.personalise.rounds=4 simulation.baseline=local-only --out runs/alone": OPENKBP,
     "hnfed grid transfer simulation.data=DIR --on slurm": SLURM,
     "hnfed grid transfer simulation.data=DIR --on slurm --slurm partition=long "
     "--slurm time=600 --slurm mem=8GB": SLURM,
