@@ -130,7 +130,8 @@ def end_untold(out: Path, run: str, plan: Plan, status: str) -> None:
     recorder = Recorder(out, run, plan)
     recorder.take_over(p.name for p in plan.phases)
     recorder.write_metrics(status)
-    begun = datetime.fromisoformat(told[-1]["time"]) if told else datetime.now(UTC)
+    starts = [e["time"] for e in told if e["event"] == "run-start"]
+    begun = datetime.fromisoformat(starts[-1]) if starts else datetime.now(UTC)
     seconds = (datetime.now(UTC) - begun).total_seconds()
     recorder.say({"event": "run-end", "status": status, "seconds": round(seconds, 3)})
 

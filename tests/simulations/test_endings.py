@@ -143,7 +143,10 @@ def test_a_run_that_is_told_to_stop_tells_its_end(start: Start, number: int) -> 
     run.process.send_signal(number)
     assert run.ends() == 128 + number
     assert run.status() == "interrupted"
-    assert len(run.events("run-end")) == 1
+    ends = run.events("run-end")
+    # Where the sites were gone first, the server told of that, and was corrected.
+    assert [e["status"] for e in ends] in (["interrupted"], ["incomplete", "interrupted"])
+    assert ends[-1]["seconds"] >= ends[0]["seconds"]
 
 
 @pytest.mark.chaos
