@@ -320,10 +320,10 @@ def _case_sums(
         sums = [torch.zeros_like(s) if i < 2 else s * 0 for i, s in enumerate(sums)]
     if len(kept) == classes:
         return tuple(sums)
-    rows = [dict(zip(kept, s.unbind(), strict=True)) for s in sums]
+    place = {c: i for i, c in enumerate(kept)}
     return tuple(
-        torch.stack([row.get(i, s.new_zeros(())) for i in range(classes)])
-        for row, s in zip(rows, sums, strict=True)
+        torch.stack([s[place[c]] if c in place else s.new_zeros(()) for c in range(classes)])
+        for s in sums
     )
 
 

@@ -16,8 +16,6 @@ from core.training.memory import laid_out, to_device
 from tests.core.training.conftest import model_of, plan_of
 
 CPU = torch.device("cpu")
-
-
 LAST, FIRST = (Model(channels=[8, 16], channels_last=last) for last in (True, False))
 
 
