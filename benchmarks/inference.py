@@ -40,6 +40,7 @@ from core.metrics.scores import dice
 from core.models.build import build
 from core.organs.vocabulary import NINE
 from core.plan.schema import Model, Preprocess
+from core.training.memory import to_device
 from hnfed.predict.inference import common_preprocess, load_models, predict_volume
 from hnfed.predict.model_files import resolve_model
 from hnfed.predict.shipped import path_of
@@ -147,6 +148,7 @@ def untrained(small: bool) -> tuple[list[nn.Module], list[dict[str, Any]]]:
     settings, model = SMALL if small else (Preprocess(), Model())
     torch.manual_seed(0)
     network = build(model, len(NINE), settings.crop).eval()
+    to_device(network, torch.device("cpu"), model.channels_last)
     meta = {"organs": list(NINE), "preprocess": asdict(settings), "model": asdict(model)}
     return [network], [meta]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.archives.preprocess import prepare_image
 from core.data.dataset import scale_image
 from core.data.geometry import Geometry
-from core.data.resample import restore
+from core.data.resample import largest_class, restore
 from core.errors import UserError
 from core.models.build import build
 from core.models.stages import load_unique
@@ -146,7 +146,7 @@ def doubtful_slices(
         crop_geometry: grid of the crop, along the patient's axes.
         organs: the C organs.
     """
-    labels = probabilities.argmax(dim=0)
+    labels = largest_class(probabilities)
     found = []
     for i, organ in enumerate(organs, start=1):
         inside = labels == i
