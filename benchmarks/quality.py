@@ -1,0 +1,265 @@
+"""What a CPU-hour of training buys: Dice of our network and recipe beside MONAI's, from real CTs.
+
+python -m benchmarks.quality --archive DIR [DIR ...] --out DIR [--networks ours unet dynunet]
+    [--minutes 15 30 60] [--seed N] [--amp off|bf16|auto] [--lr LR] [--validate] [--config PLAN]
+
+Each network trains alone, with one thread, until its CPU minutes are spent, data and augmentation
+included, preparing and scoring not; its learning rate falls to zero over that time. 24 patients
+with all four organs, the same whatever the seed, do not train and are scored on their own grid.
+`ours` is the plan (`openkbp`) trained as one site, and takes cases that lack an organ as well. The
+others take what is whole: `unet` is MONAI's UNet of its tutorials (two residual units, DiceCE,
+Adam), `dynunet` its DynUNet with deep supervision, DiceCE, SGD with Nesterov's momentum, as nnU-Net
+trains; both with MONAI's transforms of `benchmarks.naive_recipe`. `--validate` scores eight of the
+training cases instead, which then do not train: a learning rate is chosen on these. Each cell is
+written to OUT as it ends, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import report, row
+from benchmarks.naive_recipe import naive_samples
+from core.archives.archive import open_archive
+from core.archives.cache_build import Cache, build_cache
+from core.data.cache import Recipe
+from core.data.cached_case import Entry
+from core.plan.load import load
+from core.plan.schema import Phase, Plan
+from core.training.engine import Epochs, train, validate
+from core.training.loss_weights import term_factors
+from core.training.losses import LossWeights, class_weights
+from core.training.optimisation import autocast, learning_rate, precision
+from core.wire.partition import network
+
+SCORED, VALIDATED, TIMED = 24, 8, 6  # patients
+LR = {"ours": None, "unet": 1e-3, "dynunet": 1e-2}  # ours: the plan's
+CPU = torch.device("cpu")
+Train = Callable[[nn.Module, Sequence[Entry], int], None]
+
+
+def divided(entries: Sequence[Entry], organs: Sequence[str], validate_: bool) -> tuple[Any, Any]:
+    """Cases that train, and those that are scored."""
+    known = sorted((e for e in entries if e.annotated & set(organs)), key=lambda e: e.case)
+    whole = [e for e in known if e.annotated >= set(organs)]
+    order = np.random.default_rng(0).permutation(len(whole))
+    kept = [whole[i].case for i in order]
+    aside = kept[:SCORED] + (kept[SCORED : SCORED + VALIDATED] if validate_ else [])
+    scored = aside[SCORED:] if validate_ else aside
+    return (
+        [e for e in known if e.case not in aside],
+        [e for e in known if e.case in scored],
+    )
+
+
+def weights_of(plan: Plan, phase: Phase, entries: Sequence[Entry], epoch: int) -> LossWeights:
+    """Class weights and terms of the loss, as the server of a federation sends them."""
+    shares = []
+    for organ in phase.organs:
+        having = [e for e in entries if organ in e.annotated]
+        shares.append(sum(e.voxels[organ] for e in having) / sum(e.crop_voxels for e in having))
+    classes = class_weights([1 - sum(shares), *shares], plan.loss.class_weight)
+    return LossWeights(classes, None, term_factors(plan.weighting, epoch + 1, phase.rounds))
+
+
+def our_training(plan: Plan, phase: Phase, seed: int) -> tuple[nn.Module, Train]:
+    """The plan's network, and its training."""
+
+    def run(model: nn.Module, entries: Sequence[Entry], epochs: int) -> None:
+        whole, state = replace(phase, rounds=epochs), None
+        for epoch in range(epochs):
+            weights = weights_of(plan, whole, entries, epoch)
+            span = Epochs(epoch, 1, seed=seed, weights=weights, optimiser_state=state)
+            _, state = train(model, entries, plan, whole, CPU, span)
+
+    return network(plan, phase), run
+
+
+def monai_network(name: str, classes: int) -> nn.Module:
+    """MONAI's network as its tutorials and nnU-Net set it up, for these crops."""
+    if name == "unet":
+        from monai.networks.nets.unet import UNet
+
+        widths, strides = (16, 32, 64, 128, 256), (2, 2, 2, 2)
+        return UNet(3, 1, classes, widths, strides, num_res_units=2)
+    from monai.networks.nets.dynunet import DynUNet
+
+    steps = [1, 2, 2, 2]
+    return DynUNet(3, 1, classes, [3] * 4, steps, steps[1:], deep_supervision=True, deep_supr_num=2)
+
+
+def deeply(loss_of: Callable[[Tensor, Tensor], Tensor], said: Tensor, label: Tensor) -> Tensor:
+    """The loss of one output, or of (B, heads, C, ...): each head counts half of the one before."""
+    if said.ndim == 5:
+        return loss_of(said, label)
+    heads = said.unbind(1)
+    parts = [loss_of(head, label) * 0.5**i for i, head in enumerate(heads)]
+    return torch.stack(parts).sum() / sum(0.5**i for i in range(len(heads)))
+
+
+def monai_training(name: str, plan: Plan, phase: Phase, lr: float) -> tuple[nn.Module, Train]:
+    """One of MONAI's networks, and its usual training."""
+    from monai.data.dataloader import DataLoader
+    from monai.losses.dice import DiceCELoss
+    from monai.utils.misc import set_determinism
+
+    settings = replace(plan.train, lr=lr)
+
+    def run(model: nn.Module, entries: Sequence[Entry], epochs: int) -> None:
+        set_determinism(plan.seed)
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(settings.threads)
+        data = naive_samples(entries, phase.organs, plan.preprocess.window_hu)
+        loader = DataLoader(data, batch_size=1, shuffle=True)
+        if name == "unet":
+            optimiser: Any = torch.optim.Adam(model.parameters(), lr, weight_decay=1e-5)
+        else:
+            parameters = model.parameters()
+            optimiser = torch.optim.SGD(parameters, lr, 0.99, weight_decay=3e-5, nesterov=True)
+        loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
+        model.train()
+        for epoch in range(epochs):
+            for step, batch in enumerate(loader):
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(settings, epoch + step / len(entries), epochs)
+                optimiser.zero_grad()
+                with autocast(settings, CPU):
+                    said = model(batch["image"].as_tensor())
+                loss: Any = deeply(loss_of, said.float(), batch["label"].as_tensor().long())
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 12.0)
+                optimiser.step()
+
+    return monai_network(name, 1 + len(phase.organs)), run
+
+
+def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
+    """Trains one network for its CPU minutes; Dice by organ of each scored patient."""
+    plan: Plan = load(options.config, [f"seed={options.seed}"])[0]
+    plan = replace(plan, train=replace(plan.train, threads=1, amp=options.amp))
+    phase = replace(plan.phases[0], validate_hd95=False)
+    lr = options.lr or LR[name]
+    found: list[Entry] = []
+    for root in options.archive:
+        archive = open_archive(root)
+        splits = {ref.case: "train" for ref in archive.cases}
+        cache = Cache(options.out / "cache", site=root.name)
+        recipe = Recipe(tuple(phase.organs), plan.preprocess)
+        found += build_cache(archive, splits, cache, recipe).entries
+    trained, scored = divided(found, phase.organs, options.validate)
+    whole = [e for e in trained if e.annotated >= set(phase.organs)]
+    torch.manual_seed(options.seed)
+    if name == "ours":
+        plan = replace(plan, train=replace(plan.train, lr=lr or plan.train.lr))
+        model, run = our_training(plan, phase, options.seed)
+    else:
+        assert lr is not None
+        trained = whole
+        phase = replace(phase, average_mirrored=False)
+        model, run = monai_training(name, plan, phase, lr)
+    first = {k: v.clone() for k, v in model.state_dict().items()}
+    begun = time.process_time()
+    run(model, whole[:TIMED], 2)
+    a_step = (time.process_time() - begun) / (2 * TIMED)
+    model.load_state_dict(first)
+    epochs = max(round(60 * minutes / a_step / len(trained)), 1)
+    begun = time.process_time()
+    run(model, trained, epochs)
+    spent = time.process_time() - begun
+    dice: dict[str, dict[str, float]] = {e.case: {} for e in scored}
+    for score in validate(model, scored, plan, phase, CPU):
+        dice[score.case][score.organ] = score.dice
+    return {
+        "network": name,
+        "minutes": minutes,
+        "seed": options.seed,
+        "lr": lr or plan.train.lr,
+        "precision": str(precision(plan.train, CPU) or torch.float32).removeprefix("torch."),
+        "cases": len(trained),
+        "epochs": epochs,
+        "cpu_minutes": spent / 60,
+        "dice": list(dice.values()),
+    }
+
+
+def cell_path(options: Namespace, name: str, minutes: float) -> Path:
+    """Where a cell is written."""
+    lr = "" if options.lr is None else f"-lr{options.lr:g}"
+    kind = "-validation" if options.validate else ""
+    return Path(options.out / f"{name}-{minutes:g}-seed{options.seed}{lr}{kind}.json")
+
+
+def measured(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Runs the cells that are not there yet, each in a process of its own; yields the rows."""
+    words = sys.argv[1:]
+    for minutes in options.minutes:
+        cells: dict[str, Mapping[str, Any]] = {}
+        for name in options.networks:
+            path = cell_path(options, name, minutes)
+            if not path.exists():
+                command = [sys.executable, "-m", "benchmarks.quality", *words]
+                command += ["--one", name, "--minutes", str(minutes)]
+                told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+                path.write_bytes(told.splitlines()[-1])
+            cells[name] = json.loads(path.read_text())
+        yield from compared(minutes, cells)
+
+
+def compared(minutes: float, cells: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of one budget: mean Dice of each, and ours beside the others, paired by patient."""
+    from hnfed.evaluate.statistics import paired
+
+    tables = {k: [list(case.values()) for case in cell["dice"]] for k, cell in cells.items()}
+    for name, cell in cells.items():
+        mean = math.fsum(np.ravel(tables[name])) / np.size(tables[name])
+        about = (
+            f"{cell['cpu_minutes']:.1f} CPU min, {cell['epochs']} epochs of {cell['cases']} cases, "
+            f"lr {cell['lr']:g}, {cell['precision']}"
+        )
+        yield row(f"{name}, {minutes:g} CPU minutes: Dice", mean, "", about)
+    for name in (k for k in cells if k != "ours" and "ours" in cells):
+        more = paired(np.array(tables["ours"]), np.array(tables[name]))
+        assert more.value is not None
+        assert more.low is not None
+        about = f"{more.patients} patients, 95 % interval {more.low:.4f} to {more.high:.4f}"
+        yield row(f"ours - {name}, {minutes:g} CPU minutes", more.value, "", about, more.value, 0.0)
+
+
+def main() -> int:
+    """Prints the rows; 1 where another network has more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archive", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of cells and cases")
+    parser.add_argument("--networks", nargs="+", choices=tuple(LR), default=list(LR))
+    parser.add_argument("--minutes", type=float, nargs="+", default=[15, 30, 60])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", default="auto", choices=("off", "bf16", "auto"), help="of all")
+    parser.add_argument("--lr", type=float, help="instead of the networks' own")
+    parser.add_argument("--validate", action="store_true", help="score eight training cases")
+    parser.add_argument("--config", default="openkbp", help="plan of ours, and the grid of all")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", choices=tuple(LR), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        print(json.dumps(one(options, options.one, options.minutes[0])))
+        return 0
+    return report(list(measured(options)), options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

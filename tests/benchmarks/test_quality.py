@@ -1,0 +1,123 @@
+"""Networks train for their CPU minutes on the same cases; none is scored on a case that trains."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import quality
+from core.plan.load import find_config
+from simulations.phantom.cases import SIGNATURES, Cohort, write_site
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("quality") / "archive"
+    write_site(root, Cohort(SIGNATURES["nyu"], 9, 3, (8.0, 6.0, 6.0)))  # some lack an organ
+    return root
+
+
+@pytest.fixture
+def options(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
+    for name, count in (("SCORED", 2), ("VALIDATED", 1), ("TIMED", 1)):
+        monkeypatch.setattr(quality, name, count)
+    plan = tmp_path / "small.yaml"
+    text = find_config("smoke").read_text().replace("[32, 32, 40]", "[32, 32, 48]")
+    plan.write_text(text)
+    return Namespace(
+        archive=[archive],
+        out=tmp_path,
+        networks=list(quality.LR),
+        minutes=[0.001],
+        seed=0,
+        amp="off",
+        lr=None,
+        validate=False,
+        config=str(plan),
+    )
+
+
+@pytest.mark.parametrize("name", quality.LR)
+def test_a_network_trains_and_is_scored(name: str, options: Namespace) -> None:
+    told = quality.one(options, name, options.minutes[0])
+    assert told["epochs"] >= 1
+    assert told["cpu_minutes"] > 0
+    assert told["precision"] == "float32"
+    assert told["lr"] == (quality.LR[name] or 2e-3)
+    assert [len(dice) for dice in told["dice"]] == [4, 4]
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_cases_that_lack_an_organ_train_ours_alone(
+    options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    samples = quality.naive_samples
+
+    def checked(entries, organs, window):  # type: ignore[no-untyped-def]
+        seen.extend(entries)
+        return samples(entries, organs, window)
+
+    monkeypatch.setattr(quality, "naive_samples", checked)
+    told = [quality.one(options, name, options.minutes[0]) for name in ("ours", "unet")]
+    assert told[0]["cases"] == 7
+    assert 0 < told[1]["cases"] < 7
+    assert len({entry.case for entry in seen}) == told[1]["cases"]
+    organs = {"Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R"}
+    assert all(entry.annotated >= organs for entry in seen)
+
+
+def test_validation_leaves_the_scored_patients_alone(options: Namespace) -> None:
+    class Case(Namespace):
+        pass
+
+    organs = ("a", "b")
+    cases = [Case(case=f"{i}", annotated=frozenset(organs if i % 3 else "a")) for i in range(12)]
+    trained, scored = quality.divided(cases, organs, False)
+    less, validated = quality.divided(cases, organs, True)
+    names = [{case.case for case in part} for part in (trained, scored, less, validated)]
+    assert names[0] | names[1] == {case.case for case in cases}
+    assert not names[0] & names[1]
+    assert names[3] == names[0] - names[2]
+    assert (len(scored), len(validated)) == (2, 1)
+
+
+def test_deep_supervision_halves_each_further_head() -> None:
+    def mean(said: Tensor, label: Tensor) -> Tensor:
+        return said.mean()
+
+    heads = torch.stack([torch.full((1, 2, 3, 3, 3), float(v)) for v in (7, 14, 28)], 1)
+    label = torch.zeros(1, 1, 3, 3, 3)
+    assert float(quality.deeply(mean, heads, label)) == pytest.approx((7 + 7 + 7) / 1.75)
+    assert float(quality.deeply(mean, heads[:, 0], label)) == 7
+
+
+def test_cells_are_run_once_and_compared_by_patient(
+    options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], **_: object) -> Namespace:
+        name = command[command.index("--one") + 1]
+        ran.append(name)
+        dice = [{"a": 0.8, "b": 0.6}, {"a": 0.9, "b": 0.7}]
+        if name == "unet":
+            dice = [{organ: d - 0.1 for organ, d in case.items()} for case in dice]
+        told = {"cpu_minutes": 1.0, "epochs": 1, "cases": 2, "lr": 0.1, "precision": "float32"}
+        return Namespace(stdout=b"noise\n" + json.dumps(told | {"dice": list(dice)}).encode())
+
+    monkeypatch.setattr(quality.subprocess, "run", run)
+    rows = list(quality.measured(options))
+    assert ran == list(quality.LR)
+    assert list(quality.measured(options)) == rows
+    assert ran == list(quality.LR), "each cell is kept"
+    values = {row["name"].partition(",")[0]: row["value"] for row in rows}
+    assert values["ours"] == pytest.approx(0.75)
+    assert values["unet"] == pytest.approx(0.65)
+    assert values["ours - unet"] == pytest.approx(0.1)
+    assert [row["met"] for row in rows if row["ratio"] is not None] == [True, True]
