@@ -2,6 +2,7 @@
 
 python -m benchmarks.quality --archive DIR [DIR ...] --out DIR [--networks ours unet dynunet]
     [--minutes 15 30 60] [--seed N] [--amp off|bf16|auto] [--lr LR] [--validate] [--config PLAN]
+    [--set KEY=VALUE ...]
 
 Each network trains alone, with one thread, until its CPU minutes are spent, data and augmentation
 included, preparing and scoring not; its learning rate falls to zero over that time. 24 patients
@@ -10,13 +11,15 @@ with all four organs, the same whatever the seed, do not train and are scored on
 others take what is whole: `unet` is MONAI's UNet of its tutorials (two residual units, DiceCE,
 Adam), `dynunet` its DynUNet with deep supervision, DiceCE, SGD with Nesterov's momentum, as nnU-Net
 trains; both with MONAI's transforms of `benchmarks.naive_recipe`. `--validate` scores eight of the
-training cases instead, which then do not train: a learning rate is chosen on these. Each cell is
+training cases instead, which then do not train: a learning rate is chosen on these. `--set` changes
+the plan, as in `preprocess.crop=[136,56,56]`, whose grid is that of all networks. Each cell is
 written to OUT as it ends, and is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import subprocess
@@ -149,7 +152,7 @@ def monai_training(name: str, plan: Plan, phase: Phase, lr: float) -> tuple[nn.M
 
 def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
     """Trains one network for its CPU minutes; Dice by organ of each scored patient."""
-    plan: Plan = load(options.config, [f"seed={options.seed}"])[0]
+    plan: Plan = load(options.config, [f"seed={options.seed}", *options.set])[0]
     plan = replace(plan, train=replace(plan.train, threads=1, amp=options.amp))
     phase = replace(plan.phases[0], validate_hd95=False)
     lr = options.lr or LR[name]
@@ -187,6 +190,7 @@ def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
         "network": name,
         "minutes": minutes,
         "seed": options.seed,
+        "set": options.set,
         "lr": lr or plan.train.lr,
         "precision": str(precision(plan.train, CPU) or torch.float32).removeprefix("torch."),
         "cases": len(trained),
@@ -200,7 +204,9 @@ def cell_path(options: Namespace, name: str, minutes: float) -> Path:
     """Where a cell is written."""
     lr = "" if options.lr is None else f"-lr{options.lr:g}"
     kind = "-validation" if options.validate else ""
-    return Path(options.out / f"{name}-{minutes:g}-seed{options.seed}{lr}{kind}.json")
+    changes = " ".join([options.config, options.amp, *options.set])
+    plan = hashlib.sha256(changes.encode()).hexdigest()[:6]
+    return Path(options.out / f"{name}-{minutes:g}-seed{options.seed}{lr}{kind}-{plan}.json")
 
 
 def measured(options: Namespace) -> Iterator[dict[str, Any]]:
@@ -251,6 +257,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, help="instead of the networks' own")
     parser.add_argument("--validate", action="store_true", help="score eight training cases")
     parser.add_argument("--config", default="openkbp", help="plan of ours, and the grid of all")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the plan")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", choices=tuple(LR), help=argparse.SUPPRESS)
     options = parser.parse_args()

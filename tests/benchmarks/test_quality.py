@@ -37,6 +37,7 @@ def options(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         seed=0,
         amp="off",
         lr=None,
+        set=[],
         validate=False,
         config=str(plan),
     )
@@ -121,3 +122,14 @@ def test_cells_are_run_once_and_compared_by_patient(
     assert values["unet"] == pytest.approx(0.65)
     assert values["ours - unet"] == pytest.approx(0.1)
     assert [row["met"] for row in rows if row["ratio"] is not None] == [True, True]
+
+
+def test_another_plan_is_another_cell(options: Namespace) -> None:
+    paths = {quality.cell_path(options, "ours", 1)}
+    options.set = ["model.channels=[2,4]"]
+    paths.add(quality.cell_path(options, "ours", 1))
+    options.validate, options.lr = True, 0.1
+    paths.add(quality.cell_path(options, "ours", 1))
+    assert len(paths) == 3
+    told = quality.one(options, "ours", options.minutes[0])
+    assert told["set"] == options.set
