@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.models.convolution import Convolution
+from core.models.convolution import Convolution, is_plain
 
 GROUP_CHANNELS = 8
 SLOPE = 0.01
@@ -122,15 +122,9 @@ def with_fast_layers(model: nn.Module) -> nn.Module:
                 norm = InstanceNorm(channels, channels, child.eps, child.affine)
                 norm.weight, norm.bias = child.weight, child.bias
                 setattr(module, name, norm)
-            elif type(child) is nn.Conv3d and _plain(child):
+            elif type(child) is nn.Conv3d and is_plain(child):
                 child.__class__ = Convolution
     return model
-
-
-def _plain(child: nn.Conv3d) -> bool:
-    """Whether `Convolution` computes the same."""
-    whole = child.groups == 1 and set(child.dilation) == {1} and child.padding_mode == "zeros"
-    return whole and not isinstance(child.padding, str)
 
 
 class ResidualBlock(nn.Module):

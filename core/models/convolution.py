@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ class Convolution(nn.Conv3d):
     instead is up to nine times slower in the lower half of a network. So a small volume is cut into
     two slabs, which make a batch of two, and a 1x1x1 convolution is a matrix product.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert is_plain(self), "nn.Conv3d computes this one"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C_in, Z, Y, X) -> (B, C_out, Z', Y', X')."""
@@ -45,3 +50,9 @@ class Convolution(nn.Conv3d):
         padding = (0, *map(int, self.padding[1:]))
         y = F.conv3d(both, self.weight, self.bias, self.stride, padding)
         return torch.cat((y[:1], y[1:]), dim=2)[:, :, :slices]
+
+
+def is_plain(layer: nn.Conv3d) -> bool:
+    """Whether `Convolution` computes the same: zeros around, in numbers, no dilation, no groups."""
+    whole = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+    return whole and not isinstance(layer.padding, str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,3 +73,12 @@ def test_channels_last_stays() -> None:
     for size in (1, 3):
         out = Convolution(8, 4, size, padding=size // 2)(x)
         assert out.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}],
+)
+def test_what_it_does_not_compute_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match="computes this one"):
+        Convolution(4, 4, 3, **asked)
