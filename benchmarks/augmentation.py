@@ -40,8 +40,10 @@ def sample(crop: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return image[None], label
 
 
-def monai_pair() -> Callable[[dict[str, torch.Tensor]], object]:
-    """Returns MONAI's RandAffined and Rand3DElasticd with ranges like ours."""
+def monai_pair(
+    spacing_mm: Sequence[float] = SPACING_MM,
+) -> Callable[[dict[str, torch.Tensor]], object]:
+    """Returns MONAI's RandAffined and Rand3DElasticd with ranges like ours, in voxels of a grid."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from monai.transforms.compose import Compose
@@ -50,12 +52,13 @@ def monai_pair() -> Callable[[dict[str, torch.Tensor]], object]:
         "keys": ("image", "label"),
         "mode": ("bilinear", "nearest"),
         "prob": 1.0,
-        "padding_mode": "zeros",
+        "padding_mode": "border",  # zero is tissue where air is -1
     }
+    moved = [mm / step for mm, step in zip(SETTINGS.translate_mm, spacing_mm, strict=True)]
     affine = RandAffined(
         rotate_range=(0.14, 0.14, 0.14),
         scale_range=(0.1, 0.1, 0.1),
-        translate_range=(4.0, 5.0, 6.0),
+        translate_range=moved,
         **common,
     )
     elastic = Rand3DElasticd(sigma_range=(5.0, 7.0), magnitude_range=(50.0, 150.0), **common)

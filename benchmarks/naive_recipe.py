@@ -87,8 +87,8 @@ def entries_of(options: Namespace, plan: Plan, folder: Path) -> tuple[list[Entry
     return chosen[: options.train], chosen[options.train :][: options.test]
 
 
-def naive_samples(entries: Sequence[Entry], organs: Sequence[str], window: Sequence[float]) -> Any:
-    """MONAI's Dataset of the cases with its transforms."""
+def naive_samples(entries: Sequence[Entry], organs: Sequence[str], settings: Preprocess) -> Any:
+    """MONAI's Dataset of the cases with its transforms, on the grid of the settings."""
     from monai.data.dataset import Dataset
     from monai.transforms.compose import Compose
     from monai.transforms.intensity.dictionary import (
@@ -104,12 +104,12 @@ def naive_samples(entries: Sequence[Entry], organs: Sequence[str], window: Seque
         shares = torch.from_numpy(load_label(entry, organs))[None]
         image = torch.from_numpy(entry.image().astype(np.float32))[None]
         items.append({"image": image, "label": label_map(shares)[0].byte()})
-    low, high = window
+    low, high = settings.window_hu
     keys = ("image",)
     changes = Compose(
         [
             ScaleIntensityRanged(keys, low, high, -1.0, 1.0, clip=True),
-            monai_pair(),
+            monai_pair(settings.spacing_mm),
             RandAdjustContrastd(keys, prob=0.5, gamma=(0.8, 1.25)),
             RandScaleIntensityd(keys, factors=0.1, prob=0.5),
             RandShiftIntensityd(keys, offsets=0.1, prob=0.5),
@@ -136,7 +136,7 @@ def train_naively(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    data = naive_samples(entries, organs, plan.preprocess.window_hu)
+    data = naive_samples(entries, organs, plan.preprocess)
     loader = DataLoader(data, batch_size=1, shuffle=True, num_workers=options.workers)
     usual_layers(model).to(options.device).train()
     optimiser = torch.optim.AdamW(

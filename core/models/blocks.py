@@ -43,7 +43,10 @@ class InstanceNorm(nn.GroupNorm):
         if x.shape[0] > 1:
             return self.by_case(x) if x.is_cuda else super().forward(x)
         several = x.numel() > x.shape[1]  # of one voxel there is no variance: torch refuses it
-        if several and x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):
+        # Its kernel wants statistics and weights of one type.
+        wide = self.weight is None or self.weight.dtype == _wide(x)
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        if several and wide and last and x.is_cpu:
             return _normalised(x, self.weight, self.bias, self.eps)
         return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
@@ -52,13 +55,17 @@ class InstanceNorm(nn.GroupNorm):
         return torch.cat([self.forward(case) for case in torch.split(x, 1)])
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out: Tensor = _Normalised.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Normalised(torch.autograd.Function):
-    """`F.batch_norm` of one case (1, C, Z, Y, X) in channels-last, by an exact mean and variance.
+    """`F.batch_norm` of one case (1, C, Z, Y, X) in channels-last, by mean and variance of our own.
 
     Its backward pass is torch's: sums in one float32 each are good enough for a gradient.
     """
@@ -86,7 +93,8 @@ class _Normalised(torch.autograd.Function):
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of each channel, added up in blocks and those in float64.
 
-    Sums of distances from a rough mean, which cancel nothing (Chan, Golub and LeVeque 1983).
+    Sums of distances from the mean of some voxels, so that little cancels (Chan, Golub and LeVeque,
+    Algorithms for computing the sample variance, 1983).
 
     Args:
         x: (1, C, Z, Y, X), channels-last.
@@ -95,8 +103,8 @@ def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
         Two of (C,), float32 or what is wider.
     """
     voxels = x.movedim(1, -1).reshape(-1, x.shape[1])
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rough = voxels[:: max(len(voxels) // 1024, 1)].to(wide).mean(0)
+    # An odd step: an even one may meet a single plane of the volume.
+    rough = voxels[:: len(voxels) // 1024 | 1].to(_wide(x)).mean(0)
     sums, squares = [], []
     for block in torch.split(voxels, max(BLOCK // x.shape[1], 1)):
         distance = block - rough
@@ -104,7 +112,7 @@ def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
         squares.append(distance.square_().sum(0))
     offset = torch.stack(sums).double().sum(0) / len(voxels)
     variance = torch.stack(squares).double().sum(0) / len(voxels) - offset.square()
-    return (rough + offset).to(wide), variance.clamp_(min=0).to(wide)
+    return (rough + offset).to(rough), variance.clamp_(min=0).to(rough)
 
 
 def with_fast_layers(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Networks train for their CPU minutes on the same cases; none is scored on a case that trains."""
+"""Networks train for their CPU minutes; none is scored on a case that trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def options(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    for name, count in (("SCORED", 2), ("VALIDATED", 1), ("TIMED", 1)):
+    for name, count in (("SCORED", 2), ("VALIDATED", 1)):
         monkeypatch.setattr(quality, name, count)
     plan = tmp_path / "small.yaml"
     text = find_config("smoke").read_text().replace("[32, 32, 40]", "[32, 32, 48]")
@@ -44,14 +44,77 @@ def options(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", quality.LR)
-def test_a_network_trains_and_is_scored(name: str, options: Namespace) -> None:
+def test_a_network_trains_and_is_scored(
+    name: str, options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = quality.validate
+    seen = []
+
+    def once(model, entries, plan, phase, device):  # type: ignore[no-untyped-def]
+        seen.append(phase.average_mirrored)
+        return scored(model, entries, plan, phase, device)
+
+    monkeypatch.setattr(quality, "validate", once)
+    options.set = ["phases.pretrain.average_mirrored=true"]
     told = quality.one(options, name, options.minutes[0])
-    assert told["epochs"] >= 1
-    assert told["cpu_minutes"] > 0
     assert told["precision"] == "float32"
     assert told["lr"] == (quality.LR[name] or 2e-3)
     assert [len(dice) for dice in told["dice"]] == [4, 4]
     assert json.loads(json.dumps(told)) == told
+    assert seen == [False], "all are scored in one way"
+
+
+class Clock:
+    """CPU time that passes in steps of a second, one a reading."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def process_time(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_our_rate_falls_to_zero_within_the_budget(
+    options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options.set = ["phases.pretrain.local_epochs=5", "phases.pretrain.lr=0.1"]
+    plan = quality.plan_of(options)
+    assert plan.train.lr == 0.1
+    clock, rates = Clock(), []
+
+    def train(model, entries, plan, phase, device, span):  # type: ignore[no-untyped-def]
+        clock.now += 9  # a reading makes it 10 seconds an epoch
+        total = phase.rounds * phase.local_epochs
+        rates.append(quality.learning_rate(plan.train, span.first + 0.99, total))
+        return None, {}
+
+    monkeypatch.setattr(quality, "train", train)
+    monkeypatch.setattr(quality, "weights_of", lambda *_: None)
+    monkeypatch.setattr(quality, "time", clock)
+    _, run = quality.our_training(plan, plan.phases[0], 0)
+    assert run(torch.nn.Identity(), [], 73.0) == 7
+    assert len(rates) == 7
+    assert rates[0] > 0.09
+    assert rates[-1] < 0.01 < rates[-2]
+
+
+@pytest.mark.parametrize("name", ["unet", "dynunet"])
+def test_the_others_stop_with_their_budget(
+    name: str, options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, parts = Clock(), []
+    rate = quality.learning_rate
+    monkeypatch.setattr(quality, "time", clock)
+
+    def noted(settings, epoch, total):  # type: ignore[no-untyped-def]
+        parts.append(epoch / total)
+        return rate(settings, epoch, total)
+
+    monkeypatch.setattr(quality, "learning_rate", noted)
+    told = quality.one(options, name, 0.1)  # six readings of the clock
+    assert parts == pytest.approx([i / 6 for i in range(6)])
+    assert told["epochs"] == pytest.approx(6 / told["cases"])
 
 
 def test_cases_that_lack_an_organ_train_ours_alone(
@@ -60,13 +123,16 @@ def test_cases_that_lack_an_organ_train_ours_alone(
     seen = []
     samples = quality.naive_samples
 
-    def checked(entries, organs, window):  # type: ignore[no-untyped-def]
+    def checked(entries, organs, settings):  # type: ignore[no-untyped-def]
         seen.extend(entries)
-        return samples(entries, organs, window)
+        return samples(entries, organs, settings)
 
     monkeypatch.setattr(quality, "naive_samples", checked)
-    told = [quality.one(options, name, options.minutes[0]) for name in ("ours", "unet")]
+    told = [
+        quality.one(options, name, options.minutes[0]) for name in ("ours", "unet", "ours-whole")
+    ]
     assert told[0]["cases"] == 7
+    assert told[1]["cases"] == told[2]["cases"]
     assert 0 < told[1]["cases"] < 7
     assert len({entry.case for entry in seen}) == told[1]["cases"]
     organs = {"Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R"}
@@ -107,8 +173,8 @@ def test_cells_are_run_once_and_compared_by_patient(
         name = command[command.index("--one") + 1]
         ran.append(name)
         dice = [{"a": 0.8, "b": 0.6}, {"a": 0.9, "b": 0.7}]
-        if name == "unet":
-            dice = [{organ: d - 0.1 for organ, d in case.items()} for case in dice]
+        more = {"unet": -0.1, "dynunet": 0.2}.get(name, 0.0)
+        dice = [{organ: d + more for organ, d in case.items()} for case in dice]
         told = {"cpu_minutes": 1.0, "epochs": 1, "cases": 2, "lr": 0.1, "precision": "float32"}
         return Namespace(stdout=b"noise\n" + json.dumps(told | {"dice": list(dice)}).encode())
 
@@ -117,11 +183,14 @@ def test_cells_are_run_once_and_compared_by_patient(
     assert ran == list(quality.LR)
     assert list(quality.measured(options)) == rows
     assert ran == list(quality.LR), "each cell is kept"
+    about = {row["name"]: row["against"] for row in rows}
+    assert "1.0 epochs of 2 cases" in about["ours, 0.001 CPU minutes: Dice"]
     values = {row["name"].partition(",")[0]: row["value"] for row in rows}
     assert values["ours"] == pytest.approx(0.75)
     assert values["unet"] == pytest.approx(0.65)
     assert values["ours - unet"] == pytest.approx(0.1)
-    assert [row["met"] for row in rows if row["ratio"] is not None] == [True, True]
+    met = [row["met"] for row in rows if row["ratio"] is not None]
+    assert met == [True, True, False], "dynunet has 0.2 more"
 
 
 def test_another_plan_is_another_cell(options: Namespace) -> None:

@@ -82,3 +82,5 @@ def test_largest_class_is_the_first_of_the_largest() -> None:
         assert found.dtype == torch.uint8
         assert torch.equal(found.long(), torch.from_numpy(given_values.numpy().argmax(0)))
     assert torch.equal(values, kept)
+    assert not largest_class(torch.full((3, 2), float("nan"))).any()
+    assert largest_class(values.requires_grad_()).dtype == torch.uint8

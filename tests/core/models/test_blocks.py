@@ -84,3 +84,21 @@ def test_a_constant_channel_becomes_its_shift() -> None:
 def test_one_voxel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 value"):
         InstanceNorm(4, 4)(volume(1, 4, 1, 1, 1))
+
+
+def test_a_plane_unlike_the_rest_costs_no_digits() -> None:
+    """A crop's border is often padding: the rough mean must not be of one plane alone."""
+    x = torch.randn(1, 2, 64, 32, 64, generator=torch.Generator().manual_seed(1))
+    x[..., 0] += 100
+    mean, variance = mean_and_variance(x.to(memory_format=LAST))
+    exact = x.double().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(
+        variance.double(), exact.var(1, unbiased=False), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(mean.double(), exact.mean(1), rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_in_bfloat16_runs() -> None:
+    norm = InstanceNorm(4, 4).bfloat16()
+    x = volume(1, 4, 3, 5, 6, dtype=torch.bfloat16)
+    torch.testing.assert_close(norm(x), InstanceNorm(4, 4)(x), rtol=0.02, atol=0.02)
