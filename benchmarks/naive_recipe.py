@@ -1,9 +1,10 @@
 """Training as it is usually written beside ours, from the same prepared cases: time and Dice.
 
 The usual recipe: fp32, MONAI's Dataset, its transforms (RandAffined, Rand3DElasticd and intensity)
-and its losses of one-hot maps, hard labels, torch's own layers and the allocator as it is. Network,
-first weights, AdamW, learning rate and its schedule, and the number of steps are the same; each
-side runs in processes of its own, one after the other.
+and its losses of one-hot maps, hard labels, torch's own layers and the allocator as it is. Ours has
+its own losses, with the class weights that a federation's server sends. Network, first weights,
+AdamW, learning rate and its schedule, and the number of steps are the same; each side runs in
+processes of its own, one after the other.
 
 python -m benchmarks.naive_recipe [--archive DIR [DIR ...]] [--seeds N ...] [--against fp32]
     [--amp bf16] [--json FILE]
@@ -43,6 +44,8 @@ from core.models.build import build
 from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Model, Phase, Plan, Preprocess, Train
 from core.training.engine import Epochs, train, validate
+from core.training.loss_weights import term_factors
+from core.training.losses import LossWeights, class_weights
 from core.training.optimisation import learning_rate
 
 FOUR = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
@@ -85,6 +88,16 @@ def entries_of(options: Namespace, plan: Plan, folder: Path) -> tuple[list[Entry
     order = np.random.default_rng(0).permutation(len(whole))  # the same division for all seeds
     chosen = [whole[i] for i in order]
     return chosen[: options.train], chosen[options.train :][: options.test]
+
+
+def weights_of(plan: Plan, phase: Phase, entries: Sequence[Entry], epoch: int) -> LossWeights:
+    """Class weights and terms of the loss, as the server of a federation sends them."""
+    shares = []
+    for organ in phase.organs:
+        having = [e for e in entries if organ in e.annotated]
+        shares.append(sum(e.voxels[organ] for e in having) / sum(e.crop_voxels for e in having))
+    classes = class_weights([1 - sum(shares), *shares], plan.loss.class_weight)
+    return LossWeights(classes, None, term_factors(plan.weighting, epoch + 1, phase.rounds))
 
 
 def naive_samples(entries: Sequence[Entry], organs: Sequence[str], settings: Preprocess) -> Any:
@@ -168,9 +181,12 @@ def one(options: Namespace, folder: Path) -> dict[str, Any]:
     model = build(plan.model, len(organs), plan.preprocess.crop)
     device = torch.device(options.device)
 
+    weights = weights_of(plan, phase, entries, 0)
+
     def run(model: nn.Module, entries: Sequence[Entry], epochs: int) -> None:
         if options.side != "naive":
-            train(model, entries, plan, phase, device, Epochs(0, epochs, seed=options.seed))
+            span = Epochs(0, epochs, seed=options.seed, weights=weights)
+            train(model, entries, plan, phase, device, span)
         else:
             seeded = replace(plan, seed=options.seed)
             train_naively(model, entries, seeded, organs, epochs, options)

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import report, row
-from benchmarks.naive_recipe import naive_samples
+from benchmarks.naive_recipe import naive_samples, weights_of
 from core.archives.archive import open_archive
 from core.archives.cache_build import Cache, build_cache
 from core.data.cache import Recipe
@@ -47,8 +47,6 @@ from core.plan.load import load, plan_json
 from core.plan.ranges import MAX_EPOCHS
 from core.plan.schema import Phase, Plan
 from core.training.engine import Epochs, train, validate
-from core.training.loss_weights import term_factors
-from core.training.losses import LossWeights, class_weights
 from core.training.optimisation import autocast, device_settings, learning_rate, precision
 from core.wire.partition import network
 
@@ -72,16 +70,6 @@ def divided(entries: Sequence[Entry], organs: Sequence[str], validate_: bool) ->
         [e for e in known if e.case not in aside],
         [e for e in known if e.case in scored],
     )
-
-
-def weights_of(plan: Plan, phase: Phase, entries: Sequence[Entry], epoch: int) -> LossWeights:
-    """Class weights and terms of the loss, as the server of a federation sends them."""
-    shares = []
-    for organ in phase.organs:
-        having = [e for e in entries if organ in e.annotated]
-        shares.append(sum(e.voxels[organ] for e in having) / sum(e.crop_voxels for e in having))
-    classes = class_weights([1 - sum(shares), *shares], plan.loss.class_weight)
-    return LossWeights(classes, None, term_factors(plan.weighting, epoch + 1, phase.rounds))
 
 
 def our_training(plan: Plan, phase: Phase, seed: int) -> tuple[nn.Module, Train]:
