@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import Cache, Progress, build_cache
 from core.archives.caselist import read_rows
-from core.archives.splits import assign_splits, split_hash, unassigned
+from core.archives.splits import assign_splits, overruled, split_hash, unassigned
 from core.data.cache import Recipe
 from core.data.cached_case import Entry
 from core.data.site import COUNT, FINDINGS, SPLIT, Site, Source
@@ -19,7 +19,7 @@ from core.files import private_folder, replace_csv, replace_file
 from core.organs.vocabulary import vocabulary, vocabulary_at_site
 from core.plan.schema import Plan
 
-COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are not used, or that no one has
+COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are used otherwise
 NOT_THERE = ("E_CASE_ABSENT",)  # findings of an archive on cases that it does not have
 
 
@@ -73,7 +73,8 @@ def prepare(site: Site, plan: Plan, *, jobs: int = 1, progress: Progress | None 
         own, explicit = chosen(source, archive)
         splits = assign_splits(own, source.split, explicit)
         split |= {f"{source.label}/{case}": part for case, part in splits.items()}
-        findings += _named(site, source, own.findings, unassigned(own, splits))
+        found = (own.findings, unassigned(own, splits), overruled(splits, explicit))
+        findings += _named(site, source, *found)
         opened.append((source, own, splits))
     digest = split_hash(split, site.secret)
     recipe = Recipe(plan.organ_names, plan.preprocess)

@@ -201,6 +201,27 @@ def unassigned(
     return (*unused, *absent)
 
 
+def overruled(splits: Mapping[str, str], explicit: Mapping[str, str] | None) -> tuple[Finding, ...]:
+    """Findings for the cases whose split in ``cases.csv`` stands against the one that was given.
+
+    Args:
+        splits: what `assign_splits` returned.
+        explicit: what it was given.
+    """
+    return tuple(
+        Finding(
+            "W_CASE_SPLIT",
+            "warning",
+            case,
+            "",
+            f"listed for {wanted}, but {splits[case]} in the archive's cases.csv, which stands",
+            "change the list, or clear the column split of cases.csv",
+        )
+        for case, wanted in sorted((explicit or {}).items())
+        if splits.get(case, wanted) != wanted
+    )
+
+
 def split_hash(split: Mapping[str, str], secret: bytes) -> str:
     """HMAC-SHA-256 of a split under a site's secret; only that site can compare it.
 

@@ -43,6 +43,7 @@ MEANINGS = {
     "E_SLICES_MISSING": "slices of the CT are missing",
     "W_CASE_ABSENT": "a list names a case that is not in the archive",
     "W_CASE_RENAMED": "several folders have one name: the case was given another",
+    "W_CASE_SPLIT": "a list gives a case another split than cases.csv, which stands",
     "W_CASE_UNASSIGNED": "a case that no split names is not used",
     "W_CASE_UNLISTED": "a case that cases.csv does not list",
     "W_DICOM_UNREADABLE": "DICOM files that cannot be read",
@@ -52,7 +53,8 @@ MEANINGS = {
     "W_STRUCTURE_SET_ALONE": "a structure set without the CT that it is drawn on",
 }
 NOTED = {
-    "W_CASE_ABSENT", "W_CASE_RENAMED", "W_CASE_UNLISTED", "W_EXCLUDE_UNKNOWN", "W_OVERLAP_RESOLVED",
+    "W_CASE_ABSENT", "W_CASE_RENAMED", "W_CASE_SPLIT", "W_CASE_UNLISTED", "W_EXCLUDE_UNKNOWN",
+    "W_OVERLAP_RESOLVED",
 }  # fmt: skip
 
 

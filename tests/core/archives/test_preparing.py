@@ -58,6 +58,22 @@ def test_explicit_splits_by_number_exclusions_and_what_is_absent(
     assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1}
 
 
+def test_a_split_that_cases_csv_overrules_is_counted(
+    site: Site, make_plan: MakePlan, archive: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(archive, copy)
+    listed = {"0": "train", "1": "train", "2": "train", "3": "val", "4": "test"}
+    cases = [ref.case for ref in open_archive(copy).cases]
+    rows = [f"{case},{listed[case[-1]]}" for case in cases]
+    (copy / "cases.csv").write_text("\n".join(["case,split", *rows]) + "\n")
+    source = Source(root=str(copy), splits={"train": ["0", "1", "2"], "val": ["4"], "test": ["3"]})
+    site = replace(site, sources=(source,), cache=tmp_path / "cache")
+    _, findings = filled(site, make_plan())
+    assert splits(site, make_plan()) == listed, "the archive's own stands"
+    assert count_codes(findings) == {"W_CASE_SPLIT": 2}
+
+
 @pytest.mark.parametrize(
     ("lists", "field", "value"),
     [

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.archives.archive import Archive, CaseRef, open_archive
-from core.archives.splits import assign_splits, case_hash, split_cases, split_hash, unassigned
+from core.archives.splits import (
+    assign_splits,
+    case_hash,
+    overruled,
+    split_cases,
+    split_hash,
+    unassigned,
+)
 from core.errors import UserError
 
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -151,6 +158,10 @@ def test_the_archives_own_list_wins() -> None:
     assert split == {"a": "test", "b": "train", "c": "val"}
     found = unassigned(cases, split, {"a": "train", "c": "val", "z": "test"})
     assert [(f.code, f.case) for f in found] == [("W_CASE_UNASSIGNED", "d"), ("W_CASE_ABSENT", "z")]
+    told = overruled(split, {"a": "train", "b": "train", "c": "val", "z": "test"})
+    assert [(f.code, f.case) for f in told] == [("W_CASE_SPLIT", "a")]
+    assert "for train, but test" in told[0].message
+    assert overruled(split, None) == ()
 
 
 def test_an_explicit_list_is_the_whole_list() -> None:
