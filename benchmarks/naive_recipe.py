@@ -95,7 +95,8 @@ def weights_of(plan: Plan, phase: Phase, entries: Sequence[Entry], epoch: int) -
     shares = []
     for organ in phase.organs:
         having = [e for e in entries if organ in e.annotated]
-        shares.append(sum(e.voxels[organ] for e in having) / sum(e.crop_voxels for e in having))
+        total = sum(e.crop_voxels for e in having)
+        shares.append(sum(e.voxels[organ] for e in having) / max(total, 1))
     classes = class_weights([1 - sum(shares), *shares], plan.loss.class_weight)
     return LossWeights(classes, None, term_factors(plan.weighting, epoch + 1, phase.rounds))
 
@@ -181,10 +182,9 @@ def one(options: Namespace, folder: Path) -> dict[str, Any]:
     model = build(plan.model, len(organs), plan.preprocess.crop)
     device = torch.device(options.device)
 
-    weights = weights_of(plan, phase, entries, 0)
-
     def run(model: nn.Module, entries: Sequence[Entry], epochs: int) -> None:
         if options.side != "naive":
+            weights = weights_of(plan, phase, entries, 0)
             span = Epochs(0, epochs, seed=options.seed, weights=weights)
             train(model, entries, plan, phase, device, span)
         else:

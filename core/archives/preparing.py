@@ -19,7 +19,10 @@ from core.files import private_folder, replace_csv, replace_file
 from core.organs.vocabulary import vocabulary, vocabulary_at_site
 from core.plan.schema import Plan
 
-COUNTED_WARNINGS = ("W_CASE_", "W_EXCLUDE_")  # of cases that are used otherwise
+COUNTED_WARNINGS = (
+    "W_CASE_",
+    "W_EXCLUDE_",
+)  # cases not used, not there, or not used as a list says
 NOT_THERE = ("E_CASE_ABSENT",)  # findings of an archive on cases that it does not have
 
 
@@ -96,7 +99,8 @@ def keep(site: Site, prepared: Prepared) -> None:
 def count_codes(findings: Sequence[Finding]) -> dict[str, int]:
     """Reason code -> how often; the only thing about findings that leaves the site.
 
-    Counted is what was left out, and the warnings about cases that are not used or not there.
+    Counted is what was left out, and the warnings about cases that are not used, not there, or not
+    used as a list says.
     """
     told = [f for f in findings if f.severity == "error" or f.code.startswith(COUNTED_WARNINGS)]
     return dict(sorted(Counter(f.code for f in told).items()))

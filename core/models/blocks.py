@@ -103,7 +103,7 @@ def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
         Two of (C,), float32 or what is wider.
     """
     voxels = x.movedim(1, -1).reshape(-1, x.shape[1])
-    # An odd step: an even one may meet a single plane of the volume.
+    # An odd step: sizes are even, so an even one may meet a single plane of the volume.
     rough = voxels[:: len(voxels) // 1024 | 1].to(_wide(x)).mean(0)
     sums, squares = [], []
     for block in torch.split(voxels, max(BLOCK // x.shape[1], 1)):

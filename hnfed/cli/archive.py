@@ -154,6 +154,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from core.errors import Finding
     from core.files import keep_from_others, require_private
     from hnfed.deploy.site_file import site_from_file
+    from hnfed.report.reasons import meaning
 
     keep_from_others()
     config, overrides = args.config, list(args.overrides)
@@ -176,7 +177,10 @@ def _prepare(args: argparse.Namespace) -> int:
     lost = count_codes(errors)
     for code, n in lost.items():
         print(f"left out: {code} x{n}")
-    if errors:
+    noted = {c: n for c, n in count_codes(prepared.findings).items() if c not in lost}
+    for code, n in noted.items():
+        print(f"noted: {code} x{n}, {meaning(code)}")
+    if lost or noted:
         print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
     if args.json is not None:
         args.json.write({"schema": 1, "cases": parts, "new": told.built, "left_out": lost})

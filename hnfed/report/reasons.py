@@ -68,7 +68,7 @@ def reasons(described: Sequence[Mapping[str, Any]], *, left_out: bool) -> list[d
 
     Args:
         described: sites with `site` and `left_out`: code -> count.
-        left_out: those of what was not used; else those of what was noted and cost nothing.
+        left_out: those of what was not used; else those of what was noted and cost no case.
     """
     return [
         {"site": site["site"], "code": code, "meaning": meaning(code), "count": n}

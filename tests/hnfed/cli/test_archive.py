@@ -141,6 +141,21 @@ def test_prepare_builds_once_and_leaves_no_identifier(site: Path, tmp_path: Path
     assert "; 5 new" in capsys.readouterr().out
 
 
+def test_prepare_says_where_cases_csv_overrules_a_list(site: Path, tmp_path: Path, capsys) -> None:
+    rows = [f"MUSTERFRAU_{i},train" for i in range(5)]
+    csv = tmp_path / "JANE archive" / "cases.csv"
+    csv.write_text("\n".join(["case,split", *rows, ""]))
+    site.write_text(site.read_text() + "split: {file: splits.csv}\n")
+    lists = "case,split\nMUSTERFRAU_0,train\nMUSTERFRAU_1,val\nMUSTERFRAU_3,test\n"
+    (site.parent / "splits.csv").write_text(lists)
+    main(["prepare", str(site), *PLAN, "--jobs", "1"])
+    said = capsys.readouterr()
+    assert "noted: W_CASE_SPLIT x2, a list gives a case another split" in said.out
+    assert "findings.csv" in said.out
+    for word in IDENTIFIERS:
+        assert word not in said.out + said.err, word
+
+
 def test_what_is_prepared_is_for_this_account_alone(site: Path, tmp_path: Path) -> None:
     """Voxels, case ids and findings, under the umask that lets everybody in."""
     before = os.umask(0)
