@@ -24,7 +24,7 @@ from core.data.cached_case import Entry
 from core.data.dataset import CropDataset
 from core.models.blocks import SLOPE
 from core.plan.schema import Augment, Loss, Model, Plan, Train
-from core.training.losses import class_weights
+from core.training.loss_weights import frequency_weights
 from core.wire.partition import load_state, network, start_state
 
 CROP = (32, 32, 32)
@@ -61,8 +61,9 @@ def singling_plan(augment: Augment) -> Plan:
 
 def weights_of(plan: Plan) -> list[float]:
     """The loss's class weights that follow from the frequencies of the order."""
-    shares = [1.0 - sum(FREQUENCIES), *FREQUENCIES]
-    return class_weights([s * 1e9 for s in shares], plan.loss.class_weight)
+    found = frequency_weights(FREQUENCIES, [1.0] * len(FREQUENCIES), plan.loss)
+    assert found is not None
+    return found
 
 
 def openings(plan: Plan, entries: Sequence[Entry]) -> list[float]:

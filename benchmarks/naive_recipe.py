@@ -44,8 +44,8 @@ from core.models.build import build
 from core.organs.vocabulary import NINE
 from core.plan.schema import Augment, Model, Phase, Plan, Preprocess, Train
 from core.training.engine import Epochs, train, validate
-from core.training.loss_weights import term_factors
-from core.training.losses import LossWeights, class_weights
+from core.training.loss_weights import frequency_weights, term_factors, voxel_counts
+from core.training.losses import LossWeights
 from core.training.optimisation import learning_rate
 
 FOUR = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R")
@@ -75,29 +75,29 @@ def entries_of(options: Namespace, plan: Plan, folder: Path) -> tuple[list[Entry
         own = folder / "cases" / f"{options.side}-{options.seed}"
         own.mkdir()
         return cases(own, plan.preprocess.crop, options.train), []
-    from core.archives.archive import open_archive
-    from core.archives.cache_build import Cache, build_cache
-
-    found: list[Entry] = []
-    for root in options.archive:
-        archive = open_archive(root)
-        splits = {ref.case: "train" for ref in archive.cases}
-        cache = Cache(folder / "cache", site=root.name)
-        found += build_cache(archive, splits, cache, Recipe(FOUR, plan.preprocess)).entries
+    found = prepared(options.archive, folder / "cache", Recipe(FOUR, plan.preprocess))
     whole = sorted((e for e in found if e.annotated >= set(FOUR)), key=lambda e: e.case)
     order = np.random.default_rng(0).permutation(len(whole))  # the same division for all seeds
     chosen = [whole[i] for i in order]
     return chosen[: options.train], chosen[options.train :][: options.test]
 
 
+def prepared(roots: Sequence[Path], cache: Path, recipe: Recipe) -> list[Entry]:
+    """All cases of the archives, read where they are not in the cache yet."""
+    from core.archives.archive import open_archive
+    from core.archives.cache_build import Cache, build_cache
+
+    found: list[Entry] = []
+    for i, root in enumerate(roots):
+        archive = open_archive(root)
+        splits = {ref.case: "train" for ref in archive.cases}
+        found += build_cache(archive, splits, Cache(cache, site=f"archive{i}"), recipe).entries
+    return found
+
+
 def weights_of(plan: Plan, phase: Phase, entries: Sequence[Entry], epoch: int) -> LossWeights:
     """Class weights and terms of the loss, as the server of a federation sends them."""
-    shares = []
-    for organ in phase.organs:
-        having = [e for e in entries if organ in e.annotated]
-        total = sum(e.crop_voxels for e in having)
-        shares.append(sum(e.voxels[organ] for e in having) / max(total, 1))
-    classes = class_weights([1 - sum(shares), *shares], plan.loss.class_weight)
+    classes = frequency_weights(*voxel_counts(entries, phase.organs), plan.loss)
     return LossWeights(classes, None, term_factors(plan.weighting, epoch + 1, phase.rounds))
 
 

@@ -38,9 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import report, row
-from benchmarks.naive_recipe import naive_samples, weights_of
-from core.archives.archive import open_archive
-from core.archives.cache_build import Cache, build_cache
+from benchmarks.naive_recipe import naive_samples, prepared, weights_of
 from core.data.cache import Recipe
 from core.data.cached_case import Entry
 from core.plan.load import load, plan_json
@@ -162,12 +160,12 @@ def monai_training(name: str, plan: Plan, phase: Phase, lr: float) -> tuple[nn.M
 def plan_of(options: Namespace) -> Plan:
     """The plan of ours, and the grid of all."""
     plan: Plan = load(options.config, [*options.set, f"seed={options.seed}"])[0]
-    train_ = replace(plan.train, threads=1, amp=options.amp, lr=options.lr or plan.train.lr)
-    train_ = replace(train_, warmup_epochs=0.0)  # epochs of ours, shares of the time of the others
-    first = replace(plan.phases[0], lr=None, validate_hd95=False, average_mirrored=False)
-    if not options.lr and plan.phases[0].lr:
-        train_ = replace(train_, lr=plan.phases[0].lr)
-    return replace(plan, train=train_, phases=[first])
+    first = plan.phases[0]
+    lr = options.lr or first.lr or plan.train.lr
+    # A warm-up would be epochs of ours, and a share of the time of the others.
+    settings = replace(plan.train, threads=1, amp=options.amp, lr=lr, warmup_epochs=0.0)
+    first = replace(first, lr=None, validate_hd95=False, average_mirrored=False)
+    return replace(plan, train=settings, phases=[first])
 
 
 def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
@@ -175,13 +173,8 @@ def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
     plan = plan_of(options)
     phase = plan.phases[0]
     lr = options.lr or LR[name] or plan.train.lr
-    found: list[Entry] = []
-    for i, root in enumerate(options.archive):
-        archive = open_archive(root)
-        splits = {ref.case: "train" for ref in archive.cases}
-        cache = Cache(options.out / "cache" / str(i), site=root.name)
-        recipe = Recipe(tuple(phase.organs), plan.preprocess)
-        found += build_cache(archive, splits, cache, recipe).entries
+    recipe = Recipe(tuple(phase.organs), plan.preprocess)
+    found = prepared(options.archive, options.out / "cache", recipe)
     trained, scored = divided(found, phase.organs, options.validate)
     if name != "ours":
         trained = [e for e in trained if e.annotated >= set(phase.organs)]

@@ -12,8 +12,13 @@ from core.data.cached_case import Entry, annotating
 from core.data.site import Site
 from core.plan.schema import LOSSES, Phase, Plan
 from core.training.engine import Epochs, TrainResult, train
-from core.training.loss_weights import organ_weights, term_factors
-from core.training.losses import LossWeights, class_weights
+from core.training.loss_weights import (
+    frequency_weights,
+    organ_weights,
+    term_factors,
+    voxel_counts,
+)
+from core.training.losses import LossWeights
 from core.training.optimisation import Averaged
 from core.wire.messages import Header, Order, Result
 from core.wire.partition import apply_freeze, frozen_in, parts_of, seed_of
@@ -99,16 +104,7 @@ def frequencies(
     plan: Plan, phase: Phase, order: Order, entries: Sequence[Entry]
 ) -> list[float] | None:
     """Class weights from the federation's frequencies; the site's own if none are shared (D9)."""
-    if not plan.loss.counts_classes:
-        return None
-    voxels, totals = order.voxels, order.totals
+    counts = (order.voxels, order.totals)
     if phase.share == "none":
-        voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in phase.organs]
-        totals = [
-            float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in phase.organs
-        ]
-    if not voxels:
-        return None
-    shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
-    counts = [max(1.0 - sum(shares), 0.0), *shares]
-    return class_weights([c * 1e9 for c in counts], plan.loss.class_weight)
+        counts = voxel_counts(entries, phase.organs)
+    return frequency_weights(*counts, plan.loss)

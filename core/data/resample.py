@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,22 @@ from core.data.grid import Box, Floats, covering_box, index_transform
 ANTI_ALIAS_ABOVE = 1.5
 SLAB_VALUES = 2**23
 Bounds = Sequence[tuple[float, float]]  # an axis of the crop each
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where labels are computed on a CT, and how its voxels lie on the crop.
+
+    Attributes:
+        box: of the CT's voxels.
+        bounds: of indices of the crop, lowest and highest.
+        to_crop, start: index of a voxel of the CT -> index on the crop (`index_transform`).
+    """
+
+    box: Box
+    bounds: Bounds
+    to_crop: Floats
+    start: Floats
 
 
 def resample(
@@ -65,17 +82,19 @@ def restore(
     box = covering_box(source_geometry, crop_geometry, margin=[1, 1, 1])
     if box is None:
         return labels
-    to_crop, start = index_transform(source_geometry, crop_geometry)
     with torch.inference_mode():
         bounds = foreground_bounds(values)
-        if np.all(np.count_nonzero(to_crop, axis=0) == 1):
-            restore_aligned(labels, values, box, bounds, to_crop, start)
+        if bounds is None:
+            return labels
+        part = Part(box, bounds, *index_transform(source_geometry, crop_geometry))
+        if np.all(np.count_nonzero(part.to_crop, axis=0) == 1):
+            restore_aligned(labels, values, part)
         else:
-            restore_oblique(labels, values, box, bounds, to_crop, start)
+            restore_oblique(labels, values, part)
     return labels
 
 
-def foreground_bounds(values: torch.Tensor) -> Bounds:
+def foreground_bounds(values: torch.Tensor) -> Bounds | None:
     """Where an interpolated point may be other than background, and lies in the crop.
 
     A point all of whose neighbours have class 0 above each other class has it too.
@@ -84,16 +103,16 @@ def foreground_bounds(values: torch.Tensor) -> Bounds:
         values: (C, Z, Y, X).
 
     Returns:
-        Lowest and highest index along each axis of the crop, inclusive; none fits where there is
+        Lowest and highest index along each axis of the crop, inclusive; None where there is
         background alone.
     """
-    possible = (values[1:] >= values[:1]).any(0) if len(values) > 1 else values[0] < values[0]
+    possible = (values[1:] >= values[:1]).any(0)
     bounds = []
     for axis, size in enumerate(possible.shape):
         rest = [a for a in range(possible.ndim) if a != axis]
         found = torch.nonzero(possible.amax(rest)).flatten()
         if not len(found):
-            return [(1.0, 0.0)] * possible.ndim
+            return None
         bounds.append((max(int(found[0]) - 1, -0.5), min(int(found[-1]) + 1, size - 0.5)))
     return bounds
 
@@ -124,25 +143,19 @@ def anti_alias_sigma(geometry: Geometry, crop: Geometry) -> Floats:
     return np.where(ratio > ANTI_ALIAS_ABOVE, np.sqrt(variance), 0.0)
 
 
-def restore_aligned(
-    labels: npt.NDArray[np.uint8],
-    values: torch.Tensor,
-    box: Box,
-    bounds: Bounds,
-    to_crop: Floats,
-    start: Floats,
-) -> None:
-    """Fills `labels[box]` within `bounds` where axes of CT and crop run along each other.
+def restore_aligned(labels: npt.NDArray[np.uint8], values: torch.Tensor, part: Part) -> None:
+    """Fills a part of `labels` where axes of CT and crop run along each other.
 
     Linear interpolation is then separable: one small matrix an axis.
     """
+    box, to_crop = part.box, part.to_crop
     axes = [int(np.flatnonzero(to_crop[:, a])[0]) for a in range(3)]
     values = values.permute(0, *(1 + a for a in axes))
     matrices, ranges = [], []
     for a in range(3):
-        index = start[axes[a]] + to_crop[axes[a], a] * np.arange(box[a].start, box[a].stop)
+        index = part.start[axes[a]] + to_crop[axes[a], a] * np.arange(box[a].start, box[a].stop)
         size = values.shape[1 + a]
-        lowest, highest = bounds[axes[a]]
+        lowest, highest = part.bounds[axes[a]]
         inside = np.flatnonzero((index >= lowest) & (index <= highest))
         if inside.size == 0:
             return
@@ -177,21 +190,15 @@ def linear_weights(index: Floats, size: int) -> torch.Tensor:
     return torch.from_numpy(weights)
 
 
-def restore_oblique(
-    labels: npt.NDArray[np.uint8],
-    values: torch.Tensor,
-    box: Box,
-    bounds: Bounds,
-    to_crop: Floats,
-    start: Floats,
-) -> None:
-    """Fills `labels[box]` within `bounds` where the CT's axes are tilted against the patient's."""
-    lowest, highest = torch.tensor(bounds, device=values.device, dtype=torch.float64).T
+def restore_oblique(labels: npt.NDArray[np.uint8], values: torch.Tensor, part: Part) -> None:
+    """Fills a part of `labels` where the CT's axes are tilted against the patient's."""
+    box = part.box
+    lowest, highest = torch.tensor(part.bounds, device=values.device, dtype=torch.float64).T
     size = torch.tensor(values.shape[1:], device=values.device, dtype=torch.float64)
-    matrix = torch.as_tensor(to_crop, device=values.device)
+    matrix = torch.as_tensor(part.to_crop, device=values.device)
     y, x = (torch.arange(b.start, b.stop, device=values.device).double() for b in box[1:])
     plane = y[:, None, None] * matrix[:, 1] + x[None, :, None] * matrix[:, 2]
-    plane = plane + torch.as_tensor(start, device=values.device)
+    plane = plane + torch.as_tensor(part.start, device=values.device)
     for z in range(box[0].start, box[0].stop):
         index = plane + z * matrix[:, 0]
         inside = ((index >= lowest) & (index <= highest)).all(-1)

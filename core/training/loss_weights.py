@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from core.plan.schema import Weighting
+from core.data.cached_case import Entry
+from core.plan.schema import Loss, Weighting
+from core.training.losses import class_weights
 
 
 def term_factors(settings: Weighting, round_number: int, rounds: int) -> dict[str, float]:
@@ -69,3 +71,32 @@ def organ_weights(
     """Returns the weight of each organ in the loss: the static one times its factor, if any."""
     moved = list(factors) or [1.0] * len(organs)
     return [settings.organs.get(o, 1.0) * f for o, f in zip(organs, moved, strict=True)]
+
+
+def voxel_counts(
+    entries: Sequence[Entry], organs: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Voxels of each organ, and of the crops of the cases that annotate it."""
+    voxels = [float(sum(e.voxels.get(o, 0) for e in entries)) for o in organs]
+    totals = [float(sum(e.crop_voxels for e in entries if o in e.annotated)) for o in organs]
+    return voxels, totals
+
+
+def frequency_weights(
+    voxels: Sequence[float], totals: Sequence[float], settings: Loss
+) -> list[float] | None:
+    """Class weights, background first, from how often each organ occurs where it is annotated.
+
+    Args:
+        voxels: of each organ.
+        totals: voxels among which they were counted.
+        settings: the plan's `loss`.
+
+    Returns:
+        None where the loss counts no classes, or nothing was counted.
+    """
+    if not settings.counts_classes or not voxels:
+        return None
+    shares = [v / t if t else 0.0 for v, t in zip(voxels, totals, strict=True)]
+    counts = [max(1.0 - sum(shares), 0.0), *shares]
+    return class_weights([c * 1e9 for c in counts], settings.class_weight)
