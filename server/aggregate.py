@@ -28,8 +28,9 @@ from server.strategy import (
     trimmed,
 )
 
-# Numbers of a part: few enough for thousands of sites, so many that a network is few parts.
-PART = 2**20
+# Numbers that are averaged at once, those of all sites together, so that memory does not grow with
+# the sites; and the fewest of one site, below which time would go into starting each part.
+AT_ONCE, FEWEST = 2**23, 2**16
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def average(
     made: dict[str, Tensor] = {}
     carried: dict[str, dict[str, Tensor]] = {}
     row = STRATEGIES[settings.name]
-    for part in parts(like, PART if row.elementwise else 0):
+    size = max(AT_ONCE // len(good), FEWEST) if row.elementwise else 0
+    for part in parts(like, size):
         before = part.of(state)
         updates = [part.of(good[site].state) for site in sorted(good)]
         strategy = build_strategy(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 import torch
 from flwr.app import Message, RecordDict
@@ -9,9 +11,9 @@ from torch import Tensor
 
 from core.plan.schema import Strategy
 from core.wire.messages import Header, Result
-from server.aggregate import aggregate_head, average, parts
+from server.aggregate import Part, aggregate_head, average, parts
 from server.guards import Accepted
-from server.strategy import STRATEGIES, joined
+from server.strategy import STRATEGIES, State, joined
 
 
 def head(value: float) -> dict[str, Tensor]:
@@ -19,6 +21,19 @@ def head(value: float) -> dict[str, Tensor]:
         "body": torch.full((2, 3), value),
         "head.weight": torch.full((3, 2, 1), value),
         "head.bias": torch.full((3,), value),
+    }
+
+
+def accepted(state: State, updates: Sequence[State], round_: int) -> dict[str, Accepted]:
+    order = Message(RecordDict(), dst_node_id=1, message_type="train")  # type: ignore[arg-type]
+    return {
+        f"s{i}": Accepted(
+            Header(f"s{i}", "r", "p", round_),
+            Result(cases=i + 1),
+            {n: t + u for (n, t), u in zip(state.items(), update.values(), strict=True)},
+            Message(RecordDict(), reply_to=order),
+        )
+        for i, update in enumerate(updates)
     }
 
 
@@ -95,27 +110,38 @@ def test_an_average_in_parts_is_the_whole_one_bit_for_bit(
     def rounds() -> dict[str, Tensor]:
         state, moments = start, {}
         for round_ in (1, 2):
-            order = Message(RecordDict(), dst_node_id=1, message_type="train")  # type: ignore[arg-type]
-            good = {
-                f"s{i}": Accepted(
-                    Header(f"s{i}", "r", "p", round_),
-                    Result(cases=i + 1),
-                    {n: t + u for (n, t), u in zip(state.items(), update.values(), strict=True)},
-                    Message(RecordDict(), reply_to=order),
-                )
-                for i, update in enumerate(drawn_updates)
-            }
+            good = accepted(state, drawn_updates, round_)
             state, moments = average(settings, round_, state, moments, good, equal=False)
         return joined(state, moments)
 
     settings, start = Strategy(name=name), drawn()
     drawn_updates = [drawn() for _ in range(sites)]
     whole = rounds()
-    monkeypatch.setattr("server.aggregate.PART", 10)
+    monkeypatch.setattr("server.aggregate.AT_ONCE", 10 * sites)
+    monkeypatch.setattr("server.aggregate.FEWEST", 1)
     cut = rounds()
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[n], cut[n]) for n in whole)
     assert any(not torch.equal(whole[n], start[n]) for n in start)
+
+
+@pytest.mark.parametrize(("sites", "most"), [(1, 60), (3, 20), (12, 8)])
+def test_more_sites_are_averaged_in_smaller_parts_so_that_memory_does_not_grow(
+    task_identity: None, monkeypatch: pytest.MonkeyPatch, sites: int, most: int
+) -> None:
+    sizes = []
+
+    def seen(state: State, numbers: int) -> Iterator[Part]:
+        sizes.append(numbers)
+        return parts(state, numbers)
+
+    monkeypatch.setattr("server.aggregate.AT_ONCE", 60)
+    monkeypatch.setattr("server.aggregate.FEWEST", 8)
+    monkeypatch.setattr("server.aggregate.parts", seen)
+    state = {"a": torch.zeros(100)}
+    good = accepted(state, [{"a": torch.ones(100)}] * sites, 1)
+    average(Strategy(name="fedavg"), 1, state, {}, good, equal=False)
+    assert sizes == [most]
 
 
 @given(Sizes, st.integers(1, 30))
