@@ -30,7 +30,7 @@ from server.strategy import (
 
 # Numbers that are averaged at once, those of all sites together, so that memory does not grow with
 # the sites; and the fewest of one site, below which time would go into starting each part.
-AT_ONCE, FEWEST = 2**23, 2**16
+AT_ONCE, FEWEST = 2**22, 2**16
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from core.wire.state import length
+from core.wire.state import inner_product, length
 from server.guards import Accepted
 
 State = Mapping[str, Tensor]
@@ -31,14 +30,7 @@ def update_measures(
     for site, state in ((s, one.state) for s, one in good.items() if one.state):
         norm = length(state, before)
         whole = length({name: after[name] for name in state}, before)
-        inner = math.fsum(_inner(state[n], after[n], before[n]) for n in state)
+        inner = inner_product(state, after, before)
         cosine = round(inner / (norm * whole), PLACES) if norm * whole > 0 else None
         found[site] = {"norm": round(norm, PLACES), "cosine": cosine}
     return found
-
-
-def _inner(one: Tensor, other: Tensor, before: Tensor) -> float:
-    if not one.is_floating_point():
-        return 0.0
-    start = before.double()
-    return float(((one.double() - start) * (other.double() - start)).sum())

@@ -92,12 +92,27 @@ def length(after: State, before: State) -> float:
         after: weights after training.
         before: the same names before; more are allowed.
     """
-    squares = [
-        float((tensor.double() - before[name].double()).square().sum())
-        for name, tensor in after.items()
+    return math.sqrt(inner_product(after, after, before))
+
+
+def inner_product(one: State, other: State, before: State) -> float:
+    """Inner product of two updates over all floating-point tensors of the first, in float64.
+
+    Args:
+        one: weights after training.
+        other: the same names in another training; more are allowed.
+        before: the same names before both; more are allowed.
+    """
+    tensors = (
+        (tensor, other[name], before[name])
+        for name, tensor in one.items()
         if tensor.is_floating_point()
-    ]
-    return math.sqrt(math.fsum(squares))
+    )
+    return math.fsum(
+        float(((a.double() - start.double()) * (b.double() - start.double())).sum())
+        for three in tensors
+        for a, b, start in zip(*(torch.split(t.reshape(-1), PIECE) for t in three), strict=True)
+    )
 
 
 def shortened(after: State, before: State, factor: float) -> dict[str, Tensor]:
