@@ -27,9 +27,11 @@ def update_measures(
         {} where no weights came; a cosine with an update of length 0 is None.
     """
     found: dict[str, dict[str, float | None]] = {}
-    for site, state in ((s, one.state) for s, one in good.items() if one.state):
+    states = {site: one.state for site, one in good.items() if one.state}
+    names = next(iter(states.values()), {})  # those of every site
+    whole = length({name: after[name] for name in names}, before)
+    for site, state in states.items():
         norm = length(state, before)
-        whole = length({name: after[name] for name in state}, before)
         inner = inner_product(state, after, before)
         cosine = round(inner / (norm * whole), PLACES) if norm * whole > 0 else None
         found[site] = {"norm": round(norm, PLACES), "cosine": cosine}

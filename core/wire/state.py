@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import safetensors.torch
 import torch
@@ -92,7 +92,7 @@ def length(after: State, before: State) -> float:
         after: weights after training.
         before: the same names before; more are allowed.
     """
-    return math.sqrt(inner_product(after, after, before))
+    return math.sqrt(math.fsum(float(step.square().sum()) for (step,) in _steps(before, after)))
 
 
 def inner_product(one: State, other: State, before: State) -> float:
@@ -103,16 +103,21 @@ def inner_product(one: State, other: State, before: State) -> float:
         other: the same names in another training; more are allowed.
         before: the same names before both; more are allowed.
     """
-    tensors = (
-        (tensor, other[name], before[name])
-        for name, tensor in one.items()
-        if tensor.is_floating_point()
-    )
-    return math.fsum(
-        float(((a.double() - start.double()) * (b.double() - start.double())).sum())
-        for three in tensors
-        for a, b, start in zip(*(torch.split(t.reshape(-1), PIECE) for t in three), strict=True)
-    )
+    return math.fsum(float((a * b).sum()) for a, b in _steps(before, one, other))
+
+
+def _steps(before: State, *after: State) -> Iterator[list[Tensor]]:
+    """The updates by floating-point tensors of the first, a piece at a time, in float64."""
+    for name, tensor in after[0].items():
+        if tensor.is_floating_point():
+            for old, *new in _pieces(before[name], *(state[name] for state in after)):
+                start = old.double()
+                yield [piece.double() - start for piece in new]
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same numbers of several tensors of one shape, `PIECE` at a time."""
+    return zip(*(torch.split(t.reshape(-1), PIECE) for t in tensors), strict=True)
 
 
 def shortened(after: State, before: State, factor: float) -> dict[str, Tensor]:
@@ -142,8 +147,7 @@ def beyond(after: State, before: State) -> str:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         step = size = 0.0
-        pieces = (torch.split(t.reshape(-1), PIECE) for t in (tensor, before[name]))
-        for new, old in zip(*pieces, strict=True):
+        for new, old in _pieces(tensor, before[name]):
             step += float((new.double() - old.double()).square().sum())
             size += float(old.double().square().sum())
         step, size = math.sqrt(step / tensor.numel()), math.sqrt(size / tensor.numel())
