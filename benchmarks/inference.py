@@ -2,11 +2,12 @@
 
 python -m benchmarks.inference [--model MODEL --archive DIR [--cases N]] [--small] [--json FILE]
 
-The sliding window (overlap 0.25) goes over the CT on the network's own grid, and both sides
-resample by the same code there and back, so what is compared is locating against sliding. Without a
-model a made-up CT of 140 x 512 x 512 voxels is contoured by a network of random weights. With one,
-cases of an archive are, and the Dice of both is told. `python -m benchmarks.roi ARCHIVE` measures
-how much of each organ the located crop holds.
+The sliding window (overlap 0.25) goes over the CT on the network's own grid, in float32, and both
+sides resample by the same code there and back, so what is compared is locating against sliding.
+Without a model a made-up CT of 140 x 512 x 512 voxels is contoured by a network of random weights,
+in float32 and in what `train.amp: auto` is here. With one, cases of an archive are, as `hnfed
+predict` does it, and the Dice of both is told. `python -m benchmarks.roi ARCHIVE` measures how much
+of each organ the located crop holds.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from core.data.resample import restore
 from core.metrics.scores import dice
 from core.models.build import build
 from core.organs.vocabulary import NINE
-from core.plan.schema import Model, Preprocess
+from core.plan.schema import Model, Preprocess, Train
 from core.training.memory import to_device
+from core.training.optimisation import precision
 from hnfed.predict.inference import common_preprocess, load_models, predict_volume
 from hnfed.predict.model_files import resolve_model
 from hnfed.predict.shipped import path_of
@@ -114,6 +116,8 @@ def rows(
     models: Sequence[nn.Module], metas: Sequence[Mapping[str, Any]], cases: Iterator[Case]
 ) -> list[dict[str, Any]]:
     """Seconds of a CT by each, their ratio, and the Dice of each where contours are known."""
+    amp = metas[0].get("amp", "off")
+    kind = str(precision(Train(amp=amp), torch.device("cpu")) or torch.float32)
     settings, organs = common_preprocess(metas), metas[0]["organs"]
     spent = {"ours": 0.0, "slid": 0.0}
     scores: dict[str, list[float]] = {"ours": [], "slid": []}
@@ -130,7 +134,8 @@ def rows(
             spent[name] += time.process_time() - begun
             known = {o: m for o, m in case.masks.items() if o in organs and m.any()}
             scores[name] += [dice(labels == organs.index(o) + 1, m) for o, m in known.items()]
-    name = f"a whole CT, {count} cases, the last of {' x '.join(map(str, voxels))}"
+    size = " x ".join(map(str, voxels))
+    name = f"a whole CT, {kind.removeprefix('torch.')}, {count} cases, the last of {size}"
     each = {key: seconds / count for key, seconds in spent.items()}
     found = [
         row(name, each["ours"], "CPU s", f"sliding window, {each['slid']:.4g} s",
@@ -143,13 +148,14 @@ def rows(
     return found
 
 
-def untrained(small: bool) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+def untrained(small: bool, amp: str) -> tuple[list[nn.Module], list[dict[str, Any]]]:
     """A network of random weights, and what a checkpoint would say of it."""
     settings, model = SMALL if small else (Preprocess(), Model())
     torch.manual_seed(0)
     network = build(model, len(NINE), settings.crop).eval()
     to_device(network, torch.device("cpu"), model.channels_last)
     meta = {"organs": list(NINE), "preprocess": asdict(settings), "model": asdict(model)}
+    meta["amp"] = amp
     return [network], [meta]
 
 
@@ -165,7 +171,8 @@ def main() -> int:
     if (options.model is None) != (options.archive is None):
         parser.error("--model and --archive: give both or none")
     if options.model is None:
-        found = rows(*untrained(options.small), made_up())
+        found = [r for amp in ("off", "auto")
+                 for r in rows(*untrained(options.small, amp), made_up())]  # fmt: skip
     else:
         models, metas = load_models([resolve_model(path_of(options.model))], "cpu")
         found = rows(models, metas, read(options.archive, metas[0]["organs"], options.cases))

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -230,10 +231,12 @@ def autocast(settings: Train, device: torch.device) -> torch.autocast:
 
 
 def autocast_scoring(settings: Train, device: torch.device) -> torch.autocast:
-    """The same where nothing is trained: on a GPU alone, a CPU scores in float32."""
-    if device.type == "cuda":
-        return autocast(settings, device)
-    return torch.autocast(device.type, enabled=False)
+    """The same where nothing is trained: any `train.amp` but `off` is `auto`.
+
+    Weights are scored and used on other machines than those that train them. There bf16 without
+    units for it is fifty times slower, and fp16 may be refused.
+    """
+    return autocast(replace(settings, amp="auto") if settings.amp != "off" else settings, device)
 
 
 def optimiser_tensors(

@@ -29,7 +29,7 @@ def probabilities_of(
         device: where the models are.
         average_mirrored: the C organs of the models' outputs, both sides of each: the mean is
             then also over the mirrored crop, mirrored back, sides exchanged. Empty: as it is.
-        settings: its `amp` is the precision on a GPU; None for float32.
+        settings: float32 if its `amp` is `off` or None is given, else what `auto` has here.
     """
     batch = image[None].to(device)
     with torch.inference_mode(), autocast_scoring(settings or Train(), device):

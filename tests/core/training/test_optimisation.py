@@ -113,7 +113,16 @@ def test_precision_follows_the_device(
     settings = Train(amp=amp)
     assert precision(settings, torch.device("cuda", 0)) == on_gpu
     assert precision(settings, torch.device("cpu")) == on_cpu
-    assert autocast_scoring(settings, torch.device("cpu"))._enabled is False
+
+
+@pytest.mark.parametrize("amp", ["off", "auto", "bf16", "fp16"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_scores_use_what_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch, amp: str, bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": bf16}, raising=False)
+    scoring = autocast_scoring(Train(amp=amp), torch.device("cpu"))
+    assert scoring._enabled == (bf16 and amp != "off")
 
 
 def test_a_scaler_goes_on_where_it_was() -> None:
