@@ -1,21 +1,23 @@
 """What a CPU-hour of training buys: Dice of our network and recipe beside MONAI's, from real CTs.
 
 python -m benchmarks.quality --archive DIR [DIR ...] --out DIR
-    [--networks ours ours-whole unet dynunet] [--minutes 15 30 60] [--seed N]
+    [--networks ours ours-whole unet dynunet dynunet-sgd] [--minutes 15 30 60] [--seed N]
     [--amp off|bf16|auto] [--lr LR] [--validate] [--config PLAN] [--set KEY=VALUE ...]
 
-Each network trains alone, with one thread, until its CPU minutes are spent (ours to half an epoch),
-data and augmentation included, preparing and scoring not; its learning rate falls to about zero
-over that time. 24 patients with all four organs, the same whatever the seed, do not train. All are
-scored alike, on each CT's own grid and without averaging over mirrored crops; the plan's own
-validation and test patients may be among them. `ours` is the plan (`openkbp`) trained as one site:
-it mirrors, and takes the cases that lack an organ as well, which `ours-whole` leaves out as the
-others must. `unet` is MONAI's UNet with two residual units, DiceCE and Adam, as its tutorials have
-it but for instance norm and the learning rate; `dynunet` its DynUNet with SGD, Nesterov's momentum
-and DiceCE at three depths, after nnU-Net. Both have the transforms of `benchmarks.naive_recipe`.
-`--validate` scores eight of the training cases instead, which then do not train: a learning rate is
-chosen on these. `--set` changes the plan, as in `preprocess.crop=[136,56,56]`, whose grid is that
-of all networks. Each cell is written to OUT as it ends, and is not run again.
+Each network trains alone, with one thread, until its CPU minutes are spent (ours to half an epoch
+where all take as long, and at least one), data and augmentation included, preparing and scoring
+not; its learning rate falls to about zero over that time, which is to be of several epochs. 24
+patients with all four organs, the same whatever the seed, do not train. All are scored alike, on
+each CT's own grid and without averaging over mirrored crops; the plan's own validation and test
+patients may be among them. `ours` is the plan (`openkbp`) trained as one site: it mirrors, and
+takes the cases that lack an organ as well, which `ours-whole` leaves out as the others must. `unet`
+is MONAI's UNet with two residual units, DiceCE and Adam, as its tutorials have it but for instance
+norm and the learning rate; `dynunet` its DynUNet with the same and the loss at three depths, and
+`dynunet-sgd` that with nnU-Net's SGD and Nesterov's momentum, which wants more steps. All three
+have the transforms of `benchmarks.naive_recipe`. `--validate` scores eight of the training cases
+instead, which then do not train: a learning rate is chosen on these. `--set` changes the plan, as
+in `preprocess.crop=[136,56,56]`, whose grid is that of all networks. Each cell is written to OUT as
+it ends, and is not run again.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ from core.training.optimisation import autocast, device_settings, learning_rate,
 from core.wire.partition import network
 
 SCORED, VALIDATED = 24, 8  # patients
-LR = {"ours": None, "ours-whole": None, "unet": 3e-3, "dynunet": 1e-2}  # ours: the plan's
+# ours: the plan's
+LR = {"ours": None, "ours-whole": None, "unet": 3e-3, "dynunet": 3e-3, "dynunet-sgd": 1e-2}
 LEAST_DICE = -0.01
 CPU = torch.device("cpu")
 # Trains a network on cases for so many CPU seconds, and returns its epochs.
@@ -129,10 +132,10 @@ def monai_training(name: str, plan: Plan, phase: Phase, lr: float) -> tuple[nn.M
     def taught(model: nn.Module, entries: Sequence[Entry], seconds: float) -> float:
         data = naive_samples(entries, phase.organs, plan.preprocess)
         loader = DataLoader(data, batch_size=1, shuffle=True)
-        if name == "unet":
-            optimiser: Any = torch.optim.Adam(model.parameters(), lr, weight_decay=1e-5)
+        parameters = model.parameters()
+        if name != "dynunet-sgd":
+            optimiser: Any = torch.optim.Adam(parameters, lr, weight_decay=1e-5)
         else:
-            parameters = model.parameters()
             optimiser = torch.optim.SGD(parameters, lr, 0.99, weight_decay=3e-5, nesterov=True)
         loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
         model.train()
@@ -205,11 +208,13 @@ def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
 
 def cell_path(options: Namespace, name: str, minutes: float) -> Path:
     """Where a cell is written."""
-    lr = "" if options.lr is None else f"-lr{options.lr:g}"
+    plan = plan_of(options)
+    lr = options.lr or LR[name] or plan.train.lr
     kind = "-validation" if options.validate else ""
-    known = [plan_json(plan_of(options)), *(str(root.resolve()) for root in options.archive)]
-    plan = hashlib.sha256("\n".join(known).encode()).hexdigest()[:6]
-    return Path(options.out / f"{name}-{minutes:g}-seed{options.seed}{lr}{kind}-{plan}.json")
+    known = [plan_json(plan), *(str(root.resolve()) for root in options.archive)]
+    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()[:6]
+    stem = f"{name}-{minutes:g}-seed{options.seed}-lr{lr:g}{kind}-{digest}"
+    return Path(options.out / f"{stem}.json")
 
 
 def measured(options: Namespace) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,8 @@ from server.strategy import (
 )
 
 # Numbers that are averaged at once, those of all sites together, so that memory does not grow with
-# the sites; and the fewest of one site, below which time would go into starting each part.
+# the sites; and the fewest of one site, below which time would go into starting each part: from 64
+# sites on memory grows by these.
 AT_ONCE, FEWEST = 2**22, 2**16
 
 

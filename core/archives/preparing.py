@@ -76,7 +76,8 @@ def prepare(site: Site, plan: Plan, *, jobs: int = 1, progress: Progress | None 
         own, explicit = chosen(source, archive)
         splits = assign_splits(own, source.split, explicit)
         split |= {f"{source.label}/{case}": part for case, part in splits.items()}
-        found = (own.findings, unassigned(own, splits), overruled(splits, explicit))
+        unused = {ref.case for ref in own.cases} - set(splits)
+        found = (own.findings, unassigned(unused), overruled(splits, explicit))
         findings += _named(site, source, *found)
         opened.append((source, own, splits))
     digest = split_hash(split, site.secret)
@@ -173,9 +174,11 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
         )
         for c in sorted(unwanted - known)
     ]
-    cases = tuple(
-        r for r in archive.cases if r.case not in excluded and (not explicit or r.case in explicit)
-    )
+    cases = tuple(r for r in archive.cases if r.case not in excluded)
+    if explicit:
+        passed = {r.case for r in cases if r.site in (None, source.label)} - set(explicit)
+        findings += unassigned(passed)
+        cases = tuple(r for r in cases if r.case in explicit)
     sites = {r.site for r in cases if r.site}
     foreign: set[str] = set()
     if sites and not explicit:

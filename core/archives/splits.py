@@ -11,7 +11,7 @@ import hmac
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from core.archives.archive import Archive, CaseRef
 from core.errors import Finding, UserError
@@ -114,8 +114,7 @@ def assign_splits(
        cases of one patient (``cases.csv``) together.
 
     Once either list exists, a case that neither names is *not used*: someone chose the cases, and
-    drawing further ones would change a published test set. `unassigned` makes findings of these,
-    and of the cases that `explicit` names and the archive lacks.
+    drawing further ones would change a published test set. `unassigned` makes findings of these.
 
     Args:
         archive: from `open_archive`.
@@ -131,17 +130,22 @@ def assign_splits(
     for case, split in (explicit or {}).items():
         if split not in SPLITS:
             raise UserError(f"splits, case {case}", split, "use train, val or test")
-    listed = {ref.case: ref.split for ref in archive.cases if ref.split is not None}
-    if not listed and explicit is None:
+    result = named_splits(archive, explicit)
+    if explicit is None and not result:
         drawn = split_cases(_by_patient(archive), fractions, int(fractions.get("seed", 0)))
         return {ref.case: drawn[_patient(ref)] for ref in archive.cases}
-    known = {ref.case for ref in archive.cases}
-    named = {case: split for case, split in (explicit or {}).items() if case in known}
-    result = dict(sorted({**named, **listed}.items()))
     for patient, parts in patients_in_splits(archive, result).items():
         problem = f"cases of one patient stand in {' and '.join(parts)}"
         raise UserError("cases.csv, patient", patient, "put them into one split", problem=problem)
     return result
+
+
+def named_splits(archive: Archive, explicit: Mapping[str, str] | None) -> dict[str, str]:
+    """The splits of ``cases.csv``, else of a list, sorted by case; a case in neither is missing."""
+    known = {ref.case for ref in archive.cases}
+    named = {case: split for case, split in (explicit or {}).items() if case in known}
+    listed = {ref.case: ref.split for ref in archive.cases if ref.split is not None}
+    return dict(sorted({**named, **listed}.items()))
 
 
 def patients_in_splits(archive: Archive, splits: Mapping[str, str]) -> dict[str, list[str]]:
@@ -165,40 +169,13 @@ def _by_patient(archive: Archive) -> dict[str, frozenset[str]]:
     return annotated
 
 
-def unassigned(
-    archive: Archive, splits: Mapping[str, str], explicit: Mapping[str, str] | None = None
-) -> tuple[Finding, ...]:
-    """Findings for the cases that `assign_splits` did not use, and for those it did not find.
-
-    Args:
-        archive: from `open_archive`.
-        splits: what `assign_splits` returned.
-        explicit: what it was given.
-    """
-    known = {ref.case for ref in archive.cases}
-    unused = [
-        Finding(
-            "W_CASE_UNASSIGNED",
-            "warning",
-            case,
-            "",
-            "in no split: not used",
-            "name it in the list of splits to use it",
-        )
-        for case in sorted(known - set(splits))
-    ]
-    absent = [
-        Finding(
-            "W_CASE_ABSENT",
-            "warning",
-            case,
-            "",
-            f"the list of splits names {case!r}: no such case",
-            "correct the list, or add the case",
-        )
-        for case in sorted(set(explicit or {}) - known)
-    ]
-    return (*unused, *absent)
+def unassigned(cases: Collection[str]) -> tuple[Finding, ...]:
+    """Findings for cases that no list of splits names."""
+    remedy = "name it in the list of splits to use it"
+    return tuple(
+        Finding("W_CASE_UNASSIGNED", "warning", case, "", "in no split: not used", remedy)
+        for case in sorted(cases)
+    )
 
 
 def overruled(splits: Mapping[str, str], explicit: Mapping[str, str] | None) -> tuple[Finding, ...]:

@@ -73,15 +73,16 @@ def stage_of(model: nn.Module, settings: Model) -> dict[str, str]:
 
 
 def unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the state with every tensor once, under its first name (detached, not copied).
+    """Returns the weights, every tensor once, under its first name (detached, not copied).
 
-    MONAI's DynUNet lists its blocks twice (`skip_layers`), which would double what travels.
+    MONAI's DynUNet lists its blocks twice (`skip_layers`), which would double what travels. Tensors
+    of whole numbers are no weights: SwinUNETR's index tables are the network's own, as it is built.
     """
     seen: set[tuple[int, int, torch.Size, tuple[int, ...]]] = set()
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         key = _identity(tensor)
-        if tensor.numel() and key in seen:
+        if not tensor.is_floating_point() or (tensor.numel() and key in seen):
             continue
         seen.add(key)
         state[name] = tensor

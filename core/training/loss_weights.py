@@ -93,7 +93,7 @@ def frequency_weights(
         settings: the plan's `loss`.
 
     Returns:
-        None where the loss counts no classes, or nothing was counted.
+        None where the loss counts no classes, or there are none.
     """
     if not settings.counts_classes or not voxels:
         return None

@@ -86,7 +86,7 @@ def _most(state: Mapping[str, Tensor]) -> int:
 
 
 def length(after: State, before: State) -> float:
-    """Euclidean length of an update over all its floating-point tensors.
+    """Euclidean length of an update over all its tensors.
 
     Args:
         after: weights after training.
@@ -96,7 +96,7 @@ def length(after: State, before: State) -> float:
 
 
 def inner_product(one: State, other: State, before: State) -> float:
-    """Inner product of two updates over all floating-point tensors of the first, in float64.
+    """Inner product of two updates over all tensors of the first, in float64.
 
     Args:
         one: weights after training.
@@ -107,28 +107,27 @@ def inner_product(one: State, other: State, before: State) -> float:
 
 
 def _steps(before: State, *after: State) -> Iterator[list[Tensor]]:
-    """The updates by floating-point tensors of the first, a piece at a time, in float64."""
-    for name, tensor in after[0].items():
-        if tensor.is_floating_point():
-            for old, *new in _pieces(before[name], *(state[name] for state in after)):
-                start = old.double()
-                yield [piece.double() - start for piece in new]
+    """The updates by tensors of the first, a piece at a time, in float64."""
+    for name in after[0]:
+        for old, *new in _pieces(before[name], *(state[name] for state in after)):
+            start = old.double()
+            yield [piece.double() - start for piece in new]
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same numbers of several tensors of one shape, `PIECE` at a time."""
+    assert len({t.shape for t in tensors}) == 1, [t.shape for t in tensors]
     return zip(*(torch.split(t.reshape(-1), PIECE) for t in tensors), strict=True)
 
 
 def shortened(after: State, before: State, factor: float) -> dict[str, Tensor]:
-    """`after` with its update made `factor` times as long; whole numbers stay as they are."""
+    """`after` with its update made `factor` times as long."""
     state = {}
     for name, tensor in after.items():
-        if not tensor.is_floating_point():
-            state[name] = tensor
-            continue
-        start = before[name].double()
-        state[name] = (start + (tensor.double() - start) * factor).to(tensor.dtype)
+        state[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        for made, new, old in _pieces(state[name], tensor, before[name]):
+            start = old.double()
+            made.copy_(start + (new.double() - start) * factor)
     return state
 
 
@@ -144,7 +143,7 @@ def beyond(after: State, before: State) -> str:
         before: the same names before; more are allowed.
     """
     for name, tensor in after.items():
-        if not tensor.is_floating_point() or not tensor.numel():
+        if not tensor.numel():
             continue
         step = size = 0.0
         for new, old in _pieces(tensor, before[name]):

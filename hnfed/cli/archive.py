@@ -115,22 +115,26 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _own(site: Site, archive: Archive) -> tuple[Archive, dict[str, str] | None]:
-    """What `core.data.site.chosen` returns, after a line on the cases that are not the site's."""
+    """The site's own cases, and their splits where it lists them, as `hnfed prepare` takes them.
+
+    A line tells how many cases are other sites'.
+    """
     from dataclasses import replace
 
     from core.archives.preparing import chosen
+    from core.archives.splits import named_splits, overruled
     from core.data.site import COUNT
 
     source = replace(site.sources[0], root=str(archive.root), absent=COUNT)  # a check says it all
-    own, splits = chosen(source, archive)
+    own, explicit = chosen(source, archive)
     kept = {ref.case for ref in own.cases}
-    passed = [ref for ref in archive.cases if ref.case not in kept]
-    others = sum(ref.site not in (None, site.name) for ref in passed)
+    others = sum(r.case not in kept and r.site not in (None, site.name) for r in archive.cases)
     if others:
         print(f"{others} further cases belong to other sites by cases.csv: not checked")
-    if len(passed) > others:
-        print(f"{len(passed) - others} further cases are in no list of this site: not checked")
-    return own, splits
+    if explicit is None:
+        return own, None
+    splits = named_splits(own, explicit)
+    return replace(own, findings=(*own.findings, *overruled(splits, explicit))), splits
 
 
 def _names(

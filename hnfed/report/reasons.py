@@ -41,7 +41,6 @@ MEANINGS = {
     "E_ORGAN_VOLUME": "an organ far larger than it can be",
     "E_SLICES_DOUBLED": "two slices of the CT lie in one place",
     "E_SLICES_MISSING": "slices of the CT are missing",
-    "W_CASE_ABSENT": "a list names a case that is not in the archive",
     "W_CASE_RENAMED": "several folders have one name: the case was given another",
     "W_CASE_SPLIT": "a list gives a case another split than cases.csv, which stands",
     "W_CASE_UNASSIGNED": "a case that no split names is not used",
@@ -53,7 +52,7 @@ MEANINGS = {
     "W_STRUCTURE_SET_ALONE": "a structure set without the CT that it is drawn on",
 }
 NOTED = {
-    "W_CASE_ABSENT", "W_CASE_RENAMED", "W_CASE_SPLIT", "W_CASE_UNLISTED", "W_EXCLUDE_UNKNOWN",
+    "W_CASE_RENAMED", "W_CASE_SPLIT", "W_CASE_UNLISTED", "W_EXCLUDE_UNKNOWN",
     "W_OVERLAP_RESOLVED",
 }  # fmt: skip
 

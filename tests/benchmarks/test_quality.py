@@ -84,7 +84,8 @@ def test_our_rate_falls_to_zero_within_the_budget(
     clock, rates = Clock(), []
 
     def train(model, entries, plan, phase, device, span):  # type: ignore[no-untyped-def]
-        clock.now += 9  # a reading makes it 10 seconds an epoch
+        # A reading makes it 10 seconds an epoch; the last takes one and leaves room for another.
+        clock.now += 9 if span.first < 6 else 0
         total = phase.rounds * phase.local_epochs
         rates.append(quality.learning_rate(plan.train, span.first + 0.99, total))
         return None, {}
@@ -99,7 +100,7 @@ def test_our_rate_falls_to_zero_within_the_budget(
     assert rates[-1] < 0.01 < rates[-2]
 
 
-@pytest.mark.parametrize("name", ["unet", "dynunet"])
+@pytest.mark.parametrize("name", ["unet", "dynunet", "dynunet-sgd"])
 def test_the_others_stop_with_their_budget(
     name: str, options: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +174,7 @@ def test_cells_are_run_once_and_compared_by_patient(
         name = command[command.index("--one") + 1]
         ran.append(name)
         dice = [{"a": 0.8, "b": 0.6}, {"a": 0.9, "b": 0.7}]
-        more = {"unet": -0.1, "dynunet": 0.2}.get(name, 0.0)
+        more = {"unet": -0.1, "dynunet": 0.2, "dynunet-sgd": -0.5}.get(name, 0.0)
         dice = [{organ: d + more for organ, d in case.items()} for case in dice]
         told = {"cpu_minutes": 1.0, "epochs": 1, "cases": 2, "lr": 0.1, "precision": "float32"}
         return Namespace(stdout=b"noise\n" + json.dumps(told | {"dice": list(dice)}).encode())
@@ -190,15 +191,21 @@ def test_cells_are_run_once_and_compared_by_patient(
     assert values["unet"] == pytest.approx(0.65)
     assert values["ours - unet"] == pytest.approx(0.1)
     met = [row["met"] for row in rows if row["ratio"] is not None]
-    assert met == [None, True, False], "ours-whole has no target, dynunet has 0.2 more"
+    assert met == [None, True, False, True], "ours-whole has no target, dynunet has 0.2 more"
 
 
-def test_another_plan_is_another_cell(options: Namespace) -> None:
+def test_another_plan_or_learning_rate_is_another_cell(
+    options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = {quality.cell_path(options, "ours", 1)}
     options.set = ["model.channels=[2,4]"]
     paths.add(quality.cell_path(options, "ours", 1))
-    options.validate, options.lr = True, 0.1
+    options.validate = True
     paths.add(quality.cell_path(options, "ours", 1))
-    assert len(paths) == 3
+    monkeypatch.setitem(quality.LR, "ours", 0.05)
+    paths.add(quality.cell_path(options, "ours", 1))
+    options.lr = 0.1
+    paths.add(quality.cell_path(options, "ours", 1))
+    assert len(paths) == 5
     told = quality.one(options, "ours", options.minutes[0])
     assert told["set"] == options.set

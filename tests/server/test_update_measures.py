@@ -13,14 +13,14 @@ from core.plan.schema import Phase
 from server.update_measures import update_measures
 from tests.server.conftest import ORGANS
 
-BEFORE = {"w": torch.zeros(2), "k": torch.ones(1), "n": torch.tensor([5])}
+BEFORE = {"w": torch.zeros(2), "k": torch.ones(1)}
 
 
 class One:
     """As much of an accepted reply as is read."""
 
     def __init__(self, x: float, y: float) -> None:
-        self.state = {"w": torch.tensor([x, y]), "n": torch.tensor([7])}
+        self.state = {"w": torch.tensor([x, y])}
 
 
 def test_lengths_and_cosines() -> None:

@@ -55,7 +55,7 @@ def test_explicit_splits_by_number_exclusions_and_what_is_absent(
     plan = make_plan()
     _, findings = filled(site, plan)
     assert splits(site, plan) == {"0": "train", "3": "val", "4": "test"}
-    assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1}
+    assert count_codes(findings) == {"E_ABSENT": 1, "E_EXCLUDED": 1, "W_CASE_UNASSIGNED": 1}
 
 
 def test_a_split_that_cases_csv_overrules_is_counted(
@@ -93,7 +93,8 @@ def test_a_listed_case_that_does_not_exist_is_an_error(
     assert "no such case" in caught.value.problem
     assert "absent: count" in caught.value.remedy
     counted, _ = chosen(Source(root=str(archive), absent="count", **lists), opened)
-    assert {f.code for f in counted.findings} <= {"E_ABSENT", "W_EXCLUDE_UNKNOWN"}
+    known = {"E_ABSENT", "W_EXCLUDE_UNKNOWN", "W_CASE_UNASSIGNED"}
+    assert {f.code for f in counted.findings} <= known
     assert counted.findings
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import nn
 
 from core.errors import UserError
@@ -92,6 +93,18 @@ def test_incomplete_or_overlapping_stages_are_refused(stages, says):
 def test_stages_of_the_plan_override_the_shipped_table():
     settings = replace(SMALL, stages={"body": ["down", "up"], "head": ["head"]})
     assert set(stage_of(build(settings, 3, CROP), settings).values()) == {"body", "head"}
+
+
+def test_tables_of_whole_numbers_are_no_weights():
+    """Averaged in floating point, 7 of each site became 6, and a site could send any number."""
+    one, other = (SwinUNETR(1, 2, feature_size=12) for _ in range(2))
+    tables = {n for n, t in one.state_dict().items() if not t.is_floating_point()}
+    assert tables
+    state = unique_state(one)
+    assert set(state) == set(one.state_dict()) - tables
+    load_unique(other, {n: t.clone() for n, t in state.items()})
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, one.state_dict()[name])
 
 
 def test_unique_state_lists_dynunets_shared_blocks_once():

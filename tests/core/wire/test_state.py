@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.wire.state import inner_product, length, packed, rounded, unpacked
+from core.wire.state import (
+    beyond,
+    inner_product,
+    length,
+    packed,
+    rounded,
+    shortened,
+    unpacked,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 SHAPE = st.lists(st.integers(0, 3), max_size=4)
@@ -124,10 +132,7 @@ def test_other_bits_than_the_plan_says_are_refused() -> None:
 
 def test_products_of_updates_are_added_up_in_float64_in_any_memory_format() -> None:
     generator = torch.Generator().manual_seed(0)
-    one, other, before = (
-        {"w": torch.randn(3, 4, 5, 6, 7, generator=generator), "n": torch.tensor(i)}
-        for i in range(3)
-    )
+    one, other, before = ({"w": torch.randn(3, 4, 5, 6, 7, generator=generator)} for _ in range(3))
     one["w"] = one["w"].to(memory_format=torch.channels_last_3d)
     long = [(state["w"].double() - before["w"].double()).flatten() for state in (one, other)]
     assert inner_product(one, other, before) == pytest.approx(float(long[0] @ long[1]), rel=1e-12)
@@ -140,5 +145,13 @@ def test_an_update_is_measured_without_a_copy_in_float64(monkeypatch: pytest.Mon
     monkeypatch.setattr("core.wire.state.PIECE", 100)
     monkeypatch.setattr(Tensor, "double", lambda t: sizes.append(t.numel()) or plain(t))
     state = {"w": torch.ones(31, 10), "b": torch.ones(7)}
-    assert length(state, {n: torch.zeros_like(t) for n, t in state.items()}) == 317**0.5
-    assert max(sizes) == 100
+    before = {n: torch.zeros_like(t) for n, t in state.items()}
+    for measure, value in (
+        (lambda: length(state, before), 317**0.5),
+        (lambda: inner_product(state, state, before), 317),
+        (lambda: beyond(state, before), ""),
+        (lambda: len(shortened(state, before, 0.5)), 2),
+    ):
+        assert measure() == value
+        assert max(sizes) == 100
+        sizes.clear()

@@ -101,7 +101,11 @@ def test_check_of_a_site_leaves_the_cases_of_others(site: Path, tmp_path: Path, 
     assert main([*arguments, "--site", str(site)]) == 1
     said = capsys.readouterr().out
     assert "3 further cases belong to other sites" in said
-    assert "1 further cases are in no list of this site: not checked" in said
+    assert "W_CASE_UNASSIGNED x1" in said
+    assert "W_CASE_SPLIT" not in said
+    (site.parent / "splits.csv").write_text("case,split\nMUSTERFRAU_0,val\nMUSTERFRAU_3,train\n")
+    main([*arguments, "--site", str(site)])
+    assert "W_CASE_SPLIT x1" in capsys.readouterr().out, "as prepare will say"
     assert "1 cases (pddca), 1 usable" in said
     assert "E_ABSENT x1" in said
 
