@@ -18,7 +18,7 @@ from core.plan.schema import Federation, Phase, Plan
 from core.plan.secure import ALL
 from core.secure.layout import EVIDENCE, Sum, Travelling
 from core.wire.messages import FINAL, OF_THE_PLAN, Description, Header, Order
-from core.wire.partition import size_bytes, state_hash
+from core.wire.partition import size_bytes, state_hash, still_at
 from core.wire.state import packed
 from server.exchange import Call, Exchange, exchange, record_of
 from server.guards import AWAY, Accepted, Rejected, Verdicts
@@ -387,6 +387,7 @@ class Correspondence:
             self.plan.federation,
             {s: d.cases for s, d in self.described.items()},
             self.recorder.store(self.phase.name).folder,
+            still_at(self.plan, self.phase, round_),
         )
 
     def _sift(

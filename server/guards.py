@@ -23,6 +23,7 @@ from torch import Tensor
 
 from core.files import private_folder
 from core.metrics.scores import MEASURES, OrganSum
+from core.plan.ranges import DAYS_30
 from core.plan.schema import SPLITS, Federation, Guards, Phase
 from core.wire.messages import CODES, OK, Header, Result
 from core.wire.state import beyond, unpacked
@@ -67,10 +68,12 @@ class Awaited:
 
     Attributes:
         tensors: of their names, shapes and dtypes; {} where none travel.
+        still: names of those that do not train in this round: they come back as they went out.
         opened: makes the tensors of a parcel, as `core.wire.state.unpacked` does.
     """
 
     tensors: Mapping[str, Tensor]
+    still: frozenset[str] = frozenset()
     opened: Opener = unpacked
 
 
@@ -115,8 +118,9 @@ def inspect(
     told = cases[0] >= 0 or result.annotated  # else the site withholds its counts
     if result.cases < 1 and told:
         return Rejected("E_COUNT", "an update from no case")
-    later = max(phase.thaw.values(), default=1) > 1  # until then what is shared may stay as it is
-    if not later and _unchanged(verdict.state, awaited.tensors):
+    if cases[0] >= 0 and not result.annotated:  # else all sites would weigh equally
+        return Rejected("E_COUNT", "no count of annotated cases from a site that described its own")
+    if _unchanged({n: t for n, t in verdict.state.items() if n not in awaited.still}, awaited):
         return Rejected("E_UNCHANGED", "the weights came back as they went out")
     return verdict
 
@@ -149,6 +153,8 @@ def _numbers(result: Result, guards: Guards, described: tuple[int, int, int]) ->
         return Rejected("E_COUNT", "scores outside their range")
     if not all(math.isfinite(v) for v in (result.seconds, result.startup, *result.loss)):
         return Rejected("E_NONFINITE", "loss or seconds")
+    if not all(0 <= seconds <= DAYS_30 for seconds in (result.seconds, result.startup)):
+        return Rejected("E_COUNT", "seconds outside 30 days")
     return None
 
 
@@ -161,9 +167,10 @@ def _possible(s: OrganSum, most: int) -> bool:
     )
 
 
-def _unchanged(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> bool:
-    """True where training changed nothing at all; what thaws later may travel unchanged."""
-    return bool(state) and all(torch.equal(tensor, before[n]) for n, tensor in state.items())
+def _unchanged(trained: Mapping[str, Tensor], awaited: Awaited) -> bool:
+    """True where training changed nothing of what it trains."""
+    before = awaited.tensors
+    return bool(trained) and all(torch.equal(tensor, before[n]) for n, tensor in trained.items())
 
 
 def _with_state(reply: Message, one: Accepted, awaited: Awaited) -> Accepted | Rejected:
@@ -192,6 +199,8 @@ def _with_state(reply: Message, one: Accepted, awaited: Awaited) -> Accepted | R
             return Rejected("E_SCHEMA", f"dtype of {name}")
         if not bool(state[name].isfinite().all()):
             return Rejected("E_NONFINITE", f"weights of {name}")
+        if name in awaited.still and not torch.equal(state[name], tensor):
+            return Rejected("E_NORM", f"{name} moved, which is frozen in this round")
     if far := beyond(state, expected):
         return Rejected("E_NORM", f"{far} moved farther than training moves weights in a round")
     return replace(one, state=state)
@@ -212,6 +221,7 @@ class Verdicts:
         asked: run, phase and round of the orders.
         phase: of the orders.
         expected: tensors whose names, shapes and dtypes must come back ({} where none travel).
+        still: names of those that come back as they went out.
         federation: settings of the plan.
         cases: by site, training, validation and test cases that it described.
         folder: where the weights wait.
@@ -224,6 +234,7 @@ class Verdicts:
     federation: Federation
     cases: Mapping[str, tuple[int, int, int]]
     folder: Path
+    still: frozenset[str] = frozenset()
     found: dict[str, Accepted | Rejected] = field(default_factory=dict)
 
     def __call__(self, site: str, reply: Message) -> None:
@@ -234,7 +245,7 @@ class Verdicts:
             reply,
             replace(self.asked, site=site),
             self.phase,
-            awaited=Awaited(self.expected, opened),
+            awaited=Awaited(self.expected, self.still, opened),
             guards=self.federation.guards,
             cases=self.cases[site],
         )

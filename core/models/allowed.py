@@ -195,7 +195,8 @@ NETWORKS: Final[Mapping[str, Mapping[str, Rule]]] = {
         "patch_size": whole(2, 8),
         "depths": listed(whole(1, 24), 4),
         "num_heads": listed(whole(1, 64), 4),
-        "window_size": either(whole(2, 16), listed(whole(2, 16), 3)),
+        # Its index tables take 8 bytes times the sixth power of it, a block.
+        "window_size": either(whole(2, 8), listed(whole(2, 8), 3)),
         "qkv_bias": flag,
         "mlp_ratio": real(0.5, 8),
         "feature_size": whole(12, 192),

@@ -80,10 +80,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: the ``.safetensors`` file (its ``.json`` stands beside it).
 
     Returns:
-        The tensors by name, on the CPU, numbers of 16 bits as 32, and the JSON's content.
+        The tensors by name, on the CPU, numbers of 16 bits as 32, and the JSON's content. Tensors
+        of whole numbers are left out: older files hold a network's own tables.
 
     Raises:
-        UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema.
+        UserError: the pair is missing, torn, altered, not safetensors, or of a newer schema, or a
+            weight is no finite number.
     """
     weights, sha256 = _read_weights(path)
     meta = _matching_meta(path, sha256)
@@ -101,16 +103,19 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         remedy = "name a checkpoint written by hnfed"
         raise UserError("model", path, remedy, problem=problem) from error
     require_tensors(state, str(path))
-    return {n: t.float() if t.dtype is torch.float16 else t for n, t in state.items()}, meta
+    known = {n: t for n, t in state.items() if t.is_floating_point()}
+    for name, tensor in known.items():
+        if not bool(torch.isfinite(tensor.float()).all()):
+            remedy = "use other weights: these were spoilt before they were written"
+            raise UserError("model", path, remedy, problem=f"{name} is not finite in float32")
+    return {n: t.float() if t.element_size() < 4 else t for n, t in known.items()}, meta
 
 
 def load_meta(path: Path) -> dict[str, Any]:
     """Reads only the JSON of a checkpoint (``path`` names the ``.safetensors``)."""
     meta_path = path.with_suffix(".json")
     try:
-        if meta_path.is_file() and meta_path.stat().st_size > META_BYTES:
-            raise ValueError(f"more than {META_BYTES} bytes")
-        meta = json.loads(meta_path.read_text(encoding="utf-8"))
+        meta = _json_of(meta_path)
     except FileNotFoundError as error:
         remedy = f"put {meta_path.name} beside the weights; both were written together"
         raise UserError("model", path, remedy, problem=f"{meta_path.name} is missing") from error
@@ -129,6 +134,13 @@ def load_meta(path: Path) -> dict[str, Any]:
         raise UserError("model", meta_path, remedy, problem=problem)
     require_sound(meta, str(meta_path))
     return meta
+
+
+def _json_of(path: Path) -> Any:
+    """Raises OSError, ValueError or RecursionError where there is no JSON of a sensible size."""
+    if path.is_file() and path.stat().st_size > META_BYTES:
+        raise ValueError(f"more than {META_BYTES} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _is_whole(meta: Mapping[str, Any]) -> bool:
@@ -168,7 +180,7 @@ def _matching_meta(path: Path, sha256: str) -> dict[str, Any] | None:
 
 def _waiting_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(_next_meta(path).read_text(encoding="utf-8"))
+        meta = _json_of(_next_meta(path))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}  # a file cut short precedes the renames: it says nothing
     if not isinstance(meta, dict) or not _is_whole(meta):

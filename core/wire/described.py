@@ -25,7 +25,7 @@ from core.identifiers import (
 from core.plan.load import require_plain, typed
 from core.plan.ranges import require_in_range
 from core.plan.schema import Model, Preprocess
-from core.plan.validate import CHOICES
+from core.plan.validate import CHOICES, MAX_ORGANS
 
 REQUIRED = ("organs", "preprocess", "model")
 MOST_TENSORS = 20_000
@@ -52,6 +52,7 @@ def require_sound(meta: Mapping[str, Any], field: str) -> None:
         "sha256": digest,
         "average_mirrored": _truth,
         "amp": _amp,
+        "trained_on": _digests,
         "splits": _words,
         "versions": _words,
         "preprocess": _preprocess,
@@ -78,8 +79,12 @@ def input_of(
             "use a complete checkpoint such as checkpoints/PHASE/best.safetensors",
             problem=f"its JSON lacks {', '.join(missing)}",
         )
+    organs = organ_names(meta["organs"], f"{field}: organs")
+    if len(organs) > MAX_ORGANS:
+        remedy = f"use a model of at most {MAX_ORGANS} organs"
+        raise UserError(f"{field}: organs", len(organs), remedy)
     return (
-        organ_names(meta["organs"], f"{field}: organs"),
+        organs,
         _preprocess(meta["preprocess"], f"{field}: preprocess"),
         _model(meta["model"], f"{field}: model"),
     )
@@ -127,6 +132,13 @@ def _truth(value: object, field: str) -> bool:
 def _amp(value: object, field: str) -> None:
     if value not in (known := CHOICES["train.amp"]):
         raise UserError(field, value, f"use one of {', '.join(known)}")
+
+
+def _digests(value: object, field: str) -> None:
+    if not isinstance(value, list):
+        raise UserError(field, value, "use the JSON that hnfed wrote with the weights")
+    for one in value:
+        digest(one, field)
 
 
 def _words(value: object, field: str) -> None:

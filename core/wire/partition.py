@@ -150,6 +150,15 @@ def _within(model: nn.Module, plan: Plan, phase: Phase, part: str, field: str) -
     return found
 
 
+def still_at(plan: Plan, phase: Phase, round_: int) -> frozenset[str]:
+    """What travels in a phase, but does not train in this round: it thaws later."""
+    if not phase.thaw:
+        return frozenset()
+    model = network(plan, phase)
+    shared = parts_of(model, plan, phase).shared
+    return frozenset(frozen_in(model, plan, phase, round_)) & frozenset(shared)
+
+
 def trainable_by_round(model: nn.Module, plan: Plan, phase: Phase) -> dict[int, int]:
     """Round -> how many parameters train from it on: the first round, and each that thaws some."""
     numbers = {n: v.numel() for n, v in unique_state(model).items()}
@@ -198,17 +207,33 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
                 "start from a checkpoint of the same network (model section of the plan)",
                 problem=f"parameter {name} is missing or has another shape",
             )
-        state[name] = old[name].detach().clone()
+        state[name] = old[name].detach().to(state[name].dtype, copy=True)
     before = {organ: i + 1 for i, organ in enumerate(old_organs)}
     for name in heads & set(old):
         if old[name].shape[1:] != state[name].shape[1:]:
             continue
+        if len(old[name]) != 1 + len(old_organs):
+            raise UserError(
+                f"phases.{phase.name}.init",
+                phase.init,
+                "use weights and JSON that were written together",
+                problem=f"{name} has {len(old[name])} rows for {len(old_organs)} organs",
+            )
         state[name][0] = old[name][0]
         for row, organ in enumerate(phase.organs, start=1):
             if organ in before:
                 state[name][row] = old[name][before[organ]]
             elif phase.head_init != "random":
                 state[name][row] = new_row(old[name], phase.head_init, plan.model.prior)
+    if plan.federation.update_bits == 16 and not all(
+        t.half().isfinite().all() for t in state.values()
+    ):
+        raise UserError(
+            f"phases.{phase.name}.init",
+            phase.init,
+            "write federation.update_bits: 32",
+            problem="a weight has no number of 16 bits",
+        )
     if phase.head_init == "background" and not any(n.endswith("bias") for n in heads):
         raise UserError(
             f"phases.{phase.name}.head_init",

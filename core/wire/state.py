@@ -71,7 +71,8 @@ def unpacked(
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError("no safetensors file") from error
     length = int.from_bytes(parcel[:8], "little")
-    if any(set(told) != TOLD for told in json.loads(parcel[8 : 8 + length]).values()):
+    header = json.loads(parcel[8 : 8 + length])
+    if "__metadata__" in header or any(set(told) != TOLD for told in header.values()):
         raise ValueError("text beside the tensors")
     if bits != 16:
         return state

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
@@ -108,11 +110,19 @@ def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:
             raise PolicyError(f"most_parameters: {size} in phase {phase.name}")
 
 
+class _Numbers(TorchFunctionMode):
+    """Under a device without memory: numbers that a network computes for itself as it is made."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {"device": "cpu"} if func is torch.linspace else {}  # SwinUNETR's rates of dropout
+        return func(*args, **(kwargs or {}) | own)
+
+
 @functools.lru_cache(32)
 def _parameters(plan: str, phase: str) -> int:
     try:
         made = plan_from_json(plan)
-        with torch.device("meta"):  # shapes only, however large
+        with torch.device("meta"), _Numbers():  # shapes only, however large
             model = network(made, made.phase(phase))
     except UserError as error:
         raise PolicyError(f"model: {error}") from error

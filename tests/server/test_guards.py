@@ -52,13 +52,13 @@ def verdict(
     message: Message,
     expected: dict[str, Tensor] = EXPECTED,
     cases: tuple[int, int, int] = (3, 2, 2),
-    phase: Phase = PHASE,
+    still: frozenset[str] = frozenset(),
 ) -> Accepted | Rejected:
     return inspect(
         message,
-        Header("a", "r", phase.name, 4),
-        phase,
-        awaited=Awaited(expected),
+        Header("a", "r", PHASE.name, 4),
+        PHASE,
+        awaited=Awaited(expected, still),
         guards=Guards(max_cases=1000),
         cases=cases,
     )
@@ -289,17 +289,40 @@ def test_numbers_that_are_none(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_NONFINITE"
 
 
+@pytest.mark.parametrize("change", [{"seconds": -1e300}, {"startup": 1e300}], ids=str)
+def test_seconds_that_no_round_takes(change: dict[str, Any]) -> None:
+    assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
+
+
 def test_an_update_that_changes_nothing() -> None:
     same = {name: tensor.clone() for name, tensor in EXPECTED.items()}
     assert code_of(reply(arrays=same)) == "E_UNCHANGED"
     moved = same | {"b": same["b"] + 1e-6}
     assert isinstance(verdict(reply(arrays=moved)), Accepted)
-    thawing = replace(PHASE, freeze="encoder", thaw={"encoder": 5})
-    assert isinstance(verdict(reply(arrays=same), phase=thawing), Accepted), "nothing trains yet"
-    norms = replace(PHASE, freeze="encoder", thaw={"norm": 1})
-    found = verdict(reply(arrays=same), phase=norms)
+    nothing = frozenset(EXPECTED)
+    assert isinstance(verdict(reply(arrays=same), still=nothing), Accepted), "nothing trains yet"
+    found = verdict(reply(arrays=same), still=frozenset({"w"}))
     assert isinstance(found, Rejected)
-    assert found.code == "E_UNCHANGED"
+    assert found.code == "E_UNCHANGED", "b trains"
+
+
+def test_what_is_frozen_in_this_round_comes_back_as_it_went() -> None:
+    moved = EXPECTED | {"b": EXPECTED["b"] + 1e-6}
+    assert isinstance(verdict(reply(arrays=moved), still=frozenset({"w"})), Accepted)
+    found = verdict(reply(arrays=moved), still=frozenset({"b"}))
+    assert isinstance(found, Rejected)
+    assert found.code == "E_NORM"
+    assert "b moved" in found.detail
+
+
+def test_a_site_that_described_its_counts_tells_them() -> None:
+    """One reply without them would make all sites weigh equally."""
+    silent = reply(metrics={"annotated": []}, arrays=GOOD)
+    found = verdict(silent)
+    assert isinstance(found, Rejected)
+    assert (found.code, "annotated" in found.detail) == ("E_COUNT", True)
+    withheld = reply(metrics={"annotated": []}, arrays=GOOD)
+    assert isinstance(verdict(withheld, cases=(-1, -1, -1)), Accepted)
 
 
 def test_only_a_site_that_withholds_its_counts_may_train_on_none() -> None:

@@ -83,7 +83,12 @@ def test_without_counts_from_every_site_all_weigh_equally(
         del reply.content["metrics"]["annotated"]
         return reply
 
-    run = federate(plan, acts={("b", "train", 1): [silent]})
+    def withheld(message: Message, reply: Message) -> Message:
+        reply.content["metrics"]["cases"] = [-1, -1, -1]
+        del reply.content["metrics"]["voxels"], reply.content["metrics"]["totals"]
+        return silent(message, reply)
+
+    run = federate(plan, acts={("b", "query", 0): [withheld], ("b", "train", 1): [silent]})
     run.run()
     for name, tensor in start(plan).items():
         change = run.weights("last")[name] - tensor

@@ -92,6 +92,35 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused(
+    tmp_path: Path, dtype: torch.dtype, value: float
+) -> None:
+    spoilt = {"conv.weight": torch.tensor([1.0, value]).double().to(dtype)}
+    checkpoint.save(tmp_path, "best", spoilt, META)
+    with pytest.raises(UserError, match=r"conv\.weight is not finite"):
+        checkpoint.load(tmp_path / "best.safetensors")
+
+
+def test_tables_of_whole_numbers_in_older_files_are_left_out(tmp_path: Path) -> None:
+    older = _state(0) | {"attn.index": torch.arange(4), "attn.mask": torch.ones(2) > 0}
+    checkpoint.save(tmp_path, "best", older, META)
+    assert _equal(checkpoint.load(tmp_path / "best.safetensors")[0], _state(0))
+
+
+def test_a_json_that_waits_and_is_far_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _save(tmp_path)
+    waiting = tmp_path / ".best.json.next"
+    (tmp_path / "best.json").rename(waiting)
+    assert checkpoint.load(path)[1]["round"] == 3
+    monkeypatch.setattr(checkpoint, "META_BYTES", 100)
+    with pytest.raises(UserError, match=r"best\.json is missing"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("missing", ["best.json", "best.safetensors"])
 def test_half_a_pair_is_an_error_that_names_the_file(tmp_path: Path, missing: str) -> None:
     path = _save(tmp_path)

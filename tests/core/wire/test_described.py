@@ -39,6 +39,9 @@ ATTACKS: list[dict[str, Any]] = [
     {"organs": []},
     {"organs": ["Larynx", "larynx"]},
     {"organs": [3]},
+    {"trained_on": 5},
+    {"trained_on": ["x"]},
+    {"trained_on": None},
     {"phase": "../x"},
     {"run": "a/b"},
     {"site": ".."},
@@ -77,6 +80,8 @@ def test_a_checkpoint_that_names_what_is_none_is_not_loaded(
 def test_a_whole_one_is(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, "best", {"conv.weight": torch.zeros(2)}, META)
     state, meta = checkpoint.load(tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match="at most 32 organs"):
+        input_of(meta | {"organs": [f"Organ_{i}" for i in range(33)]})
     organs, preprocess, model = input_of(meta)
     assert (organs, preprocess.crop, model.channels) == (tuple(META["organs"]), [16] * 3, [4, 8])
     assert list(state) == ["conv.weight"]

@@ -26,6 +26,7 @@ from core.wire.partition import (
     size_bytes,
     start_state,
     state_hash,
+    still_at,
     trainable_by_round,
     weights_meta,
 )
@@ -235,6 +236,33 @@ def test_weights_of_another_network_are_refused() -> None:
         start_state(PLAN, phase(init="x.safetensors"), (old, ORGANS))
     with pytest.raises(UserError, match="is missing"):
         start_state(PLAN, phase(), ({}, []))
+    with pytest.raises(UserError, match="4 rows for 2 organs"):
+        start_state(PLAN, phase(), (state(0.0, 3), ORGANS[:2]))
+
+
+def test_weights_of_another_type_become_the_networks() -> None:
+    old = {name: tensor.double() for name, tensor in state(1.0, 3).items()}
+    new = start_state(PLAN, phase(), (old, ORGANS))
+    assert {tensor.dtype for tensor in new.values()} == {torch.float32}
+
+
+def test_weights_without_a_number_of_16_bits_start_no_phase_that_sends_these() -> None:
+    old = state(70_000.0, 3)
+    start_state(PLAN, phase(), (old, ORGANS))
+    narrow = replace(PLAN, federation=replace(PLAN.federation, update_bits=16))
+    with pytest.raises(UserError, match="update_bits: 32"):
+        start_state(narrow, phase(), (old, ORGANS))
+
+
+def test_what_thaws_later_is_still_until_then() -> None:
+    thawing = phase(freeze="encoder", thaw={"encoder": 3}, rounds=4)
+    parts = parts_of(network(PLAN, thawing), PLAN, thawing)
+    early, late = still_at(PLAN, thawing, 2), still_at(PLAN, thawing, 3)
+    assert early
+    assert early < set(parts.shared)
+    assert early == set(frozen_in(network(PLAN, thawing), PLAN, thawing, 2))
+    assert late == set()
+    assert still_at(PLAN, phase(freeze="encoder"), 1) == set(), "it does not travel at all"
 
 
 @pytest.mark.parametrize(

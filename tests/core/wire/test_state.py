@@ -100,6 +100,13 @@ def test_a_parcel_holds_the_tensors_and_nothing_else() -> None:
         unpacked(safetensors.torch.save(state, metadata={"host": "x"}))
 
 
+@pytest.mark.parametrize("beside", [{"dtype": "x", "shape": "y", "data_offsets": "z"}, None, {}])
+def test_no_text_stands_beside_the_tensors_in_any_form(beside: object) -> None:
+    header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": beside}
+    with pytest.raises(ValueError, match=r"text beside|no safetensors"):
+        unpacked(parcel_of(header, b"\0" * 4))
+
+
 def test_a_larger_parcel_than_expected_is_not_opened() -> None:
     expected = {"w" * 200: torch.ones(2, 3), **{f"\u00e4{i}": torch.ones(()) for i in range(50)}}
     assert set(unpacked(packed(expected), expected)) == set(expected)

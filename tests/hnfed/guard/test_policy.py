@@ -104,6 +104,18 @@ def test_a_plans_own_spellings_are_refused() -> None:
     require_plan(plan(organs={"Brainstem": {"colour": [1, 2, 3]}}), "nyu", OPEN)
 
 
+def test_a_network_that_computes_numbers_as_it_is_made_is_counted_without_memory() -> None:
+    """MONAI's SwinUNETR reads its rates of dropout, which a device without memory lacks."""
+    args = {"feature_size": 12, "depths": [1, 1, 1, 1]}
+    swin = plan(
+        model=Model(name="SwinUNETR", args=args),
+        preprocess=Preprocess(crop=[64, 64, 64], spacing_mm=[4.0, 4.0, 4.0]),
+    )
+    require_plan(swin, "nyu", replace(OPEN, models=()))
+    with pytest.raises(PolicyError, match="most_parameters"):
+        require_plan(swin, "nyu", replace(OPEN, models=(), most_parameters=1000))
+
+
 BAD: dict[str, Callable[[], Plan]] = {
     "models": lambda: plan(model=Model(name="unetr")),
     "share": lambda: plan(phase(share="all")),
