@@ -6,6 +6,7 @@ returned as a `Finding`, or raised as a `CaseError` where a whole case is lost.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -193,11 +194,16 @@ def _check_aliases(
             "",
             "",
             f"aliases name {organ!r}, which is no organ of this vocabulary",
-            "correct the spelling (TG-263), or define the organ in the plan",
+            f"{_near(organ, vocab)}correct the spelling (TG-263), or define the organ in the plan",
         )
         for organ in aliases
         if organ not in vocab and organ != NONE
     ]
+
+
+def _near(organ: str, vocab: Mapping[str, Organ]) -> str:
+    near = difflib.get_close_matches(organ, list(vocab), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _structures(

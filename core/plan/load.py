@@ -339,7 +339,7 @@ def _typed(
         leave_if_told()
         key = _key_at_fault(schema, values, error)
         problem = str(error).splitlines()[0]
-        remedy = _remedy(key, problem)
+        remedy = _remedy(key, problem, error)
     parts = re.split(r"[.\[]", key)
     heads = {".".join(parts[: i + 1]) for i in range(len(parts))}
     if not any(origin == "override" and k in heads for k, origin in (sources or {}).items()):
@@ -347,9 +347,13 @@ def _typed(
     raise UserError(key or place, _value_at(values, key), remedy, problem=problem)
 
 
-def _remedy(key: str, problem: str) -> str:
+def _remedy(key: str, problem: str, error: Exception) -> str:
     if "not in" in problem:
-        return "correct the key; 'hnfed config show demo' lists all of them"
+        section = getattr(error, "object_type", None)
+        known = [f.name for f in dataclasses.fields(section)] if section else []
+        alone = known and "Did you mean" not in problem
+        own = f"use one of {', '.join(known)}" if alone else "correct the key"
+        return f"{own}; 'hnfed config show demo' lists all of them"
     if "ListConfig" in problem or "not a list" in problem.lower():
         return f"write a list, for example {key.split('.')[-1]}=[...]"
     if "Missing mandatory" in problem:

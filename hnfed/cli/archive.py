@@ -15,6 +15,8 @@ from hnfed.cli.json_output import JsonFile, add_json
 from hnfed.cli.parser import whole_number
 from hnfed.cli.results import subcommand
 
+ALIAS = "W_ALIAS_UNKNOWN"
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -182,9 +184,13 @@ def _prepare(args: argparse.Namespace) -> int:
     for code, n in lost.items():
         print(f"left out: {code} x{n}")
     noted = {c: n for c, n in count_codes(prepared.findings).items() if c not in lost}
+    aliases = sum(f.code == ALIAS for f in prepared.findings)
+    noted |= {ALIAS: aliases} if aliases else {}
     for code, n in noted.items():
         print(f"noted: {code} x{n}, {meaning(code)}")
-    if lost or noted:
+    if none := [o for o in plan.organ_names if not any(o in e.annotated for e in entries)]:
+        print(f"annotated by no case: {', '.join(none)}; names and aliases: hnfed check --names")
+    if prepared.findings:
         print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
     if args.json is not None:
         args.json.write({"schema": 1, "cases": parts, "new": told.built, "left_out": lost})

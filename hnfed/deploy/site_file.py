@@ -18,6 +18,7 @@ from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.plan.load import read_yaml
 from core.plan.ranges import SPLIT, number_of
+from core.plan.schema import SPLITS
 from core.training.ranks import numbers_in
 from hnfed.guard.kit import Kit
 from hnfed.guard.proxy import NONE, REMEDY, has_password, require_proxy, shown
@@ -162,19 +163,27 @@ def _aliases(values: object) -> dict[str, list[str]]:
 
 
 def _split_file(path: Path) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    groups: dict[str, list[str]] = {split: [] for split in SPLITS}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in map(plain_row, csv.DictReader(file)):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            absent = [c for c in ("case", "split") if c not in (reader.fieldnames or ())]
+            if absent:
+                raise ValueError(f"no column {' or '.join(absent)}, separated by commas")
+            for row in map(plain_row, reader):
+                if row.get("split") not in groups:
+                    raise ValueError(f"line {reader.line_num}: split = {row.get('split')!r}")
                 groups[row["split"]].append(row["case"])
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise UserError(
-            "split.file",
-            path,
-            "give a CSV with columns case,split (train, val, test)",
-            problem="no such file" if not path.exists() else type(error).__name__,
-        ) from None
-    return groups
+    except UnicodeDecodeError:
+        problem = "it is not in UTF-8"
+    except (ValueError, csv.Error) as error:
+        problem = str(error)[:200]
+    except OSError as error:
+        problem = str(error.strerror)
+    else:
+        return groups
+    remedy = "give a CSV with columns case,split (train, val or test)"
+    raise UserError("split.file", path, remedy, problem=problem)
 
 
 def _secret(state: Path) -> bytes:

@@ -41,6 +41,7 @@ MEANINGS = {
     "E_ORGAN_VOLUME": "an organ far larger than it can be",
     "E_SLICES_DOUBLED": "two slices of the CT lie in one place",
     "E_SLICES_MISSING": "slices of the CT are missing",
+    "W_ALIAS_UNKNOWN": "an alias in the site file is for no organ of the plan",
     "W_CASE_RENAMED": "several folders have one name: the case was given another",
     "W_CASE_SPLIT": "a list gives a case another split than cases.csv, which stands",
     "W_CASE_UNASSIGNED": "a case that no split names is not used",

@@ -172,6 +172,7 @@ def test_aliases_of_the_site_and_organs_of_the_plan(tmp_path: Path) -> None:
     archive = open_archive(tmp_path, vocab=vocabulary({"Cochlea_L": None}), aliases=aliases)
     assert list(archive.cases[0].structures) == ["Cochlea_L", "Parotid_L"]
     assert codes(archive.findings) == [("W_ALIAS_UNKNOWN", "", "")]
+    assert archive.findings[0].remedy.startswith("did you mean Parotid_L? ")
     with pytest.raises(UserError, match="give a list"):
         open_archive(tmp_path, aliases={"Parotid_L": "PAR"})
 

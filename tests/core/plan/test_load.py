@@ -71,6 +71,12 @@ def test_the_hash_is_of_what_decides_the_weights_only() -> None:
         assert plan_hash(load("smoke", [change])[0]) == plan_hash(config), change
 
 
+def test_an_unknown_key_like_no_other_fails_with_those_that_exist() -> None:
+    with pytest.raises(UserError) as caught:
+        load("smoke", ["train.learning_rate=0.1"])
+    assert "use one of optimizer, lr," in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("override", "key", "suggestion"),
     [

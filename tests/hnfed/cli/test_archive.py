@@ -160,6 +160,17 @@ def test_prepare_says_where_cases_csv_overrules_a_list(site: Path, tmp_path: Pat
         assert word not in said.out + said.err, word
 
 
+def test_prepare_names_organs_that_no_case_has(site: Path, tmp_path: Path, capsys) -> None:
+    site.write_text(site.read_text().replace("{Parotid_L:", "{Parotis_L:"))
+    for structure in (tmp_path / "JANE archive").glob("*/structures/Parotid_L*"):
+        structure.rename(structure.with_name("OSD links.nrrd"))
+    main(["prepare", str(site), *PLAN, "--jobs", "1"])
+    said = capsys.readouterr().out
+    assert "annotated by no case: Bone_Mandible, Parotid_L, Musc" in said, said
+    assert "noted: W_ALIAS_UNKNOWN x1, an alias in the site file is for no organ" in said
+    assert "findings.csv" in said
+
+
 def test_what_is_prepared_is_for_this_account_alone(site: Path, tmp_path: Path) -> None:
     """Voxels, case ids and findings, under the umask that lets everybody in."""
     before = os.umask(0)

@@ -69,14 +69,31 @@ def test_a_split_from_a_file(tmp_path: Path) -> None:
     assert site.sources[0].split == {}
 
 
+def test_a_split_file_of_a_spreadsheet(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_bytes(b"\xef\xbb\xbfcase,split\r\nx,train\r\n")
+    site = site_from_file(site_file(tmp_path, split={"file": "splits.csv"}), "r")
+    assert site.sources[0].splits["train"] == ["x"]
+
+
 @pytest.mark.parametrize(
-    "text", ["case,split\nx,training\n", "patient,split\nx,train\n", None], ids=str
+    ("text", "problem"),
+    [
+        (b"case,split\nx,train\ny,training\n", "line 3: split = 'training'"),
+        (b"case,split\nx\n", "line 2: split = ''"),
+        (b"patient,split\nx,train\n", "no column case, separated by commas"),
+        (b"case;split\nx;train\n", "no column case or split"),
+        (b"", "no column case or split"),
+        (b"case,split\nJ\xfcrgen,train\n", "not in UTF-8"),
+        (None, "No such file"),
+    ],
+    ids=str,
 )
-def test_a_split_file_that_is_none(tmp_path: Path, text: str | None) -> None:
+def test_a_split_file_that_is_none(tmp_path: Path, text: bytes | None, problem: str) -> None:
     if text is not None:
-        (tmp_path / "splits.csv").write_text(text)
-    with pytest.raises(UserError, match="case,split"):
+        (tmp_path / "splits.csv").write_bytes(text)
+    with pytest.raises(UserError, match="case,split") as caught:
         site_from_file(site_file(tmp_path, split={"file": "splits.csv"}), "r")
+    assert problem in caught.value.problem
 
 
 @pytest.mark.parametrize(
