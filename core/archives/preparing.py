@@ -159,7 +159,7 @@ def chosen(source: Source, archive: Archive) -> tuple[Archive, dict[str, str] | 
             c,
             "",
             "named by the split, absent from the archive",
-            "add the case",
+            "add the case, or take it off the list",
         )
         for c in sorted(set(explicit) - known)
     ]
@@ -220,7 +220,8 @@ def _require_there(field: str, names: Sequence[str], known: Collection[str]) -> 
         field,
         some,
         f"correct the ids (the archive's are such as {ids}), take them off the list, or write "
-        "absent: count where the list is longer than the archive on purpose",
+        "absent: count beside the list (in a site file beside split) where it is longer than the "
+        "archive on purpose",
         problem="no such case in the archive",
     )
 

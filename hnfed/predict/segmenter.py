@@ -14,6 +14,7 @@ import numpy.typing as npt
 from core.archives.duplicates import trained_on
 from core.data.geometry import Geometry
 from core.errors import UserError
+from core.plan.load import shipped_models
 from core.plan.schema import Preprocess
 from hnfed.predict.inference import (
     Doubt,
@@ -95,10 +96,11 @@ def load_segmenter(choice: Choice) -> Segmenter:
             file=sys.stderr,
         )
     known = tuple(metas[0]["organs"])
+    shipped = {path: f"{name} " for name, path in shipped_models().items()}
     described = [
-        f"phase {meta.get('phase', '?')} round {meta.get('round', '?')} "
+        f"{shipped.get(path, '')}phase {meta.get('phase', '?')} round {meta.get('round', '?')} "
         f"weights {str(meta.get('sha256', ''))[:12]}"
-        for meta in metas
+        for path, meta in zip(paths, metas, strict=True)
     ]
 
     def draw(

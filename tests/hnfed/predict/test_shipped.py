@@ -102,6 +102,7 @@ def test_altered_weights_are_refused_with_the_names_that_exist(models: Path) -> 
 
 def test_a_model_that_ships_draws(models: Path) -> None:
     segmenter = load_segmenter(Choice(("tiny",), device="cpu"))
+    assert segmenter.model.startswith("tiny phase ")
     assert segmenter.organs == tuple(ORGANS)
     assert segmenter.trained_on == {"a" * 64}
     labels, _ = segmenter(np.zeros((20, 24, 24), np.int16), Geometry((20, 24, 24), (4.0, 4.0, 4.0)))
