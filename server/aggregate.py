@@ -32,6 +32,7 @@ from server.strategy import (
 # the sites; and the fewest of one site, below which time would go into starting each part: from 64
 # sites on memory grows by these.
 AT_ONCE, FEWEST = 2**22, 2**16
+DOMINANT = 0.9  # of all cases; a site that says so many is named in the journal
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ def aggregate(
     if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
         notes.append(f"round {round_}: nothing is trimmed from {len(good)} updates")
     equal = not told or not settings.by_rows
+    most = max(sites, key=lambda s: good[s].result.cases)
+    share = good[most].result.cases / max(sum(good[s].result.cases for s in sites), 1)
+    if not equal and len(sites) > 1 and share > DOMINANT:
+        notes.append(f"round {round_}: {most} has {share:.1%} of the weight, by cases that it says")
     new, carried = average(settings, round_, state, moments, good, equal=equal)
     if not settings.by_rows:
         return Aggregated(new, carried, notes)

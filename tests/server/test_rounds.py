@@ -74,6 +74,16 @@ def test_a_head_row_that_nobody_annotates_is_kept_and_journalled(
     assert "nobody annotates Parotid_L" in run.notes()
 
 
+@pytest.mark.parametrize(("cases", "named"), [(97, True), (27, False)])
+def test_a_site_with_nearly_all_of_the_weight_is_named(
+    federate: Make, make_plan: Make, cases: int, named: bool
+) -> None:
+    run = federate(make_plan(phase(rounds=1)), cases={"a": 3, "b": cases})
+    run.run()
+    note = "round 1: b has 97.0% of the weight, by cases that it says"
+    assert (note in run.notes()) == named
+
+
 def test_without_counts_from_every_site_all_weigh_equally(
     federate: Make, make_plan: Make, act: Mapping[str, Any]
 ) -> None:
