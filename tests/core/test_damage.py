@@ -20,7 +20,7 @@ from core.wire.round_checkpoints import RoundStore
 
 def state(seed: int) -> dict[str, torch.Tensor]:
     made = torch.Generator().manual_seed(seed)
-    return {"encoder.w": torch.randn(20, 10, generator=made), "head.b": torch.arange(5)}
+    return {"encoder.w": torch.randn(20, 10, generator=made), "head.b": torch.arange(5.0)}
 
 
 def meta(round_: int) -> dict[str, Any]:
