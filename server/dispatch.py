@@ -387,7 +387,7 @@ class Correspondence:
             self.plan.federation,
             {s: d.cases for s, d in self.described.items()},
             self.recorder.store(self.phase.name).folder,
-            still_at(self.plan, self.phase, round_),
+            still_at(self.plan, self.phase, round_) if state is not None else frozenset(),
         )
 
     def _sift(
