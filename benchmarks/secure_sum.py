@@ -168,7 +168,7 @@ def _derived(
     what = travelling(plan, phase)
     counts = opened(list(told.counts), NUMBER_BITS)
     found = Opened(opened(list(words), UPDATE_BITS), order.weights, [round(c) for c in counts[:-1]])
-    new, _ = following(body, what, weight_segments(plan, phase, hellos, what), found)
+    new, _ = following(1, body, what, weight_segments(plan, phase, hellos, what), found)
     evidence, after = told.to_parcel(), packed(new)
     bound = longest(counts[-1], len(hellos), plan.federation.guards.norm_factor)
     then = replace(asked, order=replace(order, round=2, attempt="then", longest=bound))

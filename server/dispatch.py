@@ -75,6 +75,7 @@ class Correspondence:
         fingerprint: of the code that the sites must have.
         shared: names of the tensors that travel in every round.
         base: tensors that a site gets once; empty where it has them from its own disk.
+        thaws: what of them is frozen at first, and the round from which on it trains.
         keeps: whether sites keep tensors of their own.
         voxels, totals: class frequencies over the federation; empty where they do not count.
         secure: who takes part in sums, where the server may learn nothing else; else None.
@@ -91,6 +92,7 @@ class Correspondence:
     fingerprint: str
     shared: Sequence[str]
     base: State
+    thaws: Mapping[str, int]
     keeps: bool
     voxels: list[float]
     totals: list[float]
@@ -387,7 +389,7 @@ class Correspondence:
             self.plan.federation,
             {s: d.cases for s, d in self.described.items()},
             self.recorder.store(self.phase.name).folder,
-            still_at(self.plan, self.phase, round_) if state is not None else frozenset(),
+            still_at(self.thaws, round_) if state is not None else frozenset(),
         )
 
     def _sift(

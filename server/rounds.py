@@ -20,6 +20,7 @@ from core.wire.partition import (
     parts_of,
     size_bytes,
     start_state,
+    thaw_rounds,
     trainable_by_round,
     weights_meta,
 )
@@ -127,6 +128,7 @@ class PhaseRun:
             parties.fingerprint,
             shared=self.parts.shared,
             base={} if start.at_sites else {n: self.start[n] for n in self.parts.base},
+            thaws=thaw_rounds(model, plan, phase),
             keeps=bool(self.parts.personal),
             voxels=voxels,
             totals=totals,

@@ -346,5 +346,5 @@ def averaged(
     update = opened([r.words for r in replies], UPDATE_BITS)
     counts = (result.cases, *result.annotated)
     found = Opened(update, secure.totals(phase), counts)
-    new, kept = following(state, what, segments, found)
+    new, kept = following(replies[0].header.round, state, what, segments, found)
     return dict(state) | new, [phase.organs[i] for i in kept]

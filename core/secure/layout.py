@@ -24,7 +24,7 @@ from core.plan.schema import LOSSES, Phase, Plan
 from core.secure.hello import Hello, fewest, members
 from core.secure.masked_sum import Floats, Segment
 from core.wire.messages import Result
-from core.wire.partition import network, parts_of
+from core.wire.partition import network, parts_of, still_at, thaw_rounds
 
 SUMMED, HELLO, SIGNED = "masked", "hello", "signed"  # names on the wire
 EVIDENCE = "evidence"
@@ -36,10 +36,17 @@ MOST_RATIO = 100.0  # cases of all that a share may be of, for each case of the 
 
 @dataclass(frozen=True)
 class Travelling:
-    """What of a phase's weights travels: shapes by name, and the heads among them (sorted)."""
+    """What of a phase's weights travels.
+
+    Attributes:
+        shapes: by name.
+        heads: those among them whose rows are organs, sorted.
+        thaws: what is frozen at first, and the round from which on it trains.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     heads: tuple[str, ...]
+    thaws: Mapping[str, int]
 
     def body(self) -> int:
         """Numbers that every site trains: all but the organs' rows of the head."""
@@ -64,7 +71,8 @@ def _travelling(text: str, name: str) -> Travelling:
     shared = parts_of(model, plan, phase).shared
     state = unique_state(model)
     shapes = {n: tuple(state[n].shape) for n in sorted(shared)}
-    return Travelling(shapes, tuple(sorted(n for n in head_rows(model) if n in shapes)))
+    heads = tuple(sorted(n for n in head_rows(model) if n in shapes))
+    return Travelling(shapes, heads, thaw_rounds(model, plan, phase))
 
 
 def summed_sites(plan: Plan) -> tuple[str, ...]:
@@ -262,13 +270,19 @@ class Opened:
 
 
 def following(
-    before: Mapping[str, Tensor], what: Travelling, segments: Sequence[Segment], found: Opened
+    round_: int,
+    before: Mapping[str, Tensor],
+    what: Travelling,
+    segments: Sequence[Segment],
+    found: Opened,
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The weights that a round makes: computed by the server, and again by each site that asks.
 
-    In double precision, number by number, so that every machine gets the same bits.
+    In double precision, number by number, so that every machine gets the same bits. What is frozen
+    in the round stays as it was, whatever a site added to it.
 
     Args:
+        round_: that makes them, from 1.
         before: what travels, before the round; more names are allowed, and left out.
         what: travels.
         segments: of the update.
@@ -287,8 +301,11 @@ def following(
         if i and not (total > 0 and count > 0):
             kept.append(i - 1)
         at += segment.length
+    still = still_at(what.thaws, round_)
     new = {
-        name: (before[name].double() + update).to(before[name].dtype)
+        name: before[name]
+        if name in still
+        else (before[name].double() + update).to(before[name].dtype)
         for name, update in shaped(vector, what).items()
     }
     return new, kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -150,13 +151,18 @@ def _within(model: nn.Module, plan: Plan, phase: Phase, part: str, field: str) -
     return found
 
 
-def still_at(plan: Plan, phase: Phase, round_: int) -> frozenset[str]:
-    """What travels in a phase, but does not train in this round: it thaws later."""
-    if not phase.thaw:
-        return frozenset()
-    model = network(plan, phase)
-    shared = parts_of(model, plan, phase).shared
-    return frozenset(frozen_in(model, plan, phase, round_)) & frozenset(shared)
+def thaw_rounds(model: nn.Module, plan: Plan, phase: Phase) -> dict[str, int]:
+    """Of what travels, but is frozen at first: the round from which on it trains."""
+    shared = set(parts_of(model, plan, phase).shared)
+    found: dict[str, int] = {}
+    for round_, then in itertools.pairwise(sorted({1, *phase.thaw.values()})):
+        found |= dict.fromkeys(shared.intersection(frozen_in(model, plan, phase, round_)), then)
+    return found
+
+
+def still_at(thaws: Mapping[str, int], round_: int) -> frozenset[str]:
+    """What thaws after this round: it comes back as it went out."""
+    return frozenset(name for name, first in thaws.items() if first > round_)
 
 
 def trainable_by_round(model: nn.Module, plan: Plan, phase: Phase) -> dict[int, int]:

@@ -253,7 +253,7 @@ def _require_following(
     found, before, bound = _opened(asked, parcel, keyring, record, (parts, hellos))
     kind = travelling(asked.plan, phase)
     segments = weight_segments(asked.plan, phase, hellos, kind)
-    made, _ = following(before, kind, segments, found)
+    made, _ = following(round_, before, kind, segments, found)
     if beyond(made, before):  # as the server does with what is unusable
         made = before
     if any(not torch.equal(made[n], shared[n]) for n in made):

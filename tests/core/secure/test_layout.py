@@ -11,8 +11,10 @@ from core.models.stages import head_rows
 from core.plan.schema import Federation, Model, Phase, Plan, Preprocess
 from core.secure.hello import Hello
 from core.secure.layout import (
+    Opened,
     closed_organs,
     flat,
+    following,
     number_segments,
     numbers,
     shaped,
@@ -42,6 +44,20 @@ def made(**changes: object) -> Plan:
 
 def hello(site: str, train: str, *, scores: bool = True) -> Hello:
     return Hello(site, "r", "", "", "0" * 64, train, "11", "11", 3, counts=True, scores=scores)
+
+
+def test_what_is_frozen_in_a_round_stays_whatever_a_site_added() -> None:
+    plan = made(freeze="encoder", thaw={"encoder": 2}, rounds=2)
+    phase = plan.phases[0]
+    what = travelling(plan, phase)
+    state = {n: t for n, t in start_state(plan, phase, None).items() if n in what.shapes}
+    segments = weight_segments(plan, phase, {s: hello(s, "11") for s in SITES}, what)
+    found = Opened(np.full(flat(state, what).size, 0.5), [4.0] * 3, [4] * 3)
+    early, late = (following(r, state, what, segments, found)[0] for r in (1, 2))
+    still = [n for n in state if torch.equal(early[n], state[n])]
+    assert sorted(still) == sorted(what.thaws)
+    assert 0 < len(still) < len(state)
+    assert all(torch.equal(late[n], state[n] + 0.5) for n in state)
 
 
 @pytest.mark.parametrize("changes", [{}, {"freeze": "encoder"}, {"keep": ["head"]}])

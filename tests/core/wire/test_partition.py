@@ -27,6 +27,7 @@ from core.wire.partition import (
     start_state,
     state_hash,
     still_at,
+    thaw_rounds,
     trainable_by_round,
     weights_meta,
 )
@@ -256,13 +257,23 @@ def test_weights_without_a_number_of_16_bits_start_no_phase_that_sends_these() -
 
 def test_what_thaws_later_is_still_until_then() -> None:
     thawing = phase(freeze="encoder", thaw={"encoder": 3}, rounds=4)
-    parts = parts_of(network(PLAN, thawing), PLAN, thawing)
-    early, late = still_at(PLAN, thawing, 2), still_at(PLAN, thawing, 3)
+    model = network(PLAN, thawing)
+    thaws = thaw_rounds(model, PLAN, thawing)
+    early = still_at(thaws, 2)
     assert early
-    assert early < set(parts.shared)
-    assert early == set(frozen_in(network(PLAN, thawing), PLAN, thawing, 2))
-    assert late == set()
-    assert still_at(PLAN, phase(freeze="encoder"), 1) == set(), "it does not travel at all"
+    assert early < set(parts_of(model, PLAN, thawing).shared)
+    assert early == set(frozen_in(model, PLAN, thawing, 2))
+    assert still_at(thaws, 3) == set()
+    assert thaw_rounds(model, PLAN, phase(freeze="encoder")) == {}, "it does not travel at all"
+
+
+def test_what_thaws_by_parts_trains_each_from_its_round() -> None:
+    by_parts = phase(freeze="encoder", thaw={"norm": 2, "encoder": 4}, rounds=4)
+    model = network(PLAN, by_parts)
+    thaws = thaw_rounds(model, PLAN, by_parts)
+    assert set(thaws.values()) == {2, 4}
+    for round_ in (1, 2, 3, 4):
+        assert still_at(thaws, round_) == set(frozen_in(model, PLAN, by_parts, round_))
 
 
 @pytest.mark.parametrize(

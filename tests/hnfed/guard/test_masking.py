@@ -223,7 +223,7 @@ def test_the_next_round_needs_what_all_sites_signed(
     segments = weight_segments(clinic.plan, phase, {s: Hello.read(h) for s, h in hellos.items()},
                                what)  # fmt: skip
     found = Opened(opened(list(evidence.words), UPDATE_BITS), order.weights, [5, 5, 5])
-    after, _ = following(unpacked(start), what, segments, found)
+    after, _ = following(1, unpacked(start), what, segments, found)
     guards = clinic.plan.federation.guards
     then = replace(order, round=2, attempt="a2",
                    longest=longest(numbers[-1], 3, guards.norm_factor))  # fmt: skip
