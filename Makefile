@@ -34,6 +34,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(make-venv)
+	@echo "installing hnfed and what it needs into $(VENV), which takes some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

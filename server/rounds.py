@@ -186,6 +186,9 @@ class PhaseRun:
         numbers = {n: v.numel() for n, v in self.start.items()}
         frozen = sum(numbers[n] for n in self.parts.frozen)
         trainable = [n for n in self.start if n not in self.parts.frozen]
+        if self.phase.init == "scratch" and self.phase.freeze not in ("none", []):
+            note = "what it freezes has random weights: init is scratch"
+            self.recorder.note(note, self.phase.name)
         self.recorder.say(
             {
                 "event": "phase-start",

@@ -193,7 +193,9 @@ def _prepare(args: argparse.Namespace) -> int:
     if prepared.findings:
         print(f"which ones: {site.run_folder / 'findings.csv'}; what to do: hnfed check")
     if args.json is not None:
-        args.json.write({"schema": 1, "cases": parts, "new": told.built, "left_out": lost})
+        args.json.write(
+            {"schema": 1, "cases": parts, "new": told.built, "left_out": lost, "noted": noted}
+        )
     return 0
 
 

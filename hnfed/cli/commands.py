@@ -70,21 +70,25 @@ def _of_model(args: argparse.Namespace, choice: Choice) -> Evaluation:
         assert labels.shape == volume.image.shape, labels.shape
         return outlines(labels, organs), diagonal_mm
 
-    notes = []
-    if args.split != "test":
-        notes.append(
-            f"split {args.split}: the model may have been trained or chosen on these cases; "
-            "whether it was cannot be told from here, so this is no estimate for new patients."
-        )
-    method = Method(organs, drawn, "the diagonal of the network's crop", notes)
+    method = Method(organs, drawn, "the diagonal of the network's crop")
     result = score_archive(archive, refs, method, Progress())
+    told = ""
     if seen:
         told = (
             f"contaminated: the CTs of {len(seen)} of {result.cases} cases are among those that "
             f"the model was trained on ({shortened(seen)}); this is no estimate for new patients."
         )
-        result = replace(result, notes=(*result.notes, told))
-    return result
+    elif args.split != "test" and segmenter.trained_on:
+        told = (
+            f"split {args.split}: the model was trained on none of these CTs, but may have been "
+            "chosen on them, which cannot be told from here."
+        )
+    elif args.split != "test":
+        told = (
+            f"split {args.split}: the model may have been trained or chosen on these cases; "
+            "whether it was cannot be told from here, so this is no estimate for new patients."
+        )
+    return replace(result, notes=(*result.notes, told)) if told else result
 
 
 def _of_contours(args: argparse.Namespace) -> Evaluation:

@@ -140,6 +140,15 @@ def test_the_run_folder(federate: Make) -> None:
     assert run.events("run-end")[0]["status"] == "completed"
 
 
+def test_what_is_frozen_without_weights_of_before_is_noted(federate: Make, make_plan: Make) -> None:
+    run = federate(make_plan(phase(rounds=1, freeze="encoder")))
+    run.run()
+    assert "what it freezes has random weights: init is scratch" in run.notes()
+    later = federate(make_plan(phase(rounds=1), phase("q", rounds=1, init="p", freeze="encoder")))
+    later.run()
+    assert not [note for note in later.notes() if "random weights" in note]
+
+
 def test_the_private_part_is_private(federate: Make) -> None:
     run = federate()
     run.run()

@@ -152,8 +152,10 @@ def test_prepare_says_where_cases_csv_overrules_a_list(site: Path, tmp_path: Pat
     site.write_text(site.read_text() + "split: {file: splits.csv}\n")
     lists = "case,split\nMUSTERFRAU_0,train\nMUSTERFRAU_1,val\nMUSTERFRAU_3,test\n"
     (site.parent / "splits.csv").write_text(lists)
-    main(["prepare", str(site), *PLAN, "--jobs", "1"])
+    found = tmp_path / "found.json"
+    main(["prepare", str(site), *PLAN, "--jobs", "1", "--json", str(found)])
     said = capsys.readouterr()
+    assert json.loads(found.read_text())["noted"]["W_CASE_SPLIT"] == 2
     assert "noted: W_CASE_SPLIT x2, a list gives a case another split" in said.out
     assert "findings.csv" in said.out
     for word in IDENTIFIERS:

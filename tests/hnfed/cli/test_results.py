@@ -318,6 +318,15 @@ def test_cts_that_a_model_was_trained_on_contaminate_its_scores(
     told = capsys.readouterr().out
     assert "contaminated: the CTs of 1 of 2 cases are among those that the model was" in told
     assert f"({ref.case})" in told
+    others = [*common, tmp_path / "seen.safetensors", "--split", "val"]
+    assert _run(*others) == 0
+    told = capsys.readouterr().out
+    assert "split val: the model was trained on none of these CTs, but may have been chosen" in told
+    assert "contaminated" not in told
+    assert _run(*others[:-1], "all") == 0
+    told = capsys.readouterr().out
+    assert "contaminated: the CTs of 1 of " in told
+    assert "cannot be told" not in told
     assert _run(*common, run, "--phase", "pretrain") == 0
     assert "contaminated" not in capsys.readouterr().out
 
