@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,20 @@ def plain_text(text: str) -> str:
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"%u{code:04X}"
+
+
+def suggestion(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The start of a remedy: ``did you mean NAME? ``, or "" where no known word is like it.
+
+    Args:
+        word: that was given.
+        known: words that may stand there.
+        cutoff: likeness, 0 to 1, below which nothing is suggested.
+    """
+    import difflib  # wrong words alone need it
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 class UserError(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.plan.load import CONFIGS, STUDIES, load, read_yaml, require_pairs, value_of
 from core.plan.ranges import MAX_LISTED, number_of
 from simulations.folds import drawn_splits, fold_splits, has_own_splits, view_of
@@ -197,20 +196,17 @@ def _find(study: str) -> Path:
         return shipped
     if Path(study).is_file():
         return Path(study)
-    close = difflib.get_close_matches(study, shipped_studies(), n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    names = ", ".join(shipped_studies())
-    remedy = f"{hint}give a shipped name ({names}) or the path of a YAML file"
-    raise UserError("STUDY", study, remedy)
+    names = shipped_studies()
+    remedy = f"give a shipped name ({', '.join(names)}) or the path of a YAML file"
+    raise UserError("STUDY", study, suggestion(study, names) + remedy)
 
 
 def _known_keys(values: object, known: Sequence[str], place: str) -> Settings:
     if not isinstance(values, dict):
         raise UserError(place, values, f"write the keys {', '.join(known)} here")
     if unknown := [k for k in values if k not in known]:
-        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise UserError(place, unknown[0], f"{hint}use {', '.join(known)}", problem="unknown key")
+        remedy = f"{suggestion(str(unknown[0]), known)}use {', '.join(known)}"
+        raise UserError(place, unknown[0], remedy, problem="unknown key")
     return values
 
 

@@ -6,7 +6,6 @@ returned as a `Finding`, or raised as a `CaseError` where a whole case is lost.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from core.archives.images.volume import Volume
 from core.archives.listing import find, folder_of
 from core.archives.name_matching import NONE, Match, assign, matcher
 from core.data.geometry import Geometry
-from core.errors import CaseError, Finding, UserError, plain_text
+from core.errors import CaseError, Finding, UserError, plain_text, suggestion
 from core.organs.vocabulary import Organ, vocabulary
 
 __all__ = [
@@ -194,16 +193,11 @@ def _check_aliases(
             "",
             "",
             f"aliases name {organ!r}, which is no organ of this vocabulary",
-            f"{_near(organ, vocab)}correct the spelling (TG-263), or define the organ in the plan",
+            f"{suggestion(organ, vocab)}correct it (TG-263), or define the organ in the plan",
         )
         for organ in aliases
         if organ not in vocab and organ != NONE
     ]
-
-
-def _near(organ: str, vocab: Mapping[str, Organ]) -> str:
-    near = difflib.get_close_matches(organ, list(vocab), n=1)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def _structures(

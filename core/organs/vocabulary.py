@@ -7,12 +7,11 @@ what is to be said about a name that is none of them, `core.archives.name_matchi
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.identifiers import organ_name
 from core.organs.synonyms import CONSTRICTORS, CONSTRICTORS_SHORT, LEVELS, PAIRED, SIDES_OF, SINGLE
 from core.organs.tokens import Index, find, index_of, words_of
@@ -242,10 +241,8 @@ def require_known(names: Iterable[str], vocab: Mapping[str, Organ], field: str) 
     for name in names:
         if name in vocab:
             continue
-        near = resolve(str(name), vocab) or next(
-            iter(difflib.get_close_matches(str(name), list(vocab), n=1, cutoff=0.5)), None
-        )
-        hint = f"did you mean {near}? " if near else ""
+        near = resolve(str(name), vocab)
+        hint = f"did you mean {near}? " if near else suggestion(str(name), vocab, cutoff=0.5)
         raise UserError(
             field,
             name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import yamltext
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.plan.candidates import expand
 from core.plan.schema import Config, Phase, Plan
 from core.plan.strict import require_types
@@ -77,13 +76,8 @@ def find_config(config: str) -> Path:
     if path.is_file():
         return path
     names = shipped_configs()
-    close = difflib.get_close_matches(config, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    raise UserError(
-        "CONFIG",
-        config,
-        f"{hint}give a shipped name ({', '.join(names)}) or the path of a YAML file",
-    )
+    remedy = f"give a shipped name ({', '.join(names)}) or the path of a YAML file"
+    raise UserError("CONFIG", config, suggestion(config, names) + remedy)
 
 
 def shipped_configs() -> list[str]:

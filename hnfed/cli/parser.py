@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from core.errors import suggestion
+
 
 class Parser(argparse.ArgumentParser):
     """What argparse says of wrong usage, and what to do: the nearest word, or an example."""
@@ -25,10 +27,7 @@ class Parser(argparse.ArgumentParser):
             return f"give one of the two; {shown}"
         found = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
         given = next(filter(None, found.groups()), "") if found else ""
-        import difflib  # wrong usage alone needs it
-
-        close = difflib.get_close_matches(given, sorted(set(_words(self))), n=1)
-        return f"did you mean {close[0]}? {shown}" if close else shown
+        return suggestion(given, sorted(set(_words(self)))) + shown
 
     def _example(self) -> str:
         lines = (self.epilog or "").splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 import jinja2
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.files import replace_file
 from core.identifiers import SiteName, site_name
 from core.plan.load import read_yaml
@@ -89,8 +88,7 @@ def read_federation(path: Path) -> Federation:
     known = ("name", "server", "sites", "days", "keys")
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
-            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(known)}"
+            remedy = f"{suggestion(str(key), known)}use one of {', '.join(known)}"
             raise UserError(f"federation: {key}", values[key], remedy, problem="unknown key")
     server = values.get("server") or {}
     if not isinstance(server, dict) or set(server) - {"host", "port", "internal_port"}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import os
 import secrets
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from core.data.quota import GB
 from core.data.site import COUNT, REFUSE, Site, Source
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.files import plain_row, private_folder, require_private
 from core.identifiers import run_id, site_name
 from core.plan.load import read_yaml
@@ -43,8 +42,7 @@ def site_from_file(path: Path, run: str) -> Site:
     values = read_yaml(path)
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(known)}"
+            remedy = f"{suggestion(str(key), known)}use one of {', '.join(known)}"
             raise UserError(f"site file: {key}", values[key], remedy, problem="unknown key")
     for key in ("name", "root", "cache", "state"):
         if not isinstance(values.get(key), str) or not values[key].strip("\0"):

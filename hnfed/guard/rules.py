@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.plan.load import read_yaml
 from core.plan.schema import SHARES
 
@@ -175,8 +174,7 @@ def read_policy(path: Path) -> Policy:
     made: dict[str, Any] = {}
     for key, value in read_yaml(path).items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"write '{close[0]}'" if close else f"use one of {', '.join(sorted(known))}"
+            remedy = f"{suggestion(str(key), known)}use one of {', '.join(sorted(known))}"
             raise UserError(f"policy: {key}", value, remedy, problem="unknown key")
         made[str(key)] = _value(str(key), value, getattr(Policy(), key))
     policy = Policy(**made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from core.archives.duplicates import trained_on
 from core.data.geometry import Geometry
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.plan.load import shipped_models
 from core.plan.schema import Preprocess
 from hnfed.predict.inference import (
@@ -125,7 +124,6 @@ def chosen_organs(given: Sequence[str] | None, known: Sequence[str]) -> tuple[st
     asked = organ_list(given)
     for name in asked or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError("--organs", name, f"{hint}choose of {', '.join(known)}")
+            remedy = f"{suggestion(name, known)}choose of {', '.join(known)}"
+            raise UserError("--organs", name, remedy)
     return tuple(known) if asked is None else tuple(o for o in known if o in asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.archives.duplicates import TRAINED_ON
-from core.errors import UserError
+from core.errors import UserError, suggestion
 from core.plan.load import shipped_models
 from core.wire.checkpoint import load, load_meta, save
 from hnfed.predict.model_files import described
@@ -27,9 +26,8 @@ def path_of(model: str) -> str | Path:
     if model not in known:
         if Path(model).exists() or Path(model).name != model:
             return model
-        close = difflib.get_close_matches(model, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        remedy = f"{hint}give a run folder, a checkpoint, a model bundle, or a model that ships: "
+        remedy = suggestion(model, known)
+        remedy += "give a run folder, a checkpoint, a model bundle, or a model that ships: "
         problem = "no such folder or file, and no model of this name comes with hnfed"
         raise UserError("--model", model, remedy + (", ".join(known) or "none"), problem=problem)
     try:

@@ -251,7 +251,7 @@ def test_a_phase_that_is_not_there(part: str) -> None:
 def test_a_name_that_is_no_plan_gets_a_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         find_config("smok")
-    assert "did you mean 'smoke'" in caught.value.remedy
+    assert "did you mean smoke?" in caught.value.remedy
     assert find_config("demo") == CONFIGS / "demo.yaml"
 
 

@@ -157,7 +157,7 @@ def test_a_site_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
 
 
 def test_an_unknown_key_of_a_site_file_gets_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cachee = /tmp/x: unknown key\n.*write 'cache'"):
+    with pytest.raises(UserError, match=r"cachee = /tmp/x: unknown key\n.*did you mean cache\?"):
         site_from_file(site_file(tmp_path, cachee="/tmp/x"), "r")
     with pytest.raises(UserError, match=r"unknown key\n.*use one of name, format"):
         site_from_file(site_file(tmp_path, zzz=1), "r")
