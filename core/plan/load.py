@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core import yamltext
 from core.errors import UserError, suggestion
+from core.identifiers import phase_name
 from core.plan.candidates import expand
 from core.plan.schema import Config, Phase, Plan
 from core.plan.strict import require_types
@@ -338,7 +339,8 @@ def _typed(
     heads = {".".join(parts[: i + 1]) for i in range(len(parts))}
     if not any(origin == "override" and k in heads for k, origin in (sources or {}).items()):
         remedy = f"{remedy} (in {place})"
-    raise UserError(key or place, _value_at(values, key), remedy, problem=problem)
+    value = _value_at(values, key)
+    raise UserError(_by_name(values, key) or place, value, remedy, problem=problem)
 
 
 def _remedy(key: str, problem: str, error: Exception) -> str:
@@ -390,6 +392,18 @@ def _fits(schema: type, values: Mapping[str, Any]) -> bool:
     except MISFIT:
         return False
     return True
+
+
+def _by_name(values: Mapping[str, Any], key: str) -> str:
+    """The key with its phase's name in place of its index, as `--help` and overrides write it."""
+    found = re.fullmatch(r"phases\.(\d+)\.(.+)", key)
+    if not found:
+        return key
+    try:
+        name = phase_name(_value_at(values, f"phases.{found[1]}.name"))
+    except UserError:  # that is another error
+        return key
+    return f"phases.{name}.{found[2]}"
 
 
 def _value_at(values: Any, key: str) -> Any:

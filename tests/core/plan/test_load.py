@@ -114,14 +114,18 @@ def test_a_value_of_another_type_is_named(override: str, key: str, remedy: str) 
 
 def test_a_misfit_is_named_by_key_value_and_place(tmp_path: Path) -> None:
     error = fails("phases.pretrain.rounds=many")
-    assert (error.field, error.value) == ("phases.0.rounds", "many")
+    assert (error.field, error.value) == ("phases.pretrain.rounds", "many")
     assert "yaml" not in error.remedy
     path = tmp_path / "mine.yaml"
     path.write_text("phases: [{name: a}, {name: b, round: 3}]\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         load(str(path), ["train.lr=0.5"])
-    assert (caught.value.field, caught.value.value) == ("phases.1.round", 3)
+    assert (caught.value.field, caught.value.value) == ("phases.b.round", 3)
     assert str(path) in caught.value.remedy
+    path.write_text("phases: [{round: 3}]\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    assert caught.value.field == "phases.0.round", "of a phase without a name"
 
 
 @pytest.mark.parametrize(
