@@ -8,6 +8,7 @@ Google's surface-distance weighs surface elements by area, and both give other n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -287,6 +288,11 @@ def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, 
     return sums
 
 
+def of_few(n: float, detected: float, min_cell: int) -> bool:
+    """Whether a sum over `n` cases, or over those in which the organ was found, is of too few."""
+    return 0 < n < min_cell or 0 < detected < min_cell
+
+
 def pool_sites(
     sites: Mapping[str, Mapping[str, OrganSum | Mapping[str, Any]]],
     organs: Sequence[str],
@@ -296,7 +302,8 @@ def pool_sites(
 
     A site with fewer than `min_cell` cases of an organ is left out there, unless at least two sites
     are and together reach `min_cell`: so what remains after subtracting every published cell is
-    nothing, or a sum over at least two sites and `min_cell` cases.
+    nothing, or a sum over at least two sites and `min_cell` cases. Where the organ was found in
+    fewer cases, their number and HD95, which is of them alone, are not published; Dice is.
 
     Args:
         sites: site -> organ -> its exact sums, or the cell that it published (a suppressed cell
@@ -317,7 +324,8 @@ def pool_sites(
             cells[organ] = dict(SUPPRESSED)
     shown = [cell for cell in cells.values() if cell["n"]]
     means = {key: _mean([cell[key] for cell in shown if cell[key] is not None]) for key in MEASURES}
-    totals = {key: sum(cell[key] for cell in shown) for key in ("missed", "n")}
+    missed = [cell["missed"] for cell in shown]
+    totals = {"missed": None if None in missed else sum(missed), "n": sum(c["n"] for c in shown)}
     return {**means, **totals, "organs": cells}
 
 
@@ -325,22 +333,25 @@ def _pool(sums: Sequence[OrganSum], min_cell: int) -> dict[str, Any]:
     small = [s for s in sums if 0 < s.n < min_cell]
     used = [s for s in sums if s.n >= min_cell]
     if len(small) >= 2 and sum(s.n for s in small) >= min_cell:
-        used += small
-    total = OrganSum()
-    for s in used:
-        total = total.plus(s)
+        used.append(_added(small))
     if small and not used:
         return dict(SUPPRESSED)
-    return _cell(total, min_cell)
-
-
-def _cell(s: OrganSum, min_cell: int) -> dict[str, Any]:
-    if 0 < s.n < min_cell:
-        return dict(SUPPRESSED)
+    rarely = [of_few(s.n, s.detected, min_cell) for s in used]
+    total = _added([_unfound(s) if few else s for s, few in zip(used, rarely, strict=True)])
     means = {
-        key: _ratio(getattr(s, m.field), m.cases(s.n, s.detected)) for key, m in MEASURES.items()
+        key: _ratio(getattr(total, m.field), m.cases(total.n, total.detected))
+        for key, m in MEASURES.items()
     }
-    return {"n": s.n, "missed": s.n - s.detected, **means}
+    return {"n": total.n, "missed": None if any(rarely) else total.n - total.detected, **means}
+
+
+def _added(sums: Sequence[OrganSum]) -> OrganSum:
+    return functools.reduce(OrganSum.plus, sums, OrganSum())
+
+
+def _unfound(s: OrganSum) -> OrganSum:
+    """Without what is of the few cases alone in which the organ was found."""
+    return replace(s, detected=0, hd95_mm=0.0, penalised_mm=math.nan)
 
 
 def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from core.errors import UserError
 from core.identifiers import digest, phase_name, round_number, run_id, site_name, word
-from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, pool_sites
+from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, of_few, pool_sites
 from core.plan.schema import LOSSES
 
 # The form of what travels: orders, replies, plans, and what a site's guard tells the bundle's code.
@@ -358,8 +358,9 @@ WITHHELD = OrganSum(n=-1)
 
 
 def withhold(sums: Mapping[str, OrganSum], min_cell: int) -> dict[str, OrganSum]:
-    """What may leave a personal phase: a cell of fewer than `min_cell` cases is emptied here."""
-    return {o: s if s.n == 0 or s.n >= min_cell else WITHHELD for o, s in sums.items()}
+    """What may leave a personal phase: a cell of few cases, or of few found, is emptied."""
+    few = {o for o, s in sums.items() if s.n < 0 or of_few(s.n, s.detected, min_cell)}
+    return {o: WITHHELD if o in few else s for o, s in sums.items()}
 
 
 def published(

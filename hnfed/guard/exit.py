@@ -53,12 +53,10 @@ class Known:
     """What the guard knows of an order that the code which works on it need not be asked.
 
     Attributes:
-        cases: training cases that the phase uses here; None where they were not counted.
         split: keyed hash of the split; "" where a simulation has no pin.
         incoming: the parcel of weights that came; b"" where none did.
     """
 
-    cases: int | None = None
     split: str = ""
     incoming: bytes = field(default=b"", repr=False)
 
@@ -103,7 +101,7 @@ def release(
     _require_own_words(config, asked, known.split)
     require_form(asked.kind, asked.plan, asked.phase, metrics)
     if policy is not None:
-        metrics = hidden(policy, asked, metrics, known.cases)
+        metrics = hidden(policy, asked, metrics)
     expected: Mapping[str, Tensor] = {}
     if asked.kind == "train" and asked.phase is not None and code == OK:
         expected = shared_shapes(plan_json(asked.plan), asked.phase.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.metrics.scores import MEASURES, SUM_FIELDS
+from core.metrics.scores import MEASURES, SUM_FIELDS, of_few
 from core.plan.schema import Plan
 from core.secure.layout import TALLIED
 from hnfed.guard.order import Asked
@@ -14,29 +14,27 @@ from hnfed.guard.rules import Policy
 SPLITS = ("val", "test")
 
 
-def hidden(
-    policy: Policy, asked: Asked, metrics: Mapping[str, Any], cases: int | None = None
-) -> dict[str, Any]:
+def hidden(policy: Policy, asked: Asked, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A reply's numbers without what is kept back.
 
     ``counts: false`` takes every number that a number of cases follows from: cases, steps, skipped
     steps, seconds, annotated cases, voxels, reasons why something was left out; the sums over a
     split become means over one case. ``scores: false`` takes validation and test scores, and the
-    losses. Of a personal phase no count leaves in any case, nor a score or loss of fewer cases than
-    `min_cell`, the plan's or the site's, whichever is larger.
+    losses. Of a personal phase no count or loss leaves in any case (two plans that differ by one
+    training case would tell its loss), nor a score of fewer cases, or of fewer in which the organ
+    was found, than `min_cell`, the plan's or the site's, whichever is larger.
 
     Args:
         policy: of the site.
         asked: the order.
         metrics: numbers of the reply.
-        cases: training cases of a personal phase, as counted by the guard; None if it did not.
     """
     told = _counted(metrics)
     cell = max(policy.min_cell, asked.plan.federation.min_cell)
     if asked.kind == "query":
         _describe(told, policy, asked.plan, asked.site, cell)
     elif asked.phase is not None and asked.phase.share == "none":
-        _personal(told, cell, cases or 0)
+        _personal(told, cell)
     if not policy.counts:
         _uncounted(told, asked.kind)
     if not policy.scores:
@@ -73,21 +71,21 @@ def _cell(count: int, cell: int) -> int:
     return count if count == 0 or count >= cell else -1
 
 
-def _personal(told: dict[str, Any], cell: int, cases: int) -> None:
-    """No counts; scores and losses of few cases are emptied."""
+def _personal(told: dict[str, Any], cell: int) -> None:
+    """No counts and losses; scores of few cases are emptied."""
     told.pop("annotated", None)
+    told.pop("loss", None)
     told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
     for split in SPLITS:
-        counts = told.get(f"{split}.n")
+        counts = told.get(f"{split}.n", [])
+        both = list(zip(counts, told.get(f"{split}.detected", counts), strict=True))
+        few = [n < 0 or of_few(n, found, cell) for n, found in both]
         for name in SUM_FIELDS if counts else ():
             values = told.get(f"{split}.{name}", [])
             withheld = -1.0 if name == "n" else 0.0
-            few = [0 < n < cell or n < 0 for n in counts or ()]
             told[f"{split}.{name}"] = [
                 withheld if hide else v for v, hide in zip(values, few, strict=True)
             ]
-    if cases < cell:
-        told.pop("loss", None)
 
 
 def _uncounted(told: dict[str, Any], kind: str) -> None:

@@ -248,7 +248,7 @@ class Desk:
             reply,
             asked,
             policy,
-            exit.Known(case.cases, pin.split, _bytes_of(records, "arrays")),
+            exit.Known(pin.split, _bytes_of(records, "arrays")),
             receipts=self.receipts,
             keyring=keyring,
         )
@@ -482,11 +482,6 @@ class Case:
     entries: Sequence[Entry] | None = None
     pulled: bool = False
     begun: float = field(default_factory=time.time)
-
-    @property
-    def cases(self) -> int | None:
-        """How many these are."""
-        return None if self.entries is None else len(self.entries)
 
 
 def _bytes_of(records: Mapping[str, Any], name: str) -> bytes:

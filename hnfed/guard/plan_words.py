@@ -29,7 +29,10 @@ WEIGHTS = {
     "seed and from what the sites signed; who has taken over the coordinator's machine needs "
     "the help of one of them to send others (docs/privacy.md)",
 }
-PERSONAL = "scores by organ, emptied where fewer than {cell} cases stand behind them"
+PERSONAL = (
+    "scores by organ, emptied where fewer than {cell} cases, or fewer in which the organ was "
+    "found, stand behind them"
+)
 
 
 def in_words(

@@ -280,7 +280,9 @@ def _means(cells: Iterable[Cell]) -> dict[str, Any]:
         values = [v for v in (number(cell.get(key)) for cell in shown) if v is not None]
         result[key] = sum(values) / len(values) if values else None
     for key in ("n", "missed"):
-        result[key] = sum(int(cell.get(key) or 0) for cell in shown) if shown else None
+        values = [number(cell.get(key)) for cell in shown]
+        told = [int(v) for v in values if v is not None]
+        result[key] = sum(told) if told and len(told) == len(values) else None
     return result
 
 

@@ -297,6 +297,22 @@ def test_two_suppressed_sites_count_only_if_they_reach_min_cell_together():
     assert pool_sites(small, ["A"], 10)["organs"]["A"]["dice"] == pytest.approx(0.15)
 
 
+def test_what_few_found_cases_alone_would_tell_is_not_published():
+    rare = site(A=[(0.4, 17.25)] * 3 + [(0.0, None)] * 17)
+    cell = pool_sites({"x": rare}, ["A"], 11)["organs"]["A"]
+    unsaid = {"missed": None, "hd95_mm": None, "hd95_mm_penalised": None}
+    assert cell == {"n": 20, "dice": pytest.approx(1.2 / 20)} | unsaid
+    often = site(A=[(0.9, 2.0)] * 20)
+    both = pool_sites({"x": rare, "y": often}, ["A"], 11)
+    pooled = both["organs"]["A"]
+    assert pooled["dice"] == pytest.approx(19.2 / 40)
+    assert pooled["hd95_mm"] == pytest.approx(2.0), "less the other site's, nothing is left of one"
+    assert (pooled["missed"], pooled["hd95_mm_penalised"]) == (None, None)
+    assert (both["n"], both["missed"]) == (40, None)
+    few = {s: site(A=[(0.4, 17.25)] + [(0.0, None)] * 9) for s in ("v", "w")}
+    assert pool_sites(few, ["A"], 11)["organs"]["A"]["missed"] is None
+
+
 def test_no_organ_published_gives_no_mean():
     got = pool_sites({"x": site(A=[(0.9, 1.0)])}, ["A", "B"], 11)
     assert (got["dice"], got["hd95_mm"], got["n"], got["missed"]) == (None, None, 0, 0)
@@ -331,12 +347,17 @@ def test_no_suppressed_cell_follows_by_subtraction(hd95s, min_cell):
     if left == 0 and pooled["n"]:  # nothing of a hidden site is in the other numbers either
         total = sum(cell["dice"] * cell["n"] for cell in cells.values() if cell["n"])
         assert pooled["dice"] * pooled["n"] == pytest.approx(total)
-        assert pooled["missed"] == sum(cell["missed"] for cell in cells.values() if cell["n"])
+        missed = [cell["missed"] for cell in cells.values() if cell["n"]]
+        assert pooled["missed"] == (None if None in missed else sum(missed))
+        told = [c for c in cells.values() if c["n"] and c["missed"] is not None]
+        found = [(c["hd95_mm"], c["n"] - c["missed"]) for c in told if c["hd95_mm"] is not None]
+        distance = sum(mean * n for mean, n in found)
+        assert (pooled["hd95_mm"] or 0.0) * sum(n for _, n in found) == pytest.approx(distance)
 
 
 def test_published_cells_pool_like_the_sums_behind_them():
     sites = {
-        "x": scores_of("A", [(0.9, 1.0), (0.0, None), (0.7, 2.0)]),
+        "x": scores_of("A", [(0.9, 1.0), (0.0, None), (0.7, 2.0), (0.7, 3.0)]),
         "y": scores_of("A", [(0.5, 4.0)] * 4),
         "z": scores_of("A", [(0.1, 9.0)]),
     }

@@ -7,7 +7,7 @@ import pytest
 
 from core.metrics.scores import OrganSum
 from core.plan.schema import Loss, Phase, Plan, Preprocess
-from core.wire.messages import WITHHELD, Description, Order, Result
+from core.wire.messages import WITHHELD, Description, Order, Result, withhold
 from hnfed.guard.order import Asked
 from hnfed.guard.outbox import NUMBERS
 from hnfed.guard.policy import Policy, hidden
@@ -59,7 +59,7 @@ def test_the_larger_cell_counts(plans: int, site_s: int) -> None:
     assert metrics["cases"] == [12, few or 3, few or 4]
     assert metrics["left_out.E_X"] == (few or 2)
     assert metrics["annotated"] == [0, 0]
-    told = hidden(policy, asked("train", alone, OWN), result(["Larynx"]), 12)
+    told = hidden(policy, asked("train", alone, OWN), result(["Larynx"]))
     scores = Result.from_metrics(told, ["Larynx"]).scores["val"]["Larynx"]
     assert scores == (WITHHELD if few else SUMS["Larynx"])
 
@@ -68,16 +68,31 @@ def test_no_count_of_a_personal_phase_leaves() -> None:
     told = hidden(Policy(min_cell=1), asked("train", PLAN, OWN), result(["Larynx"]))
     assert (told["cases"], told["steps"], told["skipped"]) == (0, 0, 0)
     assert "annotated" not in told
-    assert "loss" not in told, "the guard did not count the cases"
-    assert "loss" in hidden(Policy(), asked("train", PLAN, OWN), result(), 12)
-    assert "loss" not in hidden(Policy(), asked("train", PLAN, OWN), result(), 10)
+
+
+def test_no_loss_of_a_personal_phase_leaves() -> None:
+    """Of plans that differ by one training case alone, `12 a - 11 b` was the loss of that case."""
+    for policy in (Policy(), Policy(min_cell=1), Policy(counts=False)):
+        assert "loss" not in hidden(policy, asked("train", PLAN, OWN), result(["Larynx"]))
+    assert "loss" in hidden(Policy(), asked("train", PLAN, SHARED), result(["Brainstem"]))
+
+
+@pytest.mark.parametrize(("found", "leaves"), [(0, True), (1, False), (10, False), (11, True)])
+def test_sums_over_few_found_cases_do_not_leave_a_personal_phase(found: int, leaves: bool) -> None:
+    """Of 12 cases with a contour of one HD95 was that patient's."""
+    sums = OrganSum(12, found, 0.4 * found, 17.25 * found, 17.25 * found + 200.0 * (12 - found))
+    metrics = Result(scores={"val": {"Larynx": sums}}).to_metrics(["Larynx"])
+    told = hidden(Policy(), asked("train", PLAN, OWN), metrics)
+    got = Result.from_metrics(told, ["Larynx"]).scores["val"]["Larynx"]
+    assert got == (sums if leaves else WITHHELD)
+    assert withhold({"Larynx": sums}, 11) == {"Larynx": got}
 
 
 def test_scores_of_which_no_count_is_told_do_not_leave() -> None:
     """A reply without `val.n` showed the sums of two cases, whatever `min_cell`."""
     metrics = {k: v for k, v in result(["Larynx"]).items() if k not in ("val.n", "test.n")}
     for policy in (Policy(), Policy(counts=False)):
-        told = hidden(policy, asked("train", PLAN, OWN), metrics, 12)
+        told = hidden(policy, asked("train", PLAN, OWN), metrics)
         assert not [k for k in told if k.partition(".")[0] in ("val", "test")]
 
 
@@ -130,6 +145,6 @@ def test_means_stay_and_the_server_can_read_them() -> None:
 def test_without_scores_no_loss_leaves_either() -> None:
     """M9: the loss terms are scores too, the Dice term to the letter."""
     for phase in (SHARED, OWN):
-        told = hidden(Policy(scores=False), asked("train", PLAN, phase), result(), 99)
+        told = hidden(Policy(scores=False), asked("train", PLAN, phase), result())
         assert not {k for k in told if k.startswith(("val.", "test.", "loss"))}
     assert hidden(Policy(scores=False), asked("query", PLAN, None), description())["cases"]
