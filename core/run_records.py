@@ -18,6 +18,8 @@ from core.identifiers import organ_name, phase_name, run_id_from, site_name
 from core.processes import leave_if_told
 from core.text import shown
 
+LARGEST = 1e15  # beyond it a number of a foreign folder counts as none
+
 DEEPEST, MOST_BYTES = 40, 200_000_000
 Parse = Callable[[object], object]
 
@@ -178,10 +180,10 @@ def _tell(problems: list[str], where: str, count: int, what: str) -> None:
 
 
 def number(value: object) -> float | None:
-    """The value as a float; None for anything but a number."""
+    """The value as a float; None for anything but a number of a size that a run can have."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from core.files import private_folder
 from core.metrics.scores import MEASURES, OrganSum
 from core.plan.ranges import DAYS_30
 from core.plan.schema import SPLITS, Federation, Guards, Phase
-from core.wire.messages import CODES, OK, Header, Result
+from core.wire.messages import CODES, LARGEST, OK, Header, Result
 from core.wire.state import beyond, unpacked
 from server.strategy import ARRAYS, HEADER, METRICS
 
@@ -111,6 +111,8 @@ def inspect(
         return Rejected("E_SCHEMA", f"header or metrics ({type(error).__name__})")
     if not header.answers(asked):
         return Rejected("E_STALE", "site, run, phase or round differ from the order")
+    if not 0 <= header.best_round <= asked.round:
+        return Rejected("E_COUNT", "a best round that has not been")
     wrong = _numbers(result, guards, cases)
     verdict = wrong or _with_state(reply, Accepted(header, result, {}, reply), awaited)
     if isinstance(verdict, Rejected) or not verdict.state:
@@ -151,7 +153,8 @@ def _numbers(result: Result, guards: Guards, described: tuple[int, int, int]) ->
     told = [(s, most.get(k, 0)) for k, sums in result.scores.items() for s in sums.values()]
     if not all(_possible(s, n) for s, n in told):
         return Rejected("E_COUNT", "scores outside their range")
-    if not all(math.isfinite(v) for v in (result.seconds, result.startup, *result.loss)):
+    numbers = (result.seconds, result.startup, *result.loss)
+    if not all(map(math.isfinite, numbers)) or any(abs(v) > LARGEST for v in result.loss):
         return Rejected("E_NONFINITE", "loss or seconds")
     if not all(0 <= seconds <= DAYS_30 for seconds in (result.seconds, result.startup)):
         return Rejected("E_COUNT", "seconds outside 30 days")

@@ -25,7 +25,7 @@ from core.wire.partition import (
     weights_meta,
 )
 from core.wire.state import beyond, rounded
-from server.aggregate import Federated, aggregate
+from server.aggregate import DOMINANT, Federated, aggregate
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
 from server.guards import Accepted
@@ -389,16 +389,22 @@ class PhaseRun:
     ) -> tuple[State, list[str]]:
         """The next weights from the sum of the shares, and what the journal should know."""
         assert self.travelling is not None
+        notes = []
         if self.plan.federation.guards.norm == "clip":
-            factor = self.plan.federation.guards.norm_factor
+            factor, before = self.plan.federation.guards.norm_factor, progress.longest
             progress.longest = longest(found.square, len(self.nodes), factor)
+            if progress.longest < before / 2:
+                notes.append(
+                    f"round {progress.round}: the next updates are held to {progress.longest:.3g}, "
+                    f"after {before:.3g}: much shorter ones, or a site that tells a false length"
+                )
         new, kept = averaged(secure, self.phase, self.travelling, state, replies, found.result)
-        if not kept:
-            return new, []
-        return new, [
-            f"round {progress.round}: too few sites annotate {', '.join(kept)} for a sum of "
-            f"{secure.fewest}; the head keeps its rows"
-        ]
+        if kept:
+            notes.append(
+                f"round {progress.round}: too few sites annotate {', '.join(kept)} for a sum of "
+                f"{secure.fewest}; the head keeps its rows"
+            )
+        return new, notes
 
     def _require_whole(self, progress: Progress, missing: dict[str, str]) -> None:
         """Of a simulation a site may miss one round, which is journalled, but not two nor the last.
@@ -541,6 +547,11 @@ class PhaseRun:
             told = self.secure.frequencies(self.phase)
         else:
             told = frequencies(self.described.values(), self.plan, self.phase)
+            totals = {s: max(d.totals, default=0.0) for s, d in self.described.items()}
+            most = max(totals, key=lambda s: totals[s], default="")
+            if told[0] and len(totals) > 1 and totals[most] > DOMINANT * sum(totals.values()):
+                note = f"class weights follow {most}, by the cases that it says it has"
+                self.recorder.note(note, self.phase.name)
         if not told[0]:
             self.recorder.note(
                 "not every site tells class frequencies: class_weight none", self.phase.name

@@ -8,6 +8,7 @@ layers from the phase.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -25,6 +26,9 @@ NEED_BASE = "NEED_BASE"
 SETTINGS = ("plan", "run_id", "out", "resume", "tracking", "local")  # of a run, all text
 TASKS = ("", "tally", "train", "validate", "test", "finish")
 LONGEST_LIST = 64  # of an order: one number an organ
+LARGEST = 1e15  # of any number of a reply
+LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")  # in a site's description: reason -> cases
+MOST_REASONS = 100
 
 CODES = {
     OK: "the site did what it was asked",
@@ -312,11 +316,7 @@ class Description:
             annotated=tuple(int(v) for v in metrics.get("annotated", ())),
             voxels=tuple(float(v) for v in metrics.get("voxels", ())),
             totals=tuple(float(v) for v in metrics.get("totals", ())),
-            left_out={
-                word(k[9:], "left_out"): int(v)
-                for k, v in metrics.items()
-                if k.startswith("left_out.")
-            },
+            left_out=_reasons(metrics),
             versions={
                 word(k[8:], "version"): word(v, "version")
                 for k, v in config.items()
@@ -326,6 +326,18 @@ class Description:
             annotated_test=tuple(int(v) for v in metrics.get("annotated_test", ())),
             hello=str(config.get("hello", "")),
         )
+
+
+def _reasons(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Why cases were left out, and how many.
+
+    Raises:
+        ValueError: more reasons than there are, or one that is no reason code.
+    """
+    told = {k: int(v) for k, v in metrics.items() if k.startswith("left_out.")}
+    if len(told) > MOST_REASONS or not all(map(LEFT_OUT.fullmatch, told)):
+        raise ValueError("left_out")
+    return {k.removeprefix("left_out."): n for k, n in told.items()}
 
 
 def _parsed(value: object, parse: Callable[[object, str], str], field: str) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 from core.metrics.scores import MEASURES
 from core.plan.schema import LOSSES, Phase, Plan
 from core.training.optimisation import NonFiniteError
-from core.wire.messages import CODES
+from core.wire.messages import CODES, LARGEST, LEFT_OUT
 
 TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,128}")
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
-LEFT_OUT = re.compile(r"left_out\.[EW]_[A-Z_]{1,40}")
 HASH = re.compile(r"[0-9a-f]{16,64}")
 HASHES = ("fingerprint", "split_hash", "receipt")
 VERSION = re.compile(r"version\.[A-Za-z0-9_]{1,20}")
@@ -67,7 +66,7 @@ MASKED = {
     "signed": "this site's signature under what it masked",
     "masked": "counts, losses, scores under masks: only their sum over the sites can be read",
 }
-LARGEST, LONGEST = 1e15, 256
+LONGEST = 256
 
 
 class OutboxError(RuntimeError):

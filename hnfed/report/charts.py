@@ -131,10 +131,11 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], *, title: str) -> Marku
 
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `most` of them."""
-    raw = (high - low) / max(most - 1, 1)
+    raw = max((high - low) / max(most - 1, 1), 1e-12)  # ticks have no more places
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 

@@ -280,9 +280,8 @@ def _means(cells: Iterable[Cell]) -> dict[str, Any]:
         values = [v for v in (number(cell.get(key)) for cell in shown) if v is not None]
         result[key] = sum(values) / len(values) if values else None
     for key in ("n", "missed"):
-        values = [number(cell.get(key)) for cell in shown]
-        told = [int(v) for v in values if v is not None]
-        result[key] = sum(told) if told and len(told) == len(values) else None
+        told = [int(v) for cell in shown if (v := number(cell.get(key))) is not None]
+        result[key] = sum(told) if told and len(told) == len(shown) else None
     return result
 
 

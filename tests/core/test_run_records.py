@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.run_records import read_json, require_shallow
+from core.run_records import number, read_json, require_shallow
 from hnfed.compare.comparison import compare
 from hnfed.report.page import write_report
 from hnfed.report.run import read_run
@@ -186,3 +186,8 @@ def test_links_out_of_a_foreign_run_folder_are_not_followed(tmp_path: Path) -> N
     left_out = [p.split(" is left out")[0] for p in found.problems if "link out of" in p]
     assert left_out == ["config.yaml", "journal.jsonl", "sites/nyu/p/cases.csv"]
     assert "nyu p: 1 pictures are no PNG files of this folder, of at most 2 MB" in found.problems
+
+
+def test_a_number_of_no_usual_size_counts_as_none() -> None:
+    assert number(3) == 3.0
+    assert [number(v) for v in (1e308, -1e16, 10**400, float("nan"), True, "3")] == [None] * 6

@@ -282,7 +282,11 @@ def test_metrics_of_another_form(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss": [float("nan"), 1.0, 1.0, 1.0, 1.0]}, {"seconds": float("inf")}],
+    [
+        {"loss": [float("nan"), 1.0, 1.0, 1.0, 1.0]},
+        {"loss": [-1.79e308, 1.0, 1.0, 1.0, 1.0]},
+        {"seconds": float("inf")},
+    ],
     ids=str,
 )
 def test_numbers_that_are_none(change: dict[str, Any]) -> None:
@@ -292,6 +296,12 @@ def test_numbers_that_are_none(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [{"seconds": -1e300}, {"startup": 1e300}], ids=str)
 def test_seconds_that_no_round_takes(change: dict[str, Any]) -> None:
     assert code_of(reply(metrics=change, arrays=GOOD)) == "E_COUNT"
+
+
+@pytest.mark.parametrize("best", [-1, 5, 1_000_000])
+def test_a_best_round_that_has_not_been(best: int) -> None:
+    assert code_of(reply({"best_round": best}, arrays=GOOD)) in ("E_COUNT", "E_SCHEMA")
+    assert isinstance(verdict(reply({"best_round": 4}, arrays=GOOD)), Accepted)
 
 
 def test_an_update_that_changes_nothing() -> None:

@@ -598,6 +598,16 @@ def test_class_frequencies_travel_only_where_they_are_used(federate: Make, make_
     assert seen == [("p", (None, None))]
 
 
+def test_a_site_whose_cases_rule_the_class_weights_is_noted(
+    federate: Make, make_plan: Make
+) -> None:
+    plan = replace(make_plan(phase(rounds=1)), loss=Loss(class_weight="paper"))
+    for cases, noted in (({"a": 3, "b": 300}, True), ({"a": 3, "b": 4}, False)):
+        run = federate(plan, "many" if noted else "few", cases=cases)
+        run.run()
+        assert ("class weights follow b, by the cases that it says it has" in run.notes()) is noted
+
+
 def test_sites_that_tell_no_scores_run_all_rounds(federate: Make, make_plan: Make) -> None:
     run = federate(make_plan(phase(rounds=3, patience=1)), tells_scores=False)
     run.run()

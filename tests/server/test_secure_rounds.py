@@ -281,6 +281,20 @@ def test_updates_are_held_to_a_bound_at_the_sites(start: Start) -> None:
     assert event["clipped_sites"] == 1
 
 
+def test_a_bound_that_falls_by_half_is_noted(start: Start) -> None:
+    """A site that tells a negative length shortens all others' next updates, in sums unseen."""
+    run = start(3, rounds=3, add={"s0": 0.01, "s1": 0.01, "s2": 0.01}, federation={})
+
+    def shrink(message: Message) -> None:
+        if message.content["order"]["round"] == 2:
+            run.fakes.add |= {"s0": 1e-4, "s1": 1e-4, "s2": 1e-4}
+
+    run.fakes.changes = {("s0", "train"): shrink}
+    run.run()
+    assert "round 2: the next updates are held to" in run.notes()
+    assert "round 3: the next updates are held to" not in run.notes()
+
+
 # ------------------------------------------------------------------------------ a site that is lost
 
 

@@ -222,3 +222,14 @@ def test_a_description_with_a_name_that_is_none_is_refused(change: dict[str, Any
     config, metrics = Description("a", "f", "h", (3, 2, 1), (), (), (), {}, {}).to_records()
     with pytest.raises(UserError):
         Description.from_records(config | change, metrics)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"left_out.DOE": 1}, {f"left_out.E_{'A' * (i % 40)}{'B' * (i // 40)}": 1 for i in range(101)}],
+    ids=("a word", "too many"),
+)
+def test_a_description_with_other_than_a_few_reason_codes_is_refused(told: dict[str, int]) -> None:
+    config, metrics = Description("a", "f", "h", (3, 2, 1), (), (), (), {}, {}).to_records()
+    with pytest.raises(ValueError, match="left_out"):
+        Description.from_records(config, metrics | told)
