@@ -294,9 +294,7 @@ def of_few(n: float, detected: float, min_cell: int) -> bool:
 
 
 def pool_sites(
-    sites: Mapping[str, Mapping[str, OrganSum | Mapping[str, Any]]],
-    organs: Sequence[str],
-    min_cell: int,
+    sites: Mapping[str, Mapping[str, OrganSum]], organs: Sequence[str], min_cell: int
 ) -> dict[str, Any]:
     """Pools the sites' cases per organ and averages over organs, publishing no suppressed cell.
 
@@ -306,8 +304,7 @@ def pool_sites(
     fewer cases, their number and HD95, which is of them alone, are not published; Dice is.
 
     Args:
-        sites: site -> organ -> its exact sums, or the cell that it published (a suppressed cell
-            then cannot contribute, nor does a cell without Dice).
+        sites: site -> organ -> its exact sums; -1 cases where it withheld them.
         organs: organs of the phase.
         min_cell: smallest number of cases that is published.
 
@@ -318,9 +315,9 @@ def pool_sites(
     """
     cells = {}
     for organ in organs:
-        found = [_as_sum(site[organ]) for site in sites.values() if organ in site]
-        cells[organ] = _pool([s for s in found if s is not None], min_cell)
-        if None in found and not cells[organ]["n"]:
+        found = [site[organ] for site in sites.values() if organ in site]
+        cells[organ] = _pool([s for s in found if s.n >= 0], min_cell)
+        if not cells[organ]["n"] and any(s.n < 0 for s in found):
             cells[organ] = dict(SUPPRESSED)
     shown = [cell for cell in cells.values() if cell["n"]]
     means = {key: _mean([cell[key] for cell in shown if cell[key] is not None]) for key in MEASURES}
@@ -352,21 +349,6 @@ def _added(sums: Sequence[OrganSum]) -> OrganSum:
 def _unfound(s: OrganSum) -> OrganSum:
     """Without what is of the few cases alone in which the organ was found."""
     return replace(s, detected=0, hd95_mm=0.0, penalised_mm=math.nan)
-
-
-def _as_sum(value: OrganSum | Mapping[str, Any]) -> OrganSum | None:
-    if isinstance(value, OrganSum):
-        return value
-    if value.get("n") == 0:
-        return OrganSum()
-    if not value.get("n") or value.get("dice") is None:
-        return None
-    n, missed = int(value["n"]), int(value.get("missed") or 0)
-    sums = {}
-    for key, measure in MEASURES.items():
-        mean, count = value.get(key), measure.cases(n, n - missed)
-        sums[measure.field] = 0.0 if not count else math.nan if mean is None else mean * count
-    return OrganSum(n, n - missed, **sums)
 
 
 def _ratio(total: float, count: int) -> float | None:

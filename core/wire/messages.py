@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from core.errors import UserError
 from core.identifiers import digest, phase_name, round_number, run_id, site_name, word
-from core.metrics.scores import SUM_FIELDS, SUPPRESSED, OrganSum, of_few, pool_sites
+from core.metrics.scores import SUM_FIELDS, OrganSum, of_few, pool_sites
 from core.plan.schema import LOSSES
 
 # The form of what travels: orders, replies, plans, and what a site's guard tells the bundle's code.
@@ -379,13 +379,6 @@ def published(
     sites: Mapping[str, Mapping[str, OrganSum]], organs: Sequence[str], min_cell: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What may be written down of control scores (D5): (cells by site and organ, pooled means)."""
-    cells = {
-        site: pool_sites({site: _shown(sums)}, organs, min_cell)["organs"]
-        for site, sums in sites.items()
-        if sums
-    }
-    return cells, pool_sites({s: _shown(m) for s, m in sites.items()}, organs, min_cell)
-
-
-def _shown(sums: Mapping[str, OrganSum]) -> dict[str, OrganSum | Mapping[str, Any]]:
-    return {o: s if s.n >= 0 else SUPPRESSED for o, s in sums.items()}
+    told = {site: {site: sums} for site, sums in sites.items() if sums}
+    cells = {site: pool_sites(own, organs, min_cell)["organs"] for site, own in told.items()}
+    return cells, pool_sites(sites, organs, min_cell)

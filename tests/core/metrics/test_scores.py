@@ -355,17 +355,10 @@ def test_no_suppressed_cell_follows_by_subtraction(hd95s, min_cell):
         assert (pooled["hd95_mm"] or 0.0) * sum(n for _, n in found) == pytest.approx(distance)
 
 
-def test_published_cells_pool_like_the_sums_behind_them():
-    sites = {
-        "x": scores_of("A", [(0.9, 1.0), (0.0, None), (0.7, 2.0), (0.7, 3.0)]),
-        "y": scores_of("A", [(0.5, 4.0)] * 4),
-        "z": scores_of("A", [(0.1, 9.0)]),
-    }
-    exact = pool_sites({k: organ_sums(v, ["A"]) for k, v in sites.items()}, ["A"], 3)
-    cells = pool_sites({k: summarise(v, ["A"], 3) for k, v in sites.items()}, ["A"], 3)
-    assert cells["organs"]["A"] == pytest.approx(exact["organs"]["A"])
-    only = pool_sites({"z": summarise(sites["z"], ["A"], 3)}, ["A"], 3)
-    assert only["organs"]["A"] == SUPPRESSED
+def test_what_a_site_withholds_is_suppressed_and_pooled_without_it():
+    sites = {"x": site(A=[(0.9, 1.0)] * 4), "y": {"A": OrganSum(n=-1)}}
+    assert pool_sites(sites, ["A"], 3)["organs"]["A"]["n"] == 4
+    assert pool_sites({"y": sites["y"]}, ["A"], 3)["organs"]["A"] == SUPPRESSED
 
 
 def test_sums_add_up():
