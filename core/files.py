@@ -78,10 +78,12 @@ def _is_formula(text: str) -> bool:
 
 def write_flushed(path: Path, content: str | bytes) -> None:
     """Writes a file and waits until the disk has it."""
-    with about(path), path.open("wb") as file:
-        file.write(plain_text(content).encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    with about(path):
+        path.unlink(missing_ok=True)  # a link, in a folder from elsewhere, would be followed
+        with path.open("xb") as file:
+            file.write(plain_text(content).encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:

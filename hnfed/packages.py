@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +56,8 @@ def require_one_environment(script: Path, folder: Path) -> None:
         raise SystemExit(
             f"hnfed: error: {script} starts the Python of {sys.prefix}: this virtual environment "
             "was copied or moved\n"
-            f"  remedy: make it again where it is: rm -r {home}, then install hnfed (make install)"
+            f"  remedy: make it again where it is: rm -r {shlex.quote(str(home))}, "
+            "then install hnfed (make install)"
         )
     source = _editable()
     if source is None:

@@ -21,7 +21,7 @@ from core.plan.load import plan_from_json
 from core.plan.schema import Config
 from core.plan.validate import require_simulated
 from core.processes import deaf
-from core.text import shown_text
+from core.text import shown, shown_text
 from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from server.run_folder import begin, completed, held_folder, require_resumable
@@ -260,4 +260,4 @@ class _Screen:
             text = f"error: {line}"
         else:
             return
-        print(text, flush=True)
+        print(shown(text.rstrip()), flush=True)

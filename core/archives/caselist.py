@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -92,7 +93,7 @@ def _folder(field: str, below: str) -> str:
 
 
 def _refuse_duplicates(path: Path, column: str, values: list[str]) -> None:
-    double = sorted({value for value in values if values.count(value) > 1})
+    double = sorted(value for value, count in Counter(values).items() if count > 1)
     if double:
         problem = f"{len(double)} values of column {column} stand twice"
         raise UserError(

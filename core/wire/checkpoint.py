@@ -28,6 +28,7 @@ from core.wire.state import packed
 META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
 SCHEMA = 2  # 1 had no checksum of the JSON itself
 RESTORE = "restore the file from the run folder"
+NO_TENSORS = SafetensorError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError
 
 
 def save(
@@ -98,16 +99,16 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError("model", path, remedy, problem=problem)
     try:
         state = safetensors.torch.load(weights)
-    except (SafetensorError, ValueError, LookupError, OverflowError) as error:
+        known = {n: t for n, t in state.items() if t.is_floating_point()}
+        spoilt = [n for n, t in known.items() if not bool(torch.isfinite(t.float()).all())]
+    except NO_TENSORS as error:
         problem = f"not safetensors: {shown(error, 200)}"
         remedy = "name a checkpoint written by hnfed"
         raise UserError("model", path, remedy, problem=problem) from error
     require_tensors(state, str(path))
-    known = {n: t for n, t in state.items() if t.is_floating_point()}
-    for name, tensor in known.items():
-        if not bool(torch.isfinite(tensor.float()).all()):
-            remedy = "use other weights: these were spoilt before they were written"
-            raise UserError("model", path, remedy, problem=f"{name} is not finite in float32")
+    if spoilt:
+        remedy = "use other weights: these were spoilt before they were written"
+        raise UserError("model", path, remedy, problem=f"{spoilt[0]} is not finite in float32")
     return {n: t.float() if t.element_size() < 4 else t for n, t in known.items()}, meta
 
 

@@ -22,6 +22,7 @@ from core.identifiers import (
     tensor_name,
     word,
 )
+from core.models.allowed import require_allowed
 from core.plan.load import require_plain, typed
 from core.plan.ranges import require_in_range
 from core.plan.schema import Model, Preprocess
@@ -120,6 +121,7 @@ def _preprocess(value: object, field: str) -> Preprocess:
 def _model(value: object, field: str) -> Model:
     settings = typed(Model, value, field)
     require_in_range(settings, "model", field)
+    require_allowed(settings.name, settings.args)
     return settings
 
 

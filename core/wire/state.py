@@ -72,7 +72,8 @@ def unpacked(
         raise ValueError("no safetensors file") from error
     length = int.from_bytes(parcel[:8], "little")
     header = json.loads(parcel[8 : 8 + length])
-    if "__metadata__" in header or any(set(told) != TOLD for told in header.values()):
+    wrong = any(not isinstance(told, dict) or set(told) != TOLD for told in header.values())
+    if "__metadata__" in header or wrong:
         raise ValueError("text beside the tensors")
     if bits != 16:
         return state

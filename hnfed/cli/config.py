@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from core.text import shown
 from hnfed.cli.json_output import add_json
 from hnfed.cli.results import subcommand
 
@@ -45,7 +46,7 @@ def _show(args: argparse.Namespace) -> int:
     values = dataclasses.asdict(config)
     flat = dict(flattened(values))
     for key, value in flat.items():
-        print(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}")
+        print(shown(f"{key} = {value}".ljust(WIDTH) + f"  # {sources.get(key, 'default')}"))
     if args.json is not None:
         origin = {key: sources.get(key, "default") for key in flat}
         args.json.write({"schema": 1, "config": values, "sources": origin})

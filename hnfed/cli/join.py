@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.text import shown
 from hnfed.cli.results import subcommand
 
 
@@ -44,7 +46,7 @@ def _join(args: argparse.Namespace) -> int:
     if args.name is not None:
         return _begin(begin(folder, args.name), own_fingerprint(folder))
     if not (folder / KEY).is_file():
-        remedy = f"begin with: hnfed join {folder} --name SITE"
+        remedy = f"begin with: hnfed join {shlex.quote(str(folder))} --name SITE"
         raise UserError("FEDERATION", folder, remedy, problem="no key of this site in it")
     if args.answer is not None:
         return _take_in(folder, read_for(args.answer, folder), args.authority)
@@ -61,10 +63,10 @@ def _join(args: argparse.Namespace) -> int:
 
 
 def _begin(request: Path, own: str) -> int:
-    print(f"send {request} to the coordinator; nothing in it is secret")
+    print(f"send {shown(request)} to the coordinator; nothing in it is secret")
     print(f"this site's fingerprint: {_spoken(own)}")
     print("read it out when the coordinator rings; the key stays in this folder")
-    print(f"then, with the answer: hnfed join {request.parent} --answer FILE")
+    print(f"then, with the answer: hnfed join {shlex.quote(str(request.parent))} --answer FILE")
     return 0
 
 
@@ -93,7 +95,7 @@ def _take_in(folder: Path, answer: Any, fingerprint: str | None) -> int:
         print(line)
     print("\n".join(overview(read_kit(folder, "site"))))
     print("before secure aggregation: ring each other site, compare, and then")
-    print(f"  hnfed join {folder} --confirm SITE FINGERPRINT")
+    print(f"  hnfed join {shlex.quote(str(folder))} --confirm SITE FINGERPRINT")
     return 0
 
 

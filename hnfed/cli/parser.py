@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from core.errors import suggestion
+from core.text import shown_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +18,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints usage, the error and its remedy to standard error; the exit code is 2."""
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {message}\n  remedy: {self._remedy(message)}\n")
+        self.exit(
+            2, f"{self.prog}: error: {shown_text(message)}\n  remedy: {self._remedy(message)}\n"
+        )
 
     def _remedy(self, message: str) -> str:
         shown = f"{self.prog} --help lists what it takes"

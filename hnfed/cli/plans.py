@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def _decide(kit: Kit, policy: Policy, plan: Plan, args: argparse.Namespace) -> i
         agrees = sys.stdin.isatty() and input("may it run here? [y/N] ").lower() == "y"
     short = digest[: plans.SHORTEST]
     if not agrees:
-        print(f"not approved; to pin it: hnfed approve {args.kit} --plan --yes {short}")
+        place = shlex.quote(str(args.kit))
+        print(f"not approved; to pin it: hnfed approve {place} --plan --yes {short}")
         return 1
     done = plans.agree(kit.folder, digest, persons.now(args.person))
     if not done.enough(policy.approvers):

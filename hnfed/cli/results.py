@@ -10,6 +10,7 @@ from typing import Any
 
 from core.archives.formats.table import FORMATS
 from core.errors import UserError
+from core.text import shown, shown_text
 from hnfed.cli.json_output import add_json
 from hnfed.predict.formats import CONTOUR_FORMATS
 
@@ -238,7 +239,8 @@ def _export(args: argparse.Namespace) -> int:
     from hnfed.predict.monai_bundle import export
 
     files = export(args.run, args.output, args.phase, args.site)
-    print(f"{len(files)} files in {args.output}; model card: {args.output / 'docs' / 'README.md'}")
+    card = args.output / "docs" / "README.md"
+    print(shown(f"{len(files)} files in {args.output}; model card: {card}"))
     return 0
 
 
@@ -277,7 +279,7 @@ def _report(args: argparse.Namespace) -> int:
 
     if (args.target / FILE).is_file():
         keep_from_others()
-        print(write_site_report(args.target, args.site, args.run))
+        print(shown(write_site_report(args.target, args.site, args.run)))
         return 0
     for option, value in (("--run", args.run), ("--site", args.site)):
         if value:
@@ -285,25 +287,23 @@ def _report(args: argparse.Namespace) -> int:
             raise UserError(option, value, "leave it out, or name a site's kit", problem=problem)
     if not args.target.is_dir():
         raise UserError("RUN", args.target, "name a run folder such as runs/demo, or a site's kit")
-    print(write_report(args.target))
+    print(shown(write_report(args.target)))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from core.text import shown_text
     from hnfed.compare.comparison import compare, summary
 
     tables = compare(args.runs, args.out, args.phase, args.reference, args.dice)
     for table in tables:
         print(f"{shown_text(summary(table))}\n")
-    print(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex")
+    print(shown(f"written: {args.out / 'compare.html'}, compare.csv, compare.tex"))
     if args.json is not None:
         args.json.write({"schema": 1, "rows": [asdict(row) for t in tables for row in t.rows]})
     return 0
 
 
 def _folds(args: argparse.Namespace) -> int:
-    from core.text import shown_text
     from hnfed.compare.fold_tables import folds_text
 
     print(shown_text(folds_text(args.study, args.reference)))

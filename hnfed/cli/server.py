@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.text import shown
 from hnfed.cli.parser import whole_number
 from hnfed.cli.results import subcommand
 
@@ -94,7 +95,7 @@ def _agreed(
     signed = {}
     for path in requests:
         site, key = read_request(path)
-        print(f"{site}: {spoken(fingerprint(key))} is the fingerprint in {path}")
+        print(f"{site}: {spoken(fingerprint(key))} is the fingerprint in {shown(path)}")
         if fingerprints:
             agreed = any(agrees(text, fingerprint(key)) for text in fingerprints)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,7 @@ def _approve(args: argparse.Namespace) -> int:
     if not waiting:
         print("no bundle waits for approval")
         return 0
-    pinned = False
+    pinned, place = False, shlex.quote(str(args.kit))
     for bundle in waiting:
         short = bundle.digest[:SHORTEST_DIGEST]
         lines = _difference(kit, bundle.content)
@@ -128,11 +129,11 @@ def _approve(args: argparse.Namespace) -> int:
         for line in told:
             print(shown(line.expandtabs()))
         if told and len(told) < len(lines):
-            print(f"... {len(lines) - len(told)} more lines: hnfed approve {args.kit} --diff")
+            print(f"... {len(lines) - len(told)} more lines: hnfed approve {place} --diff")
         for line in overview(bundle).split("\n"):
             print(shown(line))
         if not told:
-            print(f"  to read all of it: hnfed approve {args.kit} --diff")
+            print(f"  to read all of it: hnfed approve {place} --diff")
         if args.yes is not None:
             agreed = bundle.digest.startswith(args.yes)
         else:
@@ -145,7 +146,7 @@ def _approve(args: argparse.Namespace) -> int:
             else:
                 print(f"agreed to {short}; another person must agree too: --as NAME")
         else:
-            print(f"not approved; to pin it: hnfed approve {args.kit} --yes {short}")
+            print(f"not approved; to pin it: hnfed approve {place} --yes {short}")
     return 0 if pinned else 1
 
 

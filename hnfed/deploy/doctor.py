@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import socket
 import ssl
@@ -25,6 +26,7 @@ from core.errors import UserError
 from core.files import private_folder
 from core.plan.schema import Plan
 from core.processes import held
+from core.text import shown_text
 from hnfed.guard.kit import SERVER, Kit
 from hnfed.guard.proxy import http_options, shown
 from hnfed.installation import PYTHON, in_words, within
@@ -244,7 +246,9 @@ def _nginx() -> Check:
 def _private(kit: Kit) -> Check:
     open_to = [p.name for p in kit.folder.glob("*.key") if p.stat().st_mode & 0o077]
     found = f"others can read {', '.join(open_to)}" if open_to else "only you can read them"
-    return judged("keys", not open_to, found, f"chmod 600 {kit.folder}/*.key", FAIL)
+    return judged(
+        "keys", not open_to, found, f"chmod 600 {shlex.quote(str(kit.folder))}/*.key", FAIL
+    )
 
 
 def _whole(kit: Kit) -> Check:
@@ -440,9 +444,9 @@ def report(checks: Iterator[Check]) -> list[Check]:
     """Prints each check as it is done."""
     done = []
     for check in checks:
-        print(f"{check.state}  {check.name:<14} {check.detail}")
+        print(f"{check.state}  {check.name:<14} {shown_text(check.detail)}")
         if check.remedy:
-            print(f"      {'':<14} -> {check.remedy}")
+            print(f"      {'':<14} -> {shown_text(check.remedy)}")
         done.append(check)
     return done
 

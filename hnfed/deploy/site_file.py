@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,17 @@ DRAWN = 3  # test cases of each organ: the worst, the median and the best
 CACHE_GB, BASE_GB = 200.0, 10.0  # 200 GB hold some 10,000 cases
 
 
-def site_from_file(path: Path, run: str) -> Site:
+def site_from_file(path: Path, run: str, *, new: bool = True) -> Site:
     """The site of a site file (docs/deployment.md).
 
+    Args:
+        path: of the site file.
+        run: id of the run whose folder of the state is meant.
+        new: whether a state folder and its secret are made where there are none.
+
     Raises:
-        UserError: no such file, no YAML, an unknown key, a missing or unusable value, or a cache or
-            state that other accounts can open.
+        UserError: no such file, no YAML, an unknown key, a missing or unusable value, a cache or
+            state that other accounts can open, or no state that may not be made.
     """
     known = (
         "name", "format", "root", "aliases", "structure_set", "split", "device", "cache", "state",
@@ -91,7 +97,7 @@ def site_from_file(path: Path, run: str) -> Site:
         cache=Path(str(values["cache"])),
         run_folder=state / run_id(run),
         base_folder=state / "base",
-        secret=_secret(state),
+        secret=_secret(state, new=new),
         proxy=proxy,
         overlays=int(number_of("site file", OVERLAYS, values.get(OVERLAYS, DRAWN))),
         cache_bytes=_quota(values, "cache_gb", CACHE_GB),
@@ -146,7 +152,12 @@ def _proxy(value: object, path: Path) -> str:
     require_proxy(value, "site file: proxy")
     if has_password(value) and path.stat().st_mode & 0o077:
         problem = "a password stands in it, and others can read the file"
-        raise UserError("site file: proxy", shown(value), f"run: chmod 600 {path}", problem=problem)
+        raise UserError(
+            "site file: proxy",
+            shown(value),
+            f"run: chmod 600 {shlex.quote(str(path))}",
+            problem=problem,
+        )
     return value
 
 
@@ -184,9 +195,12 @@ def _split_file(path: Path) -> dict[str, list[str]]:
     raise UserError("split.file", path, remedy, problem=problem)
 
 
-def _secret(state: Path) -> bytes:
+def _secret(state: Path, *, new: bool) -> bytes:
     """The site's secret: made once, complete or not there, whoever else makes it meanwhile."""
     path = state / "secret"
+    if not new and not path.is_file():
+        remedy = "name the site file of the client that worked at this site"
+        raise UserError("site file: state", state, remedy, problem="no client has worked with it")
     try:
         if not path.is_file():
             private_folder(state)

@@ -41,10 +41,10 @@ def write_site_report(kit: Path, given: Path | None = None, run: str = "") -> Pa
     if not site_file.is_file():
         remedy = "name the site file: --site SITE.yaml, or lay it into the kit as site.yaml"
         raise UserError("--site", site_file, remedy, problem="no such file")
-    state = site_from_file(site_file, "report").base_folder.parent
+    state = site_from_file(site_file, "report", new=False).base_folder.parent
     receipts = read_receipts(state)
     run = _chosen(run, receipts, state)
-    site = site_from_file(site_file, run)
+    site = site_from_file(site_file, run, new=False)
     require_own_kit(site, found)
     guard = state / "guard"
     pin = pins.read_pin(guard, run)
@@ -71,7 +71,7 @@ def write_site_report(kit: Path, given: Path | None = None, run: str = "") -> Pa
 
 def _chosen(run: str, receipts: Mapping[str, Any], state: Path) -> str:
     """The run that was asked for, or the one whose reply left last."""
-    known = [name for name in receipts if name and (state / name).is_dir()]
+    known = [name for name in receipts if name and _is_folder(state / name)]
     if run:
         run_id(run, "--run")
         if run not in known:
@@ -82,7 +82,12 @@ def _chosen(run: str, receipts: Mapping[str, Any], state: Path) -> str:
         problem = "no run has left anything at this site yet"
         remedy = "wait for the first order, see: hnfed watch KIT --site SITE.yaml"
         raise UserError("KIT", state, remedy, problem=problem)
-    return max(known, key=lambda name: max(int(r.get("n", 0)) for r in receipts[name]))
+    return max(known, key=lambda name: max(r.get("n", 0) for r in receipts[name]))
+
+
+def _is_folder(path: Path) -> bool:
+    """False for a link: the page is written into the state folder and nowhere else."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _prepared(site: Site, plan: Plan | None, split: str) -> tuple[dict[str, int], dict[str, int]]:

@@ -19,7 +19,7 @@ from core.journal import JOURNAL, LINE, read_events
 from core.packaging.app_bundle import staged_app, toml_of, write_private
 from core.plan.load import load
 from core.processes import held
-from core.text import uncoloured
+from core.text import shown, uncoloured
 from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
 from hnfed.deploy.provision import ROSTER
@@ -73,7 +73,7 @@ def submit(
         _require_rostered(kit, resolved.site_names)
     if not answers(kit, kit.internal_port, ANSWER_SECONDS):
         raise UserError(
-            "--server", kit.folder, f"start it: hnfed server {kit.folder}",
+            "--server", kit.folder, f"start it: hnfed server {shlex.quote(str(kit.folder))}",
             problem=f"the server does not answer on 127.0.0.1:{kit.internal_port}",
         )  # fmt: skip
     root = kit.folder / "runs"
@@ -169,7 +169,10 @@ def _at_work(kit: Kit, folder: Path) -> str:
     limit = time.monotonic() + END_SECONDS
     while held(lock):
         if not run or time.monotonic() > limit:  # one that was stopped just now ends by itself
-            flwr = f"FLWR_HOME={kit.folder}/flower {Path(sys.executable).with_name('flwr')}"
+            flwr = (
+                f"FLWR_HOME={shlex.quote(str(kit.folder))}/flower "
+                f"{shlex.quote(str(Path(sys.executable).with_name('flwr')))}"
+            )
             raise UserError(
                 "--resume", folder.name,
                 f"follow {folder / JOURNAL}, or stop it and resume it then:\n"
@@ -264,7 +267,7 @@ def _follow(stream: subprocess.Popen[str]) -> None:
     for raw in stream.stdout:
         _, found, text = uncoloured(raw).partition(LINE)
         if found:
-            print(text.rstrip(), flush=True)
+            print(shown(text.rstrip()), flush=True)
 
 
 def _status(kit: Kit, run: str, unknown: str = "") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,10 @@ def run_node(kit: Kit, site_file: Path) -> int:
     require_own_kit(site, kit)
     http_options(kit, site.proxy)  # tells at once where key, certificate or proxy are no good
     if not approved(kit):
-        tell(f"no code may run here yet: look at it and pin it with `hnfed approve {kit.folder}`")
+        tell(
+            "no code may run here yet: look at it and pin it with "
+            f"`hnfed approve {shlex.quote(str(kit.folder))}`"
+        )
     stop_by_signal()
     home = site.base_folder.parent / "guard"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)

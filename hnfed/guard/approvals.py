@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def require_approved(content: bytes, kit: Kit, policy: Policy) -> None:
     words = f"; dropped from {PENDING}/: {', '.join(d[:16] for d in dropped)}" if dropped else ""
     raise NotApprovedError(
         f"app bundle {digest[:16]} is not approved at this site, nothing ran; "
-        f"look at it and pin it with `hnfed approve {kit.folder}`{words}"
+        f"look at it and pin it with `hnfed approve {shlex.quote(str(kit.folder))}`{words}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from core.errors import UserError
@@ -32,7 +33,7 @@ def keyring_of(kit: Kit, site: str, guard: Path, policy: Policy) -> Keyring:
             "peers.json",
             kit.peers,
             "ring the other sites, compare fingerprints, and confirm each of them: "
-            f"hnfed join {kit.folder} --confirm SITE FINGERPRINT",
+            f"hnfed join {shlex.quote(str(kit.folder))} --confirm SITE FINGERPRINT",
             problem="the plan asks for sums over sites, and no other site is confirmed here",
         )
     return Keyring(

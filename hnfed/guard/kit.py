@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def require_private(path: Path) -> None:
         raise UserError("KIT", path, "give the folder of the kit", problem="no key in it")
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        raise UserError(path.name, oct(mode), f"run: chmod 600 {path}")
+        raise UserError(path.name, oct(mode), f"run: chmod 600 {shlex.quote(str(path))}")
 
 
 def private_key(kit: Kit) -> ec.EllipticCurvePrivateKey:
@@ -178,7 +179,7 @@ def ssl_context(kit: Kit) -> ssl.SSLContext:
         raise UserError(
             "node.crt", kit.client_certificate,
             "ask the coordinator for an answer file (hnfed provision writes it), then: "
-            f"hnfed join {kit.folder} --answer FILE",
+            f"hnfed join {shlex.quote(str(kit.folder))} --answer FILE",
             problem="this kit has no certificate for the connection",
         )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

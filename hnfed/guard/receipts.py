@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
+from core.run_records import require_shallow
+
 RECEIPTS, TORN, LOCK = "receipts.jsonl", "receipts.torn", "receipts.lock"
 FIRST = "0" * 64  # what the first line says of the line before it
 REPAIRED = "repaired"
@@ -144,12 +146,16 @@ def read_receipts(state: Path) -> dict[str, list[Line]]:
 
 def _is_receipt(line: Line) -> bool:
     """Whether what is told to a person has the kinds of a receipt."""
-    size = line.get("bytes", 0)
+    try:
+        json.dumps(line, allow_nan=False)
+        require_shallow(line)
+    except (ValueError, RecursionError):
+        return False
+    counts = line.get("bytes", 0), line.get("n", 0)
     return (
         isinstance(line.get("scalars"), dict)
         and isinstance(line.get("tensors", []), list)
-        and type(size) is int
-        and 0 <= size < 2**63
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
     )
 
 

@@ -24,6 +24,7 @@ from core.models.build import build
 from core.models.stages import load_unique
 from core.organs.vocabulary import BUILT_IN
 from core.provenance import hnfed_version, versions
+from core.run_records import number, of_run
 from core.wire import checkpoint
 from core.wire.described import input_of
 from hnfed.evaluate.statistics import estimate
@@ -38,6 +39,7 @@ SCHEMA_URL = (
     "meta_schema_20240725.json"
 )
 SUMS = "SHA256SUMS"
+FIGURES = ("n", "missed", "dice", "hd95_mm")
 USE = (
     "Research. Contours of organs at risk on planning CT of head and neck, as a first draft that a "
     "qualified person checks slice by slice. No medical device."
@@ -78,7 +80,8 @@ def _fill(
     """Writes a bundle's files into a folder; returns them, relative to it."""
     kept = described(meta) | {key: meta[key] for key in ("plan_hash",) if key in meta}
     checkpoint.save(out / "models", "best", state, kept)
-    scores = _scores(run, str(meta.get("phase", "")))
+    with of_run(run):
+        scores = _scores(run, str(meta.get("phase", "")))
     if source.parent.parent.parent.name == "sites":  # one site's own weights: only it judged them
         scores = [row for row in scores if row["site"] == source.parent.parent.name]
     texts = {
@@ -206,9 +209,10 @@ def _labels(organs: Sequence[str]) -> dict[str, Any]:
 
 
 def _scores(run: Path, phase: str) -> list[dict[str, Any]]:
-    """Published test scores of the phase: a row a site and organ.
+    """Published test scores of the phase: a row a site and organ, of known numbers alone.
 
-    Intervals where the cases are at hand: in a simulation.
+    Intervals where the cases are at hand: in a simulation. The folder may come from anywhere, and
+    nothing is escaped on the card.
     """
     if not (run / "metrics.json").is_file():  # a site's own folder
         return []
@@ -219,10 +223,11 @@ def _scores(run: Path, phase: str) -> list[dict[str, Any]]:
             continue
         for site, splits in block.get("sites", {}).items():
             for organ, cell in splits.get("test", {}).items():
-                row = {"site": site, "organ": organ, "low": None, "high": None, **cell}
+                row: dict[str, Any] = {key: number(cell.get(key)) for key in FIGURES}
+                row |= {"site": site, "organ": organ, "low": None, "high": None}
                 cases = folder.tests.get((site, phase), ())
                 values = [case.dice for case in cases if case.organ == organ]
-                if cell.get("n") and len(values) == cell["n"]:
+                if row["n"] and len(values) == row["n"]:
                     found = estimate([[value] for value in values])
                     row |= {"low": found.low, "high": found.high}
                 rows.append(row)

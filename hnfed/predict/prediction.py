@@ -77,7 +77,7 @@ def predict(
     print_findings([*(f for f in archive.findings if not _of_structures(f)), *failed])
     lost = [f for f in archive.findings if f.severity == "error" and not _of_structures(f)]
     written = len(archive.cases) - len(failed)
-    print(f"{written} of {len(archive.cases) + len(lost)} CTs contoured in {output}")
+    print(f"{written} of {len(archive.cases) + len(lost)} CTs contoured in {shown(output)}")
     return 1 if failed or lost else 0
 
 

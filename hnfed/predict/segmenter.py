@@ -15,6 +15,7 @@ from core.data.geometry import Geometry
 from core.errors import UserError, suggestion
 from core.plan.load import shipped_models
 from core.plan.schema import Preprocess
+from core.text import shown
 from hnfed.predict.inference import (
     Doubt,
     common_preprocess,
@@ -91,7 +92,8 @@ def load_segmenter(choice: Choice) -> Segmenter:
     models, metas = load_models(paths, choice.device)
     for path, meta in zip(paths, metas, strict=True):
         print(
-            f"model: {path} (phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
+            f"model: {shown(path)} "
+            f"(phase {meta.get('phase', '?')}, round {meta.get('round', '?')})",
             file=sys.stderr,
         )
     known = tuple(metas[0]["organs"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hnfed.report.wording import FILTERS
+from hnfed.report.wording import FILTERS, in_shell
 
 COLUMNS = ("", "option", "phase", "val Dice", "epochs", "compute", "to site", "from site")
 WIDTHS = (1, 10, 28, 8, 7, 12, 9, 9)
@@ -16,9 +16,12 @@ Record = Mapping[str, Any]
 def command_to_test(entry: Record, run: str) -> str:
     """The command that scores the chosen model, and no other, on the site's test cases."""
     chosen = next(o for o in entry["options"] if o["phase"] == entry["phase"])
-    organs = "" if chosen["all_organs"] else f" --organs {' '.join(entry['organs'])}"
+    organs = (
+        "" if chosen["all_organs"] else " ".join([" --organs", *map(in_shell, entry["organs"])])
+    )
+    model, site, phase = (in_shell(text) for text in (run, entry["site"], entry["phase"]))
     return (
-        f"hnfed evaluate --model {run} --site {entry['site']} --phase {entry['phase']} "
+        f"hnfed evaluate --model {model} --site {site} --phase {phase} "
         f"--data ARCHIVE --split test{organs}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,8 +185,9 @@ def _rounds(frame: Frame, x_label: str) -> Markup:
     """Whole rounds under the chart."""
     low, high = math.ceil(frame.x[0]), math.floor(frame.x[1])
     step = max(1, round((high - low) / (10 if frame.width > 400 else 4)))
-    nice = next(m * 10**e for e in range(7) for m in (1, 2, 5) if m * 10**e >= step)
-    shown = {low, *(i for i in range(low, high + 1) if i % nice == 0 and i - low > nice / 2)}
+    nice = next(m * 10**e for e in itertools.count() for m in (1, 2, 5) if m * 10**e >= step)
+    first = -(-low // nice) * nice  # the first multiple: rounds may be many, or far away
+    shown = {low, *(i for i in range(first, high + 1, nice) if i - low > nice / 2)}
     base = frame.height - frame.bottom + 16
     parts = [text_at(frame.at(i, frame.y[0])[0], base, str(i), "middle") for i in sorted(shown)]
     if x_label:

@@ -13,9 +13,17 @@ from typing import Any
 from core import yamltext
 from core.errors import UserError
 from core.files import plain_row
+from core.identifiers import organ_name
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
-from core.run_records import is_own_file, read_blocks, read_json, sound_blocks, sound_events
+from core.run_records import (
+    is_own_file,
+    mapping,
+    read_blocks,
+    read_json,
+    sound_blocks,
+    sound_events,
+)
 from hnfed.report.volumes import Volumes
 
 MEASURED = ("dice", "hd95_mm", "surface_dice_2mm", "volume_ml", "predicted_ml")
@@ -149,9 +157,7 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         events=sound_events(
             [event for event in events if event["event"] != "unreadable"], problems, JOURNAL
         ),
-        metrics=read_blocks(run / "metrics.json", problems, ": no test scores")
-        if "metrics.json" in whole
-        else {},
+        metrics=_read_metrics(run / "metrics.json", problems) if "metrics.json" in whole else {},
         tests=tests,
         pictures=drawn,
         problems=tuple(problems),
@@ -213,6 +219,29 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         return {}
     return sound_blocks({str(k): v for k, v in values.items()}, problems, path.name)
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    """The metrics, of whose sites' scores those of organs' names alone are kept."""
+    found = read_blocks(path, problems, ": no test scores")
+    lost = 0
+    for block in found.get("phases", []):
+        for splits in mapping(block.get("sites")).values():
+            for cells in mapping(splits).values():
+                for key in [k for k in mapping(cells) if not _is_organ(k)]:
+                    del cells[key]
+                    lost += 1
+    if lost:
+        problems.append(f"{path.name}: {lost} scores left out, their organs' names are none")
+    return found
+
+
+def _is_organ(name: str) -> bool:
+    try:
+        organ_name(name)
+    except UserError:
+        return False
+    return True
 
 
 def _read_sources(path: Path, run: Path) -> Mapping[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from core.run_records import is_own_file
 from core.text import shown
 from core.wire.messages import CODES, OK, Result
 from hnfed.report.run import Own, RunFolder, TestCase, Tests, read_tests
+from hnfed.report.wording import in_shell
 
 Line = Mapping[str, Any]
 Event = dict[str, Any]
@@ -105,9 +105,9 @@ def _own(kept: Kept, phases: Sequence[str]) -> Own:
         site=kept.site,
         others=tuple(sorted(sites)),
         phases=tuple(phases),
-        place=shlex.quote(str(kept.folder)),
-        kit=shlex.quote(str(kept.kit)),
-        option=f"--site {shlex.quote(str(kept.site_file))}" if kept.site_file else "",
+        place=in_shell(kept.folder),
+        kit=in_shell(kept.kit),
+        option=f"--site {in_shell(kept.site_file)}" if kept.site_file else "",
         weights=tuple(weights),
         findings=tuple(_findings(kept.folder)),
         replies=Counter(shown(line.get("kind", ""), 20) for line in kept.receipts),

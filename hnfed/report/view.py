@@ -28,7 +28,7 @@ from hnfed.report.settings import settings
 from hnfed.report.tables import before_and_after, parts
 from hnfed.report.verdict import verdict
 from hnfed.report.volumes import volume_charts, without_volumes
-from hnfed.report.wording import date
+from hnfed.report.wording import date, in_shell
 
 COLOURS = 6
 
@@ -83,7 +83,7 @@ def view(folder: RunFolder) -> dict[str, Any]:
         ),
         "has_cases": any(phase["strip"] for phase in phases),
         "has_pictures": any(phase["pictures"] for phase in phases),
-        "folder": folder.name,
+        "folder": in_shell(folder.name),
         "config": folder.config,
         "simulated": folder.simulated,
         "synthetic": folder.simulated and _synthetic(simulation, sites),

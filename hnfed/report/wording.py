@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 from core.run_records import number
+from core.text import shown
 
 
 def date(value: object) -> str:
@@ -16,6 +18,17 @@ def date(value: object) -> str:
         return f"{time.day} {time:%B %Y, %H:%M %Z}".strip()
     except ValueError:
         return str(value or "")
+
+
+def in_shell(text: object) -> str:
+    """One word of a shell's command: nothing in it is run, and it is no option.
+
+    Args:
+        text: a path or a name, perhaps foreign; a character that `shown` replaces is replaced, and
+            the command finds nothing then.
+    """
+    word = shown(text)
+    return shlex.quote(f"./{word}" if word.startswith("-") else word)
 
 
 def _digits(places: int) -> Callable[[object], str]:

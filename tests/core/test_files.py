@@ -40,6 +40,18 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
 
 
+def test_a_link_in_the_place_of_what_is_to_be_written_is_not_followed(tmp_path: Path) -> None:
+    """A run folder from elsewhere held `.report.html.next`, a link to any file of the user's."""
+    other, folder = tmp_path / "profile", tmp_path / "run"
+    other.write_text("mine")
+    folder.mkdir()
+    (folder / ".report.html.next").symlink_to(other)
+    replace_file(folder / "report.html", "theirs")
+    assert other.read_text() == "mine"
+    assert (folder / "report.html").read_text() == "theirs"
+    assert [p.name for p in folder.iterdir()] == ["report.html"]
+
+
 def test_a_folder_that_cannot_be_flushed_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.archives.archive import Archive, content_hash, open_archive, read_case
+from core.archives.caselist import read_rows
 from core.archives.images.volume import write_image, write_mask
 from core.data.geometry import Geometry
 from core.errors import CaseError, Finding, UserError
@@ -370,6 +372,15 @@ def test_rows_without_a_case_and_cases_without_a_row_are_counted(tmp_path: Path)
 def test_an_unusable_list_is_refused(tmp_path: Path, text: str, fault: str) -> None:
     with pytest.raises(UserError, match=fault):
         listed(tmp_path, text)
+
+
+def test_a_long_list_is_read_at_once(tmp_path: Path) -> None:
+    """Each row was looked for among all: 21 s for 20,000 of them."""
+    rows = "".join(f"case_{i},train,sub/case_{i}\n" for i in range(20_000))
+    (tmp_path / "cases.csv").write_text(f"case,split,path\n{rows}")
+    begun = time.process_time()
+    assert len(read_rows(tmp_path / "cases.csv")) == 20_000
+    assert time.process_time() - begun < 5.0
 
 
 def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:

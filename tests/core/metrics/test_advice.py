@@ -86,6 +86,10 @@ def test_the_shared_model_is_tested_on_the_organs_of_the_choice_only() -> None:
     entry = advice(pre=(0.9, 0.9), c_local=(0.6, 0.6))
     assert entry["phase"] == "pre"
     assert command_to_test(entry, "r").endswith("--organs X Y")
+    entry["organs"] = ["X", "$(id)"]  # the journal of a folder from elsewhere
+    told = command_to_test(entry, "x$(id)")
+    assert told.endswith("--organs X '$(id)'")
+    assert "--model 'x$(id)' " in told
 
 
 def test_an_organ_that_is_withheld_is_left_out_by_name() -> None:

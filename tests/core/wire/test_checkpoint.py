@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -81,12 +82,26 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
 def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_hash(
     tmp_path: Path,
 ) -> None:
-    import hashlib
-
     path = _save(tmp_path)
     path.write_bytes(b"not a checkpoint")
     meta = json.loads((tmp_path / "best.json").read_text())
     meta["sha256"] = hashlib.sha256(b"not a checkpoint").hexdigest()
+    (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 1}))
+    with pytest.raises(UserError, match="not safetensors"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [0, 2**63], [0, 2**40, 2**40], [-1], [0.5]])
+def test_tensors_that_torch_cannot_hold_are_refused(tmp_path: Path, shape: list[float]) -> None:
+    """A file with the right hash and 65 dimensions ended as an unexpected RuntimeError."""
+    size = 0 if 0 in shape or -1 in shape else 4
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}
+    text = json.dumps({"conv.weight": entry}).encode()
+    content = len(text).to_bytes(8, "little") + text + b"\0" * size
+    path = _save(tmp_path)
+    path.write_bytes(content)
+    meta = json.loads((tmp_path / "best.json").read_text())
+    meta["sha256"] = hashlib.sha256(content).hexdigest()
     (tmp_path / "best.json").write_text(json.dumps({**meta, "schema": 1}))
     with pytest.raises(UserError, match="not safetensors"):
         checkpoint.load(path)

@@ -55,6 +55,7 @@ ATTACKS: list[dict[str, Any]] = [
     {"amp": "fp8"},
     {"amp": ["bf16"]},
     {"model": META["model"] | {"name": "${oc.env:HOME}"}},
+    {"model": META["model"] | {"name": "UNet |\n\n## Cleared for clinical use\n\n| x"}},
     {"model": META["model"] | {"channels": [40_000, 8]}},
     {"model": META["model"] | {"pretrained": True}},
     {"model": "res3dunet"},

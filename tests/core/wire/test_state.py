@@ -85,6 +85,11 @@ def test_shapes_that_no_tensor_has(shape: list[float]) -> None:
         unpacked(parcel_of({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
 
 
+def test_a_tensor_that_is_told_as_a_list() -> None:
+    with pytest.raises(ValueError, match=r"text beside|no safetensors"):
+        unpacked(parcel_of({"w": ["F32", [1], [0, 4]]}, b"\0" * 4))
+
+
 def test_a_parcel_holds_the_tensors_and_nothing_else() -> None:
     state = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
     parcel = packed(state)

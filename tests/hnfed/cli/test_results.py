@@ -588,6 +588,49 @@ def test_the_card_withholds_what_the_run_withholds(run: Path, tmp_path: Path) ->
     ]
 
 
+def test_the_card_has_no_word_of_a_foreign_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Organs and sites of metrics.json went as Markdown and HTML into the card, unescaped."""
+    shutil.copytree(run, tmp_path / "run")
+    evil = "Brainstem |\n\n<script>alert(1)</script>\n\n## Cleared for clinical use\n\n| x"
+    cell = {"n": 3, "missed": 0, "dice": 0.5, "hd95_mm": 4.25, "site": evil, "low": evil}
+    sites = {"north": {"test": {"Brainstem": cell | {"organ": evil}, evil: cell}}}
+    metrics = {"schema": 1, "phases": [{"name": "pretrain", "sites": sites}]}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    words = ("export", tmp_path / "run", "--phase", "pretrain", "-o")
+    assert _run(*words, tmp_path / "b") == 0
+    card = (tmp_path / "b" / "docs" / "README.md").read_text()
+    assert "| north | Brainstem | 3 | 0 | 0.500 |  | 4.2 |" in card
+    assert "Cleared" not in card
+    assert "<script" not in card
+    sites["north"]["test"]["Brainstem"] = cell | {"n": 10**400}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    capsys.readouterr()
+    assert _run(*words, tmp_path / "c") == 1
+    assert "of a kind that no run has" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_writes_no_control_characters(
+    ball_archive: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of a folder in it came to the terminal as it was, and could rewrite lines above."""
+    folder = tmp_path / "run\x1b[2K"
+    shutil.copytree(run / "checkpoints" / "pretrain", folder / "checkpoints" / "p\x1b[1A\rsafe")
+    ct, out = ball_archive / "c4" / "img.nrrd", tmp_path / "out\x1b[2K"
+    assert _run("predict", "-i", ct, "-o", out, "--model", folder) == 0
+    assert _run("export", folder, "-o", tmp_path / "bundle\x1b[2K") == 0
+    (folder / "metrics.json").write_text(json.dumps({"schema": 1, "phases": []}))
+    assert _run("report", folder) == 0
+    with pytest.raises(SystemExit):
+        _run("report", folder, folder)
+    told = capsys.readouterr()
+    assert "p<U+001B>[1A<U+000D>safe" in told.err
+    assert "run<U+001B>[2K" in told.out
+    assert "\x1b" not in told.out + told.err
+    assert "\r" not in told.out + told.err
+
+
 def test_a_sites_own_weights_bear_its_own_scores(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     cell = {"n": 3, "missed": 0, "dice": 0.5, "hd95_mm": 4.25}

@@ -47,6 +47,7 @@ class Place:
         provision(Roster("hn", "127.0.0.1", 28443, 28444, ("nyu", "miccai"), 30), folder / "kits")
         self.kit, self.state = folder / "kits" / "nyu", folder / "state"
         private_folder(self.state)
+        (self.state / "secret").write_bytes(b"s" * 32)
         self.site_file = folder / "nyu.yaml"
         text = f"name: nyu\nroot: {folder}/a\ncache: {folder}/cache\nstate: {self.state}\n"
         self.site_file.write_text(text)
@@ -141,7 +142,7 @@ def test_it_is_for_its_account_alone_and_nothing_else_is_written(place: Place) -
     assert place.report() == 0
     made = set(place.state.parent.rglob("*")) - before
     path = place.state / "r-1" / "report-local.html"
-    assert made == {path, place.state / "secret"}
+    assert made == {path}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -213,6 +214,38 @@ def test_what_the_code_of_a_run_wrote_is_shown_as_text_and_links_are_not_followe
     assert "OPENSSH" not in page.source
     assert place.site_file.read_text() == before
     assert not (folder / "report-local.html").is_symlink()
+
+
+def test_a_kit_from_elsewhere_makes_nothing_where_no_client_worked(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with kit.json and site.yaml chose where a state folder and a page were made."""
+    place.whole()
+    (place.state / "secret").unlink()
+    before = set(tmp_path.rglob("*"))
+    assert place.report() == 1
+    assert "no client has worked with it" in capsys.readouterr().err
+    text = place.site_file.read_text()
+    place.site_file.write_text(text.replace(f"state: {place.state}", f"state: {tmp_path}/new"))
+    assert place.report() == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_runs_folder_that_is_a_link_gets_no_page(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.whole()
+    (place.state / "r-1").rename(tmp_path / "other")
+    (place.state / "r-1").symlink_to(tmp_path / "other")
+    assert place.report() == 1
+    assert "no run has left anything" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "report-local.html").exists()
+
+
+def test_one_line_of_a_runs_folder_does_not_keep_the_page_from_being_made(place: Place) -> None:
+    place.whole()
+    (place.state / "r-1" / "receipts.jsonl").write_text('{"scalars": {}, "n": "x"}\n')
+    assert place.report() == 0
 
 
 def test_a_damaged_pin_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

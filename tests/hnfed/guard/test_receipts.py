@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.wire.countersignature import Countersignature, countersign, genuine
 from core.wire.messages import Header
+from hnfed.cli.json_output import JsonFile
 from hnfed.cli.main import main
 from hnfed.deploy.provision import Federation, provision
 from hnfed.guard.countersigned import missing, note, read
@@ -105,6 +106,8 @@ def test_what_trained_code_leaves_in_a_runs_folder_hides_no_receipt(tmp_path: Pa
     """A size that is a word, a line of brackets, a folder, a terabyte of nothing."""
     write_receipt(Chain(tmp_path), "r", "query", {"code": "OK"}, {}, {})
     lines = [b'{"scalars": {}, "bytes": "x"}', b'{"scalars": {}, "tensors": 3}', b"[" * 100_000]
+    lines += [b'{"scalars": {"seconds": NaN}}', b'{"scalars": {}, "tensors": [1e999]}']
+    lines += [b'{"scalars": {}, "n": "x"}', b'{"scalars": {"a": ' + b"[" * 900 + b"]" * 900 + b"}}"]
     lines += [b"\xff", b'{"scalars": {}, "bytes": 7, "kind": ["x\\u001b[2K"], "at": {}}']
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -115,11 +118,12 @@ def test_what_trained_code_leaves_in_a_runs_folder_hides_no_receipt(tmp_path: Pa
     found = read_receipts(tmp_path)
     kinds = {run: [row["kind"] for row in rows] for run, rows in found.items()}
     assert kinds == {
-        "a": ["unreadable"] * 4 + [["x\x1b[2K"]],
+        "a": ["unreadable"] * 8 + [["x\x1b[2K"]],
         "b": ["unreadable"],
         "c": ["unreadable"],
         "r": ["query"],
     }
+    JsonFile(str(tmp_path / "out.json")).write(found)  # NaN was an error of ours there
     told = summary(found)
     assert "1 x query" in told
     assert "no receipt of any version" in told

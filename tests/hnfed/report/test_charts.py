@@ -1,3 +1,5 @@
+"""Charts of what a journal says, whatever it says."""
+
 from __future__ import annotations
 
 import math
@@ -6,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnfed.report.charts import ticks
+from hnfed.report.charts import Axes, Series, line_chart, ticks
+
+
+@pytest.mark.parametrize("last", [3, 20, 10**7, 10**15])
+def test_rounds_far_apart_are_drawn(last: int) -> None:
+    """The rounds under a chart were looked for one by one."""
+    drawn = str(line_chart([Series("a", [(1, 0.2), (last, 0.4)], "c1")], "loss", Axes("round")))
+    assert 2 < drawn.count('text-anchor="middle"') < 20
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (0.0, 0.0), (1.0, 1.0), (-1e15, 1e15)])

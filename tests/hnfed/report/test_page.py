@@ -20,6 +20,7 @@ from core.plan.load import to_yaml
 from core.plan.schema import Config, Federation, Phase
 from hnfed.report import run as reading
 from hnfed.report.page import write_report
+from hnfed.report.run import read_run
 from hnfed.report.wording import amount, count, duration
 from tests.browser import needs_browser, opened, overflow, violations
 
@@ -439,6 +440,18 @@ def test_names_that_are_none_do_not_reach_the_page(tmp_path: Path) -> None:
     page = Page(write_report(run))
     assert "alert(1)" not in page.text
     assert "their names are none of a run" in page.text
+
+
+def test_scores_of_what_is_no_organ_are_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    splits = metrics["phases"][0]["sites"]["nyu"]
+    splits["test"][HOSTILE] = next(iter(splits["test"].values()))
+    path.write_text(json.dumps(metrics))
+    found = read_run(run)
+    assert "metrics.json: 1 scores left out, their organs' names are none" in found.problems
+    assert HOSTILE not in found.metrics["phases"][0]["sites"]["nyu"]["test"]
 
 
 def test_report_of_a_real_federation_has_no_pixel_and_no_case(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def test_says_what_is_weak_what_failed_and_what_is_next(run: Path) -> None:
     commands = [command for _, command in told["next"]]
     assert "hnfed export demo -o bundle" in commands
     assert "hnfed check ARCHIVE" in commands
+
+
+def test_the_name_of_a_foreign_folder_runs_no_command(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "x$(touch PWNED)")
+    found = view(read_run(tmp_path / "x$(touch PWNED)"))
+    commands = [command for _, command in found["verdict"]["next"]]
+    assert "hnfed export 'x$(touch PWNED)' -o bundle" in commands
+    named = [command for command in commands if "PWNED" in command]
+    assert len(named) > 1
+    assert all(shlex.split(command).count("x$(touch PWNED)") == 1 for command in named)
 
 
 def test_a_phase_that_was_best_at_its_end_is_to_go_on(tmp_path: Path) -> None:
