@@ -54,6 +54,7 @@ from hnfed.guard.policy import (
     require_plan,
 )
 from hnfed.guard.receipts import Chain
+from hnfed.guard.runs_room import require_room
 from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 from hnfed.guard.weights import WeightsError, require_weights
@@ -344,6 +345,7 @@ class Desk:
         require_unanswered(self.house.guard, policy, pin.plan, asked)
         entries = self.house.entries(asked.plan, asked.phase, pin.split)
         if asked.kind == "train":
+            require_room(self.house.state, policy, asked)
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
             require_apart(policy, asked.phase, entries, self._beside(asked.plan, asked.phase, pin))
             if asked.phase.share != "none":

@@ -106,7 +106,7 @@ def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:
     if plan.train.threads > 1024:
         raise PolicyError(f"threads: {plan.train.threads}")
     for phase in own:
-        if (size := _parameters(plan_json(plan), phase.name)) > policy.most_parameters:
+        if (size := parameters_of(plan, phase)) > policy.most_parameters:
             raise PolicyError(f"most_parameters: {size} in phase {phase.name}")
 
 
@@ -116,6 +116,11 @@ class _Numbers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = {"device": "cpu"} if func is torch.linspace else {}  # SwinUNETR's rates of dropout
         return func(*args, **(kwargs or {}) | own)
+
+
+def parameters_of(plan: Plan, phase: Phase) -> int:
+    """Numbers that the network of a phase has; `PolicyError` where it cannot be made."""
+    return _parameters(plan_json(plan), phase.name)
 
 
 @functools.lru_cache(32)

@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "memory_gb": (0.5, 4096.0),
     "gpu_memory_share": (1e-3, 1.0),
     "pending_mb": (1.0, 1e5),
+    "runs_gb": (0.01, 1e6),
     "min_cell": (1, 100_000),
     "longest_s": (1, 10**7),
     "approvers": (1, 2),
@@ -97,6 +98,7 @@ class Policy:
         memory_gb: private memory of the process that prepares, and of the one that trains.
         gpu_memory_share: of the device's memory, what training may take.
         pending_mb: disk for plans that wait for approval.
+        runs_gb: disk for what runs leave here: weights that stay, tests, pictures.
         scores: control scores and losses may go to the server.
         counts: numbers of cases, steps and voxels may go to the server.
         min_cell: no score or count of fewer cases is told of a personal phase.
@@ -146,6 +148,7 @@ class Policy:
     memory_gb: float = 64.0
     gpu_memory_share: float = 1.0
     pending_mb: float = 100.0
+    runs_gb: float = 100.0
     scores: bool = True
     counts: bool = True
     min_cell: int = 11
