@@ -49,3 +49,14 @@ def test_config_schema_prints_one_json_document(capsys: pytest.CaptureFixture[st
     assert main(["config", "schema"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed) == plan_schema()
+
+
+def test_the_name_of_a_file_from_elsewhere_moves_no_cursor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan\x1b[1A\x1b[2K.yaml"
+    path.write_text("phases: [{name: p, sites: [a], organs: [Larynx]}]\n")
+    assert main(["config", "show", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "# plan<U+001B>[1A" in told
+    assert "\x1b" not in told
