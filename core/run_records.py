@@ -18,7 +18,7 @@ from core.identifiers import organ_name, phase_name, run_id_from, site_name
 from core.processes import leave_if_told
 from core.text import shown
 
-LARGEST = 1e15  # beyond it a number of a foreign folder counts as none
+LARGEST = 1e18  # beyond it a number of a foreign folder counts as none
 
 DEEPEST, MOST_BYTES = 40, 200_000_000
 Parse = Callable[[object], object]

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import plain_row
-from core.metrics.scores import pool_sites
+from core.metrics.scores import MEASURES, OrganSum, pool_sites
 from core.run_records import mapping, number, of_run, read_json
 from hnfed.report.curves import validation_dice
 from hnfed.report.run import RunFolder, read_run
@@ -176,11 +176,36 @@ def _phase(path: Path, folder: RunFolder, stem: str, names: Sequence[str]) -> Ph
     }
     published = mapping(blocks[0].get("mean")) if len(blocks) == 1 else {}
     if not published and any(sites.values()):
-        published = pool_sites(sites, found, 1)
+        published = _pooled(sites, found)
     trained = tuple(sorted(str(site) for site in plan.get("sites") or sites))
     epochs = number(plan.get("local_epochs")) or 1.0
     curve = _curve([_part(folder, name, epochs) for name in names])
     return PhaseResult(found, trained, scores, published, sites, curve)
+
+
+def _pooled(sites: Mapping[str, Mapping[str, Any]], organs: Sequence[str]) -> dict[str, Any]:
+    """`pool_sites` of cells that were published; one that is suppressed cannot contribute."""
+    sums = {
+        s: {o: _sum_of(mapping(cell)) for o, cell in cells.items()} for s, cells in sites.items()
+    }
+    pooled = pool_sites(sums, organs, 1)
+    cells = [mapping(cell) for by_organ in sites.values() for cell in by_organ.values()]
+    unsaid = any(number(c.get("n")) and number(c.get("missed")) is None for c in cells)
+    return pooled | {"missed": None} if unsaid else pooled
+
+
+def _sum_of(cell: Mapping[str, Any]) -> OrganSum:
+    """The sums behind a published cell; HD95 is NaN where it was not published."""
+    n, missed = (int(number(cell.get(key)) or 0) for key in ("n", "missed"))
+    if not n:
+        return OrganSum(n=0 if number(cell.get("n")) == 0 else -1)
+    if number(cell.get("dice")) is None:
+        return OrganSum(n=-1)
+    sums = {}
+    for key, measure in MEASURES.items():
+        mean, count = number(cell.get(key)), measure.cases(n, n - missed)
+        sums[measure.field] = 0.0 if not count else math.nan if mean is None else mean * count
+    return OrganSum(n, n - missed, **sums)
 
 
 def _penalty_mm(config: Mapping[str, Any]) -> float | None:
@@ -316,7 +341,7 @@ def _curve(parts: Sequence[Part]) -> tuple[Scored, ...]:
     for epoch in sorted(set.intersection(*(set(part) for part in parts)) if parts else ()):
         cells = {site: c for part in parts for site, c in part[epoch][2].items()}
         organs = tuple(dict.fromkeys(o for by_organ in cells.values() for o in by_organ))
-        mean = number(pool_sites(cells, organs, 1)["dice"])
+        mean = number(_pooled(cells, organs)["dice"])
         times = [
             seconds for seconds, _, _ in (part[epoch] for part in parts) if seconds is not None
         ]

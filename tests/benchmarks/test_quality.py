@@ -100,7 +100,9 @@ def test_our_rate_falls_to_zero_within_the_budget(
     assert rates[-1] < 0.01 < rates[-2]
 
 
-@pytest.mark.parametrize("name", ["unet", "dynunet", "dynunet-sgd"])
+@pytest.mark.parametrize(
+    "name", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dynunet", "dynunet-sgd"))]
+)
 def test_the_others_stop_with_their_budget(
     name: str, options: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

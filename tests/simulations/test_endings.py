@@ -130,7 +130,7 @@ SHORT = ("phases.0.rounds=6", "phases.1.rounds=1", "tracking.mode=disabled")
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGHUP,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.chaos),
         pytest.param(signal.SIGTERM, marks=pytest.mark.chaos),
     ],

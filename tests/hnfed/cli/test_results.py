@@ -588,9 +588,7 @@ def test_the_card_withholds_what_the_run_withholds(run: Path, tmp_path: Path) ->
     ]
 
 
-def test_the_card_has_no_word_of_a_foreign_folder(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_card_has_no_word_of_a_foreign_folder(run: Path, tmp_path: Path) -> None:
     """Organs and sites of metrics.json went as Markdown and HTML into the card, unescaped."""
     shutil.copytree(run, tmp_path / "run")
     evil = "Brainstem |\n\n<script>alert(1)</script>\n\n## Cleared for clinical use\n\n| x"
@@ -606,9 +604,8 @@ def test_the_card_has_no_word_of_a_foreign_folder(
     assert "<script" not in card
     sites["north"]["test"]["Brainstem"] = cell | {"n": 10**400}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    capsys.readouterr()
-    assert _run(*words, tmp_path / "c") == 1
-    assert "of a kind that no run has" in capsys.readouterr().err
+    assert _run(*words, tmp_path / "c") == 0
+    assert "000000" not in (tmp_path / "c" / "docs" / "README.md").read_text()
 
 
 def test_a_foreign_folder_writes_no_control_characters(
