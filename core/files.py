@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -134,8 +135,7 @@ def require_private(field: str, folder: Path) -> None:
         remedy = "give a folder of the account that runs hnfed"
         raise UserError(field, folder, remedy, problem="it belongs to another account")
     if found.st_mode & OTHERS:
-        remedy = (
-            f"run: chmod 700 {folder}   (a share that keeps no modes is mounted with dir_mode=0700)"
-        )
+        remedy = f"run: chmod 700 {shlex.quote(str(folder))}   "
+        remedy += "(a share that keeps no modes is mounted with dir_mode=0700)"
         mode = f"its mode is {found.st_mode & 0o777:03o}"
         raise UserError(field, folder, remedy, problem=f"others can open it, {mode}")
