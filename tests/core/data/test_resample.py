@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.data import resample
@@ -28,7 +28,14 @@ def values_of(seed: int, low: tuple[int, ...], high: tuple[int, ...]) -> torch.T
     return values
 
 
+def nearly_tied(values: torch.Tensor) -> torch.Tensor:
+    """Where the two largest of (C, ...) differ by rounding alone."""
+    first, second = values.topk(2, dim=0).values
+    return (first - second < 1e-5).to(torch.uint8)
+
+
 @pytest.mark.parametrize("direction", [STRAIGHT, TURNED, OBLIQUE])
+@example(seed=68, corners=((0, 8), (0, 0), (5, 9)), step=0.9)
 @given(
     seed=st.integers(0, 99),
     corners=st.tuples(
@@ -52,7 +59,10 @@ def test_labels_are_those_of_the_whole_crop(
         patch.setattr(resample, "foreground_bounds", lambda values: whole)
         patch.setattr(resample, "largest_class", lambda v: v.argmax(0).to(torch.uint8))
         expected = restore(values, CROP, source)
-    np.testing.assert_array_equal(found, expected)
+        patch.setattr(resample, "largest_class", nearly_tied)
+        tied = restore(values, CROP, source) > 0  # rounding decides, which another box may turn
+    np.testing.assert_array_equal(found[~tied], expected[~tied])
+    assert tied.mean() < 0.2
 
 
 def test_bounds_hold_the_neighbours_of_what_may_be_an_organ() -> None:
