@@ -41,7 +41,7 @@ def sound_blocks(values: Mapping[str, Any], problems: list[str], where: str) -> 
     if "phases" not in found:
         return found
     phases = found["phases"] if isinstance(found["phases"], list) else [None]
-    kept = [p for p in phases if isinstance(p, Mapping) and _is(phase_name, p.get("name"))]
+    kept = [p for p in phases if isinstance(p, Mapping) and is_name(phase_name, p.get("name"))]
     kept = [p for p in kept if _listed(p.get("organs"), organ_name) and _sites(p.get("sites"))]
     found["phases"] = kept
     _tell(problems, where, len(phases) - len(kept), "phases")
@@ -133,7 +133,7 @@ def of_run(path: Path) -> Iterator[None]:
 def _named(event: Mapping[str, Any]) -> bool:
     for key, parse in (("phase", phase_name), ("site", site_name), ("run", _run)):
         value = event.get(key, "")
-        if value != "" and not _is(parse, value):
+        if value != "" and not is_name(parse, value):
             return False
     return True
 
@@ -163,10 +163,11 @@ def _sites(value: object) -> bool:
 def _listed(value: object, parse: Parse) -> bool:
     if value is None:
         return True
-    return isinstance(value, list) and all(_is(parse, item) for item in value)
+    return isinstance(value, list) and all(is_name(parse, item) for item in value)
 
 
-def _is(parse: Parse, value: object) -> bool:
+def is_name(parse: Parse, value: object) -> bool:
+    """Whether a reader of names takes a value."""
     try:
         parse(value)
     except UserError:

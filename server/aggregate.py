@@ -87,9 +87,8 @@ def aggregate(
     if settings.name == "trimmed-mean" and not trimmed(settings, len(good)):
         notes.append(f"round {round_}: nothing is trimmed from {len(good)} updates")
     equal = not told or not settings.by_rows
-    most = max(sites, key=lambda s: good[s].result.cases)
-    share = good[most].result.cases / max(sum(good[s].result.cases for s in sites), 1)
-    if not equal and len(sites) > 1 and share > DOMINANT:
+    most, share = dominant({s: float(good[s].result.cases) for s in sites})
+    if not equal and most:
         notes.append(f"round {round_}: {most} has {share:.1%} of the weight, by cases that it says")
     new, carried = average(settings, round_, state, moments, good, equal=equal)
     if not settings.by_rows:
@@ -105,6 +104,12 @@ def aggregate(
         names = ", ".join(phase.organs[c] for c in kept)
         notes.append(f"round {round_}: nobody annotates {names}; the head keeps its rows")
     return Aggregated(new, carried, notes)
+
+
+def dominant(amounts: Mapping[str, float]) -> tuple[str, float]:
+    """The one of several sites with more than `DOMINANT` of the sum, and its share; ("", 0)."""
+    whole = sum(amounts.values()) if len(amounts) > 1 else math.inf
+    return next(((s, n / whole) for s, n in amounts.items() if n > DOMINANT * whole), ("", 0.0))
 
 
 def average(

@@ -389,7 +389,7 @@ class Correspondence:
             self.plan.federation,
             {s: d.cases for s, d in self.described.items()},
             self.recorder.store(self.phase.name).folder,
-            still_at(self.thaws, round_) if state is not None else frozenset(),
+            still_at(self.thaws, round_),
         )
 
     def _sift(

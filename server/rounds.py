@@ -25,7 +25,7 @@ from core.wire.partition import (
     weights_meta,
 )
 from core.wire.state import beyond, rounded
-from server.aggregate import DOMINANT, Federated, aggregate
+from server.aggregate import Federated, aggregate, dominant
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
 from server.guards import Accepted
@@ -547,9 +547,8 @@ class PhaseRun:
             told = self.secure.frequencies(self.phase)
         else:
             told = frequencies(self.described.values(), self.plan, self.phase)
-            totals = {s: max(d.totals, default=0.0) for s, d in self.described.items()}
-            most = max(totals, key=lambda s: totals[s], default="")
-            if told[0] and len(totals) > 1 and totals[most] > DOMINANT * sum(totals.values()):
+            sizes = {s: max(d.totals, default=0.0) for s, d in self.described.items()}
+            if told[0] and (most := dominant(sizes)[0]):
                 note = f"class weights follow {most}, by the cases that it says it has"
                 self.recorder.note(note, self.phase.name)
         if not told[0]:

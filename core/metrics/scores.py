@@ -289,8 +289,8 @@ def organ_sums(scores: Iterable[CaseScore], organs: Sequence[str]) -> dict[str, 
 
 
 def of_few(n: float, detected: float, min_cell: int) -> bool:
-    """Whether a sum over `n` cases, or over those in which the organ was found, is of too few."""
-    return 0 < n < min_cell or 0 < detected < min_cell
+    """Whether a sum over `n` cases (-1: withheld), or over those found, is of too few."""
+    return n < 0 or 0 < n < min_cell or 0 < detected < min_cell
 
 
 def pool_sites(

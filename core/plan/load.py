@@ -339,8 +339,8 @@ def _typed(
     heads = {".".join(parts[: i + 1]) for i in range(len(parts))}
     if not any(origin == "override" and k in heads for k, origin in (sources or {}).items()):
         remedy = f"{remedy} (in {place})"
-    value = _value_at(values, key)
-    raise UserError(_by_name(values, key) or place, value, remedy, problem=problem)
+    field = _by_name(values, key) or place
+    raise UserError(field, _value_at(values, key), remedy, problem=problem)
 
 
 def _remedy(key: str, problem: str, error: Exception) -> str:

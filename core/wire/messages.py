@@ -371,14 +371,12 @@ WITHHELD = OrganSum(n=-1)
 
 def withhold(sums: Mapping[str, OrganSum], min_cell: int) -> dict[str, OrganSum]:
     """What may leave a personal phase: a cell of few cases, or of few found, is emptied."""
-    few = {o for o, s in sums.items() if s.n < 0 or of_few(s.n, s.detected, min_cell)}
-    return {o: WITHHELD if o in few else s for o, s in sums.items()}
+    return {o: WITHHELD if of_few(s.n, s.detected, min_cell) else s for o, s in sums.items()}
 
 
 def published(
     sites: Mapping[str, Mapping[str, OrganSum]], organs: Sequence[str], min_cell: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What may be written down of control scores (D5): (cells by site and organ, pooled means)."""
-    told = {site: {site: sums} for site, sums in sites.items() if sums}
-    cells = {site: pool_sites(own, organs, min_cell)["organs"] for site, own in told.items()}
+    cells = {s: pool_sites({s: m}, organs, min_cell)["organs"] for s, m in sites.items() if m}
     return cells, pool_sites(sites, organs, min_cell)

@@ -78,8 +78,8 @@ def _personal(told: dict[str, Any], cell: int) -> None:
     told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
     for split in SPLITS:
         counts = told.get(f"{split}.n", [])
-        both = list(zip(counts, told.get(f"{split}.detected", counts), strict=True))
-        few = [n < 0 or of_few(n, found, cell) for n, found in both]
+        both = zip(counts, told.get(f"{split}.detected", counts), strict=True)
+        few = [of_few(n, found, cell) for n, found in both]
         for name in SUM_FIELDS if counts else ():
             values = told.get(f"{split}.{name}", [])
             withheld = -1.0 if name == "n" else 0.0

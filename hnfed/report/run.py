@@ -17,6 +17,7 @@ from core.identifiers import organ_name
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
 from core.run_records import (
+    is_name,
     is_own_file,
     mapping,
     read_blocks,
@@ -228,20 +229,12 @@ def _read_metrics(path: Path, problems: list[str]) -> Mapping[str, Any]:
     for block in found.get("phases", []):
         for splits in mapping(block.get("sites")).values():
             for cells in mapping(splits).values():
-                for key in [k for k in mapping(cells) if not _is_organ(k)]:
+                for key in [k for k in mapping(cells) if not is_name(organ_name, k)]:
                     del cells[key]
                     lost += 1
     if lost:
         problems.append(f"{path.name}: {lost} scores left out, their organs' names are none")
     return found
-
-
-def _is_organ(name: str) -> bool:
-    try:
-        organ_name(name)
-    except UserError:
-        return False
-    return True
 
 
 def _read_sources(path: Path, run: Path) -> Mapping[str, Any]:

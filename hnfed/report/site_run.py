@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from core.data.site import FINDINGS
-from core.errors import UserError
 from core.files import plain_row
 from core.identifiers import phase_name
 from core.metrics.scores import CaseScore, OrganSum, organ_sums, pool_sites
 from core.plan.load import plan_json
 from core.plan.schema import LOSSES, Phase, Plan
-from core.run_records import is_own_file
+from core.run_records import is_name, is_own_file
 from core.text import shown
 from core.wire.messages import CODES, OK, Result
 from hnfed.report.run import Own, RunFolder, TestCase, Tests, read_tests
@@ -138,14 +137,7 @@ def _tested(kept: Kept) -> list[str]:
     """Without a plan: the phases of the receipts, and those that left a test here."""
     told = [str(line["scalars"].get("phase") or "") for line in kept.receipts]
     told += sorted(path.parent.name for path in kept.folder.glob("*/cases.csv"))
-    return [name for name in dict.fromkeys(told) if _is_name(name)]
-
-
-def _is_name(name: str) -> bool:
-    try:
-        return bool(phase_name(name))
-    except UserError:
-        return False
+    return [name for name in dict.fromkeys(told) if is_name(phase_name, name)]
 
 
 def _guessed(name: str, site: str, tests: Tests) -> Phase:
