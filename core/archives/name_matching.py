@@ -1,12 +1,11 @@
 """What a structure's name in an archive means: an organ, a question for the site, or none.
 
 Taken for an organ is a name that spells one (`core.organs.vocabulary.resolve`), also with words
-beside it that say nothing about what was contoured (`core.organs.synonyms.HARMLESS`: `Larynx_MD`,
-`larynx (all)`, `Mandible^1`). A side is read, never guessed; margins, targets, rings, avoidance and
-helper structures, parts and sums of organs are never taken. What may be an organ but does not say
-so
-plainly is asked: the site answers under `aliases` of its site file, where `none` lists the names
-that are no organ.
+beside it that say nothing about what was contoured (`core.archives.name_words.HARMLESS`:
+`Larynx_MD`, `larynx (all)`, `Mandible^1`). A side is read, never guessed; margins, targets, rings,
+avoidance and helper structures, parts and sums of organs are never taken. What may be an organ but
+does not say so plainly is asked: the site answers under `aliases` of its site file, where `none`
+lists the names that are no organ.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
-from core.organs.synonyms import BOTH, CONSTRICTORS, HARMLESS, HELPERS, OTHERS, RELATIVE
+from core.archives.name_words import BOTH, HARMLESS, HELPERS, OTHERS, RELATIVE
+from core.organs.synonyms import CONSTRICTORS
 from core.organs.tokens import SIDE_OF, Index, find, index_of, words_of
 from core.organs.vocabulary import Organ, mirrored, spelled, vocabulary_index
 

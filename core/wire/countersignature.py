@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 HASH = re.compile(r"[0-9a-f]{64}")
-LONGEST = 8192  # signs of a certificate
 SIGNED_WITH = ec.ECDSA(hashes.SHA384())
 
 
@@ -56,29 +52,3 @@ def countersign(
     assert HASH.fullmatch(receipt), receipt
     signature = key.sign(told(site, receipt), SIGNED_WITH).hex()
     return Countersignature(receipt, signature, certificate_pem.decode("ascii"))
-
-
-def genuine(mark: Countersignature, site: str, authority_pem: bytes) -> bool:
-    """Whether a server of the federation signed for this site; expired or not (it is a record).
-
-    Args:
-        mark: that came with an order.
-        site: this site's name.
-        authority_pem: certificate of the federation's authority (``ca.crt``).
-    """
-    if not HASH.fullmatch(mark.receipt) or len(mark.certificate) > LONGEST:
-        return False
-    try:
-        authority = x509.load_pem_x509_certificate(authority_pem)
-        certificate = x509.load_pem_x509_certificate(mark.certificate.encode("ascii"))
-        certificate.verify_directly_issued_by(authority)
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        key = certificate.public_key()
-        if ExtendedKeyUsageOID.SERVER_AUTH not in usage:  # a site's certificate is none
-            return False
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            return False
-        key.verify(bytes.fromhex(mark.signature), told(site, mark.receipt), SIGNED_WITH)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        return False
-    return True

@@ -12,10 +12,42 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from core.wire.countersignature import Countersignature, genuine
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from core.wire.countersignature import HASH, SIGNED_WITH, Countersignature, told
 from hnfed.guard.receipts import hashes_of
 
 FILE = "receipts.countersigned.jsonl"
+LONGEST = 8192  # signs of a certificate
+
+
+def genuine(mark: Countersignature, site: str, authority_pem: bytes) -> bool:
+    """Whether a server of the federation signed for this site; expired or not (it is a record).
+
+    Args:
+        mark: that came with an order.
+        site: this site's name.
+        authority_pem: certificate of the federation's authority (``ca.crt``).
+    """
+    if not HASH.fullmatch(mark.receipt) or len(mark.certificate) > LONGEST:
+        return False
+    try:
+        authority = x509.load_pem_x509_certificate(authority_pem)
+        certificate = x509.load_pem_x509_certificate(mark.certificate.encode("ascii"))
+        certificate.verify_directly_issued_by(authority)
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        key = certificate.public_key()
+        if ExtendedKeyUsageOID.SERVER_AUTH not in usage:  # a site's certificate is none
+            return False
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
+        key.verify(bytes.fromhex(mark.signature), told(site, mark.receipt), SIGNED_WITH)
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    return True
 
 
 def note(state: Path, site: str, authority_pem: bytes, mark: Countersignature) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from core.wire.countersignature import Countersignature, genuine
+from core.wire.countersignature import Countersignature
 from core.wire.messages import Order
 from hnfed.deploy.provision import Federation, provision
+from hnfed.guard.countersigned import genuine
 from server.receipts import Receipts
 from server.strategy import HEADER
 

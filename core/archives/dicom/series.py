@@ -15,7 +15,8 @@ from core.archives.case_folders import is_file
 from core.archives.dicom import frames
 from core.archives.dicom.place import TAGS, Place, place_of, turned
 from core.archives.images.plain_path import plain
-from core.data.geometry import Geometry, require_possible
+from core.archives.possible_grid import require_possible
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 # Positions are often written to a tenth of a millimetre.

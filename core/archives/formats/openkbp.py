@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.archives.case_folders import CaseFolder, is_file, walk
-from core.data.geometry import SPACING_LIMITS_MM, Geometry
+from core.archives.possible_grid import SPACING_LIMITS_MM
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 IMAGE, SPACING = "ct.csv", "voxel_dimensions.csv"

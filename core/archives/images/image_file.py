@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from core.archives.case_folders import NO_RIGHT
 from core.archives.images import metaimage, nifti, nrrd
 from core.archives.images.plain_path import is_text, plain
-from core.data.geometry import Geometry, require_possible
+from core.archives.possible_grid import require_possible
+from core.data.geometry import Geometry
 from core.errors import CaseError
 
 _READER: Any = sitk.ImageFileReader

@@ -11,12 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.wire.countersignature import Countersignature, countersign, genuine
+from core.wire.countersignature import Countersignature, countersign
 from core.wire.messages import Header
 from hnfed.cli.json_output import JsonFile
 from hnfed.cli.main import main
 from hnfed.deploy.provision import Federation, provision
-from hnfed.guard.countersigned import missing, note, read
+from hnfed.guard.countersigned import genuine, missing, note, read
 from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import (
     FIRST,
