@@ -96,7 +96,8 @@ def train(message: Message, context: Context) -> Message:
         return _message(message, header.to_config(), result.to_metrics(phase.organs))
     trained, result = tasks.train_shared(task, state)
     shared = parts_of(network(task.plan, phase), task.plan, phase).shared
-    parcel = packed({n: trained[n] for n in shared}, task.plan.federation.update_bits)
+    bits = task.plan.federation.update_bits
+    parcel = packed({n: trained[n] for n in shared}, bits, since=state)
     metrics = result.to_metrics(phase.organs)
     return _message(message, task.header().to_config(), metrics, parcel)
 

@@ -243,7 +243,8 @@ class Verdicts:
     def __call__(self, site: str, reply: Message) -> None:
         """Judges one answer."""
         bits = self.federation.update_bits
-        opened = partial(unpacked, load=partial(on_disk, folder=self.folder), bits=bits)
+        load, since = partial(on_disk, folder=self.folder), self.expected
+        opened = partial(unpacked, load=load, bits=bits, since=since)
         self.found[site] = inspect(
             reply,
             replace(self.asked, site=site),

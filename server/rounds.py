@@ -49,7 +49,7 @@ from server.secure_round import (
     keep_evidence,
     kept_evidence,
 )
-from server.strategy import STRATEGIES, Moments, joined, require_moments, separated
+from server.strategy import LEFT, STRATEGIES, Moments, joined, require_moments, separated
 from server.update_measures import update_measures
 
 
@@ -109,7 +109,7 @@ class PhaseRun:
         heads = [n for n in head_rows(model) if n in self.parts.shared]
         self.federated = Federated(plan, phase, self.described, heads)
         self.moments: Moments = {}  # what the strategy carries to the next round
-        self.start = self._as_sent(start_state(plan, phase, start.previous))
+        self.start, self.left = self._as_sent(start_state(plan, phase, start.previous))
         self.personal = phase.share == "none"
         self.kept = bool(self.parts.personal) and not self.personal
         self.secure = None if self.personal else parties.secure
@@ -177,10 +177,15 @@ class PhaseRun:
         )
         return best, block
 
-    def _as_sent(self, state: State) -> State:
-        """Weights as the sites get them: what is scored, kept and trained on are the same ones."""
-        shared = {n: state[n] for n in self.parts.shared}
-        return dict(state) | rounded(shared, self.plan.federation.update_bits)
+    def _as_sent(self, state: State) -> tuple[State, State]:
+        """Weights as the sites get them: what is scored, kept and trained on are the same ones.
+
+        And what rounding to 8 bits left out, for the next round: a small step would be lost else
+        (error feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
+        """
+        bits, shared = self.plan.federation.update_bits, {n: state[n] for n in self.parts.shared}
+        sent = rounded(shared, bits)
+        return dict(state) | sent, {n: t - sent[n] for n, t in shared.items() if bits == 8}
 
     def _say_start(self) -> None:
         numbers = {n: v.numel() for n, v in self.start.items()}
@@ -217,16 +222,17 @@ class PhaseRun:
     def _begin(self, resume: bool) -> tuple[State, Progress]:
         found = self._last_whole() if resume else None
         if found is not None:
-            state, self.moments = separated(found[0])
+            state, carried = separated(found[0])
             meta = found[1]
             require_same_split(meta, self.described, "--resume", self.recorder.run)
             require_moments(
                 self.plan.federation.strategy,
-                self.moments,
+                carried,
                 meta.get("moments"),
                 {n: self.start[n] for n in self.parts.shared},
                 f"{self.phase.name}, round {meta['round']}",
             )
+            self.left, self.moments = carried.pop(LEFT, {}), carried
             tell(f"{self.phase.name}: resumed after round {meta['round']}")
             progress = Progress.from_json(meta["progress"])
             self.event = dict(meta["event"])
@@ -295,7 +301,7 @@ class PhaseRun:
             done, good, rejected = self.sites.trained(state, progress)
         missing = dict(rejected)
         clipped: dict[str, float] = {}
-        moments = self.moments
+        moments, left = self.moments, self.left
         progress.round += 1
         if self.personal:
             for site, reply in good.items():
@@ -315,13 +321,13 @@ class PhaseRun:
                 good, clipped = self._limited(good, state, rejected, progress.round)
                 made = aggregate(self.federated, state, self.moments, good, progress.round)
                 new, moments, notes = made.state, made.moments, made.notes
-            new = self._as_sent(new)
+            new, left = self._as_sent(dict(new) | {n: new[n] + t for n, t in left.items()})
             for note in notes:
                 self.recorder.note(note, self.phase.name)
             if far := beyond({n: new[n] for n in self.parts.shared}, state):
                 note = f"round {progress.round}: the average of {far} is unusable; the weights of "
                 self.recorder.note(f"{note}before are kept", self.phase.name)
-                new, moments = dict(state), self.moments
+                new, moments, left = dict(state), self.moments, self.left
         seconds, replies = time.monotonic() - started, Replies(done, good, rejected)
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(replies, progress)]
@@ -347,7 +353,7 @@ class PhaseRun:
             event["trainable"] = self.trainable[progress.round]
         self._require_whole(progress, missing)
         progress.missing = missing
-        self.moments = moments
+        self.moments, self.left = moments, left
         if self.secure:
             self.evidence = evidence_of(self.secure, self.phase, masked)
         self._commit(new, progress, event)
@@ -569,11 +575,12 @@ class PhaseRun:
         """Weights, moments, where the phase stands, and the round's event, in one piece."""
         meta = self.meta | {"round": progress.round, "progress": progress.to_json()}
         meta["event"] = self.event = dict(event or self.event)
-        if STRATEGIES[self.plan.federation.strategy.name].moments:
-            meta["moments"] = sorted(self.moments)  # so that one that is missing is missed
+        carried = dict(self.moments) | ({LEFT: self.left} if self.left else {})
+        if carried or STRATEGIES[self.plan.federation.strategy.name].moments:
+            meta["moments"] = sorted(carried)  # so that one that is missing is missed
         if self.evidence:
             keep_evidence(self.store.folder, progress.round, self.evidence)
-        self.store.put(progress.round, joined(state, self.moments), meta)
+        self.store.put(progress.round, joined(state, carried), meta)
         self.store.prune({progress.round, progress.round - 1, max(progress.best_round, 0)})
         if not self.phase.best_at_site:
             self._export("last", state, progress.round, None)

@@ -8,6 +8,8 @@ from torch import Tensor
 from core.wire.state import unpacked
 
 
-def weights_in(record: ArrayRecord, bits: int = 32) -> dict[str, Tensor]:
+def weights_in(
+    record: ArrayRecord, bits: int = 32, since: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     (array,) = record.values()
-    return unpacked(array.data, bits=bits)
+    return unpacked(array.data, bits=bits, since=since)

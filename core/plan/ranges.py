@@ -128,7 +128,7 @@ RANGES: Mapping[str, Range] = {
     "federation.strategy.tau": Range(1e-9, 1),
     "federation.strategy.server_learning_rate": Range(0, 10, above=True),
     "federation.strategy.server_momentum": Range(0, 1, below=True),
-    "federation.update_bits": Range(16, 32),
+    "federation.update_bits": Range(8, 32),
     "federation.min_sites": Range(0, 1000),
     "federation.round_timeout_s": SECONDS,
     "federation.round_timeout_factor": Range(0, 1000),

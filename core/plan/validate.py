@@ -35,7 +35,7 @@ CHOICES: Mapping[str, Collection[Any]] = {
     "phases.*.head_init": ("random", "background", "mean"),
     "phases.*.candidates": KINDS,
     "federation.strategy.name": STRATEGIES,
-    "federation.update_bits": (16, 32),
+    "federation.update_bits": (8, 16, 32),
     "federation.guards.norm": ("clip", "reject", "off"),
     "simulation.engine": ("ray", "inline"),
     "simulation.baseline": ("", "local-only", "pooled"),
@@ -82,6 +82,11 @@ def _check_sections(plan: Plan) -> None:
             "write loss.form: one_vs_rest, or paper, sqrt or none",
             problem="weights from the prediction belong to the paper's form",
         )
+    bits = plan.federation.update_bits
+    if bits != 32 and plan.federation.strategy.name == "dp":
+        problem = "a rounded update may be longer than clip_norm, to which the noise is measured"
+        remedy = "write 32 for strategy dp"
+        raise UserError("federation.update_bits", bits, remedy, problem=problem)
     factor = plan.federation.round_timeout_factor
     if factor != 0 and factor < 1:
         remedy = "give 0 (off), or a number of at least 1"

@@ -25,6 +25,7 @@ from core.models.stages import (
 )
 from core.plan.schema import Phase, Plan
 from core.provenance import versions
+from core.wire.state import in_bytes
 
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
@@ -335,8 +336,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def size_bytes(state: Mapping[str, Tensor], names: Sequence[str], bits: int = 32) -> int:
     """Bytes of the named tensors, as they are or as `core.wire.state.packed` narrows them."""
-    told = ((t, bits == 16 and t.is_floating_point()) for t in (state[n] for n in names))
-    return sum(t.numel() * (2 if narrow else t.element_size()) for t, narrow in told)
+    return sum(_size_bytes(state[n], bits) for n in names)
+
+
+def _size_bytes(tensor: Tensor, bits: int) -> int:
+    if bits == 8 and in_bytes(tensor):
+        return tensor.numel() + 4 * len(tensor)
+    narrow = bits == 16 and tensor.is_floating_point()
+    return tensor.numel() * (2 if narrow else tensor.element_size())
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 Flower moves every array of a message by requests of its own, at each of three hops. In one piece a
 network takes as few as its bytes need (Flower cuts an array at 5 MB), however many tensors it has.
 An update is what training added to a state: its length, and the same made shorter.
+With 8 bits a tensor of two dimensions or more travels as bytes, with one scale for each index of
+its first dimension, and an update as what it adds.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 TOLD = {"dtype", "shape", "data_offsets"}
 HEADER_BYTES = 400  # more than the header says of a tensor beside its name
+SCALE = "::scale"  # behind the name of a tensor of bytes: the name of its scales
 # Of a round's step, as a multiple of the tensor's own size, or of 1 if that is less.
 FARTHEST = 10.0
 PIECE = 2**20  # numbers that are looked at together
@@ -25,25 +28,75 @@ State = Mapping[str, Tensor]
 Loader = Callable[[bytes], dict[str, Tensor]]
 
 
-def packed(state: State, bits: int = 32) -> bytes:
+def packed(state: State, bits: int = 32, since: State | None = None) -> bytes:
     """The safetensors file of a state, the same bytes for the same state.
 
     Args:
         state: tensors by name, de-duplicated (no two may share memory); any device, any memory
             format.
-        bits: 16 for float16 in place of float32; see `rounded`.
+        bits: 16 for float16 in place of float32, 8 for bytes and their scales; see `rounded`.
+        since: what the receiver has: with 8 bits the difference travels.
     """
     plain = {n: t.detach().cpu().contiguous() for n, t in state.items()}
-    return safetensors.torch.save({n: _as(torch.float16, t, bits) for n, t in plain.items()})
+    if bits == 8 and since is not None:
+        plain = {n: t - since[n] for n, t in plain.items()}
+    return safetensors.torch.save(_narrowed(plain, bits))
 
 
 def rounded(state: State, bits: int) -> dict[str, Tensor]:
-    """A state as it is behind `packed` and `unpacked`: with 16 bits its numbers are float16's."""
-    return {n: _as(t.dtype, _as(torch.float16, t, bits), bits) for n, t in state.items()}
+    """A state as it is behind `packed` and `unpacked`; rounded once more it stays as it is.
+
+    With 16 bits its numbers are float16's; with 8 they are -127 to 127 times the row's scale, a
+    127th of its largest value.
+    """
+    return _widened(_narrowed(state, bits), bits)
 
 
-def _as(dtype: torch.dtype, tensor: Tensor, bits: int) -> Tensor:
-    return tensor.to(dtype) if bits == 16 and tensor.is_floating_point() else tensor
+def in_bytes(tensor: Tensor) -> bool:
+    """Whether a tensor travels as bytes where a plan asks for 8 bits: biases and norms do not."""
+    return tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 0
+
+
+def _narrowed(state: State, bits: int) -> dict[str, Tensor]:
+    if bits == 16:
+        return {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+    found = dict(state)
+    for name in [n for n, t in state.items() if bits == 8 and in_bytes(t)]:
+        rows = state[name].float().flatten(1)
+        scales = (rows.abs().amax(1) / 127).contiguous()
+        # Upwards to 16 binary digits: a byte times a scale is exact, and rounds to itself again.
+        scales = ((scales.view(torch.int32) + 0xFF) & ~0xFF).view(torch.float32)
+        scales[scales < torch.finfo(torch.float32).tiny] = 0.0  # some processes know no such number
+        steps = (rows / scales[:, None]).nan_to_num(0.0, 0.0, 0.0).round()
+        found[name] = steps.to(torch.int8).view(state[name].shape)
+        found[name + SCALE] = scales
+    return found
+
+
+def _widened(state: State, bits: int) -> dict[str, Tensor]:
+    """Inverse of `_narrowed`, up to rounding.
+
+    Raises:
+        ValueError: it holds numbers of more than these bits, or scales that do not fit.
+    """
+    floats = {n: t for n, t in state.items() if t.is_floating_point()}
+    if bits == 16:
+        if any(t.dtype != torch.float16 for t in floats.values()):
+            raise ValueError("numbers of other than 16 bits")
+        return dict(state) | {n: t.float() for n, t in floats.items()}
+    if bits != 8:
+        return dict(state)
+    found = {n: t for n, t in state.items() if not n.endswith(SCALE)}
+    for name in {n.removesuffix(SCALE) for n in state.keys() - found.keys()} | {
+        n for n, t in found.items() if t.dtype == torch.int8 or in_bytes(t)
+    }:
+        steps, scales = state.get(name), state.get(name + SCALE)
+        if steps is None or steps.dtype != torch.int8 or scales is None or steps.dim() < 2:
+            raise ValueError("numbers of other than 8 bits")
+        if scales.dtype != torch.float32 or scales.shape != steps.shape[:1]:
+            raise ValueError("scales that do not fit")
+        found[name] = (steps.float().flatten(1) * scales[:, None]).view(steps.shape)
+    return found
 
 
 def unpacked(
@@ -52,6 +105,7 @@ def unpacked(
     *,
     load: Loader = safetensors.torch.load,
     bits: int = 32,
+    since: State | None = None,
 ) -> dict[str, Tensor]:
     """The state in a parcel, which may come from anywhere.
 
@@ -59,7 +113,8 @@ def unpacked(
         parcel: from `packed`.
         expected: what should be in it: a parcel that is much larger is not opened.
         load: makes the tensors of a safetensors file's bytes.
-        bits: as in `packed`; of 16 the tensors are float32 again.
+        bits: as in `packed`; of 16 and 8 the tensors are float32 again.
+        since: as in `packed`.
 
     Raises:
         ValueError: it is larger, is no safetensors file, or holds more than tensors of these bits.
@@ -67,7 +122,7 @@ def unpacked(
     if expected is not None and len(parcel) > _most(expected):
         raise ValueError("a larger parcel")
     try:
-        state = safetensors.torch.load(parcel) if bits == 16 else load(parcel)
+        state = load(parcel) if bits == 32 else safetensors.torch.load(parcel)
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError("no safetensors file") from error
     length = int.from_bytes(parcel[:8], "little")
@@ -75,11 +130,16 @@ def unpacked(
     wrong = any(not isinstance(told, dict) or set(told) != TOLD for told in header.values())
     if "__metadata__" in header or wrong:
         raise ValueError("text beside the tensors")
-    if bits != 16:
+    if bits == 32:
         return state
-    if any(t.is_floating_point() and t.dtype != torch.float16 for t in state.values()):
-        raise ValueError("numbers of other than 16 bits")
-    return load(packed({n: _as(torch.float32, t, bits) for n, t in state.items()}))
+    state = _widened(state, bits)
+    if bits == 8 and since is not None:
+        state = {n: t + since[n] if _fits(t, since.get(n)) else t for n, t in state.items()}
+    return load(packed(state))
+
+
+def _fits(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
 
 
 def _most(state: Mapping[str, Tensor]) -> int:

@@ -19,7 +19,7 @@ from core.plan.schema import Phase
 from core.training.optimisation import NonFiniteError
 from core.wire.messages import NEED_BASE, OK, Description
 from core.wire.partition import fingerprint, network, parts_of, state_hash
-from core.wire.state import packed, unpacked
+from core.wire.state import packed, rounded, unpacked
 from tests.client.conftest import PATIENT, MakeNode, MakePhase, Node, code, everything
 from tests.weights import weights_in
 
@@ -307,3 +307,22 @@ def test_in_16_bits_weights_come_and_go_in_half_the_bytes(node: MakeNode) -> Non
     (array,) = reply.content["arrays"].values()
     assert len(array.data) == len(packed(one.start(), 16))
     assert {t.dtype for t in unpacked(array.data).values()} == {torch.float16}
+
+
+def test_in_8_bits_weights_come_as_they_are_and_go_as_what_was_added(node: MakeNode) -> None:
+    one, other = node(), node()
+    replies = []
+    for n, bits in ((one, 8), (other, 32)):
+        n.plan = replace(n.plan, federation=replace(n.plan.federation, update_bits=bits))
+        n.config["plan"] = plan_json(n.plan)
+        start = {"arrays": rounded(n.start(), 8)}
+        reply = n.ask("train", bits=bits, **start)
+        assert code(reply) == "OK"
+        replies.append(weights_in(reply.content["arrays"], bits, start["arrays"]))
+    (array,) = one.ask("train", bits=8, arrays=one.start()).content["arrays"].values()
+    assert len(array.data) == len(packed(one.start(), 8))
+    before = rounded(one.start(), 8)
+    for name, tensor in replies[1].items():  # as training in 32 bits had it, but for a step
+        longest = float((tensor - before[name]).abs().max())
+        assert torch.allclose(replies[0][name], tensor, rtol=0, atol=longest / 250 + 1e-7), name
+    assert code(one.ask("train", bits=16, arrays=one.start())) == "E_SITE"

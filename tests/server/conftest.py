@@ -154,7 +154,7 @@ class Fakes:
             state = weights_in(message.content["arrays"], bits)
             self.came.append(state)
             made = {k: v + self.add[site] for k, v in state.items()}
-            content["arrays"] = record_of(packed(made, bits))
+            content["arrays"] = record_of(packed(made, bits, state))
         return self._acted(site, order.task, order.round, message, content)
 
     def _evaluate(self, message: Message, context: Context) -> Message:

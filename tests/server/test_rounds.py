@@ -15,7 +15,7 @@ from core.models.stages import head_rows
 from core.plan.schema import Federation, Guards, Loss, Phase, Plan
 from core.wire.checkpoint import load
 from core.wire.partition import network, parts_of, size_bytes, start_state
-from core.wire.state import packed
+from core.wire.state import packed, rounded
 from server import rounds
 from server.dispatch import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
 from server.exchange import Exchange, record_of
@@ -325,7 +325,7 @@ def test_the_wait_begins_when_the_site_was_found_away(
     assert _wait(Exchange(lasted=1.0), 1.0) == 0.0
 
 
-@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("bits", [32, 16, 8])
 def test_too_few_sites_too_often_is_a_failed_run_that_can_be_resumed(
     federate: Make, make_plan: Make, act: Mapping[str, Any], bits: int
 ) -> None:
@@ -721,6 +721,27 @@ def test_in_16_bits_sites_get_what_is_kept_and_sums_are_made_in_32(
     assert told["shared_bytes"] * 2 == before["shared_bytes"]
     ours, theirs = (r.events("round", round=2)[0]["bytes_to_sites"] for r in (run, wide))
     assert ours < 0.9 * theirs  # of so small a network names and orders are a good part
+
+
+def test_in_8_bits_what_rounding_takes_is_carried_on(federate: Make, make_plan: Make) -> None:
+    plan = make_plan(phase(rounds=5), update_bits=8)
+    adds = {"a": 3e-5, "b": 9e-5}  # far less than a step of the weights
+    run, wide = federate(plan, add=adds), federate(make_plan(phase(rounds=5)), "wide", add=adds)
+    run.run()
+    wide.run()
+    came = run.fakes.came[::2]  # of one site
+    assert all(torch.equal(t, rounded(state, 8)[n]) for state in came for n, t in state.items())
+    exact, sent = wide.weights("last"), run.weights("last")
+    assert all(torch.equal(t, rounded(exact, 8)[n]) for n, t in came[0].items()) is False
+    moved = off = 0.0
+    for name, tensor in sent.items():
+        step = float(tensor.abs().max()) / 127
+        assert torch.allclose(tensor, exact[name], rtol=0, atol=0.6 * step + 1e-6), name
+        moved += float((exact[name] - start(plan)[name]).sum())
+        off += float((tensor - exact[name]).sum())
+    assert abs(off) < 0.2 * abs(moved)  # in rounds by themselves nearly all of it would be lost
+    (told,), (before,) = run.events("phase-start"), wide.events("phase-start")
+    assert told["shared_bytes"] < 0.4 * before["shared_bytes"]
 
 
 def test_a_reply_of_32_bits_in_a_run_of_16_is_refused(federate: Make, make_plan: Make) -> None:

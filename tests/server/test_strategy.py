@@ -267,9 +267,11 @@ def test_rows_have_no_weights_of_their_own_which_is_said_once(
         assert torch.allclose(change[1], change[2], atol=1e-4)
 
 
-def interrupted(federate: Make, name: str, **settings: Any) -> tuple[Federated, Federated]:
+def interrupted(
+    federate: Make, name: str, bits: int = 32, **settings: Any
+) -> tuple[Federated, Federated]:
     """A run of four rounds, and the same one that was ended in its third; (0.1 and 0.4 a round)."""
-    plan = planned(name, **settings)
+    plan = planned(name, bits, **settings)
     whole = federate(plan, folder="whole", add={"a": 0.1, "b": 0.4})
     whole.run()
     run = federate(plan, folder="run", add={"a": 0.1, "b": 0.4})
@@ -285,11 +287,12 @@ def interrupted(federate: Make, name: str, **settings: Any) -> tuple[Federated, 
     return whole, run
 
 
-def planned(name: str, **settings: Any) -> Any:
+def planned(name: str, bits: int = 32, **settings: Any) -> Any:
     from tests.server.conftest import tiny_plan
 
     phase = Phase(name="p", sites=["a", "b"], organs=ORGANS, rounds=4)
-    return tiny_plan(phase, strategy=Strategy(name=name, **settings), round_retries=0)
+    strategy = Strategy(name=name, **settings)
+    return tiny_plan(phase, strategy=strategy, update_bits=bits, round_retries=0)
 
 
 def same(one: Federated, other: Federated) -> bool:
@@ -300,9 +303,13 @@ def same(one: Federated, other: Federated) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", MOMENTS)
-def test_a_resumed_run_has_the_weights_of_an_undisturbed_one(federate: Make, name: str) -> None:
-    whole, run = interrupted(federate, name)
+@pytest.mark.parametrize(
+    ("name", "bits"), [*((name, 32) for name in MOMENTS), ("fedavg", 8), ("fedavgm", 8)]
+)
+def test_a_resumed_run_has_the_weights_of_an_undisturbed_one(
+    federate: Make, name: str, bits: int
+) -> None:
+    whole, run = interrupted(federate, name, bits)
     exported = load(run.out / "checkpoints" / "p" / "last.safetensors")[0]
     assert not [n for n in exported if "::" in n]
     run.run(resume=True)
@@ -345,6 +352,16 @@ def of_another(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
 def of_another_shape(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     name = next(n for n in tensors if n.endswith("::m_t"))
     tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+
+def test_what_rounding_to_8_bits_took_is_missed_where_it_is_missing(federate: Make) -> None:
+    _, run = interrupted(federate, "fedavg", 8)
+    folder: Path = run.out / "state" / "p"
+    tensors, meta = load(folder / "round-00002.safetensors")
+    without_all(tensors, meta)
+    save(folder, "round-00002", tensors, meta)
+    with pytest.raises(UserError, match="not those that were committed"):
+        run.run(resume=True)
 
 
 @pytest.mark.parametrize(

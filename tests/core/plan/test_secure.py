@@ -39,6 +39,7 @@ def test_strategies_that_need_each_update_are_refused(name: str) -> None:
         (plan(guards=Guards(norm="reject")), r"federation\.guards\.norm"),
         (plan(min_sites=2), r"federation\.min_sites"),
         (plan(update_bits=16), r"federation\.update_bits"),
+        (plan(update_bits=8), r"federation\.update_bits"),
         (plan(Phase(name="p", sites=["a", "b"], organs=["Larynx"])), r"phases\.p\.sites"),
         (plan(Phase(name="p", sites=[*SITES, "all-sites"], organs=["Larynx"])), "all-sites"),
         (plan(Phase(name="p", sites=SITES, organs=["Larynx"], max_cases=3)), r"max_cases"),

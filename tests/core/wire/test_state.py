@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.wire.state import (
+    SCALE,
     beyond,
     inner_product,
     length,
@@ -140,6 +141,86 @@ def test_other_bits_than_the_plan_says_are_refused() -> None:
     with pytest.raises(ValueError, match="16 bits"):
         unpacked(packed(state), state, bits=16)
     assert unpacked(packed(state, 16))["w"].dtype == torch.float16  # no weight of ours: refused
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    st.floats(1e-42, 1e30),
+    st.integers(0, 2**31),
+)
+def test_eight_bits_are_off_by_half_a_step_and_rounded_once_only(
+    shape: list[int], size: float, seed: int
+) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
+    state = {"w": values, "bias": torch.randn(3), "n": torch.arange(4)}
+    parcel = packed(state, 8)
+    again = unpacked(parcel, state, bits=8)
+    assert {n: t.dtype for n, t in again.items()} == {n: t.dtype for n, t in state.items()}
+    assert torch.equal(again["bias"], state["bias"])
+    assert torch.equal(again["n"], state["n"])
+    step = values.double().flatten(1).abs().amax(1) / 127 * (1 + 2**-15)
+    off = (again["w"].double() - values.double()).flatten(1).abs()
+    assert bool((off <= torch.where(step < 1.2e-38, 127 * step, step / 2)[:, None] * 1.001).all())
+    assert all(torch.equal(t, again[n]) for n, t in rounded(state, 8).items())
+    assert packed(again, 8) == parcel
+
+
+def test_in_eight_bits_a_quarter_travels_and_an_update_as_what_it_adds() -> None:
+    state = {"w": torch.randn(32, 16, 3, 3, 3) / 10, "bias": torch.randn(32)}
+    added = {n: t + 1e-4 * torch.randn(t.shape) for n, t in state.items()}
+    parcel = packed(added, 8, state)
+    assert len(parcel) < 0.27 * len(packed(added))
+    again = unpacked(parcel, state, bits=8, since=state)
+    step = float((added["w"] - state["w"]).abs().max()) / 127
+    assert torch.allclose(again["w"], added["w"], rtol=0, atol=0.51 * step + 1e-7)
+    assert not torch.allclose(rounded(added, 8)["w"], added["w"], rtol=0, atol=5 * step)
+    assert torch.allclose(again["bias"], added["bias"], rtol=0, atol=1e-6)
+    same = unpacked(packed(state, 8, state), state, bits=8, since=state)
+    assert all(torch.equal(t, state[n]) for n, t in same.items())  # what did not move is the same
+    assert unpacked(packed(added, 32, state))["w"].equal(added["w"])
+    assert unpacked(packed(added, 16, state), bits=16, since=state)["w"].equal(
+        added["w"].half().float()
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_not_finite_in_eight_bits(value: float) -> None:
+    values = torch.randn(3, 4)
+    values[1, 2] = value
+    again = rounded({"w": values}, 8)["w"]
+    assert not again[1].isfinite().any()
+    assert torch.equal(again[[0, 2]], rounded({"w": values[[0, 2]]}, 8)["w"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"w": torch.ones(3, 4)},
+        {"w": torch.ones(3, 4, dtype=torch.float16)},
+        {"w": torch.ones(3, 4, dtype=torch.int16)},
+        {"w": torch.ones(3, dtype=torch.int8)},
+        {"w" + SCALE: torch.ones(4)},
+        {"w" + SCALE: torch.ones(3, 1)},
+        {"w" + SCALE: torch.ones(3, dtype=torch.float64)},
+        {"w" + SCALE: torch.ones(3, dtype=torch.int8)},
+        {"more": torch.ones(3, 4, dtype=torch.int8)},
+        {"more" + SCALE: torch.ones(3)},
+        {SCALE: torch.ones(3)},
+        {"w" + SCALE + SCALE: torch.ones(3)},
+    ],
+)
+def test_bytes_without_scales_that_fit_are_refused(changes: dict[str, Tensor]) -> None:
+    good = unpacked(packed({"w": torch.randn(3, 4)}, 8))
+    assert set(unpacked(packed(good), bits=8)) == {"w"}
+    with pytest.raises(ValueError, match=r"8 bits|scales"):
+        unpacked(packed(good | changes), bits=8)
+
+
+def test_a_difference_to_another_tensor_is_left_as_it_is() -> None:
+    parcel = packed({"w": torch.randn(3, 4), "x": torch.randn(2, 2)}, 8)
+    told = unpacked(parcel, bits=8, since={"w": torch.ones(4, 3)})  # its shape is refused later
+    assert {n: tuple(t.shape) for n, t in told.items()} == {"w": (3, 4), "x": (2, 2)}
 
 
 def test_products_of_updates_are_added_up_in_float64_in_any_memory_format() -> None:

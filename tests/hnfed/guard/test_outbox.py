@@ -224,7 +224,10 @@ def test_a_reply_has_the_numbers_of_its_kind_and_no_more(
         require_form(kind, FORM, phase, metrics)
 
 
-@pytest.mark.parametrize(("bits", "right"), [(32, 32), (16, 16), (16, 32), (32, 16)])
+@pytest.mark.parametrize(
+    ("bits", "right"),
+    [(32, 32), (16, 16), (8, 8), (16, 32), (32, 16), (8, 32), (8, 16), (32, 8), (16, 8)],
+)
 def test_weights_leave_in_the_bits_of_the_plan_and_in_no_others(bits: int, right: int) -> None:
     plan = tiny_plan()
     plan = replace(plan, federation=replace(plan.federation, update_bits=bits))
