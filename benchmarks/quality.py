@@ -2,7 +2,7 @@
 
 python -m benchmarks.quality --archive DIR [DIR ...] --out DIR
     [--networks ours ours-whole unet dynunet dynunet-sgd] [--minutes 15 30 60] [--seed N]
-    [--amp off|bf16|auto] [--lr LR] [--validate] [--config PLAN] [--set KEY=VALUE ...]
+    [--amp off|bf16|auto] [--lr LR] [--cases N] [--validate] [--config PLAN] [--set KEY=VALUE ...]
 
 Each network trains alone, with one thread, until its CPU minutes are spent (ours to half an epoch
 where all take as long, and at least one), data and augmentation included, preparing and scoring
@@ -15,9 +15,10 @@ is MONAI's UNet with two residual units, DiceCE and Adam, as its tutorials have 
 norm and the learning rate; `dynunet` its DynUNet with the same and the loss at three depths, and
 `dynunet-sgd` that with nnU-Net's SGD and Nesterov's momentum, which wants more steps. All three
 have the transforms of `benchmarks.naive_recipe`. `--validate` scores eight of the training cases
-instead, which then do not train: a learning rate is chosen on these. `--set` changes the plan, as
-in `preprocess.crop=[136,56,56]`, whose grid is that of all networks. Each cell is written to OUT as
-it ends, and is not run again.
+instead, which then do not train: a learning rate is chosen on these. `--cases` trains on so many,
+drawn by a fixed seed, smaller draws within larger ones: a learning curve over cases. `--set`
+changes the plan, as in `preprocess.crop=[136,56,56]`, whose grid is that of all networks. Each cell
+is written to OUT as it ends, and is not run again.
 """
 
 from __future__ import annotations
@@ -181,6 +182,9 @@ def one(options: Namespace, name: str, minutes: float) -> dict[str, Any]:
     trained, scored = divided(found, phase.organs, options.validate)
     if name != "ours":
         trained = [e for e in trained if e.annotated >= set(phase.organs)]
+    if options.cases:
+        order = np.random.default_rng(1).permutation(len(trained))
+        trained = [trained[i] for i in sorted(order[: options.cases])]
     torch.manual_seed(options.seed)
     if name.startswith("ours"):
         model, run = our_training(plan, phase, options.seed)
@@ -210,7 +214,8 @@ def cell_path(options: Namespace, name: str, minutes: float) -> Path:
     """Where a cell is written."""
     plan = plan_of(options)
     lr = options.lr or LR[name] or plan.train.lr
-    kind = "-validation" if options.validate else ""
+    kind = f"-cases{options.cases}" if options.cases else ""
+    kind += "-validation" if options.validate else ""
     known = [plan_json(plan), *(str(root.resolve()) for root in options.archive)]
     digest = hashlib.sha256("\n".join(known).encode()).hexdigest()[:6]
     stem = f"{name}-{minutes:g}-seed{options.seed}-lr{lr:g}{kind}-{digest}"
@@ -267,6 +272,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", default="auto", choices=("off", "bf16", "auto"), help="of all")
     parser.add_argument("--lr", type=float, help="instead of the networks' own")
+    parser.add_argument("--cases", type=int, help="train on so many")
     parser.add_argument("--validate", action="store_true", help="score eight training cases")
     parser.add_argument("--config", default="openkbp", help="plan of ours, and the grid of all")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the plan")

@@ -38,6 +38,7 @@ def options(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         amp="off",
         lr=None,
         set=[],
+        cases=None,
         validate=False,
         config=str(plan),
     )
@@ -140,6 +141,30 @@ def test_cases_that_lack_an_organ_train_ours_alone(
     assert len({entry.case for entry in seen}) == told[1]["cases"]
     organs = {"Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R"}
     assert all(entry.annotated >= organs for entry in seen)
+
+
+def test_fewer_cases_are_some_of_more_and_a_cell_of_their_own(
+    options: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, drawn = quality.our_training, []
+
+    def our_training(plan, phase, seed):  # type: ignore[no-untyped-def]
+        model, run = real(plan, phase, seed)
+
+        def taught(model, entries, seconds):  # type: ignore[no-untyped-def]
+            drawn.append({entry.case for entry in entries})
+            return run(model, entries, seconds)
+
+        return model, taught
+
+    monkeypatch.setattr(quality, "our_training", our_training)
+    paths = set()
+    for options.cases in (2, 4, None):
+        assert quality.one(options, "ours", 0.001)["cases"] == len(drawn[-1])
+        paths.add(quality.cell_path(options, "ours", 15))
+    assert [len(cases) for cases in drawn[:2]] == [2, 4]
+    assert drawn[0] < drawn[1] < drawn[2]
+    assert len(paths) == 3
 
 
 def test_validation_leaves_the_scored_patients_alone(options: Namespace) -> None:
