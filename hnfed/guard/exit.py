@@ -23,12 +23,13 @@ from core.provenance import versions
 from core.secure.layout import summed_sites
 from core.training.optimisation import NonFiniteError, out_of_memory
 from core.wire.messages import CODES, NEED_BASE, OK, Header
-from core.wire.partition import network, parts_of
+from core.wire.partition import parts_of
 from core.wire.state import packed, unpacked
 from hnfed.guard.masking import secured
 from hnfed.guard.masking_session import Keyring, MaskingError
 from hnfed.guard.order import Asked, OrderError
 from hnfed.guard.outbox import OutboxError, require_allowed, require_form
+from hnfed.guard.outline import outline_if_possible
 from hnfed.guard.policy import Policy, PolicyError, hidden
 from hnfed.guard.receipts import Chain, write_receipt
 from hnfed.guard.weights import WeightsError
@@ -181,7 +182,7 @@ def shared_shapes(plan: str, phase: str) -> Mapping[str, Tensor]:
         phase: name of one of its phases.
     """
     made = plan_from_json(plan)
-    model = network(made, made.phase(phase))
+    model = outline_if_possible(made, made.phase(phase))
     shared = set(parts_of(model, made, made.phase(phase)).shared)
     return {n: t.detach().to("meta") for n, t in unique_state(model).items() if n in shared}
 
@@ -192,7 +193,7 @@ def most_bytes(plan: str) -> int:
     made = plan_from_json(plan)
     largest = 0
     for phase in made.phases:
-        state = unique_state(network(made, phase))
+        state = unique_state(outline_if_possible(made, phase))
         size = sum(t.numel() * t.element_size() + 6 * len(n) + 400 for n, t in state.items())
         largest = max(largest, size)
     return 2 * largest + 4 * 2**20

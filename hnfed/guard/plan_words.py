@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
 from core.models.stages import unique_state
 from core.plan.load import load, plan_from_json, plan_hash
 from core.plan.schema import SPLITS, Phase, Plan
 from core.text import shown
-from core.wire.partition import network, parts_of, size_bytes
+from core.wire.partition import parts_of, size_bytes
 from hnfed.guard.floors import distinct, require_entries
+from hnfed.guard.outline import outline_if_possible
 from hnfed.guard.policy import Policy, PolicyError, require_plan
 
 SHARED = (
@@ -93,10 +92,8 @@ def _phase(
 
 def _traffic(plan: Plan, phase: Phase, policy: Policy) -> list[str]:
     """What leaves in a phase, with how many numbers, and what stays."""
-    with torch.device("meta"):
-        model = network(plan, phase)
-        parts = parts_of(model, plan, phase)
-        state = unique_state(model)
+    model = outline_if_possible(plan, phase)
+    parts, state = parts_of(model, plan, phase), unique_state(model)
 
     def size(names: Sequence[str]) -> tuple[int, int, int]:
         tensors = [state[n] for n in names]

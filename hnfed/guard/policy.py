@@ -9,18 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from core.errors import UserError
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import LOSS_TERMS, Augment, Phase, Plan
 from core.secure.layout import summed_sites
-from core.wire.partition import network
 from hnfed.guard.floors import require_entries, require_order
 from hnfed.guard.hiding import hidden
+from hnfed.guard.outline import outline
 from hnfed.guard.rules import Policy, PolicyError, read_policy
 
 __all__ = ["Policy", "PolicyError", "hidden", "read_policy"]
@@ -110,14 +106,6 @@ def _require_size(plan: Plan, own: list[Phase], policy: Policy) -> None:
             raise PolicyError(f"most_parameters: {size} in phase {phase.name}")
 
 
-class _Numbers(TorchFunctionMode):
-    """Under a device without memory: numbers that a network computes for itself as it is made."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own = {"device": "cpu"} if func is torch.linspace else {}  # SwinUNETR's rates of dropout
-        return func(*args, **(kwargs or {}) | own)
-
-
 def parameters_of(plan: Plan, phase: Phase) -> int:
     """Numbers that the network of a phase has; `PolicyError` where it cannot be made."""
     return _parameters(plan_json(plan), phase.name)
@@ -127,8 +115,7 @@ def parameters_of(plan: Plan, phase: Phase) -> int:
 def _parameters(plan: str, phase: str) -> int:
     try:
         made = plan_from_json(plan)
-        with torch.device("meta"), _Numbers():  # shapes only, however large
-            model = network(made, made.phase(phase))
+        model = outline(made, made.phase(phase))
     except UserError as error:
         raise PolicyError(f"model: {error}") from error
     return sum(p.numel() for p in model.parameters())

@@ -37,10 +37,11 @@ from core.secure.layout import (
     weight_segments,
 )
 from core.secure.masked_sum import NUMBER_BITS, UPDATE_BITS, Evidence, opened
-from core.wire.partition import network, parts_of, start_state, state_hash
+from core.wire.partition import parts_of, start_state, state_hash
 from core.wire.state import beyond, unpacked
 from hnfed.guard.masking_session import Keyring, about_of, hellos_of
 from hnfed.guard.order import Asked
+from hnfed.guard.outline import outline_if_possible
 from hnfed.guard.weights_record import Known, Part, Record, heads_parcel
 
 TOLERANCE = 1e-6  # of a tensor's largest number: other builds of torch draw the last bit otherwise
@@ -126,7 +127,7 @@ def hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _form(plan: str, name: str) -> Form:
     made = plan_from_json(plan)
     phase = made.phase(name)
-    model = network(made, phase)
+    model = outline_if_possible(made, phase)
     parts = parts_of(model, made, phase)
     shapes = {n: t.detach().to("meta") for n, t in unique_state(model).items()}
     return Form(parts.base, parts.shared, frozenset(head_rows(model)), shapes)
