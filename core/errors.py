@@ -56,7 +56,7 @@ class UserError(ValueError):
         self.value = value
         self.remedy = remedy
         self.problem = plain_text(problem)
-        text = plain_text(str(value))
+        text = "\\n".join(plain_text(str(value)).splitlines())  # a value forges no second line
         if len(text) > 300:
             text = text[:297] + "..."
         cause = f": {self.problem}" if problem else ""
