@@ -28,7 +28,7 @@ from core.plan.schema import Phase, Plan
 from core.training.optimisation import NonFiniteError, out_of_memory
 from core.training.ranks import end_others
 from core.wire.messages import NEED_BASE, Header, Order
-from core.wire.partition import fingerprint, network, parts_of, start_state
+from core.wire.partition import fingerprint, network, parts_of, seed_of, start_state
 from core.wire.state import packed, unpacked
 
 app = ClientApp()
@@ -97,7 +97,8 @@ def train(message: Message, context: Context) -> Message:
     trained, result = tasks.train_shared(task, state)
     shared = parts_of(network(task.plan, phase), task.plan, phase).shared
     bits = task.plan.federation.update_bits
-    parcel = packed({n: trained[n] for n in shared}, bits, since=state)
+    seed = seed_of(task.plan.seed, phase.name, task.order.round, task.site.name, "bits")
+    parcel = packed({n: trained[n] for n in shared}, bits, state, seed)
     metrics = result.to_metrics(phase.organs)
     return _message(message, task.header().to_config(), metrics, parcel)
 

@@ -24,7 +24,7 @@ from core.wire.partition import (
     trainable_by_round,
     weights_meta,
 )
-from core.wire.state import beyond, rounded
+from core.wire.state import beyond, in_bytes, rounded
 from server.aggregate import Federated, aggregate, dominant
 from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
@@ -185,7 +185,8 @@ class PhaseRun:
         """
         bits, shared = self.plan.federation.update_bits, {n: state[n] for n in self.parts.shared}
         sent = rounded(shared, bits)
-        return dict(state) | sent, {n: t - sent[n] for n, t in shared.items() if bits == 8}
+        rest = {n: t - sent[n] for n, t in shared.items() if bits == 8 and in_bytes(t)}
+        return dict(state) | sent, rest
 
     def _say_start(self) -> None:
         numbers = {n: v.numel() for n, v in self.start.items()}
@@ -301,7 +302,7 @@ class PhaseRun:
             done, good, rejected = self.sites.trained(state, progress)
         missing = dict(rejected)
         clipped: dict[str, float] = {}
-        moments, left = self.moments, self.left
+        mean, moments, left = state, self.moments, self.left
         progress.round += 1
         if self.personal:
             for site, reply in good.items():
@@ -321,13 +322,14 @@ class PhaseRun:
                 good, clipped = self._limited(good, state, rejected, progress.round)
                 made = aggregate(self.federated, state, self.moments, good, progress.round)
                 new, moments, notes = made.state, made.moments, made.notes
+            mean = new
             new, left = self._as_sent(dict(new) | {n: new[n] + t for n, t in left.items()})
             for note in notes:
                 self.recorder.note(note, self.phase.name)
             if far := beyond({n: new[n] for n in self.parts.shared}, state):
                 note = f"round {progress.round}: the average of {far} is unusable; the weights of "
                 self.recorder.note(f"{note}before are kept", self.phase.name)
-                new, moments, left = dict(state), self.moments, self.left
+                new, mean, moments, left = dict(state), state, self.moments, self.left
         seconds, replies = time.monotonic() - started, Replies(done, good, rejected)
         progress.seconds += seconds
         progress.slowest = [*progress.slowest, self._lasted(replies, progress)]
@@ -345,7 +347,7 @@ class PhaseRun:
         if self.secure:
             event["accepted"] = list(self.nodes)
             event |= {"clipped_sites": found.shortened} if found.shortened else {}
-        elif measures := update_measures(good, state, new):
+        elif measures := update_measures(good, state, mean):  # before it is rounded
             event["updates"] = measures
         if clipped:
             event["clipped"] = {site: round(factor, 4) for site, factor in clipped.items()}

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.plan.schema import Strategy
+from core.wire.state import in_bytes
 
 ARRAYS = "arrays"
 METRICS = "metrics"
@@ -212,7 +213,8 @@ def require_moments(
     elif not set(moments) <= {*row.moments, LEFT}:
         wrong = "are another strategy's"
     for kind, tensors in moments.items():
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in shared.items()}:
+        all_ = {n: t.shape for n, t in shared.items() if kind != LEFT or in_bytes(t)}
+        if {n: t.shape for n, t in tensors.items()} != all_:
             wrong = wrong or f"({kind}) are not of the tensors that travel"
     if wrong:
         raise UserError(

@@ -25,7 +25,7 @@ from core.models.stages import (
 )
 from core.plan.schema import Phase, Plan
 from core.provenance import versions
-from core.wire.state import in_bytes
+from core.wire.state import size_of
 
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
@@ -238,7 +238,7 @@ def start_state(plan: Plan, phase: Phase, previous: tuple[State, Sequence[str]] 
         raise UserError(
             f"phases.{phase.name}.init",
             phase.init,
-            "write federation.update_bits: 32",
+            "write federation.update_bits: 32, or 8",
             problem="a weight has no number of 16 bits",
         )
     if phase.head_init == "background" and not any(n.endswith("bias") for n in heads):
@@ -336,14 +336,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def size_bytes(state: Mapping[str, Tensor], names: Sequence[str], bits: int = 32) -> int:
     """Bytes of the named tensors, as they are or as `core.wire.state.packed` narrows them."""
-    return sum(_size_bytes(state[n], bits) for n in names)
-
-
-def _size_bytes(tensor: Tensor, bits: int) -> int:
-    if bits == 8 and in_bytes(tensor):
-        return tensor.numel() + 4 * len(tensor)
-    narrow = bits == 16 and tensor.is_floating_point()
-    return tensor.numel() * (2 if narrow else tensor.element_size())
+    return sum(size_of(state[n], bits) for n in names)
 
 
 @functools.cache

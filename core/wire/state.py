@@ -28,7 +28,9 @@ State = Mapping[str, Tensor]
 Loader = Callable[[bytes], dict[str, Tensor]]
 
 
-def packed(state: State, bits: int = 32, since: State | None = None) -> bytes:
+def packed(
+    state: State, bits: int = 32, since: State | None = None, seed: int | None = None
+) -> bytes:
     """The safetensors file of a state, the same bytes for the same state.
 
     Args:
@@ -36,11 +38,14 @@ def packed(state: State, bits: int = 32, since: State | None = None) -> bytes:
             format.
         bits: 16 for float16 in place of float32, 8 for bytes and their scales; see `rounded`.
         since: what the receiver has: with 8 bits the difference travels.
+        seed: of rounding up or down by chance, right on average: what is much smaller than the
+            largest in its row would never move otherwise. Without one to the nearest.
     """
+    chance = None if seed is None else torch.Generator().manual_seed(seed)
     plain = {n: t.detach().cpu().contiguous() for n, t in state.items()}
     if bits == 8 and since is not None:
         plain = {n: t - since[n] for n, t in plain.items()}
-    return safetensors.torch.save(_narrowed(plain, bits))
+    return safetensors.torch.save(_narrowed(plain, bits, chance))
 
 
 def rounded(state: State, bits: int) -> dict[str, Tensor]:
@@ -53,11 +58,15 @@ def rounded(state: State, bits: int) -> dict[str, Tensor]:
 
 
 def in_bytes(tensor: Tensor) -> bool:
-    """Whether a tensor travels as bytes where a plan asks for 8 bits: biases and norms do not."""
-    return tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 0
+    """Whether a tensor travels as bytes where a plan asks for 8 bits: biases and norms do not.
+
+    Nor do tensors whose rows hold two numbers or less, beside a scale of four bytes.
+    """
+    long = tensor.dim() > 1 and tensor.numel() > 2 * len(tensor)
+    return tensor.is_floating_point() and long
 
 
-def _narrowed(state: State, bits: int) -> dict[str, Tensor]:
+def _narrowed(state: State, bits: int, chance: torch.Generator | None = None) -> dict[str, Tensor]:
     if bits == 16:
         return {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     found = dict(state)
@@ -67,8 +76,12 @@ def _narrowed(state: State, bits: int) -> dict[str, Tensor]:
         # Upwards to 16 binary digits: a byte times a scale is exact, and rounds to itself again.
         scales = ((scales.view(torch.int32) + 0xFF) & ~0xFF).view(torch.float32)
         scales[scales < torch.finfo(torch.float32).tiny] = 0.0  # some processes know no such number
-        steps = (rows / scales[:, None]).nan_to_num(0.0, 0.0, 0.0).round()
-        found[name] = steps.to(torch.int8).view(state[name].shape)
+        steps = (rows / scales[:, None]).nan_to_num(0.0, 0.0, 0.0)
+        if chance is not None:  # the largest stays a 127th: what is rounded rounds to itself
+            below = steps.floor()
+            drawn = below + (torch.rand(steps.shape, generator=chance) < steps - below)
+            steps = torch.where(steps.abs() > 126.5, steps, drawn)
+        found[name] = steps.round().to(torch.int8).view(state[name].shape)
         found[name + SCALE] = scales
     return found
 
@@ -119,7 +132,7 @@ def unpacked(
     Raises:
         ValueError: it is larger, is no safetensors file, or holds more than tensors of these bits.
     """
-    if expected is not None and len(parcel) > _most(expected):
+    if expected is not None and len(parcel) > _most(expected, bits):
         raise ValueError("a larger parcel")
     try:
         state = load(parcel) if bits == 32 else safetensors.torch.load(parcel)
@@ -142,9 +155,17 @@ def _fits(tensor: Tensor, other: Tensor | None) -> bool:
     return other is not None and (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
 
 
-def _most(state: Mapping[str, Tensor]) -> int:
-    names = sum(6 * len(name) + HEADER_BYTES for name in state)
-    return HEADER_BYTES + names + sum(t.numel() * t.element_size() for t in state.values())
+def size_of(tensor: Tensor, bits: int) -> int:
+    """Bytes that a tensor takes in a parcel, its scales included."""
+    if bits == 8 and in_bytes(tensor):
+        return tensor.numel() + 4 * len(tensor)
+    narrow = bits == 16 and tensor.is_floating_point()
+    return tensor.numel() * (2 if narrow else tensor.element_size())
+
+
+def _most(state: State, bits: int) -> int:
+    names = sum(6 * len(name) + HEADER_BYTES for name in state) * (2 if bits == 8 else 1)
+    return HEADER_BYTES + names + sum(size_of(t, bits) for t in state.values())
 
 
 def length(after: State, before: State) -> float:

@@ -112,8 +112,9 @@ def release(
         state = unpacked(reply.parcel, expected, bits=bits) if reply.parcel else {}
     except ValueError as error:
         raise OutboxError(f"weights: {error}") from error
-    require_allowed(config, metrics, state, expected)
     parcel = packed(state, bits) if state else b""
+    leaves = state if bits == 32 or not parcel else unpacked(parcel, bits=bits)
+    require_allowed(config, metrics, leaves, expected)
     if not sums:  # the guard alone needs these, and only then
         metrics = {k: v for k, v in metrics.items() if k not in FOR_MASKING}
     else:

@@ -13,6 +13,7 @@ from core.plan.load import load, plan_from_json, plan_hash
 from core.plan.schema import SPLITS, Phase, Plan
 from core.text import shown
 from core.wire.partition import parts_of, size_bytes
+from core.wire.state import in_bytes
 from hnfed.guard.floors import distinct, require_entries
 from hnfed.guard.outline import outline_if_possible
 from hnfed.guard.policy import Policy, PolicyError, require_plan
@@ -94,21 +95,23 @@ def _traffic(plan: Plan, phase: Phase, policy: Policy) -> list[str]:
     """What leaves in a phase, with how many numbers, and what stays."""
     model = outline_if_possible(plan, phase)
     parts, state = parts_of(model, plan, phase), unique_state(model)
+    bits = plan.federation.update_bits
 
     def size(names: Sequence[str]) -> tuple[int, int, int]:
         tensors = [state[n] for n in names]
-        numbers = sum(t.numel() for t in tensors)
-        return len(tensors), numbers, size_bytes(state, names, plan.federation.update_bits)
+        scales = [len(t) for t in tensors if bits == 8 and in_bytes(t)]  # a tensor by themselves
+        numbers = sum(t.numel() for t in tensors) + sum(scales)
+        return len(tensors) + len(scales), numbers, size_bytes(state, names, bits)
 
     cell = max(policy.min_cell, plan.federation.min_cell)
-    tensors, numbers, in_bytes = size(parts.shared)
+    tensors, numbers, total_bytes = size(parts.shared)
     rounds = phase.rounds
     leaves = "leaves: no weight; " + PERSONAL.format(cell=cell)
     if parts.shared and rounds:
         leaves = (
             f"leaves: each round {tensors} tensors of {numbers:,} numbers; in {rounds} rounds "
             f"{tensors * rounds:,} tensors, {numbers * rounds:,} numbers, "
-            f"{in_bytes * rounds / 1e6:,.1f} MB; {SHARED}"
+            f"{total_bytes * rounds / 1e6:,.1f} MB; {SHARED}"
         )
     elif phase.share != "none":
         leaves = f"leaves: no weight, nothing is trained; {SHARED}"

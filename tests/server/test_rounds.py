@@ -732,7 +732,6 @@ def test_in_8_bits_what_rounding_takes_is_carried_on(federate: Make, make_plan: 
     came = run.fakes.came[::2]  # of one site
     assert all(torch.equal(t, rounded(state, 8)[n]) for state in came for n, t in state.items())
     exact, sent = wide.weights("last"), run.weights("last")
-    assert all(torch.equal(t, rounded(exact, 8)[n]) for n, t in came[0].items()) is False
     moved = off = 0.0
     for name, tensor in sent.items():
         step = float(tensor.abs().max()) / 127
@@ -740,6 +739,8 @@ def test_in_8_bits_what_rounding_takes_is_carried_on(federate: Make, make_plan: 
         moved += float((exact[name] - start(plan)[name]).sum())
         off += float((tensor - exact[name]).sum())
     assert abs(off) < 0.2 * abs(moved)  # in rounds by themselves nearly all of it would be lost
+    for event in run.events("round"):  # of the mean, before it is rounded
+        assert {round(m["cosine"], 2) for m in event["updates"].values()} == {1.0}
     (told,), (before,) = run.events("phase-start"), wide.events("phase-start")
     assert told["shared_bytes"] < 0.4 * before["shared_bytes"]
 

@@ -412,6 +412,25 @@ def test_an_average_that_is_unusable_leaves_the_moments_too(
     assert fourth is not third
 
 
+def test_an_average_that_is_unusable_leaves_what_rounding_took(
+    federate: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server import rounds
+
+    real = rounds.aggregate
+
+    def aggregate(about: Any, state: Any, moments: Moments, good: Any, round_: int) -> Any:
+        made = real(about, state, moments, good, round_)
+        spoilt = {n: t * float("nan") for n, t in made.state.items()}
+        return replace(made, state=spoilt) if round_ == 2 else made
+
+    monkeypatch.setattr(rounds, "aggregate", aggregate)
+    run = federate(planned("fedavg", 8))
+    run.run()
+    assert all(t.isfinite().all() for t in run.weights("last").values())
+    assert run.notes().count("is unusable") == 1
+
+
 def test_a_strategy_with_moments_is_one_row_and_a_name(
     federate: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,37 @@ def test_in_eight_bits_a_quarter_travels_and_an_update_as_what_it_adds() -> None
     )
 
 
+def test_rounding_by_chance_is_right_on_average_and_the_same_for_a_seed() -> None:
+    before = {"w": torch.zeros(2, 4000)}
+    after = {"w": torch.full((2, 4000), 3e-5)}
+    after["w"][:, 0] = torch.tensor([1e-2, -1e-2])  # a step is 7.9e-5: the others are below half
+    nearest = unpacked(packed(after, 8, before), bits=8, since=before)["w"]
+    assert not nearest[:, 1:].any()
+    drawn = unpacked(packed(after, 8, before, 7), bits=8, since=before)["w"]
+    assert drawn[:, 1:].mean().item() == pytest.approx(3e-5, rel=0.1)
+    assert torch.allclose(drawn, after["w"], rtol=0, atol=7.9e-5)
+    assert packed(after, 8, before, 7) == packed(after, 8, before, 7) != packed(after, 8, before, 8)
+    values = {"w": torch.randn(50, 30)}
+    for seed in range(20):  # the guard packs what it opened, and gets the same bytes
+        parcel = packed(values, 8, seed=seed)
+        assert packed(unpacked(parcel, values, bits=8), 8) == parcel
+
+
+def test_tensors_that_bytes_would_not_make_smaller_keep_their_numbers() -> None:
+    state = {"one": torch.randn(9, 1), "two": torch.randn(9, 2, 1), "none": torch.zeros(4, 0)}
+    assert all(torch.equal(t, state[n]) for n, t in rounded(state, 8).items())
+    assert len(packed(state, 8)) == len(packed(state))
+    assert set(unpacked(packed(state, 8), state, bits=8)) == set(state)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_more_numbers_than_expected_are_not_opened_however_few_bits_they_have(bits: int) -> None:
+    expected = {"w": torch.zeros(4, 20_000)}
+    assert unpacked(packed(expected, bits), expected, bits=bits)["w"].shape == (4, 20_000)
+    with pytest.raises(ValueError, match="larger"):
+        unpacked(packed({"w": torch.ones(4, 22_000)}, bits), expected, bits=bits)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_not_finite_in_eight_bits(value: float) -> None:
     values = torch.randn(3, 4)

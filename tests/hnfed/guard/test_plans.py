@@ -8,7 +8,9 @@ import pytest
 
 from core.errors import UserError
 from core.plan.load import plan_hash
-from core.plan.schema import Model, Phase, Plan, Preprocess
+from core.plan.schema import Federation, Model, Phase, Plan, Preprocess
+from core.wire.partition import start_state
+from core.wire.state import packed, unpacked
 from hnfed.guard import persons, plans
 from hnfed.guard.persons import Confirmation, different
 from hnfed.guard.plan_words import in_words
@@ -22,6 +24,17 @@ PLAN = Plan(
     phases=[SHARED, OWN],
 )
 APPROVED = Policy(plans="approved")
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_the_words_count_the_tensors_that_leave(bits: int) -> None:
+    plan = replace(PLAN, federation=Federation(update_bits=bits))
+    leaves = unpacked(packed(start_state(plan, SHARED, None), bits))
+    numbers = sum(t.numel() for t in leaves.values())
+    megabytes = sum(t.numel() * t.element_size() for t in leaves.values()) * SHARED.rounds / 1e6
+    told = "\n".join(in_words(plan, "nyu", Policy(weights="any")))
+    assert f"each round {len(leaves)} tensors of {numbers:,} numbers" in told
+    assert f"{megabytes:,.1f} MB" in told
 
 
 def test_any_plan_may_run_where_the_policy_says_so(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,6 +296,29 @@ def test_nobody_else_countersigns(tmp_path: Path, kits: Path) -> None:
     assert "no server of this federation" in said
     assert read(tmp_path) == []
     assert isinstance(public_key(kits / "nyu" / "node.pub"), ec.EllipticCurvePublicKey)
+
+
+def issued(usage: ObjectIdentifier, padding: str = "") -> tuple[Countersignature, str, bytes]:
+    """What `genuine` takes; the certificate is for this usage."""
+    keys = [ec.generate_private_key(ec.SECP384R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in ("ca", "one")]
+    made = []
+    for key, name in zip(keys, names, strict=True):
+        builder = x509.CertificateBuilder(names[0], name, key.public_key(), len(made) + 1)
+        now = datetime.now(UTC)
+        builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1))
+        if made:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        made.append(builder.sign(keys[0], hashes.SHA384()).public_bytes(Encoding.PEM))
+    pem = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return countersign(pem, padding.encode() + made[1], "nyu", "a" * 64), "nyu", made[0]
+
+
+def test_a_certificate_that_is_no_servers_or_too_long_signs_nothing() -> None:
+    assert genuine(*issued(ExtendedKeyUsageOID.SERVER_AUTH))
+    assert not genuine(*issued(ExtendedKeyUsageOID.CLIENT_AUTH))
+    assert genuine(*issued(ExtendedKeyUsageOID.SERVER_AUTH, "x\n" * 50))
+    assert not genuine(*issued(ExtendedKeyUsageOID.SERVER_AUTH, "x\n" * 5000))
 
 
 def test_the_command_says_whether_they_are_all_there(
