@@ -1,183 +1,28 @@
-"""What a run folder's JSON says, held to the names of a run: the folder may come from anywhere.
-
-Events, phases and sites whose names are none are left out, and told as problems of the folder;
-nothing else builds a path, a pattern or a page of them. Values keep their kinds: the page and the
-tables take what is a number for a number and show the rest, escaped, as text.
-"""
+"""Values of a run's JSON, which may come from anywhere: numbers, mappings, and how deep they go."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from core.errors import UserError
-from core.identifiers import organ_name, phase_name, run_id_from, site_name
-from core.processes import leave_if_told
-from core.text import shown
-
 LARGEST = 1e18  # beyond it a number of a foreign folder counts as none
-
-DEEPEST, MOST_BYTES = 40, 200_000_000
-Parse = Callable[[object], object]
-
-
-def sound_events(
-    events: Sequence[Mapping[str, Any]], problems: list[str], where: str
-) -> list[dict[str, Any]]:
-    """The events whose run, phase and site are names; how many are not becomes a problem."""
-    kept = [dict(event) for event in events if _named(event) and _times(event)]
-    _tell(problems, where, len(events) - len(kept), "events")
-    return kept
-
-
-def sound_blocks(values: Mapping[str, Any], problems: list[str], where: str) -> dict[str, Any]:
-    """Metrics or a configuration with those phases alone whose name, sites and organs are names."""
-    found = dict(values)
-    if "run" in found and not isinstance(found["run"], str):
-        del found["run"]
-    if "phases" not in found:
-        return found
-    phases = found["phases"] if isinstance(found["phases"], list) else [None]
-    kept = [p for p in phases if isinstance(p, Mapping) and is_name(phase_name, p.get("name"))]
-    kept = [p for p in kept if _listed(p.get("organs"), organ_name) and _sites(p.get("sites"))]
-    found["phases"] = kept
-    _tell(problems, where, len(phases) - len(kept), "phases")
-    return found
-
-
-def is_own_file(path: Path, run: Path) -> bool:
-    """Whether a path is a file of a run folder that may come from anywhere.
-
-    Links out of the folder are none: what they lead to, pictures of patients perhaps, would stand
-    on a page that is handed on. Nor are devices, pipes, and files that no run has the size of.
-    """
-    try:
-        inside = path.resolve(strict=True).is_relative_to(run.resolve())
-        return inside and path.is_file() and path.stat().st_size <= MOST_BYTES
-    except (OSError, RuntimeError):
-        return False
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file that may come from anywhere.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, too long or too deep.
-    """
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes")
-    try:
-        value = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("too deep") from None
-    require_shallow(value)
-    return value
-
-
-def read_blocks(path: Path, problems: list[str], lost: str = "") -> dict[str, Any]:
-    """`sound_blocks` of a JSON file; {} and a problem where it cannot be read.
-
-    Args:
-        path: of the file, which exists.
-        problems: gets what could not be used.
-        lost: what is missing without the file, for the problem.
-    """
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        problems.append(f"{path.name} cannot be read{lost}")
-        return {}
-    return sound_blocks(values, problems, path.name)
+DEEPEST = 40
 
 
 def require_shallow(value: Any, deepest: int = DEEPEST) -> None:
-    """Requires that a value can be walked through.
+    """Requires that a value of JSON can be walked through.
 
     Raises:
         ValueError: it is nested deeper.
     """
-    waiting = [(value, 0)]
-    while waiting:
-        item, depth = waiting.pop()
-        if depth > deepest:
-            raise ValueError("too deep")
-        parts = item.values() if isinstance(item, Mapping) else item
-        if isinstance(item, Mapping | list | tuple):
-            waiting += [(part, depth + 1) for part in parts]
-
-
-@contextlib.contextmanager
-def of_run(path: Path) -> Iterator[None]:
-    """Tells what breaks on the content of a run folder as files that hnfed did not write.
-
-    Raises:
-        UserError: names the folder and the kind of error.
-    """
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # of a template, too, whose errors have a base of their own
-        leave_if_told()
-        remedy = "give a folder as hnfed left it; make it anew, or leave this run out"
-        problem = f"a value in it is of a kind that no run has ({type(error).__name__})"
-        raise UserError("RUN", shown(path), remedy, problem=problem) from error
-
-
-def _named(event: Mapping[str, Any]) -> bool:
-    for key, parse in (("phase", phase_name), ("site", site_name), ("run", _run)):
-        value = event.get(key, "")
-        if value != "" and not is_name(parse, value):
-            return False
-    return True
-
-
-def _times(event: Mapping[str, Any]) -> bool:
-    """Whether rounds and sites are of a kind that events have."""
-    sites = event.get("sites", [])
-    if isinstance(sites, Mapping):
-        sites = list(sites)
-    number = event.get("round", 0)
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    return (whole or number is None) and _listed(sites, site_name)
-
-
-def _run(value: object) -> str:
-    """A run's id; of runs before ids had a rule, any one line."""
-    if not isinstance(value, str) or not run_id_from(value):
-        raise UserError("run", shown(value, 100), "give a run's id")
-    return value
-
-
-def _sites(value: object) -> bool:
-    listed = list(value) if isinstance(value, Mapping) else value
-    return _listed(listed, site_name)
-
-
-def _listed(value: object, parse: Parse) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, list) and all(is_name(parse, item) for item in value)
-
-
-def is_name(parse: Parse, value: object) -> bool:
-    """Whether a reader of names takes a value."""
-    try:
-        parse(value)
-    except UserError:
-        return False
-    return True
-
-
-def _tell(problems: list[str], where: str, count: int, what: str) -> None:
-    if count:
-        problems.append(f"{where}: {count} {what} left out, their names are none of a run")
+    level = [value]
+    for _ in range(deepest + 1):
+        inner = [item for item in level if isinstance(item, dict | list | tuple)]
+        if not inner:
+            return
+        level = [p for item in inner for p in (item.values() if isinstance(item, dict) else item)]
+    if level:
+        raise ValueError("too deep")
 
 
 def number(value: object) -> float | None:

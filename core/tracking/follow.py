@@ -27,8 +27,8 @@ from core.files import replace_file
 from core.journal import JOURNAL, read_events
 from core.plan.schema import Tracking
 from core.processes import end, with_parent
-from core.run_records import read_json
 from core.text import shown
+from core.tracking.foreign_run import read_json
 from core.tracking.numbers import (
     Table,
     Tracker,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import replace_csv, replace_file
-from core.run_records import of_run
 from core.text import aligned, figure
+from core.tracking.foreign_run import of_run
 from hnfed.compare.runs import Member, read_member
 from hnfed.compare.tables import COLUMNS, MEAN, PhaseTable, Row, phase_table
 from hnfed.compare.variants import ALL, Variant, common_phases, variants_of

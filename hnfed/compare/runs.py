@@ -12,7 +12,8 @@ from typing import Any
 from core.errors import UserError
 from core.files import plain_row
 from core.metrics.scores import MEASURES, OrganSum, pool_sites
-from core.run_records import mapping, number, of_run, read_json
+from core.run_records import mapping, number
+from core.tracking.foreign_run import of_run, read_json
 from hnfed.report.curves import validation_dice
 from hnfed.report.run import RunFolder, read_run
 from hnfed.report.view import phase_names, rounds_of

@@ -12,7 +12,7 @@ from core.errors import UserError
 from core.files import replace_file
 from core.identifiers import run_id
 from core.plan.schema import SPLITS, Plan
-from core.run_records import of_run
+from core.tracking.foreign_run import of_run
 from hnfed.deploy.site_file import require_own_kit, site_from_file
 from hnfed.guard import pins
 from hnfed.guard.kit import read_kit

@@ -24,7 +24,8 @@ from core.models.build import build
 from core.models.stages import load_unique
 from core.organs.vocabulary import BUILT_IN
 from core.provenance import hnfed_version, versions
-from core.run_records import number, of_run
+from core.run_records import number
+from core.tracking.foreign_run import of_run
 from core.wire import checkpoint
 from core.wire.described import input_of
 from hnfed.evaluate.statistics import estimate

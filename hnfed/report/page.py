@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from core.files import replace_file
-from core.run_records import of_run
+from core.tracking.foreign_run import of_run
 from hnfed.report.run import RunFolder, read_run
 from hnfed.report.view import view
 from hnfed.report.wording import FILTERS

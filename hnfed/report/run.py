@@ -16,10 +16,10 @@ from core.files import plain_row
 from core.identifiers import organ_name
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
-from core.run_records import (
+from core.run_records import mapping
+from core.tracking.foreign_run import (
     is_name,
     is_own_file,
-    mapping,
     read_blocks,
     read_json,
     sound_blocks,

@@ -21,8 +21,8 @@ from core.identifiers import phase_name
 from core.metrics.scores import CaseScore, OrganSum, organ_sums, pool_sites
 from core.plan.load import plan_json
 from core.plan.schema import LOSSES, Phase, Plan
-from core.run_records import is_name, is_own_file
 from core.text import shown
+from core.tracking.foreign_run import is_name, is_own_file
 from core.wire.messages import CODES, OK, Result
 from hnfed.report.run import Own, RunFolder, TestCase, Tests, read_tests
 from hnfed.report.wording import in_shell

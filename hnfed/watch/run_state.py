@@ -17,15 +17,9 @@ from core.errors import UserError
 from core.identifiers import site_name
 from core.journal import JOURNAL, read_events
 from core.plan.secure import ALL
-from core.run_records import (
-    is_own_file,
-    mapping,
-    number,
-    of_run,
-    read_blocks,
-    sound_events,
-)
+from core.run_records import mapping, number
 from core.text import shown
+from core.tracking.foreign_run import is_own_file, of_run, read_blocks, sound_events
 from core.wire.messages import CODES
 from hnfed.watch.processes import began, holder
 
