@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import shlex
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,30 @@ from core.os_refusals import about
 OTHERS: Final = 0o077  # what a mode gives to accounts other than the owner's
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+class UnfitError(ValueError):
+    """A file that none of its kind is like; the words name neither the file nor what it holds."""
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file that may come from anywhere; pipes and devices are neither read nor waited for.
+
+    Raises:
+        OSError: it cannot be read.
+        UnfitError: it is no plain file, or longer than `most` bytes.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnfitError("no plain file")
+        if found.st_size > most:
+            raise UnfitError(f"more than {most} bytes")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    finally:
+        os.close(handle)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,11 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core.files import read_bounded
 from core.os_refusals import about
 from core.run_records import require_shallow
 
 LINE = "hnfed| "  # what tells the run's own lines on a screen from Flower's
 JOURNAL = "journal.jsonl"
+JOURNAL_BYTES = 2**30
+MOST_UNREADABLE = 20  # lines that are told each; a torn one is left by a kill
 
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
@@ -52,15 +56,22 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """Reads the events in the order in which they were written.
 
     Lines that are not an event (a tail torn by a kill) come back as
-    `{"event": "unreadable", "line": number}`, counted from 1, so that a reader can say so.
+    `{"event": "unreadable", "line": number}`, counted from 1, so that a reader can say so. Of more
+    than `MOST_UNREADABLE` the next one stands for the rest: its `lines` counts them.
 
     Args:
         path: the journal; a missing file is a journal without events.
+
+    Raises:
+        ValueError: it is no plain file, or longer than `JOURNAL_BYTES`.
     """
-    if not path.exists():
+    try:
+        content = read_bounded(path, JOURNAL_BYTES)
+    except FileNotFoundError:
         return []
     events: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    unreadable: list[dict[str, Any]] = []
+    for number, line in enumerate(io.BytesIO(content), start=1):
         if not line.strip():
             continue
         try:
@@ -68,8 +79,13 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             require_shallow(event)
         except (ValueError, RecursionError):
             event = None
-        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-            event = {"event": "unreadable", "line": number}
+        kind = event.get("event") if isinstance(event, dict) else None
+        if not isinstance(kind, str) or kind == "unreadable":
+            if len(unreadable) > MOST_UNREADABLE:
+                unreadable[-1]["lines"] += 1
+                continue
+            event = {"event": "unreadable", "line": number, "lines": 1}
+            unreadable.append(event)
         events.append(event)
     return events
 

@@ -17,7 +17,8 @@ import yaml
 from core.errors import UserError
 from core.text import shown
 
-MOST_NODES = 200_000  # with every alias followed; the largest file that ships has 600
+MOST_NODES = 100_000  # with every alias followed; the largest file that ships has 600
+MOST_SIGNS = 1_000_000
 _TAG = "tag:yaml.org,2002:"
 _DOUBTFUL = "!doubtful"  # a plain scalar that is refused
 _FIRST = list("-+.0123456789~nNtTfF<")
@@ -47,6 +48,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """A node, or the alias of one."""
+        self.composed += 1
+        if self.composed > MOST_NODES:
+            raise _too_many()
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping whose keys stand once each."""
@@ -74,17 +83,19 @@ def parse(text: str) -> Any:
     """The values of a YAML document: mappings, lists, texts, numbers, booleans, None.
 
     Raises:
-        UserError: a scalar that is refused (field: its line), or aliases that multiply the values.
+        UserError: a scalar that is refused (field: its line), a longer text than any plan is, or
+            too many values, aliases followed.
         yaml.YAMLError: no YAML, a key twice, or another tag than those of plain values.
     """
+    if len(text) > MOST_SIGNS:
+        raise UserError("YAML", f"{len(text)} characters", f"write at most {MOST_SIGNS}")
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
         if _size(node, {}) > MOST_NODES:
-            remedy = f"write at most {MOST_NODES} values"
-            raise UserError("YAML", "aliases within aliases", remedy)
+            raise _too_many()
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -93,6 +104,11 @@ def parse(text: str) -> Any:
 def dump(values: Any) -> str:
     """Plain values as YAML that `parse` reads as the same values."""
     return str(yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
+
+
+def _too_many() -> UserError:
+    remedy = f"write at most {MOST_NODES} values, what aliases stand for counted"
+    return UserError("YAML", "too many values", remedy)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import replace_file
+from core.files import read_bounded, replace_file
 from core.plan.load import plan_from_json, plan_json
 from core.plan.schema import Config, SimulatedSite
+from core.tracking.foreign_run import is_own_file, most_bytes, read_json, reason
 from core.wire.partition import fingerprint
 from server.run_folder import CELL, begun, by_content
 from simulations.run import resolve
@@ -142,12 +143,20 @@ def state(cell: Cell, folder: Path, target: Wanted) -> str:
     status = read_metrics(folder).get("status")
     done = status == "completed"
     path = folder / "plan.json"
-    text = path.read_text(encoding="ascii") if path.is_file() else record["plan"]
+    text = _plan_text(path) if path.is_file() else record["plan"]
     same_plan = text == target.plan or (done and _today(text) == target.plan)
     if not same_plan or _sites_today(record["simulation"]) != target.simulation:
         part = "other sites or patients" if same_plan else "another plan"
         raise UserError(f"cell {cell.name}", folder, MOVE, problem=f"it was made with {part}")
     return "done" if done else "unfinished"
+
+
+def _plan_text(path: Path) -> str:
+    try:
+        return read_bounded(path, most_bytes(path)).decode("ascii")
+    except (OSError, ValueError) as error:
+        problem = f"it cannot be read ({reason(error)})"
+        raise UserError(path.name, path, MOVE, problem=problem) from error
 
 
 def _today(plan: str) -> str | None:
@@ -169,10 +178,7 @@ def _sites_today(simulation: Mapping[str, Any]) -> dict[str, Any] | None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The cell's ``cell.json``, or None where there is none."""
     path = folder / CELL
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return _values(path) if path.is_file() else None
 
 
 def write_record(
@@ -230,9 +236,18 @@ def commit() -> str:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The run's ``metrics.json``; empty where there is none."""
     path = folder / "metrics.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return _values(path) if path.is_file() else {}
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """A JSON object of a cell, whose folder may come from anywhere."""
+    problem = "it is a link out of the folder, or no JSON object"
+    try:
+        found = read_json(path) if is_own_file(path, path.parent) else None
+    except (OSError, ValueError) as error:
+        problem, found = f"it cannot be read ({reason(error)})", None
+    if not isinstance(found, dict):
+        raise UserError(path.name, path, MOVE, problem=problem)
     return found
 
 

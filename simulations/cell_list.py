@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import UserError
-from core.text import aligned
+from core.text import aligned, shown
 from simulations.cell import Wanted, state, wanted
 from simulations.choice import NOT_CHOSEN, dropped
 from simulations.places import local, on_slurm
@@ -72,9 +72,9 @@ def list_cells(
         rows.append({"cell": cell.name, "phases": wish.phases, "state": found})
         rows[-1]["where"] = "" if found == "done" else places[cell.name]
     titles = ("cell", "phases: rounds x epochs", "state", "where")
-    shown = titles if any(row["where"] for row in rows) else titles[:3]
-    lines = [tuple(row.values())[: len(shown)] for row in rows]
-    print(aligned([shown, *lines], words=len(shown)))
+    head = titles if any(row["where"] for row in rows) else titles[:3]
+    lines = [tuple(row.values())[: len(head)] for row in rows]
+    print(aligned([head, *lines], words=len(head)))
     done = sum(row["state"] == "done" for row in rows)
     print(f"{count_cells(len(rows))}, {done} done, in {out}")
     return rows
@@ -88,7 +88,9 @@ def whereabouts(out: Path, names: Sequence[str]) -> dict[str, str]:
         names: of the cells.
     """
     notes = {name: read_note(out, name, "grid") for name in names}
-    of_slurm = {n: str(note["job"]) for n, note in notes.items() if note.get("place") == "slurm"}
+    of_slurm = {
+        n: str(note.get("job")) for n, note in notes.items() if note.get("place") == "slurm"
+    }
     queued = (on_slurm.jobs_of(set(of_slurm.values())) if of_slurm else None) or {}
     busy = _held(out)
     found = {}
@@ -104,8 +106,8 @@ def whereabouts(out: Path, names: Sequence[str]) -> dict[str, str]:
             node = read_note(out, name, "node")
             of_now = node.get("attempt") == note.get("attempt")
             words = f"Ray at {note.get('address')}: "
-            words += f"running on {node['node']}" if of_now else "waits for room on a node"
-        found[name] = words
+            words += f"running on {node.get('node')}" if of_now else "waits for room on a node"
+        found[name] = shown(words, 200)
     return found
 
 

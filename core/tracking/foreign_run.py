@@ -1,33 +1,40 @@
-"""What a run folder's JSON says, held to the names of a run: the folder may come from anywhere.
+"""What a run folder's files say, held to the names of a run: the folder may come from anywhere.
 
 Events, phases and sites whose names are none are left out, and told as problems of the folder;
 nothing else builds a path, a pattern or a page of them. Values keep their kinds: the page and the
-tables take what is a number for a number and show the rest, escaped, as text.
+tables take what is a number for a number and show the rest, escaped, as text. No link is followed
+out of the folder, no pipe or device read, and a file is as long as those of a run at most.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import UnfitError, plain_row, read_bounded
 from core.identifiers import organ_name, phase_name, run_id_from, site_name
+from core.journal import JOURNAL
 from core.processes import leave_if_told
 from core.run_records import require_shallow
 from core.text import shown
 
-MOST_BYTES = 200_000_000
+MOST_BYTES = 20_000_000  # of JSON, a table, a picture
+OTHERS_BYTES = {JOURNAL: 64_000_000, "config.yaml": 1_000_000, "split.hmac": 1000}
+MOST_ROWS, MOST_COLUMNS = 100_000, 100  # of a table
 Parse = Callable[[object], object]
 
 
 def sound_events(
-    events: Sequence[Mapping[str, Any]], problems: list[str], where: str
+    events: Sequence[dict[str, Any]], problems: list[str], where: str
 ) -> list[dict[str, Any]]:
     """The events whose run, phase and site are names; how many are not becomes a problem."""
-    kept = [dict(event) for event in events if _named(event) and _times(event)]
+    kept = [event for event in events if _named(event) and _times(event)]
     _tell(problems, where, len(events) - len(kept), "events")
     return kept
 
@@ -55,9 +62,47 @@ def is_own_file(path: Path, run: Path) -> bool:
     """
     try:
         inside = path.resolve(strict=True).is_relative_to(run.resolve())
-        return inside and path.is_file() and path.stat().st_size <= MOST_BYTES
-    except (OSError, RuntimeError):
+        return inside and path.is_file() and path.stat().st_size <= most_bytes(path)
+    except (OSError, RuntimeError, ValueError):
         return False
+
+
+def is_own_or_told(path: Path, run: Path, problems: list[str]) -> bool:
+    """`is_own_file`; one that is there and may not be read becomes a problem."""
+    if is_own_file(path, run):
+        return True
+    if path.exists() or path.is_symlink():
+        name, most = path.relative_to(run).as_posix(), most_bytes(path)
+        problems.append(
+            f"{name} is left out: a link out of the folder, no file, or more than {most} bytes"
+        )
+    return False
+
+
+def most_bytes(path: Path) -> int:
+    """What a file of a run has at most, by its name."""
+    return OTHERS_BYTES.get(path.name, MOST_BYTES)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table, each with the number of its line; a missing cell is "".
+
+    Raises:
+        OSError, ValueError, csv.Error: it cannot be read, or not further.
+    """
+    text = io.StringIO(read_bounded(path, most_bytes(path)).decode("utf-8"), newline="")
+    rows = csv.DictReader(text)
+    if len(rows.fieldnames or ()) > MOST_COLUMNS:
+        raise UnfitError(f"more than {MOST_COLUMNS} columns")
+    for count, row in enumerate(rows, start=1):
+        if count > MOST_ROWS:
+            raise UnfitError(f"more than {MOST_ROWS} rows")
+        yield rows.line_num, plain_row(row)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in words that hold nothing of it."""
+    return str(error) if isinstance(error, UnfitError) else type(error).__name__
 
 
 def read_json(path: Path) -> Any:
@@ -67,10 +112,8 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no JSON, too long or too deep.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bounded(path, most_bytes(path)))
     except RecursionError:
         raise ValueError("too deep") from None
     require_shallow(value)

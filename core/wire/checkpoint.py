@@ -20,12 +20,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import flush_folder, write_flushed
+from core.files import flush_folder, read_bounded, write_flushed
 from core.text import shown
 from core.wire.described import input_of, require_sound, require_tensors
 from core.wire.state import packed
 
 META_BYTES = 32_000_000  # of the JSON; what hnfed writes has some thousand
+WEIGHT_BYTES = 2**33
 SCHEMA = 2  # 1 had no checksum of the JSON itself
 RESTORE = "restore the file from the run folder"
 NO_TENSORS = SafetensorError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError
@@ -139,9 +140,7 @@ def load_meta(path: Path) -> dict[str, Any]:
 
 def _json_of(path: Path) -> Any:
     """Raises OSError, ValueError or RecursionError where there is no JSON of a sensible size."""
-    if path.is_file() and path.stat().st_size > META_BYTES:
-        raise ValueError(f"more than {META_BYTES} bytes")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_bounded(path, META_BYTES).decode("utf-8"))
 
 
 def _is_whole(meta: Mapping[str, Any]) -> bool:
@@ -162,11 +161,11 @@ def require_described(meta: Mapping[str, Any], path: Path) -> None:
 
 def _read_weights(path: Path) -> tuple[bytes, str]:
     try:
-        weights = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            "model", path, "name an existing .safetensors checkpoint", problem=str(error.strerror)
-        ) from error
+        weights = read_bounded(path, WEIGHT_BYTES)
+    except (OSError, ValueError) as error:
+        problem = str(getattr(error, "strerror", error))
+        remedy = "name an existing .safetensors checkpoint"
+        raise UserError("model", path, remedy, problem=problem) from error
     return weights, hashlib.sha256(weights).hexdigest()
 
 

@@ -184,7 +184,7 @@ def _verify(kit: Kit, state: Path) -> int:
     from hnfed.guard.countersigned import missing
     from hnfed.guard.receipts import public_key, read_lines, verify
 
-    count = len(read_lines(state))
+    count = sum(1 for _ in read_lines(state))
     wrong = verify(state, public_key(kit.folder / "node.pub"))
     lost, last = missing(state, kit.role, kit.ca.read_bytes())
     print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")

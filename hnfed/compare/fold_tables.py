@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import UserError
-from core.files import plain_row
+from core.tracking.foreign_run import is_own_file, most_bytes, read_rows, reason
 from hnfed.evaluate.clusters import clustered, clustered_difference
 from hnfed.evaluate.statistics import Difference, Estimate, holm, verdict
 
 CELL = re.compile(r"(?P<variant>.+)-fold(?P<fold>\d+)-seed(?P<seed>\d+)")
+REMEDY = "run the test of this cell again, or leave the cell out"
 Patient = tuple[str, str]
 """Site and case."""
 Scores = Mapping[Patient, Mapping[str, float]]
@@ -81,10 +82,16 @@ def read_grid(grid: Path) -> Folded:
 def _rows(folder: Path) -> Iterator[tuple[Patient, str, float]]:
     for path in sorted(folder.glob("sites/*/*/cases.csv")):
         site = path.parent.parent.name
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in map(plain_row, csv.DictReader(file)):
+        if not is_own_file(path, folder.parent):
+            problem = f"a link out of the study, no file, or more than {most_bytes(path)} bytes"
+            raise UserError("cases.csv", path, REMEDY, problem=problem)
+        try:
+            for _, row in read_rows(path):
                 place, _, case = row["case"].rpartition("/")  # pooled: site/case
                 yield (place or site, case), row["organ"], float(row["dice"])
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            problem = f"cannot be read ({reason(error)})"
+            raise UserError("cases.csv", path, REMEDY, problem=problem) from error
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import plain_row
+from core.files import read_bounded
 from core.metrics.scores import MEASURES, OrganSum, pool_sites
 from core.run_records import mapping, number
-from core.tracking.foreign_run import of_run, read_json
+from core.tracking.foreign_run import (
+    is_own_file,
+    is_own_or_told,
+    most_bytes,
+    of_run,
+    read_json,
+    read_rows,
+    reason,
+)
 from hnfed.report.curves import validation_dice
 from hnfed.report.run import RunFolder, read_run
 from hnfed.report.view import phase_names, rounds_of
@@ -145,7 +153,7 @@ def _read_folder(path: Path, label: str, named: bool) -> Member:
         baseline,
         folder.config,
         {stem: _phase(path, folder, stem, names) for stem, names in parts.items()},
-        {p.parent.name: p.read_text("ascii").strip() for p in path.glob("sites/*/split.hmac")},
+        {p.parent.name: _split(p) for p in path.glob("sites/*/split.hmac") if is_own_file(p, path)},
         tuple(notes),
     )
 
@@ -167,7 +175,8 @@ def _phase(path: Path, folder: RunFolder, stem: str, names: Sequence[str]) -> Ph
     organs = [str(o) for b in (plan, *blocks) for o in b.get("organs") or []]
     scores: dict[Key, Score] = {}
     for name in names:
-        for file in sorted(path.glob(f"sites/*/{name}/cases.csv")):
+        files = sorted(path.glob(f"sites/*/{name}/cases.csv"))
+        for file in (file for file in files if is_own_file(file, path)):  # the rest was told
             scores |= dict(_read_cases(file, file.parent.parent.name, folder.config))
     found = tuple(dict.fromkeys([*organs, *(organ for _, _, organ in scores)]))
     sites = {
@@ -232,14 +241,15 @@ def _world(config: Mapping[str, Any], site: str) -> str:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            for row in rows:
-                cells = plain_row(row)
-                yield f"line {rows.line_num}", {**cells, "hd95_mm": cells.get("hd95_mm") or None}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        for line, cells in read_rows(path):
+            yield f"line {line}", {**cells, "hd95_mm": cells.get("hd95_mm") or None}
+    except (OSError, ValueError, csv.Error) as error:
         remedy = "run the test again, or leave this run out"
-        raise UserError("cases.csv", path, remedy, problem=type(error).__name__) from error
+        raise UserError("cases.csv", path, remedy, problem=reason(error)) from error
+
+
+def _split(path: Path) -> str:
+    return read_bounded(path, most_bytes(path)).decode("ascii").strip()
 
 
 def _scores(
@@ -273,11 +283,14 @@ def _scores(
 
 def _read_site(path: Path, label: str, named: bool) -> Member:
     """A site's own run: PHASE/cases.csv below STATE/RUN_ID, or below RUN/sites/SITE."""
-    files = sorted(path.glob("*/cases.csv"))
+    notes: list[str] = []
+    files = [p for p in sorted(path.glob("*/cases.csv")) if is_own_or_told(p, path, notes)]
     if not files:
         remedy = "give a run folder: it holds config.yaml, journal.jsonl and metrics.json"
-        raise UserError("RUN", path, remedy, problem="neither a run nor a site's own run")
-    about = [_read_json(p) for p in sorted(path.glob("*/best.json"))]
+        problem = notes[0] if notes else "neither a run nor a site's own run"
+        raise UserError("RUN", path, remedy, problem=problem)
+    found = [p for p in sorted(path.glob("*/best.json")) if is_own_or_told(p, path, notes)]
+    about = [_read_json(p) for p in found]
     known = [str(meta["site"]) for meta in about if meta.get("site")]
     place = path.resolve()
     simulated = place.parent.name == "sites"
@@ -295,8 +308,9 @@ def _read_site(path: Path, label: str, named: bool) -> Member:
         stem = name.removesuffix(f"-{site}") if site else name
         phases[stem] = PhaseResult(organs, (), scores)
     split = path / "split.hmac"
-    splits = {site: split.read_text("ascii").strip()} if split.is_file() else {}
-    return Member(label, named, path, "site", phases=phases, splits=splits)
+    splits = {site: _split(split)} if is_own_file(split, path) else {}
+    about_it = tuple(notes)
+    return Member(label, named, path, "site", phases=phases, splits=splits, notes=about_it)
 
 
 def _read_scores(path: Path, label: str, named: bool) -> Member:
@@ -318,7 +332,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        problem = f"cannot be read ({type(error).__name__})"
+        problem = f"cannot be read ({reason(error)})"
         raise UserError("RUN", path, "make the file again", problem=problem) from error
     return mapping(content)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from core.archives.images import nifti, nrrd
 from core.archives.images.volume import read_image
 from core.data.geometry import Geometry
 from core.errors import CaseError, UserError
+from core.tracking.foreign_run import read_json
 from hnfed.evaluate.reorient import reoriented
 
 LABEL_FILES = ("labels.json", "dataset.json")
@@ -121,9 +121,9 @@ def label_table(path: Path) -> dict[str, tuple[int, ...]]:
         UserError: anything else.
     """
     try:
-        table: Any = json.loads(path.read_text(encoding="utf-8"))
+        table: Any = read_json(path)
         return values_by_name(table.get("labels", table))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         raise UserError("--pred", path, NAMED, problem=f"not a table of labels: {error}") from error
 
 

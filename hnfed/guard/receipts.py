@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import time
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
+from core.files import read_bounded
 from core.run_records import require_shallow
 
 RECEIPTS, TORN, LOCK = "receipts.jsonl", "receipts.torn", "receipts.lock"
@@ -32,6 +34,8 @@ FIRST = "0" * 64  # what the first line says of the line before it
 REPAIRED = "repaired"
 SIGNED_WITH = ec.ECDSA(hashes.SHA384())
 LONGEST = 64 * 2**20
+OLD_BYTES = LONGEST_LINE = 16 * 2**20
+MOST_OLD, MOST_UNREADABLE, MOST_WRONG = 100_000, 20, 100  # lines that are told each
 Line = dict[str, Any]
 UNREADABLE: Line = {"kind": "unreadable", "scalars": {}, "unchained": True}
 
@@ -106,19 +110,19 @@ def canonical(line: Mapping[str, Any]) -> bytes:
     return json.dumps(told, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def read_lines(state: Path) -> list[tuple[bytes, Line | None]]:
+def read_lines(state: Path) -> Iterator[tuple[bytes, Line | None]]:
     """The chain as it stands: each line's bytes, and its values; None where it is no JSON object.
 
-    A last line without its end is among them.
+    A last line without its end is among them; one that is longer than any receipt comes in parts,
+    of which none is a receipt.
     """
     path = state / RECEIPTS
     if not path.is_file():
-        return []
-    found = []
-    for raw in path.read_bytes().split(b"\n"):
-        if raw:
-            found.append((raw, _values(raw)))
-    return found
+        return
+    with path.open("rb") as file:
+        while raw := file.readline(LONGEST_LINE):
+            if raw := raw.rstrip(b"\n"):
+                yield raw, _values(raw)
 
 
 def read_receipts(state: Path) -> dict[str, list[Line]]:
@@ -126,18 +130,27 @@ def read_receipts(state: Path) -> dict[str, list[Line]]:
 
     Those of earlier versions lie in the runs' folders, one file each, without a chain: they are
     listed first, under the folder's name. Code that trains can write there: what is no receipt is a
-    line of the kind ``unreadable``, and keeps none of the others from being read.
+    line of the kind ``unreadable``, and keeps none of the others from being read. Of many such
+    lines in a file the last that is listed stands for the rest, also for receipts beyond
+    `MOST_OLD`: its ``lines`` counts them.
     """
     found: dict[str, list[Line]] = {}
     for path in sorted(state.glob(f"*/{RECEIPTS}")):
         rows = found.setdefault(path.parent.name, [])
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST:
+        content = None if path.is_symlink() else _old(path)
+        if content is None:
             rows.append(dict(UNREADABLE))
             continue
-        for raw in path.read_bytes().splitlines():
-            line = _values(raw)
-            sound = line is not None and _is_receipt(line)
-            rows.append({**line, "unchained": True} if line and sound else dict(UNREADABLE))
+        unreadable: list[Line] = []
+        for raw in io.BytesIO(content):
+            line = _values(raw) if len(rows) < MOST_OLD else None
+            if line and _is_receipt(line):
+                rows.append({**line, "unchained": True})
+            elif len(unreadable) < MOST_UNREADABLE:
+                unreadable.append({**UNREADABLE, "lines": 1})
+                rows.append(unreadable[-1])
+            else:
+                unreadable[-1]["lines"] += 1
     for _, line in read_lines(state):
         if line is not None and _is_receipt(line):
             found.setdefault(str(line.get("run", "")), []).append(line)
@@ -167,25 +180,37 @@ def verify(state: Path, public: ec.EllipticCurvePublicKey | None) -> list[str]:
         public: the site's key; None checks the chain alone.
     """
     wrong: list[str] = []
-    before = FIRST
+    before, more = FIRST, 0
     for number, (raw, line) in enumerate(read_lines(state), start=1):
-        place = f"line {number}"
-        if line is None:
-            wrong.append(f"{place} is no receipt: torn, or changed")
-        else:
-            if line.get("n") != number:
-                wrong.append(f"{place} says it is number {line.get('n')}: lines are missing")
-            if line.get("before") != before:
-                wrong.append(
-                    f"{place} does not follow the line before it: that one was changed, removed or "
-                    "moved"
-                )
-            wrong += [f"{place} {text}" for text in _unsigned(line, public)]
+        said = _faults(line, number, before, public)
         before = hashlib.sha256(raw).hexdigest()
-    content = (state / RECEIPTS).read_bytes() if (state / RECEIPTS).is_file() else b""
-    if content and not content.endswith(b"\n"):
-        wrong.append("the last line has no end: the machine died while it was written")
+        if len(wrong) < MOST_WRONG:
+            wrong += [f"line {number} {text}" for text in said]
+        else:
+            more += bool(said)
+    if more:
+        wrong.append(f"and {more} more lines are not as they were written")
+    path = state / RECEIPTS
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                wrong.append("the last line has no end: the machine died while it was written")
     return wrong
+
+
+def _faults(
+    line: Line | None, number: int, before: str, public: ec.EllipticCurvePublicKey | None
+) -> list[str]:
+    """What is wrong with a line, whose place and number are given."""
+    if line is None:
+        return ["is no receipt: torn, or changed"]
+    wrong = []
+    if line.get("n") != number:
+        wrong.append(f"says it is number {str(line.get('n'))[:100]}: lines are missing")
+    if line.get("before") != before:
+        wrong.append("does not follow the line before it: that one was changed, removed or moved")
+    return wrong + _unsigned(line, public)
 
 
 def hashes_of(state: Path) -> dict[str, int]:
@@ -212,6 +237,14 @@ def _unsigned(line: Line, public: ec.EllipticCurvePublicKey | None) -> list[str]
     except (InvalidSignature, ValueError):
         return ["has a signature that is not of this site's key, or was changed"]
     return []
+
+
+def _old(path: Path) -> bytes | None:
+    """What a run's folder holds as receipts; None where it is no plain file, or too long."""
+    try:
+        return read_bounded(path, OLD_BYTES)
+    except (OSError, ValueError):
+        return None
 
 
 def _values(raw: bytes) -> Line | None:

@@ -6,13 +6,14 @@ import base64
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core import yamltext
 from core.errors import UserError
-from core.files import plain_row
+from core.files import UnfitError, read_bounded
 from core.identifiers import organ_name
 from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
@@ -20,8 +21,12 @@ from core.run_records import mapping
 from core.tracking.foreign_run import (
     is_name,
     is_own_file,
+    is_own_or_told,
+    most_bytes,
     read_blocks,
     read_json,
+    read_rows,
+    reason,
     sound_blocks,
     sound_events,
 )
@@ -30,8 +35,9 @@ from hnfed.report.volumes import Volumes
 MEASURED = ("dice", "hd95_mm", "surface_dice_2mm", "volume_ml", "predicted_ml")
 PICTURE_BYTES, ALL_PICTURES_BYTES = 2_000_000, 6_500_000  # as text below 9 MB
 NAME = re.compile(
-    r"^\d+_(?P<organ>.+?)(?:_(?P<rank>worst|median|best|only|\d+th)_(?P<dice>[\d.]+))?$"
+    r"^\d+_(?P<organ>.+?)(?:_(?P<rank>worst|median|best|only|\d+th)_(?P<dice>\d+(?:\.\d+)?))?$"
 )
+NAMED_LINES = 10
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -147,9 +153,12 @@ def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
         raise UserError("RUN", run, f"give a run folder: it holds {JOURNAL} and metrics.json")
     whole = {path.name for path in files if _own(path, run, problems)}
     events = read_events(run / JOURNAL) if JOURNAL in whole else []
-    broken = [str(e.get("line")) for e in events if e["event"] == "unreadable"]
+    broken = [e for e in events if e["event"] == "unreadable"]
     if broken:
-        problems.append(f"{JOURNAL}: line {', '.join(broken)} is not an event (torn by a kill?)")
+        named = ", ".join(str(e["line"]) for e in broken[:NAMED_LINES])
+        more = sum(e["lines"] for e in broken[NAMED_LINES:])
+        named += f" (and {more} more)" if more else ""
+        problems.append(f"{JOURNAL}: line {named} is not an event (torn by a kill?)")
     folders = {(f.parent.name, f.name): f for f in sorted(run.glob("sites/*/*"))}
     tests, drawn = read_tests(folders, run, problems, pictures=pictures)
     return RunFolder(
@@ -195,20 +204,18 @@ def read_tests(
 
 def _own(path: Path, run: Path, problems: list[str]) -> bool:
     """Whether a file may be read; one that is there and may not, or that must be there, is told."""
-    if is_own_file(path, run):
+    known = len(problems)
+    if is_own_or_told(path, run, problems):
         return True
-    name = path.relative_to(run).as_posix()
-    if path.exists() or path.is_symlink():
-        problems.append(f"{name} is left out: a link out of the folder, no file, or too large")
-    elif path.parent == run and path.name != JOURNAL:
+    if len(problems) == known and path.parent == run and path.name != JOURNAL:
         scores = ": no test scores" if path.name == "metrics.json" else ""
-        problems.append(f"{name} is missing{scores}")
+        problems.append(f"{path.name} is missing{scores}")
     return False
 
 
 def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
-        values = yamltext.parse(path.read_text(encoding="utf-8"))
+        values = yamltext.parse(read_bounded(path, most_bytes(path)).decode("utf-8"))
     except (OSError, ValueError) as error:
         leave_if_told()
         problems.append(f"{path.name} cannot be read ({type(error).__name__})")
@@ -250,13 +257,12 @@ def _read_cases(path: Path, problems: list[str]) -> list[TestCase]:
     """The rows of a ``cases.csv``, as far as it can be read."""
     cases: list[TestCase] = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in map(plain_row, csv.DictReader(file)):
-                values = {key: float(row[key]) for key in MEASURED if row.get(key)}
-                cases.append(TestCase(row.get("case", ""), row["organ"], **values))
+        for _, row in read_rows(path):
+            values = {key: float(row[key]) for key in MEASURED if row.get(key)}
+            cases.append(TestCase(row.get("case", ""), row["organ"], **values))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         name = "/".join(path.parts[-3:])
-        problems.append(f"{name} cannot be read to its end ({type(error).__name__})")
+        problems.append(f"{name} cannot be read to its end ({reason(error)})")
     return cases
 
 
@@ -265,8 +271,10 @@ def _read_pictures(folder: Path, run: Path, room: list[int], problems: list[str]
     pictures, unusable, more = [], 0, 0
     name = " ".join(folder.parts[-3:-1])
     for path in sorted(folder.glob("*.png")):
-        fits = is_own_file(path, run) and path.stat().st_size <= PICTURE_BYTES
-        content = path.read_bytes() if fits else b""
+        content = b""
+        if is_own_file(path, run):
+            with suppress(OSError, UnfitError):
+                content = read_bounded(path, PICTURE_BYTES)
         found = NAME.match(path.stem)
         if not content.startswith(PNG) or found is None:
             unusable += 1

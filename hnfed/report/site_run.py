@@ -12,17 +12,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from core.data.site import FINDINGS
-from core.files import plain_row
 from core.identifiers import phase_name
 from core.metrics.scores import CaseScore, OrganSum, organ_sums, pool_sites
 from core.plan.load import plan_json
 from core.plan.schema import LOSSES, Phase, Plan
 from core.text import shown
-from core.tracking.foreign_run import is_name, is_own_file
+from core.tracking.foreign_run import is_name, is_own_file, read_rows
 from core.wire.messages import CODES, OK, Result
 from hnfed.report.run import Own, RunFolder, TestCase, Tests, read_tests
 from hnfed.report.wording import in_shell
@@ -125,12 +125,11 @@ def _findings(folder: Path) -> list[Mapping[str, str]]:
     if not is_own_file(path, folder):
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [plain_row(row) for row in csv.DictReader(file)]
+        rows = [row for _, row in islice(read_rows(path), MOST_FINDINGS)]
     except (OSError, ValueError, csv.Error):
         return []
     keys = ("code", "severity", "case", "organ", "message", "remedy")
-    return [{key: row.get(key, "") for key in keys} for row in rows[:MOST_FINDINGS]]
+    return [{key: row.get(key, "") for key in keys} for row in rows]
 
 
 def _tested(kept: Kept) -> list[str]:

@@ -6,7 +6,6 @@ what the client notes of itself are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from core.journal import JOURNAL
 from core.metrics.scores import MEASURES
 from core.run_records import mapping, number
 from core.text import shown
+from core.tracking.foreign_run import read_json
 from core.wire.messages import CODES, OK
 from hnfed.deploy.provision import ROSTER
 from hnfed.deploy.superlink import ADMITTED, COMES, SUPERLINK_LOG
@@ -289,6 +289,6 @@ def _as_long(values: object, organs: Sequence[object]) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}

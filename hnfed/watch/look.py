@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from core.errors import UserError
 from core.files import replace_file
 from core.plan.load import read_yaml
 from core.processes import leave_if_told, tell
+from core.tracking.foreign_run import read_json
 from hnfed.guard.kit import FILE, SERVER, read_kit
 from hnfed.watch.endpoint import listening
 from hnfed.watch.kit_state import ClientState, ServerState, read_client_state, read_server_state
@@ -205,7 +205,7 @@ def _plain(console: Console) -> bool:
 
 def _is_server(kit_file: Path) -> bool:
     try:
-        values = json.loads(kit_file.read_text(encoding="utf-8"))
+        values = read_json(kit_file)
         return bool(values["role"] == SERVER)
     except (OSError, ValueError, KeyError, TypeError):
         return False

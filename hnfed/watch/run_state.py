@@ -205,7 +205,9 @@ def read_run_state(run: Path, now: float | None = None) -> RunState:
 def _read(run: Path, now: float) -> RunState:
     found = RunState(run.resolve().name)
     raw = read_events(run / JOURNAL) if is_own_file(run / JOURNAL, run) else []
-    torn = sum(e["event"] == "unreadable" for e in raw[:-1])
+    torn = sum(e["lines"] for e in raw if e["event"] == "unreadable")
+    if raw and raw[-1]["event"] == "unreadable":  # the last line may be half written
+        torn -= 1
     if torn:
         found.problems.append(f"{JOURNAL}: {torn} lines are no events")
     raw = [e for e in raw if e["event"] != "unreadable"]

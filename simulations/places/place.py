@@ -13,6 +13,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import private_folder, replace_file
+from core.tracking.foreign_run import is_own_file, read_json
 from server.run_folder import begun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,8 +101,9 @@ def write_note(task: Task, of: str, content: Mapping[str, Any]) -> None:
 
 def read_note(out: Path, name: str, of: str) -> dict[str, Any]:
     """`write_note`'s content; empty where there is none, or nothing that can be read."""
+    path = note_path(out, name, of)
     with suppress(OSError, ValueError):
-        found = json.loads(note_path(out, name, of).read_text(encoding="utf-8"))
+        found = read_json(path) if is_own_file(path, out) else {}
         if isinstance(found, dict):
             return found
     return {}

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.files import (
+    UnfitError,
     keep_from_others,
     plain_row,
     private_folder,
+    read_bounded,
     replace_csv,
     replace_file,
     require_private,
 )
+from tests.traps import TRAPS, within
 
 
 def test_a_file_is_replaced_as_it_stands(tmp_path: Path) -> None:
@@ -172,3 +175,24 @@ def test_what_a_process_makes_after_it_keeps_from_others(tmp_path: Path) -> None
     (tmp_path / "folder").mkdir()
     replace_file(tmp_path / "folder" / "cases.csv", "case")
     assert [p.stat().st_mode & 0o077 for p in tmp_path.rglob("*")] == [0, 0]
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_pipes_and_devices_are_neither_read_nor_waited_for(
+    tmp_path: Path, trap: Callable[[Path], None]
+) -> None:
+    trap(tmp_path / "file")
+    before = len(os.listdir("/proc/self/fd"))
+    with within(), pytest.raises(UnfitError, match="no plain file"):
+        read_bounded(tmp_path / "file", 100)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    with pytest.raises(UnfitError, match="more than 4 bytes"):
+        read_bounded(path, 4)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "none", 4)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.journal import append_event, read_events
+from core.journal import MOST_UNREADABLE, append_event, read_events
+from tests.traps import pipe, within
 
 JSON = st.recursive(
     st.none()
@@ -95,3 +96,29 @@ def test_missing_journal_and_unusable_events(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         append_event(tmp_path / "journal.jsonl", {"event": "note", "text": object()})
     assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_of_many_unreadable_lines_the_first_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = ["0", '{"event": "unreadable", "line": "\\u001b[2J"}', '{"event": 3}', "[" * 50] * 100
+    path.write_text("\n".join([*lines, '{"event": "run-end"}', "0"]) + "\n")
+    events = read_events(path)
+    assert len(events) == MOST_UNREADABLE + 2
+    assert [e["line"] for e in events[:MOST_UNREADABLE]] == list(range(1, MOST_UNREADABLE + 1))
+    assert sum(e["lines"] for e in events if e["event"] == "unreadable") == 401
+    assert events[-1] == {"event": "run-end"}
+    with path.open("a") as file:
+        file.write('0\n{"event": "round"}\n')
+    assert read_events(path)[len(events) :] == [{"event": "round"}], "who follows misses none"
+
+
+def test_a_journal_is_a_plain_file_of_a_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(tmp_path / "pipe.jsonl")
+    with within(), pytest.raises(ValueError, match="no plain file"):
+        read_events(tmp_path / "pipe.jsonl")
+    append_event(tmp_path / "journal.jsonl", {"event": "round"})
+    monkeypatch.setattr("core.journal.JOURNAL_BYTES", 10)
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        read_events(tmp_path / "journal.jsonl")

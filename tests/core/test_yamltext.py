@@ -69,7 +69,7 @@ def test_aliases_name_a_value_again_and_do_not_multiply() -> None:
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
     )
     for text in (bomb, "a: &a [*a]"):
-        with pytest.raises(UserError, match="aliases within aliases"):
+        with pytest.raises(UserError, match="too many values"):
             parse(text)
 
 
@@ -107,3 +107,14 @@ def test_a_number_that_is_read_is_the_one_that_a_person_sees(text: str) -> None:
         assert str(value) == text
     elif isinstance(value, float):
         assert value == float(text.replace(".inf", "inf"))
+
+
+def test_a_long_text_costs_nothing_and_many_values_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`a: [1,1,...` of 2 MB took a minute and a gigabyte."""
+    monkeypatch.setattr("core.yamltext.MOST_SIGNS", 1000)
+    with pytest.raises(UserError, match="1001 characters"):
+        parse("a: [" + " " * 997)
+    assert parse("a: []" + " " * 995) == {"a": []}
+    monkeypatch.setattr("core.yamltext.MOST_NODES", 50)
+    with pytest.raises(UserError, match="too many values"):
+        parse("a: [" + "1," * 200 + "}")  # the error behind them is not come to

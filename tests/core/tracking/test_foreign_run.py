@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.tracking.foreign_run import read_json
+from core.tracking import foreign_run
+from core.tracking.foreign_run import is_own_file, read_json, read_rows
 from hnfed.compare.comparison import compare
 from hnfed.report.page import write_report
 from hnfed.report.run import read_run
+from tests.traps import TRAPS, within
 
 CELL = {"n": 3, "missed": 0, "dice": 0.8, "hd95_mm": 4.0}
 PHASE = {
@@ -185,3 +188,85 @@ def test_links_out_of_a_foreign_run_folder_are_not_followed(tmp_path: Path) -> N
     left_out = [p.split(" is left out")[0] for p in found.problems if "link out of" in p]
     assert left_out == ["config.yaml", "journal.jsonl", "sites/nyu/p/cases.csv"]
     assert "nyu p: 1 pictures are no PNG files of this folder, of at most 2 MB" in found.problems
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "config.yaml", "journal.jsonl", "sources.json", "cases.csv"]
+)
+def test_pipes_and_devices_of_a_run_folder_hold_nobody_up(
+    tmp_path: Path, trap: Callable[[Path], None], name: str
+) -> None:
+    run = write(tmp_path / "run", whole())
+    path = run / "sites" / "nyu" / "pretrain" / name if name == "cases.csv" else run / name
+    trap(path)
+    assert not is_own_file(path, run)
+    with within():
+        with pytest.raises(ValueError, match="no plain file"):
+            read_json(path)
+        found = read_run(run)
+        assert write_report(run).is_file()
+        compare([str(run)], tmp_path / "out", None, None, 0.7)
+    told = [p for p in found.problems if "is left out: a link out of the folder, no file" in p]
+    assert len(told) == (name != "sources.json")
+
+
+def test_what_is_longer_than_any_of_a_run_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(tmp_path / "run", whole())
+    monkeypatch.setattr(foreign_run, "MOST_BYTES", 20)
+    monkeypatch.setattr(foreign_run, "OTHERS_BYTES", {"config.yaml": 10, "journal.jsonl": 15})
+    found = read_run(run)
+    assert (found.config, found.metrics, found.events, found.tests) == ({}, {}, [], {})
+    names = [("config.yaml", 10), ("journal.jsonl", 15), ("metrics.json", 20)]
+    names += [("sites/nyu/pretrain/cases.csv", 20)]
+    for name, most in names:
+        assert any(p.startswith(name) and p.endswith(f"{most} bytes") for p in found.problems)
+    with pytest.raises(ValueError, match="more than 20 bytes"):
+        read_json(run / "metrics.json")
+
+
+def test_a_configuration_of_a_megabyte_is_the_longest() -> None:
+    limits = [foreign_run.most_bytes(Path(n)) for n in ("config.yaml", "metrics.json", "x.csv")]
+    assert limits == [1_000_000, 20_000_000, 20_000_000]
+    assert foreign_run.MOST_ROWS == 100_000
+
+
+def test_rows_and_columns_of_a_foreign_table_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_run, "MOST_ROWS", 1)
+    run = write(tmp_path / "run", whole())
+    found = read_run(run)
+    assert len(found.tests["nyu", "pretrain"]) == 1, "what was read counts"
+    told = "nyu/pretrain/cases.csv cannot be read to its end (more than 1 rows)"
+    assert found.problems == (told,)
+    with pytest.raises(UserError, match="more than 1 rows"):
+        compare([str(run)], tmp_path / "out", None, None, 0.7)
+    wide = tmp_path / "wide.csv"
+    wide.write_text(",".join(map(str, range(101))) + "\n1\n")
+    with pytest.raises(ValueError, match="more than 100 columns"):
+        next(read_rows(wide))
+
+
+def test_of_many_lines_that_are_no_events_a_few_are_named(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", whole())
+    with (run / "journal.jsonl").open("a") as file:
+        file.write("0\n" * 5000)
+    found = read_run(run)
+    assert len(found.events) == len(EVENTS)
+    (told,) = found.problems
+    first = len(EVENTS) + 1
+    assert f"line {', '.join(map(str, range(first, first + 10)))} (and 4990 more) is" in told
+
+
+def test_a_picture_whose_name_holds_no_number_refuses_no_folder(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", whole())
+    overlays = run / "sites" / "nyu" / "pretrain" / "overlays"
+    overlays.mkdir()
+    for name in ("1_Brainstem_best_1.2.3", "2_Brainstem_best_.", "3_Brainstem_best_0.5"):
+        (overlays / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    drawn = read_run(run).pictures["nyu", "pretrain"]
+    assert [p.dice for p in drawn] == [None, None, 0.5]
+    assert write_report(run).is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from core.errors import UserError
 from core.plan.schema import Model, Preprocess
 from core.wire import checkpoint
+from tests.traps import TRAPS, within
 
 META = {
     "organs": ["Brainstem"],
@@ -214,3 +216,36 @@ def test_a_crash_at_any_point_of_replacement_leaves_one_whole_pair(
 def test_description_is_required(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="organs, model"):
         checkpoint.require_described({"preprocess": {}}, tmp_path)
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("name", ["best.json", "best.safetensors"])
+def test_a_pipe_or_device_is_no_checkpoint(
+    tmp_path: Path, trap: Callable[[Path], None], name: str
+) -> None:
+    path = _save(tmp_path)
+    trap(tmp_path / name)
+    with within(), pytest.raises(UserError, match="no plain file"):
+        checkpoint.load(path)
+    if name == "best.json":
+        with within(), pytest.raises(UserError, match="no plain file"):
+            checkpoint.load_meta(path)
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_waits_for_its_place_is_a_plain_file(
+    tmp_path: Path, trap: Callable[[Path], None]
+) -> None:
+    path = _save(tmp_path)
+    trap(tmp_path / ".best.json.next")
+    with within():
+        assert checkpoint.load(path)[1] == checkpoint.load_meta(path)
+
+
+def test_weights_beyond_any_network_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _save(tmp_path)
+    monkeypatch.setattr(checkpoint, "WEIGHT_BYTES", 10)
+    with pytest.raises(UserError, match="more than 10 bytes"):
+        checkpoint.load(path)

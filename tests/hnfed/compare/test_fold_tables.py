@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from core.errors import UserError
 from hnfed.compare.fold_tables import folds_text, lines_of, read_grid
 from hnfed.evaluate.clusters import clustered_difference
 from hnfed.evaluate.statistics import verdict
+from tests.traps import TRAPS, within
 
 FOLDS = 4
 
@@ -95,3 +97,31 @@ def test_what_cannot_be_compared(grid: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="folds"):
         read_grid(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_pipes_and_devices_of_a_study_are_refused(grid: Path, trap: Callable[[Path], None]) -> None:
+    trap(grid / "federated-fold0-seed0" / "sites" / "a" / "pretrain" / "cases.csv")
+    with within(), pytest.raises(UserError, match="no file"):
+        read_grid(grid)
+
+
+@pytest.mark.parametrize("of", ["file", "cell"])
+def test_scores_of_another_folder_are_none_of_the_study(
+    grid: Path, tmp_path_factory: pytest.TempPathFactory, of: str
+) -> None:
+    cell = grid / "federated-fold0-seed0"
+    moved = cell if of == "cell" else cell / "sites" / "a" / "pretrain" / "cases.csv"
+    moved.rename(other := tmp_path_factory.mktemp("other") / moved.name)
+    moved.symlink_to(other)
+    with pytest.raises(UserError, match="a link out of the study"):
+        read_grid(grid)
+
+
+@pytest.mark.parametrize("text", ["case,organ,dice\np,A,x\n", "case\np\n", "\xff\n"])
+def test_a_broken_table_is_named(grid: Path, text: str) -> None:
+    path = grid / "federated-fold0-seed0" / "sites" / "a" / "pretrain" / "cases.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"cases\.csv") as caught:
+        read_grid(grid)
+    assert caught.value.remedy

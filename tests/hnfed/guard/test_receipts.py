@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from core.wire.messages import Header
 from hnfed.cli.json_output import JsonFile
 from hnfed.cli.main import main
 from hnfed.deploy.provision import Federation, provision
+from hnfed.guard import receipts
 from hnfed.guard.countersigned import genuine, missing, note, read
 from hnfed.guard.receipt_words import summary
 from hnfed.guard.receipts import (
@@ -32,6 +34,7 @@ from hnfed.guard.receipts import (
     verify,
     write_receipt,
 )
+from tests.traps import TRAPS, within
 
 HEADER = Header("nyu", "run-1", "pretrain", 3).to_config()
 METRICS = {"cases": 12, "seconds": 1.5, "loss": [0.1, 0.2], "val.dice": [0.5], "left_out.E_X": 2}
@@ -338,3 +341,55 @@ def test_the_command_says_whether_they_are_all_there(
     assert main(command) == 0
     assert main([*command, "--verify"]) == 1
     assert "wrong: receipt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_pipe_or_device_in_a_runs_folder_is_one_unreadable_line(
+    tmp_path: Path, trap: Callable[[Path], None]
+) -> None:
+    write_receipt(Chain(tmp_path), "r", "query", {"code": "OK"}, {}, {})
+    (tmp_path / "a").mkdir()
+    trap(tmp_path / "a" / "receipts.jsonl")
+    with within():
+        found = read_receipts(tmp_path)
+    assert {run: [row["kind"] for row in rows] for run, rows in found.items()} == {
+        "a": ["unreadable"],
+        "r": ["query"],
+    }
+
+
+def test_many_lines_in_a_runs_folder_are_counted_and_hide_no_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "MOST_OLD", 100)
+    line = json.dumps({"kind": "train", "scalars": {}})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "receipts.jsonl").write_text("0\n" * 1000 + f"{line}\n" * 200)
+    write_receipt(Chain(tmp_path), "r", "query", {"code": "OK"}, {}, {})
+    found = read_receipts(tmp_path)
+    kinds = [row["kind"] for row in found["a"]]
+    assert kinds == ["unreadable"] * 20 + ["train"] * 80
+    assert sum(row.get("lines", 0) for row in found["a"]) == 1000 + 120
+    assert [row["kind"] for row in found["r"]] == ["query"]
+    monkeypatch.setattr(receipts, "OLD_BYTES", 100)
+    assert [row["kind"] for row in read_receipts(tmp_path)["a"]] == ["unreadable"]
+
+
+def test_a_chain_broken_in_many_places_is_said_in_bounded_words(
+    tmp_path: Path, kits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "LONGEST_LINE", 5000)
+    filled(tmp_path, kits, 2)
+    path = tmp_path / "receipts.jsonl"
+    sound_lines = path.read_bytes()
+    path.write_bytes(sound_lines + b"0\n" * 5000)
+    said = wrong(tmp_path, kits)
+    assert len(said) == 101
+    assert said[0] == "line 3 is no receipt: torn, or changed"
+    assert said[-1] == "and 4900 more lines are not as they were written"
+    path.write_bytes(b"0\n" * 5000 + sound_lines + b"{")
+    assert "has no end" in wrong(tmp_path, kits)[-1]
+    path.write_bytes(sound_lines + b"[" * 20_000)
+    assert "line 3 is no receipt: torn, or changed" in wrong(tmp_path, kits)
+    path.write_bytes(sound_lines)
+    assert wrong(tmp_path, kits) == []

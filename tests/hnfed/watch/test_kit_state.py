@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from hnfed.guard.kit import SERVER, Kit
 from hnfed.guard.receipts import Chain, write_receipt
 from hnfed.guard.standing import CLIENT, WORK, Standing, note, read_note
 from hnfed.watch.kit_state import read_client_state, read_server_state
-from hnfed.watch.look import state_folder
+from hnfed.watch.look import _is_server, state_folder
 from tests.hnfed.watch.journals import START, started
+from tests.traps import TRAPS, within
 
 
 @pytest.fixture
@@ -173,3 +175,15 @@ def test_looking_makes_nothing_in_the_state_folder(tmp_path: Path) -> None:
     file.write_text("name: a\n")
     with pytest.raises(UserError, match="state"):
         state_folder(file)
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_pipes_and_devices_in_a_kit_hold_nobody_up(
+    server: Kit, trap: Callable[[Path], None]
+) -> None:
+    trap(server.folder / "roster.json")
+    trap(server.folder / "flower" / ADMITTED)
+    trap(server.folder / "kit.json")
+    with within():
+        assert read_server_state(server).sites == {}
+        assert not _is_server(server.folder / "kit.json")

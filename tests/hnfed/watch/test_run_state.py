@@ -185,3 +185,10 @@ def test_the_data_are_plain_json(tmp_path: Path) -> None:
     told = json.loads(json.dumps(seen(run, 3).to_json(), allow_nan=False))
     assert told["phases"][0]["organs"][0]["history"] == [[0, 0.25]]
     assert "pids" not in told
+
+
+def test_lines_that_are_no_events_are_counted_but_for_a_torn_last_one(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    with (run / JOURNAL).open("a") as file:
+        file.write("0\n" * 50 + '{"torn')
+    assert seen(run, 3).problems == [f"{JOURNAL}: 50 lines are no events"]
