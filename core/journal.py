@@ -19,6 +19,7 @@ LINE = "hnfed| "  # what tells the run's own lines on a screen from Flower's
 JOURNAL = "journal.jsonl"
 JOURNAL_BYTES = 2**30
 MOST_UNREADABLE = 20  # lines that are told each; a torn one is left by a kill
+NO_JOURNAL = 10_000
 
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
@@ -57,7 +58,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
     Lines that are not an event (a tail torn by a kill) come back as
     `{"event": "unreadable", "line": number}`, counted from 1, so that a reader can say so. Of more
-    than `MOST_UNREADABLE` the next one stands for the rest: its `lines` counts them.
+    than `MOST_UNREADABLE` the next one stands for the rest: its `lines` counts them. Behind
+    `NO_JOURNAL` of them nothing is looked for.
 
     Args:
         path: the journal; a missing file is a journal without events.
@@ -71,7 +73,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         return []
     events: list[dict[str, Any]] = []
     unreadable: list[dict[str, Any]] = []
-    for number, line in enumerate(io.BytesIO(content), start=1):
+    lines = io.BytesIO(content)
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -83,6 +86,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         if not isinstance(kind, str) or kind == "unreadable":
             if len(unreadable) > MOST_UNREADABLE:
                 unreadable[-1]["lines"] += 1
+                if unreadable[-1]["lines"] > NO_JOURNAL:
+                    unreadable[-1]["lines"] += lines.read().count(b"\n")
+                    break
                 continue
             event = {"event": "unreadable", "line": number, "lines": 1}
             unreadable.append(event)

@@ -131,8 +131,8 @@ def read_receipts(state: Path) -> dict[str, list[Line]]:
     Those of earlier versions lie in the runs' folders, one file each, without a chain: they are
     listed first, under the folder's name. Code that trains can write there: what is no receipt is a
     line of the kind ``unreadable``, and keeps none of the others from being read. Of many such
-    lines in a file the last that is listed stands for the rest, also for receipts beyond
-    `MOST_OLD`: its ``lines`` counts them.
+    lines in a file the last that is listed stands for the rest, also for all beyond `MOST_OLD`:
+    its ``lines`` counts them.
     """
     found: dict[str, list[Line]] = {}
     for path in sorted(state.glob(f"*/{RECEIPTS}")):
@@ -142,8 +142,8 @@ def read_receipts(state: Path) -> dict[str, list[Line]]:
             rows.append(dict(UNREADABLE))
             continue
         unreadable: list[Line] = []
-        for raw in io.BytesIO(content):
-            line = _values(raw) if len(rows) < MOST_OLD else None
+        for count, raw in enumerate(io.BytesIO(content)):
+            line = _values(raw) if count < MOST_OLD else None
             if line and _is_receipt(line):
                 rows.append({**line, "unchained": True})
             elif len(unreadable) < MOST_UNREADABLE:

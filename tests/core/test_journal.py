@@ -112,6 +112,17 @@ def test_of_many_unreadable_lines_the_first_are_told_and_the_rest_counted(tmp_pa
     assert read_events(path)[len(events) :] == [{"event": "round"}], "who follows misses none"
 
 
+def test_in_what_is_no_journal_nothing_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.journal.NO_JOURNAL", 10)
+    path = tmp_path / "journal.jsonl"
+    path.write_text("0\n" * 5000 + '{"event": "round"}\n')
+    events = read_events(path)
+    assert {e["event"] for e in events} == {"unreadable"}
+    assert sum(e["lines"] for e in events) == 5001
+
+
 def test_a_journal_is_a_plain_file_of_a_bounded_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -361,7 +361,7 @@ def test_a_pipe_or_device_in_a_runs_folder_is_one_unreadable_line(
 def test_many_lines_in_a_runs_folder_are_counted_and_hide_no_receipt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receipts, "MOST_OLD", 100)
+    monkeypatch.setattr(receipts, "MOST_OLD", 1080)
     line = json.dumps({"kind": "train", "scalars": {}})
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "receipts.jsonl").write_text("0\n" * 1000 + f"{line}\n" * 200)
