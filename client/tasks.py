@@ -226,20 +226,20 @@ def opened(task: Task) -> tuple[Personal, Kept]:
     """What the site keeps of a phase, and of it the round that the order builds on.
 
     Raises:
-        UserError: round 1 again, where the site has gone on: a server is one reply behind at most,
+        UserError: an earlier round than the site has come to: a server is one reply behind at most,
             and what the site has trained would be lost.
     """
     personal, order = kept_by(task), task.order
+    if order.round < max(personal.store.rounds(), default=0):
+        raise UserError(
+            "base_round",
+            order.base_round,
+            "let the coordinator begin a new run, or resume this one",
+            problem=f"phase {task.phase.name} has come further here; its weights are kept",
+        )
     if order.base_round > 0:
         return personal, personal.load(order.base_round)
     if order.round == 1:
-        if max(personal.store.rounds(), default=0) > 1:
-            raise UserError(
-                "base_round",
-                0,
-                "let the coordinator begin a new run, or resume this one",
-                problem=f"phase {task.phase.name} has come further here; its weights are kept",
-            )
         personal.store.clear()
     return personal, Kept({}, {}, 0, -1.0)
 

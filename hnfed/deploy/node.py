@@ -145,8 +145,8 @@ def house_of(kit: Kit, site_file: Path, say: Callable[[str], None]) -> House:
         of_run = replace(site_from_file(site_file, run), device=name_of(devices))
         return description_of(of_run, pin.split, pin.left_out)
 
-    def entries(plan: Plan, phase: Phase, split: str) -> list[Entry]:
-        return prepared_site(description_of(site, split, {})).of_phase(plan, phase, "train")
+    def entries(plan: Plan, phase: Phase, split: str, of: str) -> list[Entry]:
+        return prepared_site(description_of(site, split, {})).of_phase(plan, phase, of)
 
     return House(
         kit=kit,

@@ -56,10 +56,12 @@ class Known:
     Attributes:
         split: keyed hash of the split; "" where a simulation has no pin.
         incoming: the parcel of weights that came; b"" where none did.
+        near: see `hnfed.guard.hiding.hidden`.
     """
 
     split: str = ""
     incoming: bytes = field(default=b"", repr=False)
+    near: frozenset[tuple[str, str]] = frozenset()
 
 
 NOTHING_KNOWN = Known()
@@ -102,7 +104,7 @@ def release(
     _require_own_words(config, asked, known.split)
     require_form(asked.kind, asked.plan, asked.phase, metrics)
     if policy is not None:
-        metrics = hidden(policy, asked, metrics)
+        metrics = hidden(policy, asked, metrics, known.near)
     expected: Mapping[str, Tensor] = {}
     if asked.kind == "train" and asked.phase is not None and code == OK:
         expected = shared_shapes(plan_json(asked.plan), asked.phase.name)

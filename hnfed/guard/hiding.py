@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from core.metrics.scores import MEASURES, SUM_FIELDS, of_few
@@ -14,7 +14,12 @@ from hnfed.guard.rules import Policy
 SPLITS = ("val", "test")
 
 
-def hidden(policy: Policy, asked: Asked, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def hidden(
+    policy: Policy,
+    asked: Asked,
+    metrics: Mapping[str, Any],
+    near: Set[tuple[str, str]] = frozenset(),
+) -> dict[str, Any]:
     """A reply's numbers without what is kept back.
 
     ``counts: false`` takes every number that a number of cases follows from: cases, steps, skipped
@@ -22,19 +27,22 @@ def hidden(policy: Policy, asked: Asked, metrics: Mapping[str, Any]) -> dict[str
     split become means over one case. ``scores: false`` takes validation and test scores, and the
     losses. Of a personal phase no count or loss leaves in any case (two plans that differ by one
     training case would tell its loss), nor a score of fewer cases, or of fewer in which the organ
-    was found, than `min_cell`, the plan's or the site's, whichever is larger.
+    was found, than `min_cell`, the plan's or the site's, whichever is larger; nor one that with
+    what has left before would tell of fewer.
 
     Args:
         policy: of the site.
         asked: the order.
         metrics: numbers of the reply.
+        near: scores of a personal phase, by split and organ, whose cases differ by few from what
+            has left (`hnfed.guard.scored_sets`).
     """
     told = _counted(metrics)
     cell = max(policy.min_cell, asked.plan.federation.min_cell)
     if asked.kind == "query":
         _describe(told, policy, asked.plan, asked.site, cell)
     elif asked.phase is not None and asked.phase.share == "none":
-        _personal(told, cell)
+        _personal(told, cell, asked.phase.organs, near)
     if not policy.counts:
         _uncounted(told, asked.kind)
     if not policy.scores:
@@ -71,15 +79,18 @@ def _cell(count: int, cell: int) -> int:
     return count if count == 0 or count >= cell else -1
 
 
-def _personal(told: dict[str, Any], cell: int) -> None:
-    """No counts and losses; scores of few cases are emptied."""
+def _personal(
+    told: dict[str, Any], cell: int, organs: Sequence[str], near: Set[tuple[str, str]]
+) -> None:
+    """No counts and losses; scores of few cases, or a few apart from others, are emptied."""
     told.pop("annotated", None)
     told.pop("loss", None)
     told |= {k: 0 for k in ("cases", "steps", "skipped") if k in told}
     for split in SPLITS:
         counts = told.get(f"{split}.n", [])
         both = zip(counts, told.get(f"{split}.detected", counts), strict=True)
-        few = [of_few(n, found, cell) for n, found in both]
+        alone = {i for i, organ in enumerate(organs) if (split, organ) in near}
+        few = [of_few(n, found, cell) or i in alone for i, (n, found) in enumerate(both)]
         for name in SUM_FIELDS if counts else ():
             values = told.get(f"{split}.{name}", [])
             withheld = -1.0 if name == "n" else 0.0

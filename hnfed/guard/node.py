@@ -37,6 +37,7 @@ from hnfed.guard.fleet import (
     RunOverError,
 )
 from hnfed.guard.floors import require_apart, require_taken
+from hnfed.guard.kept_rounds import require_onward, with_trained
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit
@@ -55,6 +56,7 @@ from hnfed.guard.policy import (
 )
 from hnfed.guard.receipts import Chain
 from hnfed.guard.runs_room import require_room
+from hnfed.guard.scored_sets import Cell, Cells, cells_of, remember_scores, too_near
 from hnfed.guard.unpack import BundleError, fresh_folder, is_intact
 from hnfed.guard.walls import walls_of
 from hnfed.guard.weights import WeightsError, require_weights
@@ -90,7 +92,8 @@ class House:
         devices: of the processes that train, by rank.
         prepare: archive to cache for a plan and a run, by installed code; the keyed hash of the
             split, and how many cases were left out, by reason. Raises `PreparationError`.
-        entries: the training cases that a phase would use, of the split with that hash.
+        entries: the cases that a phase would use, of the split with that hash: those of ``train``,
+            ``val`` or ``test``.
         describe: what the bundle's client is told of the site, by run and pin.
         say: a line for the person at the site.
     """
@@ -101,7 +104,7 @@ class House:
     cache: Path
     devices: tuple[torch.device, ...]
     prepare: Callable[[str, str], tuple[str, Mapping[str, int]]]
-    entries: Callable[[Plan, Phase, str], Sequence[Entry]]
+    entries: Callable[[Plan, Phase, str, str], Sequence[Entry]]
     describe: Callable[[str, Pin], str]
     say: Callable[[str], None] = field(default=print)
 
@@ -234,6 +237,7 @@ class Desk:
         self._note(case)
         self._say(case, "begun")
         if asked.kind == "query":
+            require_room(self.house.state, policy, asked)
             require_batch(plan.train.batch, self.house.devices)
             pin = self._prepared(case, settings["plan"], pin)
         else:
@@ -249,12 +253,14 @@ class Desk:
             reply,
             asked,
             policy,
-            exit.Known(pin.split, _bytes_of(records, "arrays")),
+            exit.Known(
+                pin.split, _bytes_of(records, "arrays"), self._near(case, pin, policy, reply)
+            ),
             receipts=self.receipts,
             keyring=keyring,
         )
         if asked.phase is not None and released.config["code"] == OK:
-            self._count(case, pin, asked)
+            self._count(case, pin, asked, released.metrics)
         lacks = released.config["code"] == NEED_BASE
         self._say(case, "asks for the frozen part first" if lacks else _told(released))
         return released
@@ -325,14 +331,36 @@ class Desk:
         pins.keep(self.house.guard, case.run, made)
         return made
 
-    def _count(self, case: Case, pin: Pin, asked: order.Asked) -> None:
+    def _near(self, case: Case, pin: Pin, policy: Policy, reply: exit.Reply) -> frozenset[Cell]:
+        """Scores of a personal phase that, with earlier ones, would tell of a few cases."""
+        asked = case.asked
+        if asked is None or asked.phase is None or asked.phase.share != "none":
+            return frozenset()
+        phase = asked.phase
+        for split in ("val", "test"):
+            if reply.metrics.get(f"{split}.n"):
+                entries = self.house.entries(asked.plan, phase, pin.split, split)
+                case.scored |= cells_of(split, phase.organs, entries)
+        cell = max(policy.min_cell, asked.plan.federation.min_cell)
+        near = too_near(self.house.guard, cell, case.scored) if policy.scores else frozenset()
+        if near:
+            told = ", ".join(f"{split} of {organ}" for split, organ in sorted(near))
+            why = f"beside scores that left before they would tell of fewer than {cell} cases"
+            self.log.add(f"kept back: {told}: {why}\n")
+            self._say(case, f"scores kept back ({told}): {why}")
+        return near
+
+    def _count(self, case: Case, pin: Pin, asked: order.Asked, metrics: Mapping[str, Any]) -> None:
         """Before an answer to an order of a phase leaves."""
+        assert asked.phase is not None
         pins.keep_plan(self.house.guard, asked.plan)
         note_answer(self.house.guard, pin.plan, asked)
-        if asked.kind == "train" and asked.phase is not None and asked.phase.share != "none":
+        if asked.kind == "train" and asked.phase.share != "none":
             remember_cases(self.house.guard, asked.phase, pin.split, case.entries or ())
-        if not pin.answered:
-            pins.keep(self.house.guard, case.run, replace(pin, answered=True))
+        remember_scores(self.house.guard, case.scored, asked.phase.organs, metrics)
+        made = replace(pin, answered=True, trained=with_trained(pin, asked))
+        if made != pin:
+            pins.keep(self.house.guard, case.run, made)
 
     def _require_entries(self, asked: order.Asked, policy: Policy, pin: Pin) -> Sequence[Entry]:
         """What the order would be worked on with is what the policy allows; training cases."""
@@ -343,9 +371,10 @@ class Desk:
             raise PreparationError("E_STATE")
         require_order(policy, asked.plan, asked.phase, asked.order)
         require_unanswered(self.house.guard, policy, pin.plan, asked)
-        entries = self.house.entries(asked.plan, asked.phase, pin.split)
+        require_onward(self.house.state, pin, asked)
+        require_room(self.house.state, policy, asked)
+        entries = self.house.entries(asked.plan, asked.phase, pin.split, "train")
         if asked.kind == "train":
-            require_room(self.house.state, policy, asked)
             require_entries(policy, asked.plan, asked.phase, asked.order.round, entries)
             require_apart(policy, asked.phase, entries, self._beside(asked.plan, asked.phase, pin))
             if asked.phase.share != "none":
@@ -372,7 +401,7 @@ class Desk:
         """Training cases of other phases whose updates leave, where a cut sets them apart."""
         house = self.house
         return {
-            other.name: house.entries(plan, other, pin.split)
+            other.name: house.entries(plan, other, pin.split, "train")
             for other in plan.phases
             if other.name != phase.name
             and house.name in other.sites
@@ -475,6 +504,7 @@ class Case:
         run: checked id of its run; "" before that.
         asked: its order, once it was read.
         entries: training cases that its phase uses here, once they were counted.
+        scored: cases behind the scores of a personal phase that it asks for.
         pulled: whether its content was fetched, and with that confirmed.
         begun: when it came, seconds since 1970.
     """
@@ -482,6 +512,7 @@ class Case:
     run: str = ""
     asked: order.Asked | None = None
     entries: Sequence[Entry] | None = None
+    scored: Cells = field(default_factory=dict)
     pulled: bool = False
     begun: float = field(default_factory=time.time)
 

@@ -97,7 +97,7 @@ def read(kind: str, site: str, run: str, plan: Plan, records: Mapping[str, Any])
     phase = known[order.phase]
     if not 0 <= order.round <= phase.rounds or (kind == "train" and order.round < 1):
         raise OrderError("round")
-    if max(order.base_round, order.best_round) > phase.rounds:
+    if max(order.base_round, order.best_round) > order.round - (kind == "train"):
         raise OrderError("base_round or best_round")
     for name in ("voxels", "totals", "organ_factors"):
         if len(getattr(order, name)) not in (0, len(phase.organs)):

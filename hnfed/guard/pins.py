@@ -30,12 +30,15 @@ class Pin:
         split: keyed hash of the split that was prepared for it; "" before the query.
         left_out: reason code -> how many cases were left out then.
         answered: an order of a phase was answered: the split stays as it is.
+        trained: of a phase whose weights stay the last round that was answered, and the one that
+            it built on (`hnfed.guard.kept_rounds`).
     """
 
     plan: str
     split: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     answered: bool = False
+    trained: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def pinned(guard: Path, run: str, plan: str) -> Pin:

@@ -291,6 +291,42 @@ def test_round_1_again_does_not_take_away_what_a_site_has_trained(
     assert (prepared.phase_folder("p") / "best.safetensors").read_bytes() == best
 
 
+@pytest.mark.parametrize("base_round", [0, 1, 2])
+def test_nor_does_any_earlier_round(
+    prepared: Site,
+    make_plan: MakePlan,
+    make_phase: MakePhase,
+    monkeypatch: pytest.MonkeyPatch,
+    base_round: int,
+) -> None:
+    """`round: 2, base_round: 0` left round 2 alone, and another best."""
+    plan = personal_plan(make_plan, make_phase)
+    rounds(prepared, plan, {1: 0.3, 2: 0.6, 3: 0.4, 4: 0.5}, monkeypatch, 4)
+    best = (prepared.phase_folder("p") / "best.safetensors").read_bytes()
+    for round_ in (2, 3):
+        task = Task(prepared, plan, plan.phases[0], order(round_, base_round=base_round))
+        with pytest.raises(UserError, match="has come further here"):
+            work.train_personal(task, start(plan))
+    assert stored(prepared, plan).store.rounds() == [2, 3, 4]
+    assert (prepared.phase_folder("p") / "best.safetensors").read_bytes() == best
+    again = order(4, base_round=3)  # a reply was lost, or the run was resumed
+    work.train_personal(Task(prepared, plan, plan.phases[0], again), start(plan))
+    assert stored(prepared, plan).store.rounds() == [2, 3, 4]
+
+
+def test_nor_of_what_stays_beside_a_shared_phase(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase
+) -> None:
+    plan = make_plan(make_phase(ditto=0.5, rounds=9))
+    phase = plan.phases[0]
+    for round_ in (1, 2, 3):
+        asked = order(round_, base_round=round_ - 1)
+        work.train_shared(Task(prepared, plan, phase, asked), start(plan))
+    with pytest.raises(UserError, match="has come further here"):
+        work.train_shared(Task(prepared, plan, phase, order(2)), start(plan))
+    assert stored(prepared, plan).store.rounds() == [2, 3]
+
+
 def test_a_round_trains_with_the_term_weights_of_the_plan(
     prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

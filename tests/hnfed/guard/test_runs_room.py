@@ -13,6 +13,7 @@ from client.personal_weights import Kept, Personal, Stamp
 from core.data.quota import GB, bytes_below
 from core.wire.messages import Order
 from core.wire.partition import network
+from core.wire.round_checkpoints import RoundStore
 from hnfed.guard.order import Asked
 from hnfed.guard.rules import Policy, PolicyError
 from hnfed.guard.runs_room import NUMBER_BYTES, require_room
@@ -39,6 +40,12 @@ def test_a_phase_whose_weights_stay_must_fit_beside_the_runs_before_it(tmp_path:
     require_room(tmp_path, room, shared)
     with pytest.raises(PolicyError, match="runs_gb"):
         require_room(tmp_path, replace(room, runs_gb=1000 / GB), shared)
+    scored = replace(own, kind="evaluate")  # leaves cases and pictures, but no weights
+    require_room(tmp_path, replace(room, runs_gb=3000 / GB), scored)
+    query = replace(own, kind="query", phase=None)
+    for other in (scored, query):
+        with pytest.raises(PolicyError, match="runs_gb"):
+            require_room(tmp_path, replace(room, runs_gb=1000 / GB), other)
     before.rename(tmp_path / "r-1.safetensors")  # no run's
     require_room(tmp_path, room, own)
 
@@ -52,8 +59,29 @@ def test_what_the_phase_itself_keeps_is_not_counted_twice(tmp_path: Path) -> Non
     require_room(tmp_path, Policy(runs_gb=(need + 1000) / GB), own)
 
 
-def test_a_phase_keeps_no_more_than_it_is_taken_to_need(tmp_path: Path) -> None:
-    """All moments and an average, two rounds that the server counts on, the best, and the last."""
+def test_what_lies_in_the_phase_beyond_its_need_counts(tmp_path: Path) -> None:
+    own = asked(share="none")
+    need = NUMBER_BYTES * sum(p.numel() for p in network(own.plan, own.plan.phases[0]).parameters())
+    (tmp_path / "r-2" / "p" / "overlays").mkdir(parents=True)
+    (tmp_path / "r-2" / "p" / "overlays" / "x.png").write_bytes(b"0" * (need + 2000))
+    with pytest.raises(PolicyError, match="runs_gb"):
+        require_room(tmp_path, Policy(runs_gb=(need + 1000) / GB), own)
+
+
+def test_a_phase_keeps_no_more_than_it_is_taken_to_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All moments and an average, two rounds that the server counts on, the best, and the last.
+
+    A sixth lies there until the oldest goes.
+    """
+    most, prune = [0], RoundStore.prune
+
+    def measured(self: RoundStore, keep: Any) -> None:
+        most.append(bytes_below(tmp_path))
+        prune(self, keep)
+
+    monkeypatch.setattr(RoundStore, "prune", measured)
     store = Personal(tmp_path, Stamp("r-2", "a" * 64, "p", "none"))
     state = {"w": torch.zeros(100_000)}
     moments = {"a": torch.zeros(100_000), "b": torch.zeros(100_000)}
@@ -66,7 +94,7 @@ def test_a_phase_keeps_no_more_than_it_is_taken_to_need(tmp_path: Path) -> None:
         store.export_best(state, {"round": 3})
     assert len(store.store.rounds()) == 5
     assert 0.9 < bytes_below(tmp_path) / (100_000 * 4 * 21) < 1.0 + 1e-2
-    assert bytes_below(tmp_path) < NUMBER_BYTES * 100_000
+    assert 0.99 < max(most) / (NUMBER_BYTES * 100_000) < 1.0 + 1e-2
 
 
 def test_the_guard_refuses_before_anything_is_trained(
@@ -81,6 +109,11 @@ def test_the_guard_refuses_before_anything_is_trained(
     full.parent.mkdir(parents=True)
     with full.open("wb") as file:
         file.truncate(11_000_000)
-    told = hospital.ask("train", hospital.order(), arrays=hospital.start())
-    assert (told.code, told.parcel) == ("E_POLICY", b"")
-    assert "runs_gb" in hospital.log
+    for kind, task in (("train", "train"), ("evaluate", "validate"), ("evaluate", "test")):
+        told = hospital.ask(kind, hospital.order(task=task), arrays=hospital.start())
+        assert (told.code, told.parcel) == ("E_POLICY", b"")
+        assert "runs_gb" in hospital.log
+        (hospital.state / "client.log").unlink()
+    hospital.wire.config = hospital.settings(plan, "r-000002")
+    assert hospital.ask("query", query | {"run": "r-000002"}).code == "E_POLICY"
+    assert not (hospital.state / "r-000002").exists()
