@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core.plan.schema import Phase, Plan, Strategy
 from core.wire.messages import Description
+from core.wire.partition import still_at
 from server.enrolment import declared
 from server.guards import Accepted
 from server.strategy import (
@@ -44,12 +45,14 @@ class Federated:
         phase: of the rounds.
         described: what each site said of itself; used where a reply tells no counts.
         heads: names of the parameters whose dim 0 is (background, organ 1, ...).
+        thaws: of what is frozen at first: the round from which on it trains.
     """
 
     plan: Plan
     phase: Phase
     described: Mapping[str, Description]
     heads: Sequence[str]
+    thaws: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def aggregate(
     if not equal and most:
         notes.append(f"round {round_}: {most} has {share:.1%} of the weight, by cases that it says")
     new, carried = average(settings, round_, state, moments, good, equal=equal)
+    new |= {n: state[n] for n in still_at(about.thaws, round_)}  # no noise, no rounding
     if not settings.by_rows:
         return Aggregated(new, carried, notes)
     weights = [

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from core.wire.messages import NEED_BASE
 from server.strategy import BASE, HEADER
 
 POLL_SECONDS = 0.1
+UNREADABLE = 9001  # stands beside Flower's own codes of errors
+# What Flower raises while it reads a message that a site made wrong; its network has other errors.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError)
 
 
 @dataclass
@@ -79,6 +82,7 @@ def exchange(
     done = Exchange()
     started = time.monotonic()
     waiting: dict[str, str] = {}
+    pushed: dict[str, Message] = {}
 
     def push(site: str, content: RecordDict) -> None:
         message = Message(
@@ -89,7 +93,7 @@ def exchange(
         done.moving += time.monotonic() - begun
         done.sent[site] = done.sent.get(site, 0) + size_of(content)
         if identifier:
-            waiting[identifier] = site
+            waiting[identifier], pushed[identifier] = site, message
 
     for site in sorted(contents):
         push(site, contents[site])
@@ -100,9 +104,9 @@ def exchange(
         any_came = False
         for identifier in list(waiting):
             begun = time.monotonic()
-            for reply in grid.pull_messages([identifier]):
+            for reply in _pulled(grid, identifier, pushed[identifier]):
                 pulled, any_came = time.monotonic() - begun, True
-                site = waiting.pop(reply.metadata.reply_to_message_id, "")
+                site = waiting.pop(reply.metadata.reply_to_message_id or identifier, "")
                 if not site:
                     continue
                 if not reply.has_error():
@@ -127,6 +131,18 @@ def exchange(
     done.moving += pulled
     done.lasted = time.monotonic() - started
     return done
+
+
+def _pulled(grid: Grid, identifier: str, asked: Message) -> list[Message]:
+    """Replies to one message; one that cannot be read is an error in its place, for one site."""
+    try:
+        replies = list(grid.pull_messages([identifier]))
+        for reply in replies:
+            if not reply.has_error():
+                size_of(reply.content)
+        return replies
+    except MALFORMED:
+        return [Message(Error(UNREADABLE), reply_to=asked)]
 
 
 def _pause(asking: float, waited: float) -> float:

@@ -27,6 +27,7 @@ from core.plan.ranges import DAYS_30
 from core.plan.schema import SPLITS, Federation, Guards, Phase
 from core.wire.messages import CODES, LARGEST, OK, Header, Result
 from core.wire.state import beyond, unpacked
+from server.exchange import UNREADABLE
 from server.strategy import ARRAYS, HEADER, METRICS
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ FLOWER_WORDS = {
     3: "the message was not fetched in time",
     4: "the reply was not kept",
     AWAY: "the site is not connected",
+    UNREADABLE: "the reply is no message that can be read",
     7: "the site could not install the app bundle",
     8: "the site's process ended: the app bundle is not approved there, or memory ran out",
 }

@@ -38,6 +38,7 @@ class Progress:
         missing: sites without a right reply in the last round, with the reason code.
         slowest: of the last rounds, seconds until the last reply that was accepted came.
         longest: secure aggregation: length to which the sites hold their updates; 0: no bound yet.
+        of_few: whether a score of fewer than `min_cell` cases stands behind the organ factors.
     """
 
     round: int = 0
@@ -55,6 +56,7 @@ class Progress:
     seconds: float = 0.0
     slowest: list[float] = field(default_factory=list)
     longest: float = 0.0
+    of_few: bool = False
     missing: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +126,16 @@ def score(sums: Sums, pairs: set[tuple[str, str]]) -> float:
     """Unweighted mean over the organs of the Dice over all cases of these (site, organ) pairs."""
     means = _organ_dice(sums, pairs)
     return sum(means.values()) / len(means)
+
+
+def fewest_cases(sums: Sums) -> int:
+    """Of the cells with cases, the number of the smallest; 0 where there are none."""
+    return min((sums[s][o].n for s, o in _pairs(sums)), default=0)
+
+
+def most_cases(sums: Sums) -> dict[str, float]:
+    """By site the cases of its largest cell."""
+    return {s: float(max((c.n for c in m.values()), default=0)) for s, m in sums.items()}
 
 
 def _organ_dice(sums: Sums, pairs: set[tuple[str, str]]) -> dict[str, float]:

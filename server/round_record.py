@@ -59,7 +59,8 @@ def round_event(
     """
     done, good, rejected = replies.exchange, replies.accepted, replies.rejected
     sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
-    losses = [r.result.loss for r in good.values() if r.result.loss]
+    told = [r.result for r in good.values() if r.result.cases >= min_cell]  # else one patient's
+    losses = [result.loss for result in told if result.loss]
     slowest = max((done.seconds[s] for s in good), default=0.0)
     last = max(good, key=lambda s: done.seconds[s], default="")
     startup = max(good[last].result.startup, 0.0) if last else 0.0
@@ -96,15 +97,20 @@ def control_scores(sums: Sums, phase: Phase) -> Sums:
 
 
 def published_weights(
-    plan: Plan, phase: Phase, event: Mapping[str, Any], factors: Sequence[float]
+    plan: Plan,
+    phase: Phase,
+    progress: Progress,
+    event: Mapping[str, Any],
+    factors: Sequence[float],
 ) -> dict[str, dict[str, float]]:
     """The weights that the round trained with, by loss term and by organ, for its event.
 
-    Organ weights that follow the scores tell the scores: withheld, as {}, where a score is (D5).
+    Organ weights that follow the scores tell the scores: withheld, as {}, where one of these, or
+    of those before, which they are made of as well, is (D5).
     """
     moved = term_factors(plan.weighting, event["round"], phase.rounds)
     terms = {t: getattr(plan.loss, t) * moved.get(t, 1.0) for t in LOSS_TERMS}
-    if plan.weighting.by != "static" and _withholds(event):
+    if plan.weighting.by != "static" and progress.of_few:
         return {"terms": terms, "organs": {}}
     weights = organ_weights(plan.weighting, phase.organs, factors)
     return {"terms": terms, "organs": dict(zip(phase.organs, weights, strict=True))}

@@ -30,7 +30,7 @@ from server.dispatch import REMEMBERED, Correspondence, deadline, quorum_of
 from server.enrolment import frequencies, require_same_split
 from server.guards import Accepted
 from server.norm_clipping import limit
-from server.progress import Progress, State, Sums, judge, weigh
+from server.progress import Progress, State, Sums, fewest_cases, judge, most_cases, weigh
 from server.record import Recorder, tell
 from server.round_record import (
     Replies,
@@ -107,7 +107,8 @@ class PhaseRun:
         self.parts = parts_of(model, plan, phase)
         self.trainable = trainable_by_round(model, plan, phase)
         heads = [n for n in head_rows(model) if n in self.parts.shared]
-        self.federated = Federated(plan, phase, self.described, heads)
+        thaws = thaw_rounds(model, plan, phase)
+        self.federated = Federated(plan, phase, self.described, heads, thaws)
         self.moments: Moments = {}  # what the strategy carries to the next round
         self.start, self.left = self._as_sent(start_state(plan, phase, start.previous))
         self.personal = phase.share == "none"
@@ -128,7 +129,7 @@ class PhaseRun:
             parties.fingerprint,
             shared=self.parts.shared,
             base={} if start.at_sites else {n: self.start[n] for n in self.parts.base},
-            thaws=thaw_rounds(model, plan, phase),
+            thaws=thaws,
             keeps=bool(self.parts.personal),
             voxels=voxels,
             totals=totals,
@@ -343,7 +344,7 @@ class PhaseRun:
             min_cell=self.plan.federation.min_cell,
         )
         if not self.personal:
-            event["weights"] = published_weights(self.plan, self.phase, event, factors)
+            event["weights"] = published_weights(self.plan, self.phase, progress, event, factors)
         if self.secure:
             event["accepted"] = list(self.nodes)
             event |= {"clipped_sites": found.shortened} if found.shortened else {}
@@ -371,12 +372,18 @@ class PhaseRun:
     ) -> None:
         """What the val scores of a round say: the best so far, organ weights, who stands out."""
         sums: Sums = {s: {} for s in good} | _scores(good, "val")
+        first = progress.scored < 0
         told = judge(progress, sums, scored)
         self._flag(progress, sums)
         self._remember_kept(progress, scored)
         if not told and scored == 0:
             self.recorder.note("no site tells val scores: all rounds are run", self.phase.name)
         silent = weigh(progress, self.plan.weighting, self.phase.organs, sums)
+        progress.of_few |= 0 < fewest_cases(sums) < self.plan.federation.min_cell
+        most, share = dominant(most_cases(sums))
+        if most and first:
+            note = f"{most} has {share:.1%} of the validation cases, whose scores choose the best"
+            self.recorder.note(note, self.phase.name)
         if silent and (factors or progress.round == 1):
             names = ", ".join(silent)
             note = f"organ weights are static: no val score of {names}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from core.wire.messages import NEED_BASE, OK, Header
-from server.exchange import Call, _pause, exchange, size_of
+from server.exchange import UNREADABLE, Call, _pause, exchange, size_of
+from server.guards import error_words
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 BASE = {"w": torch.arange(6.0)}
@@ -214,3 +216,49 @@ def test_size_counts_arrays_numbers_and_text() -> None:
         {"m": MetricRecord({"x": 1, "y": [1.0, 2.0]}), "c": ConfigRecord({"t": "abc", "b": True})}
     )
     assert size_of(content) == 8 + 16 + 3 + 8
+
+
+class Spoilt(Grid):
+    """Raises as it reads the reply of node 1, as Flower does of what is no message."""
+
+    def __init__(self, answers: dict[int, Answer], error: Exception) -> None:
+        super().__init__(answers)
+        self.error = error
+
+    def pull_messages(self, identifiers: Iterable[str]) -> list[Message]:
+        (identifier,) = identifiers
+        if self.pushed[int(identifier) - 1].metadata.dst_node_id == 1:
+            raise self.error
+        return super().pull_messages([identifier])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndexError("list index out of range"),
+        json.JSONDecodeError("Expecting value", "", 0),
+        TypeError("no content"),
+        AttributeError("'RecordDict' object has no attribute 'metadata'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_reply_that_cannot_be_read_is_one_sites_error(error: Exception) -> None:
+    seen: list[str] = []
+    grid: Any = Spoilt({1: says(), 2: says()}, error)
+    contents = {site: RecordDict() for site in "ab"}
+    call = Call("train", "p", 30.0)
+    done = exchange(
+        grid, contents, {"a": 1, "b": 2}, call, answered=lambda site, _: seen.append(site)
+    )
+    assert sorted(seen) == ["a", "b"]
+    assert done.replies["b"].has_content()
+    assert done.replies["a"].error.code == UNREADABLE
+    assert error_words(done.replies["a"]) == (
+        f"the reply is no message that can be read; Flower error {UNREADABLE}"
+    )
+
+
+def test_an_error_of_the_network_is_not_a_sites() -> None:
+    grid: Any = Spoilt({1: says()}, ConnectionError("the server is away"))
+    with pytest.raises(ConnectionError):
+        exchange(grid, {"a": RecordDict()}, {"a": 1}, Call("train", "p", 30.0))

@@ -12,9 +12,16 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from core.models.stages import head_rows
-from core.plan.schema import Federation, Guards, Loss, Phase, Plan
+from core.plan.schema import Federation, Guards, Loss, Phase, Plan, Strategy, Weighting
 from core.wire.checkpoint import load
-from core.wire.partition import network, parts_of, size_bytes, start_state
+from core.wire.partition import (
+    network,
+    parts_of,
+    size_bytes,
+    start_state,
+    still_at,
+    thaw_rounds,
+)
 from core.wire.state import packed, rounded
 from server import rounds
 from server.dispatch import AWAY_SECONDS, RunFailed, RunIncomplete, _wait, quorum_of
@@ -695,6 +702,62 @@ def test_a_phase_that_is_not_tested_opens_no_test_case(federate: Make, make_plan
 
 
 # ------------------------------------------------------------------------------------ in 16 bits
+
+
+def test_organ_weights_of_few_cases_are_told_in_no_round(federate: Make, make_plan: Make) -> None:
+    weighting = Weighting(by="dice")
+    told = []
+    for folder, cell in (("few", 3), ("enough", 2)):  # of a site; each has two
+        plan = make_plan(phase(rounds=4, validate_every=2), min_cell=cell)
+        run = federate(replace(plan, weighting=weighting), folder=folder)
+        run.run()
+        told.append([bool(event["weights"]["organs"]) for event in run.events("round")])
+    assert told == [[False] * 4, [True] * 4]
+
+
+def test_a_loss_of_few_cases_is_not_published(federate: Make, make_plan: Make) -> None:
+    run = federate(make_plan(phase(rounds=2), min_cell=4))  # a trains on 3 cases, b on 1
+    run.run()
+    assert [event["loss"] for event in run.events("round")] == [{}, {}]
+    one = federate(make_plan(phase(rounds=2), min_cell=3), folder="one")
+    one.run()
+    assert [event["loss"]["total"] for event in one.events("round")] == [1.0, 1.0]
+
+
+def test_a_site_with_nearly_all_validation_cases_is_named(federate: Make, make_plan: Make) -> None:
+    def without(message: Message, reply: Message) -> Message:
+        metrics = reply.content["metrics"]
+        for key in [k for k in metrics if k.startswith("val.")]:
+            metrics[key] = [0.0] * len(metrics[key])
+        return reply
+
+    words, plan = "of the validation cases, whose scores choose", make_plan(phase(rounds=2))
+    calm = federate(plan)
+    calm.run()
+    assert words not in calm.notes()
+    run = federate(plan, folder="one", acts={("b", "train", 1): [without]})
+    run.run()
+    assert run.notes().count(f"a has 100.0% {words}") == 1
+
+
+def test_what_is_frozen_until_later_gets_no_noise(federate: Make, make_plan: Make) -> None:
+    thawing = phase(rounds=2, freeze="encoder", thaw={"encoder": 2})
+    plan = make_plan(thawing, strategy=Strategy(name="dp", noise_multiplier=1.0, clip_norm=1.0))
+    model = network(plan, thawing)
+    still = still_at(thaw_rounds(model, plan, thawing), 1)
+    assert still
+
+    def honest(message: Message, reply: Message) -> Message:
+        state = weights_in(reply.content["arrays"])
+        came = weights_in(message.content["arrays"])
+        reply.content["arrays"] = record_of(packed(state | {n: came[n] for n in still}))
+        return reply
+
+    run = federate(plan, acts={(s, "train", 1): [honest] for s in "ab"})
+    run.run()
+    first, second = run.fakes.came[0], run.fakes.came[2]
+    assert all(torch.equal(first[n], second[n]) for n in still)
+    assert not any(torch.equal(first[n], second[n]) for n in first.keys() - still)
 
 
 def on_grid(state: Mapping[str, Tensor]) -> bool:
