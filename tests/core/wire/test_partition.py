@@ -360,6 +360,7 @@ def test_size_in_bytes() -> None:
     [
         (Model(), {}, 32, 1),
         (Model(), {}, 16, 2),
+        (Model(), {}, 8, 3.95),
         (Model(name="unetr"), {"freeze": "encoder"}, 16, 40),
     ],
 )
