@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ def resolve_model(path: str | Path, phase: str | None = None, site: str | None =
         raise UserError(
             "model", root, "name a run folder or a .safetensors file; this does not exist"
         )
-    if _has_weights(root / "best.safetensors"):
+    if any(_has_weights(path) for path in _own(root, "best.safetensors")):
         return root / "best.safetensors"
     phases = _phases_of(root)
     if not phases:
@@ -61,7 +62,7 @@ def resolve_model(path: str | Path, phase: str | None = None, site: str | None =
             "model",
             root,
             "name a run folder with checkpoints/PHASE/best.safetensors, or a .safetensors file",
-            problem="no best weights in it (has the first phase ended?)",
+            problem="no best weights in it (has the first phase ended? no link out of it counts)",
         )
     if phase is None:
         phase = max(phases, key=lambda name: phases[name].saved())
@@ -102,14 +103,28 @@ def _of_phase(found: _Phase, phase: str, site: str | None) -> Path:
 
 def _phases_of(root: Path) -> dict[str, _Phase]:
     phases: dict[str, _Phase] = {}
-    for best in filter(_has_weights, sorted(root.glob("checkpoints/*/best.safetensors"))):
+    for best in filter(_has_weights, _own(root, "checkpoints/*/best.safetensors")):
         phases.setdefault(best.parent.name, _Phase()).shared = best
-    for best in sorted(root.glob("sites/*/*/best.safetensors")):
+    for best in _own(root, "sites/*/*/best.safetensors"):
         phases.setdefault(best.parent.name, _Phase()).sites[best.parent.parent.name] = best
     if not phases:  # a site's own folder of a run
-        for best in sorted(root.glob("*/best.safetensors")):
+        for best in _own(root, "*/best.safetensors"):
             phases.setdefault(best.parent.name, _Phase()).shared = best
     return phases
+
+
+def _own(root: Path, pattern: str) -> list[Path]:
+    """Weights that lie in a folder themselves, as does their JSON: no link leads out of it."""
+    inside = os.path.realpath(root)
+    return [
+        path
+        for path in sorted(root.glob(pattern))
+        if path.is_file()
+        and all(
+            Path(os.path.realpath(part)).is_relative_to(inside)
+            for part in (path, path.with_suffix(".json"))
+        )
+    ]
 
 
 def _has_weights(path: Path) -> bool:

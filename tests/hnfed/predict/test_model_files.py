@@ -60,3 +60,20 @@ def test_what_is_no_model_is_a_user_error(tmp_path: Path, kind: str) -> None:
     path = {"phase": "run", "file": "weights.pt"}.get(kind, kind)
     with pytest.raises(UserError, match="remedy"):
         resolve_model(tmp_path / path, "nope" if kind == "phase" else None)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.json"])
+@pytest.mark.parametrize(
+    "place", ["checkpoints/pretrain", "sites/nyu/personalise", "personalise", "."]
+)
+def test_weights_of_another_folder_are_none_of_this_run(
+    tmp_path: Path, place: str, name: str
+) -> None:
+    """Personal weights of whoever exports it would go along with what is handed on."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    save_one(run / place)
+    assert resolve_model(run).parent == run / place
+    (run / place / name).rename(other)
+    (run / place / name).symlink_to(other)
+    with pytest.raises(UserError, match="no link out of it counts"):
+        resolve_model(run)
