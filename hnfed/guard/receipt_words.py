@@ -64,10 +64,13 @@ def _in_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds = [str(row.get("kind", "")) for row in rows]
     lines = [f"    from {min(times)} to {max(times)}"] if rows else []
     for kind in dict.fromkeys(kinds):
-        weights = sum(bool(r.get("tensors")) for r in rows if r.get("kind") == kind)
+        of_kind = [row for row in rows if str(row.get("kind", "")) == kind]
+        told = [row.get("lines") for row in of_kind]  # one row may stand for many lines
+        count = sum(lines if isinstance(lines, int) else 1 for lines in told)
+        weights = sum(bool(row.get("tensors")) for row in of_kind)
         with_weights = f"; {weights} of them with weights" if weights else ""
         meaning = KINDS.get(kind, "")
-        lines.append(f"    {kinds.count(kind)} x {kind}: {meaning}{with_weights}")
+        lines.append(f"    {count} x {kind}: {meaning}{with_weights}")
     return lines
 
 

@@ -369,6 +369,9 @@ def test_many_lines_in_a_runs_folder_are_counted_and_hide_no_receipt(
     found = read_receipts(tmp_path)
     kinds = [row["kind"] for row in found["a"]]
     assert kinds == ["unreadable"] * 20 + ["train"] * 80
+    lines = sum(row["lines"] for row in read_receipts(tmp_path)["a"] if "lines" in row)
+    assert f"{lines} x unreadable" in summary(read_receipts(tmp_path))
+    assert lines > 20
     assert sum(row.get("lines", 0) for row in found["a"]) == 1000 + 120
     assert [row["kind"] for row in found["r"]] == ["query"]
     monkeypatch.setattr(receipts, "OLD_BYTES", 100)
