@@ -59,7 +59,8 @@ def round_event(
     """
     done, good, rejected = replies.exchange, replies.accepted, replies.rejected
     sums = {s: dict(r.result.scores["val"]) for s, r in good.items() if "val" in r.result.scores}
-    told = [r.result for r in good.values() if r.result.cases >= min_cell]  # else one patient's
+    # A loss of few cases, or of a number that is not told, may be one patient's.
+    told = [r.result for r in good.values() if r.result.cases >= min_cell or min_cell <= 1]
     losses = [result.loss for result in told if result.loss]
     slowest = max((done.seconds[s] for s in good), default=0.0)
     last = max(good, key=lambda s: done.seconds[s], default="")

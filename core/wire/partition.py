@@ -25,7 +25,6 @@ from core.models.stages import (
 )
 from core.plan.schema import Phase, Plan
 from core.provenance import versions
-from core.wire.state import size_of
 
 State = dict[str, Tensor]
 HOW_NOT_WHAT = ("prior", "checkpointing", "channels_last")  # of `model`: no trace in the weights
@@ -336,6 +335,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def size_bytes(state: Mapping[str, Tensor], names: Sequence[str], bits: int = 32) -> int:
     """Bytes of the named tensors, as they are or as `core.wire.state.packed` narrows them."""
+    from core.wire.state import size_of  # training needs no safetensors
+
     return sum(size_of(state[n], bits) for n in names)
 
 
