@@ -82,7 +82,6 @@ def exchange(
     done = Exchange()
     started = time.monotonic()
     waiting: dict[str, str] = {}
-    pushed: dict[str, Message] = {}
 
     def push(site: str, content: RecordDict) -> None:
         message = Message(
@@ -93,7 +92,7 @@ def exchange(
         done.moving += time.monotonic() - begun
         done.sent[site] = done.sent.get(site, 0) + size_of(content)
         if identifier:
-            waiting[identifier], pushed[identifier] = site, message
+            waiting[identifier] = site
 
     for site in sorted(contents):
         push(site, contents[site])
@@ -102,9 +101,9 @@ def exchange(
     while waiting:
         looked = time.monotonic()
         any_came = False
-        for identifier in list(waiting):
+        for identifier, expected in list(waiting.items()):
             begun = time.monotonic()
-            for reply in _pulled(grid, identifier, pushed[identifier]):
+            for reply in _pulled(grid, identifier, nodes[expected], call):
                 pulled, any_came = time.monotonic() - begun, True
                 site = waiting.pop(reply.metadata.reply_to_message_id or identifier, "")
                 if not site:
@@ -133,7 +132,7 @@ def exchange(
     return done
 
 
-def _pulled(grid: Grid, identifier: str, asked: Message) -> list[Message]:
+def _pulled(grid: Grid, identifier: str, node: int, call: Call) -> list[Message]:
     """Replies to one message; one that cannot be read is an error in its place, for one site."""
     try:
         replies = list(grid.pull_messages([identifier]))
@@ -142,6 +141,7 @@ def _pulled(grid: Grid, identifier: str, asked: Message) -> list[Message]:
                 size_of(reply.content)
         return replies
     except MALFORMED:
+        asked = Message(RecordDict(), node, call.kind)  # what was sent need not be held for this
         return [Message(Error(UNREADABLE), reply_to=asked)]
 
 

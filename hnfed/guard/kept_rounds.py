@@ -17,7 +17,7 @@ from hnfed.guard.pins import Pin
 
 def stays(phase: Phase) -> bool:
     """Whether a phase leaves weights at the site."""
-    return phase.share == "none" or bool(phase.keep) or phase.ditto is not None
+    return phase.best_at_site or phase.ditto is not None
 
 
 def require_onward(state: Path, pin: Pin, asked: Asked) -> None:
