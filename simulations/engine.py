@@ -16,11 +16,13 @@ from simulations.cluster import Cluster
 from simulations.cluster_nodes import joined, python_path
 from simulations.flower import apps_of, on_cluster, simulate
 from simulations.released import Released, resolved
+from simulations.threads import Threaded
 
 RAY_START_SECONDS = 120.0
 # Of Ray's options for an actor: a site's process that dies is started again, as often as it takes,
 # and its message is tried once more. What kills it twice costs the site this round.
 REVIVED = {"max_restarts": -1, "max_task_retries": 1}
+NOTHING: Mapping[str, Any] = {}
 
 
 def run(
@@ -30,7 +32,7 @@ def run(
     sites: int,
     resources: Mapping[str, float],
     ray: Mapping[str, Any],
-    release: str = "",
+    around: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Runs the apps of a folder to the end of the ServerApp; Ray is left as it is then.
 
@@ -41,8 +43,9 @@ def run(
         resources: ``num_cpus`` and ``num_gpus`` of one site.
         ray: ``num_cpus`` and where needed ``num_gpus`` of a Ray of this process's own; or of one
             that is joined ``cluster``, its fields, and ``variables`` of the environment there.
-        release: ``module:function`` that each reply passes before it leaves its site (see
-            `simulations.released`); "" for none.
+        around: what stands around a site's app: ``release``, a ``module:function`` that each reply
+            passes before it leaves its site (see `simulations.released`); ``threads`` of a site's
+            process, by phase (see `simulations.threads`).
 
     Raises:
         Exception: what the ServerApp raised, or why Flower or Ray could not work.
@@ -50,7 +53,9 @@ def run(
     outcome: Queue[BaseException | None] = Queue()
     server, client = apps_of(app)
     watched = _watched(server, outcome)
+    release, threads = around.get("release"), around.get("threads")
     sent = Released(client, resolved(release)) if release else client
+    sent = Threaded(sent, threads) if threads else sent
     backend = {
         "client_resources": {**resources, **REVIVED},
         "init_args": {} if "cluster" in ray else ray,

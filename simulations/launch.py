@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,6 +64,8 @@ class Clients:
             `simulations.released`); "" for none.
         cluster: a running Ray cluster to join; None for a Ray of the launch's own.
         visible: GPUs that all of them may use, as CUDA_VISIBLE_DEVICES; "" for all.
+        threads: phase -> CPU threads of each (see `simulations.threads`); a phase that it lacks
+            leaves torch's own number.
     """
 
     sites: int
@@ -73,6 +75,7 @@ class Clients:
     release: str = ""
     cluster: Cluster | None = None
     visible: str = ""
+    threads: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_flower(
@@ -113,7 +116,7 @@ def run_flower(
         "sites": clients.sites,
         "resources": {"num_cpus": clients.cpus, "num_gpus": float(clients.gpus)},
         "ray": ray,
-        "release": clients.release,
+        "around": {"release": clients.release, "threads": dict(clients.threads)},
     }
     work_dir.mkdir(parents=True, exist_ok=True)
     with leaving(), (work_dir / "flower.log").open("a", encoding="utf-8") as log:

@@ -14,6 +14,7 @@ from simulations.cluster import Cluster
 from simulations.foresight import devices_of_site
 from simulations.launch import Clients
 from simulations.memory_probe import Rehearsal, rehearse
+from simulations.threads import threads_by_phase
 
 USED = 0.8  # of a GPU's free memory: each process has the driver's own beside its tensors
 
@@ -39,7 +40,9 @@ def room_for(
     if devices[0].type == "cpu":
         each = max(simulation.cpus_per_site, len(devices))
         share = simulation.gpus_per_site if simulation.device == "cpu" else 0.0
-        return Clients(sites, each, share, max(1, cpus() // each), release)
+        at_once = max(1, cpus() // each)
+        threads = threads_by_phase(config.plan, at_once, cpus()) if len(devices) == 1 else {}
+        return Clients(sites, each, share, at_once, release, threads=threads)
     each, share = simulation.cpus_per_site, simulation.gpus_per_site or float(len(devices))
     step = probe(config.plan, "cuda:" + ",".join(str(device.index) for device in devices))
     if share < 1:

@@ -32,12 +32,15 @@ def bounding_box(mask: npt.NDArray[np.bool_ | np.uint8]) -> Box | None:
 
 def inside_fraction(mask: npt.NDArray[np.bool_], geometry: Geometry, crop: Geometry) -> float:
     """Returns the fraction of a mask's voxels whose centres lie inside the crop."""
-    points = np.argwhere(mask)
+    box = bounding_box(mask)
+    if box is None:
+        return 1.0
+    points = np.argwhere(mask[box]) + [part.start for part in box]
     matrix, start = index_transform(geometry, crop)
     index = points @ matrix.T + start
     size = np.asarray(crop.size)
     inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
-    return float(inside.mean()) if len(points) else 1.0
+    return float(inside.mean())
 
 
 def affine(geometry: Geometry) -> tuple[Floats, Floats]:

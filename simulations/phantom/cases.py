@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from core.archives.parallel import each
+from core.archives.parallel import PRELOADED, each
 from core.errors import UserError
 from core.organs.vocabulary import NINE, PCM
 from simulations.phantom.scan import Case, SiteSignature, make_case
@@ -176,7 +176,7 @@ def write_site(root: Path, cohort: Cohort, *, workers: int = 1) -> None:
     try:
         lacking = _left_out(cohort)
         job = partial(_write_case, folder, cohort)
-        for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__]):
+        for _ in each(job, list(enumerate(lacking)), workers, preload=[__name__, *PRELOADED]):
             pass
         if cohort.splits is not None:
             _write_splits(folder / "cases.csv", cohort.splits)

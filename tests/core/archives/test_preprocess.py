@@ -324,6 +324,9 @@ def test_boxes(seed: int) -> None:
         first = affine(source)[0] @ [b.start for b in box] + affine(source)[1]
         np.testing.assert_allclose(part.origin_mm, first)
         assert inside_fraction(mask, source, part) == 1.0
+    part = part_of(source, (slice(1, 4), slice(2, 6), slice(0, 5)))
+    kept = mask[1:4, 2:6, :5].sum() / mask.sum() if mask.any() else 1.0
+    assert inside_fraction(mask, source, part) == pytest.approx(kept)
     cover = covering_box(source, grid((3, 3, 3), (1.0, 1.0, 1.0), (2.0, 4.0, 6.0)), [0, 0, 0])
     assert cover is not None
     assert all(0 <= b.start < b.stop <= n for b, n in zip(cover, source.size, strict=True))
