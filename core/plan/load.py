@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core import yamltext
 from core.errors import UserError, suggestion
+from core.files import UnfitError, read_bounded
 from core.identifiers import phase_name
 from core.plan.candidates import expand
 from core.plan.schema import Config, Phase, Plan
@@ -176,7 +177,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             without quotes and that programs read as different numbers (`core.yamltext`).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 4 * yamltext.MOST_SIGNS).decode("utf-8")
+    except UnfitError as error:
+        raise UserError("file", path, "give the path of a YAML file", problem=str(error)) from None
     except OSError as error:
         problem = str(error.strerror).lower()
         remedy = "give the path of a file that can be read"
