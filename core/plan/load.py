@@ -182,7 +182,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_bounded(path, 4 * yamltext.MOST_SIGNS).decode("utf-8")
     except UnfitError as error:
-        raise UserError("file", path, "give the path of a YAML file", problem=str(error)) from None
+        problem = "is a directory" if path.is_dir() else str(error)
+        raise UserError("file", path, "give the path of a YAML file", problem=problem) from None
     except OSError as error:
         problem = str(error.strerror).lower()
         remedy = "give the path of a file that can be read"
