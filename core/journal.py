@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.files import read_bounded
+from core.files import UnfitError, read_bounded
 from core.os_refusals import about
-from core.run_records import require_shallow
+from core.run_records import DEEPEST, require_shallow
 
 LINE = "hnfed| "  # what tells the run's own lines on a screen from Flower's
 JOURNAL = "journal.jsonl"
@@ -53,7 +53,7 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     """Reads the events in the order in which they were written.
 
     Lines that are not an event (a tail torn by a kill) come back as
@@ -63,14 +63,20 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
     Args:
         path: the journal; a missing file is a journal without events.
+        most: lines of one that may come from anywhere, with four lists and mappings each.
 
     Raises:
-        ValueError: it is no plain file, or longer than `JOURNAL_BYTES`.
+        ValueError: it is no plain file, or longer than `JOURNAL_BYTES`, or holds more than `most`.
     """
     try:
         content = read_bounded(path, JOURNAL_BYTES)
     except FileNotFoundError:
         return []
+    if most is not None:
+        if content.count(b"\n") > most:
+            raise UnfitError(f"more than {most} events")
+        if content.count(b"{") + content.count(b"[") > 4 * most:
+            raise UnfitError(f"more than {4 * most} lists and mappings")
     events: list[dict[str, Any]] = []
     unreadable: list[dict[str, Any]] = []
     lines = io.BytesIO(content)
@@ -79,7 +85,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line)
-            require_shallow(event)
+            if line.count(b"{") + line.count(b"[") > DEEPEST:
+                require_shallow(event)
         except (ValueError, RecursionError):
             event = None
         kind = event.get("event") if isinstance(event, dict) else None

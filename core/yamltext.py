@@ -8,6 +8,8 @@ refused, and in quotes they are text.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Hashable
 from typing import Any, ClassVar
@@ -87,6 +89,12 @@ def parse(text: str) -> Any:
             too many values, aliases followed.
         yaml.YAMLError: no YAML, a key twice, or another tag than those of plain values.
     """
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(32)
+def _parsed(text: str) -> Any:
+    """The same texts are read again for each cell of a study."""
     if len(text) > MOST_SIGNS:
         raise UserError("YAML", f"{len(text)} characters", f"write at most {MOST_SIGNS}")
     loader = _Loader(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -16,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core import yamltext
 from core.errors import UserError, suggestion
+from core.files import UnfitError, read_bounded
 from core.identifiers import phase_name
 from core.plan.candidates import expand
-from core.plan.schema import Config, Phase, Plan
+from core.plan.schema import Config, Phase, Plan, Simulation
 from core.plan.strict import require_types
 from core.processes import leave_if_told
 from core.text import shown
@@ -29,6 +31,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STUDIES, MODELS = "studies", "models"  # folders of `CONFIGS`
 PLAN_BYTES = 1_000_000  # of a plan that travels; shipped ones have 4,000
 DEEPEST = 20  # levels of a plan
+MOST_KNOWN = 16
+_SIMULATIONS: dict[str, Simulation] = {}  # by what stands in the file and the overrides
 KEY = re.compile(r"[^\s=\[\]]+")
 MISFIT = (OmegaConfBaseException, TypeError)  # the latter where a mapping stands for a list
 
@@ -176,7 +180,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             without quotes and that programs read as different numbers (`core.yamltext`).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 4 * yamltext.MOST_SIGNS).decode("utf-8")
+    except UnfitError as error:
+        problem = "is a directory" if path.is_dir() else str(error)
+        raise UserError("file", path, "give the path of a YAML file", problem=problem) from None
     except OSError as error:
         problem = str(error.strerror).lower()
         remedy = "give the path of a file that can be read"
@@ -358,6 +365,20 @@ def _remedy(key: str, problem: str, error: Exception) -> str:
 
 
 def _fit(schema: type, values: Mapping[str, Any]) -> object:
+    """Cells of a study have few kinds of `simulation`, and its lists of patients take the time."""
+    apart = {k: v for k, v in values.items() if k == "simulation" and schema is Config}
+    found = _merged(schema, {k: v for k, v in values.items() if k not in apart})
+    if not apart:
+        return found
+    key = repr(apart)
+    if key not in _SIMULATIONS:
+        if len(_SIMULATIONS) >= MOST_KNOWN:
+            _SIMULATIONS.clear()
+        _SIMULATIONS[key] = cast(Config, _merged(schema, apart)).simulation
+    return dataclasses.replace(cast(Config, found), simulation=copy.deepcopy(_SIMULATIONS[key]))
+
+
+def _merged(schema: type, values: Mapping[str, Any]) -> object:
     merged = OmegaConf.merge(_empty(schema), OmegaConf.create(dict(values)))  # into a copy
     assert isinstance(merged, DictConfig)
     return OmegaConf.to_object(merged)

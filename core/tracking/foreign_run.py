@@ -19,15 +19,27 @@ from typing import Any
 from core.errors import UserError
 from core.files import UnfitError, plain_row, read_bounded
 from core.identifiers import organ_name, phase_name, run_id_from, site_name
-from core.journal import JOURNAL
+from core.journal import JOURNAL, read_events
 from core.processes import leave_if_told
 from core.run_records import require_shallow
 from core.text import shown
 
 MOST_BYTES = 20_000_000  # of JSON, a table, a picture
 OTHERS_BYTES = {JOURNAL: 64_000_000, "config.yaml": 1_000_000, "split.hmac": 1000}
+MOST_EVENTS = 500_000  # 1,000 rounds of 30 sites, each of them refused and flagged, have 151,000
 MOST_ROWS, MOST_COLUMNS = 100_000, 100  # of a table
 Parse = Callable[[object], object]
+
+
+def read_journal(run: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The events of a run folder, unreadable lines among them; none, and a problem, of too many."""
+    if not is_own_or_told(run / JOURNAL, run, problems):
+        return []
+    try:
+        return read_events(run / JOURNAL, MOST_EVENTS)
+    except UnfitError as error:
+        problems.append(f"{JOURNAL} is left out: {error}")
+        return []
 
 
 def sound_events(

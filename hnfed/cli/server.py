@@ -69,6 +69,7 @@ def _provision(args: argparse.Namespace) -> int:
     from cryptography import x509
 
     from hnfed.deploy.provision import provision, read_federation
+    from hnfed.guard.kit_files import needed_bytes
     from hnfed.guard.peers import fingerprint, spoken
 
     federation = read_federation(args.federation)
@@ -78,7 +79,7 @@ def _provision(args: argparse.Namespace) -> int:
     done = provision(federation, args.output, add=args.add_site, revoke=args.revoke, sign=signed)
     print("\n".join(done) if done else "nothing to do: all kits are there and valid")
     print(f"kits: {args.output}")
-    authority = x509.load_pem_x509_certificate((args.output / "ca" / "ca.crt").read_bytes())
+    authority = x509.load_pem_x509_certificate(needed_bytes(args.output / "ca" / "ca.crt"))
     print(
         f"read out to each site that joins: authority {spoken(fingerprint(authority.public_key()))}"
     )

@@ -182,11 +182,12 @@ def _receipts(args: argparse.Namespace) -> int:
 def _verify(kit: Kit, state: Path) -> int:
     from core.text import shown
     from hnfed.guard.countersigned import missing
+    from hnfed.guard.kit_files import needed_bytes
     from hnfed.guard.receipts import public_key, read_lines, verify
 
     count = sum(1 for _ in read_lines(state))
     wrong = verify(state, public_key(kit.folder / "node.pub"))
-    lost, last = missing(state, kit.role, kit.ca.read_bytes())
+    lost, last = missing(state, kit.role, needed_bytes(kit.ca))
     print(f"\n{count} receipts in the chain, countersigned by the server up to number {last}")
     for text in (*wrong, *lost):
         print(shown(f"wrong: {text}"))

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.errors import UserError
+from core.files import read_bounded
 from hnfed.guard.kit import Kit
 
 SCHEMA, LARGEST = 1, 8_000_000  # bytes
@@ -54,9 +55,7 @@ def read_answer(path: Path) -> Answer:
     """
     remedy = "take the file answers/SITE.json that `hnfed provision` wrote for this site"
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("too large")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, LARGEST).decode("utf-8"))
         if values.pop("schema") != SCHEMA:
             raise ValueError("schema")
         answer = Answer(**values)

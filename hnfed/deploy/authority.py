@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from core.errors import UserError
-from core.files import replace_file
+from core.files import read_bounded, replace_file
 from hnfed.guard.kit import NAME
+from hnfed.guard.kit_files import kept_bytes
 
 RENEW_DAYS = 30  # a certificate with less left is made anew
 LARGEST_REQUEST = 16_384  # bytes
@@ -93,11 +94,12 @@ def made_authority(federation: str, days: int, now: datetime) -> Authority:
 def read_authority(folder: Path) -> Authority | None:
     """The authority of a folder, or None where there is none."""
     key_path, path = folder / "ca.key", folder / "ca.crt"
-    if not (key_path.is_file() and path.is_file()):
+    private, certificate = kept_bytes(key_path), kept_bytes(path)
+    if private is None or certificate is None:
         return None
-    key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+    key = serialization.load_pem_private_key(private, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Authority(key, x509.load_pem_x509_certificate(path.read_bytes()))
+    return Authority(key, x509.load_pem_x509_certificate(certificate))
 
 
 def write_authority(authority: Authority, folder: Path) -> None:
@@ -145,9 +147,7 @@ def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
     """
     remedy = "take the file request.pem that `hnfed join` made at the site"
     try:
-        if path.stat().st_size > LARGEST_REQUEST:
-            raise ValueError("too large")
-        request = x509.load_pem_x509_csr(path.read_bytes())
+        request = x509.load_pem_x509_csr(read_bounded(path, LARGEST_REQUEST))
         valid = request.is_signature_valid
     except OSError as error:
         raise UserError("--sign", path, remedy, problem=str(error.strerror)) from error

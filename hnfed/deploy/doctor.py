@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shlex
 import shutil
@@ -28,6 +27,7 @@ from core.plan.schema import Plan
 from core.processes import held
 from core.text import shown_text
 from hnfed.guard.kit import SERVER, Kit
+from hnfed.guard.kit_files import kept_bytes, needed_bytes
 from hnfed.guard.proxy import http_options, shown
 from hnfed.installation import PYTHON, in_words, within
 
@@ -115,9 +115,16 @@ def judged(name: str, good: bool, detail: str, remedy: str, bad: str = WARN) -> 
 def _guarded(check: Callable[..., Check], *arguments: object) -> Check:
     try:
         return check(*arguments)
+    except UserError as error:
+        return failed(_name(check), error)
     except (OSError, ValueError, ImportError) as error:
-        name = check.__name__.strip("_").replace("_", " ")
-        return Check(name, FAIL, f"{type(error).__name__}: {error}", "mend it and run this again")
+        return Check(
+            _name(check), FAIL, f"{type(error).__name__}: {error}", "mend it and run this again"
+        )
+
+
+def _name(check: Callable[..., Check]) -> str:
+    return check.__name__.strip("_").replace("_", " ")
 
 
 def _python() -> Check:
@@ -253,14 +260,15 @@ def _private(kit: Kit) -> Check:
 
 def _whole(kit: Kit) -> Check:
     wrong = []
-    for line in (kit.folder / "SHA256SUMS").read_text().splitlines():
+    remedy = "get the kit again from the coordinator"
+    for line in needed_bytes(kit.folder / "SHA256SUMS").decode("utf-8").splitlines():
         digest, name = line.split("  ")
         path = kit.folder / name
-        inside = path.resolve().is_relative_to(kit.folder.resolve()) and path.is_file()
-        if not inside or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        inside = path.resolve().is_relative_to(kit.folder.resolve())
+        content = kept_bytes(path) if inside else None
+        if content is None or hashlib.sha256(content).hexdigest() != digest:
             wrong.append(name)
     if wrong:
-        remedy = "get the kit again from the coordinator"
         return Check("kit", FAIL, f"changed or missing: {', '.join(wrong)}", remedy)
     return Check("kit", PASS, f"whole, {kit.role} of federation {kit.federation}")
 
@@ -268,7 +276,7 @@ def _whole(kit: Kit) -> Check:
 def _certificate(kit: Kit) -> Check:
     from cryptography import x509
 
-    made = x509.load_pem_x509_certificate((kit.folder / "server.crt").read_bytes())
+    made = x509.load_pem_x509_certificate(needed_bytes(kit.folder / "server.crt"))
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     held = {str(name.value) for name in names}
     days = (made.not_valid_after_utc - datetime.now(UTC)).days
@@ -292,9 +300,10 @@ def _own_certificate(kit: Kit) -> Check:
 
     from hnfed.guard.peers import read_peers
 
-    if not kit.client_certificate.is_file():
+    content = kept_bytes(kit.client_certificate)
+    if content is None:
         return Check("certificate", FAIL, "the kit has none", NEW_ANSWER)
-    made = x509.load_pem_x509_certificate(kit.client_certificate.read_bytes())
+    made = x509.load_pem_x509_certificate(content)
     days = (made.not_valid_after_utc - datetime.now(UTC)).days
     try:
         peers = read_peers(kit).values()
@@ -361,8 +370,9 @@ def _listens(port: int) -> bool:
 
 
 def _approved(kit: Kit) -> Check:
-    path = kit.folder / "approved.json"
-    count = len(json.loads(path.read_text())) if path.is_file() else 0
+    from hnfed.guard.approvals import approved
+
+    count = len(approved(kit))
     found = f"{count} bundle{'s' if count > 1 else ''}" if count else "none"
     return judged("approved code", count > 0, found, "hnfed approve KIT", FAIL)
 

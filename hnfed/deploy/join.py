@@ -17,6 +17,7 @@ from hnfed.deploy.answer import Answer, read_answer
 from hnfed.deploy.authority import common_name, made_node_key, made_request, write_private
 from hnfed.deploy.provision import kit_name, write_site_kit
 from hnfed.guard.kit import FILE, Kit, read_kit, read_private_key, require_plain
+from hnfed.guard.kit_files import kept_text
 from hnfed.guard.peers import fingerprint, read_peers, spoken
 
 KEY, REQUEST = "node.key", "request.pem"
@@ -72,8 +73,8 @@ def authority_fingerprint(answer: Answer) -> str:
 
 def known_authority(folder: Path) -> str:
     """Fingerprint of the authority that a kit trusts already; "" where it trusts none."""
-    path = folder / "ca.crt"
-    return fingerprint(_certificate(path.read_text()).public_key()) if path.is_file() else ""
+    text = kept_text(folder / "ca.crt")
+    return "" if text is None else fingerprint(_certificate(text).public_key())
 
 
 def require_fitting(folder: Path, answer: Answer) -> None:

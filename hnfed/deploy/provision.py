@@ -37,6 +37,7 @@ from hnfed.deploy.authority import (
     write_private,
 )
 from hnfed.guard.kit import FILE, HOST, NAME, SERVER, Kit
+from hnfed.guard.kit_files import kept_json, kept_text, needed_bytes
 from hnfed.guard.peers import merged, read_peers, write_peers
 
 ROSTER, CERTIFICATES, SUMS = "roster.json", "certificates.json", "SHA256SUMS"
@@ -168,7 +169,7 @@ def provision(
     out.mkdir(parents=True, exist_ok=True)
     out.chmod(0o700)
     roster_path = out / SERVER / ROSTER
-    known: dict[str, str] = json.loads(roster_path.read_text()) if roster_path.is_file() else {}
+    known = _texts(roster_path)
     _require_sites(known, add, revoke, signed)
     for site in (*add, *signed):
         shutil.rmtree(out / REVOKED / site, ignore_errors=True)
@@ -238,7 +239,8 @@ class _Kits:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         names = list(dict.fromkeys([self.federation.host, "localhost", "127.0.0.1"]))
         path, key_path = folder / "server.crt", folder / "server.key"
-        if key_path.is_file() and path.is_file() and holds(path.read_text(), names, self.now):
+        before = kept_text(path)
+        if key_path.is_file() and before is not None and holds(before, names, self.now):
             return
         key, certificate = authority.server(names, self.now, self.federation.days)
         write_private(key_path, key)
@@ -276,7 +278,7 @@ class _Kits:
             return ""
         else:
             self._made_here(site, replaces=bool(former))
-        return (folder / "node.pub").read_text().strip()
+        return needed_bytes(folder / "node.pub").decode("ascii", "replace").strip()
 
     def _made_here(self, site: str, *, replaces: bool) -> None:
         """The old way, kept for one release: the site's key is made at the coordinator's."""
@@ -295,7 +297,7 @@ class _Kits:
     def certificates(self, roster: Mapping[str, str], authority: Authority) -> dict[str, str]:
         """A certificate (PEM) a site: the one it has, or one made anew for another key or age."""
         path = self.out / SERVER / CERTIFICATES
-        found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        found = _texts(path)
         certificates = {}
         for site, public in roster.items():
             key = key_of(public)
@@ -320,7 +322,7 @@ class _Kits:
             path.unlink(missing_ok=True)
             self.done += write_site_kit(answer, self.out / site)
             return
-        if path.is_file() and path.read_text(encoding="utf-8") == answer.text():
+        if kept_text(path) == answer.text():
             return
         path.parent.mkdir(exist_ok=True)
         replace_file(path, answer.text())
@@ -392,6 +394,26 @@ def _render(path: Path, template: str, kit: Kit, **values: object) -> None:
     about = {"name": kit.federation, "host": kit.host, "port": kit.port,
              "internal_port": kit.internal_port}  # fmt: skip
     replace_file(path, made.render(f=about, role=kit.role, **values))
+
+
+def read_roster(kit: Path) -> dict[str, str]:
+    """The public key of each site, from the server's kit.
+
+    Raises:
+        UserError: a damaged file, or none: it may be being copied.
+    """
+    needed_bytes(kit / ROSTER)
+    return _texts(kit / ROSTER)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """A text for each site; {} where there is no such file."""
+    found = kept_json(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise UserError(path.name, path, "restore the file", problem="it is damaged")
+    return found
 
 
 def _checksums(folder: Path) -> None:

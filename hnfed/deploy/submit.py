@@ -22,9 +22,10 @@ from core.processes import held
 from core.text import shown, uncoloured
 from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
-from hnfed.deploy.provision import ROSTER
+from hnfed.deploy.provision import read_roster
 from hnfed.deploy.superlink import CONNECTION, answers, bundle_sha256, environment, flower, json_of
 from hnfed.guard.kit import Kit
+from hnfed.guard.kit_files import kept_text
 from server.run_folder import begin, held_folder
 
 FLOWER_RUN = "flower_run"  # in the run's folder: Flower's id of the last attempt
@@ -104,7 +105,7 @@ def submit(
 
 
 def _require_rostered(kit: Kit, wanted: Sequence[str]) -> None:
-    known = json.loads((kit.folder / ROSTER).read_text(encoding="utf-8"))
+    known = read_roster(kit.folder)
     if missing := [site for site in wanted if site not in known]:
         raise UserError(
             "phases.sites", ", ".join(missing),
@@ -160,7 +161,7 @@ def _at_work(kit: Kit, folder: Path) -> str:
         UserError: one is, and Flower does not know it as a run that can be followed.
     """
     lock, path = folder / "state" / ".lock", folder / FLOWER_RUN
-    run = path.read_text(encoding="ascii") if path.is_file() else ""
+    run = kept_text(path) or ""
     status = _status(kit, run, "finished") if run else "finished"
     begins = status.startswith(("pending", "starting"))  # its process has not taken the lock yet
     if begins or (held(lock) and not status.startswith("finished")):

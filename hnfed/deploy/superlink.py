@@ -31,8 +31,9 @@ from core.files import replace_file
 from core.logfile import cut_log
 from core.packaging.app_bundle import QUIET, staged_app
 from core.processes import Stopped, deaf, end, stop_by_signal, tell, with_parent
-from hnfed.deploy.provision import ROSTER
+from hnfed.deploy.provision import ROSTER, read_roster
 from hnfed.guard.kit import Kit
+from hnfed.guard.kit_files import kept_json
 
 CONNECTION = "hnfed"
 START_SECONDS, RETRY_SECONDS = 90.0, 5.0
@@ -184,7 +185,7 @@ def comings(kit: Kit, read: int) -> tuple[list[str], int]:
         return [], 0
     said = said[: said.rfind(b"\n") + 1]
     found = COMES.findall(said)
-    admitted = json.loads((kit.folder / "flower" / ADMITTED).read_text()) if found else {}
+    admitted = (kept_json(kit.folder / "flower" / ADMITTED) or {}) if found else {}
     names = {entry["node"]: name for name, entry in admitted.items()}
     lines = [
         f"{names.get(node.decode(), 'an unknown node')}: "
@@ -216,9 +217,9 @@ def admit(kit: Kit) -> list[str]:
     Returns:
         What was changed, a line each.
     """
-    roster: dict[str, str] = json.loads((kit.folder / ROSTER).read_text())
+    roster = read_roster(kit.folder)
     path = kit.folder / "flower" / ADMITTED
-    admitted: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
+    admitted: dict[str, dict[str, str]] = kept_json(path) or {}
     told = json_of(flower(kit, "supernode", "list", CONNECTION, "--format", "json"))
     living = {str(node["node-id"]) for node in told["nodes"]}
     done = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import replace_file
+from hnfed.guard.kit_files import damage, kept_json
 from hnfed.guard.order import Asked
 from hnfed.guard.rules import Policy, PolicyError
 
@@ -61,10 +62,10 @@ def _path(guard: Path, plan: str) -> Path:
 
 def _read(guard: Path, plan: str) -> Counts:
     path = _path(guard, plan)
-    if not path.is_file():
-        return {}
     try:
-        told = json.loads(path.read_text(encoding="ascii"))
+        told = kept_json(path)
+        if told is None:
+            return {}
         return {p: {t: int(n) for t, n in tasks.items()} for p, tasks in told.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError("answers", path, "restore the file") from error
+        raise UserError("answers", path, "restore the file", problem=damage(error)) from error

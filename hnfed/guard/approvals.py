@@ -6,6 +6,7 @@ approved is kept, unopened, for `hnfed approve`, with a bound on how many there 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -20,6 +21,7 @@ from core.files import replace_file
 from core.packaging.app_bundle import staged_app
 from core.text import flagged
 from hnfed.guard.kit import Kit
+from hnfed.guard.kit_files import damage, kept_bytes, kept_json
 from hnfed.guard.persons import UNNAMED, Agreement, Confirmation, different, now
 from hnfed.guard.rules import Policy
 from hnfed.guard.unpack import BundleError, members
@@ -65,11 +67,11 @@ def _keep_pending(folder: Path, digest: str, content: bytes, most_bytes: float) 
     path = folder / f"{digest}.fab"
     if not path.is_file():
         replace_file(path, content)
-    found = sorted(folder.glob("*.fab"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    found = sorted(folder.glob("*.fab"), key=lambda p: p.lstat().st_mtime_ns, reverse=True)
     found.remove(path)
     total, dropped = len(content), []
     for count, other in enumerate(found, start=2):
-        total += other.stat().st_size
+        total += other.lstat().st_size
         if count > MOST_PENDING or total > most_bytes:
             other.unlink(missing_ok=True)
             dropped.append(other.stem)
@@ -95,7 +97,7 @@ class Bundle:
 
 def candidates(kit: Kit, approvers: int = 1) -> list[Bundle]:
     """Bundles that wait for a decision: those refused lately, then the one of this installation."""
-    sent = {p.stem: p.read_bytes() for p in sorted((kit.folder / PENDING).glob("*.fab"))}
+    sent = _sent(kit.folder / PENDING)
     code = installed()
     own = hashlib.sha256(code).hexdigest()
     done = {entry.digest for entry in approved(kit) if entry.enough(approvers)}
@@ -104,6 +106,17 @@ def candidates(kit: Kit, approvers: int = 1) -> list[Bundle]:
         for digest, content in (sent | {own: code}).items()
         if digest not in done
     ]
+
+
+def _sent(folder: Path) -> dict[str, bytes]:
+    """What was refused lately, by its SHA-256; what is no bundle that hnfed kept is left out."""
+    found = {}
+    for path in sorted(folder.glob("*.fab")):
+        with contextlib.suppress(UserError, OSError):
+            content = kept_bytes(path)
+            if content is not None and hashlib.sha256(content).hexdigest() == path.stem:
+                found[path.stem] = content
+    return found
 
 
 def installed() -> bytes:
@@ -121,14 +134,12 @@ def approved(kit: Kit) -> list[Agreement]:
         UserError: the list cannot be read.
     """
     path = kit.folder / APPROVED
-    if not path.is_file():
-        return []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return [_pinned(entry) for entry in entries[-1:]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = kept_json(path)
+        return [] if entries is None else [_pinned(entry) for entry in entries[-1:]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "restore the file, or delete it and approve again"
-        raise UserError("approved.json", path, remedy, problem=type(error).__name__) from error
+        raise UserError("approved.json", path, remedy, problem=damage(error)) from error
 
 
 def _pinned(entry: Mapping[str, Any]) -> Agreement:
@@ -183,8 +194,8 @@ def difference(kit: Kit, content: bytes) -> list[str]:
     before: Mapping[str, str] = {}
     for entry in reversed(approved(kit)):
         path = kit.folder / BUNDLES / f"{entry.digest}.fab"
-        if path.is_file():
-            before = _texts(path.read_bytes())
+        if (content_before := kept_bytes(path)) is not None:
+            before = _texts(content_before)
             break
     after = _texts(content)
     lines: list[str] = []

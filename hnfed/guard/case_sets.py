@@ -14,9 +14,11 @@ from pathlib import Path
 from core.data.cached_case import Entry
 from core.plan.schema import Phase
 from hnfed.guard.floors import distinct, too_few_apart
+from hnfed.guard.kit_files import kept_text
 from hnfed.guard.rules import Policy, PolicyError
 
 FILE = "case-sets.jsonl"
+MOST_BYTES = 2**30  # it grows with every other set of cases
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,7 @@ def _set_of(phase: Phase, split: str, entries: Sequence[Entry]) -> CaseSet:
 
 
 def _read(path: Path) -> Iterator[CaseSet]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in (kept_text(path, MOST_BYTES) or "").splitlines():
         if line.endswith("}"):  # a line that a power cut tore had let nothing out
             value = json.loads(line)
             yield CaseSet(value["split"], value["cut"], frozenset(value["cases"]))

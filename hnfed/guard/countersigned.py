@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from core.wire.countersignature import HASH, SIGNED_WITH, Countersignature, told
+from hnfed.guard.kit_files import kept_bytes
 from hnfed.guard.receipts import hashes_of
 
 FILE = "receipts.countersigned.jsonl"
+MOST_BYTES = 2**30  # one line an order
 LONGEST = 8192  # signs of a certificate
 
 
@@ -84,12 +86,12 @@ def read(state: Path) -> list[Countersignature]:
     """The countersignatures so far; a torn line is none."""
     path = state / FILE
     found: list[Countersignature] = []
-    for raw in path.read_bytes().splitlines() if path.is_file() else ():
+    for raw in (kept_bytes(path, MOST_BYTES) or b"").splitlines():
         try:
             value = json.loads(raw)
             parts = (value["receipt"], value["signature"], value["certificate"])
             found.append(Countersignature(*(str(part) for part in parts)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from hnfed.guard.kit_files import kept_bytes, kept_json, needed_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-FILE, SCHEMA = "kit.json", 1
+FILE, SCHEMA, MOST_BYTES = "kit.json", 1, 1_000_000
 SERVER = "server"
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")  # of a federation, of a site
 HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
@@ -90,11 +91,11 @@ def read_kit(folder: Path, role: str) -> Kit:
     """
     path = folder / FILE
     remedy = "give the folder that `hnfed provision` made for this machine"
-    if not path.is_file():
-        problem = f"no {FILE} in it" if folder.is_dir() else "no such folder"
-        raise UserError("KIT", folder, remedy, problem=problem)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = kept_json(path, MOST_BYTES)
+        if values is None:
+            problem = f"no {FILE} in it" if folder.is_dir() else "no such folder"
+            raise UserError("KIT", folder, remedy, problem=problem)
         if values.pop("schema") != SCHEMA:
             raise ValueError("schema")
         kit = Kit(folder=folder.resolve(), **values)
@@ -102,6 +103,11 @@ def read_kit(folder: Path, role: str) -> Kit:
     except OSError as error:
         problem = f"{FILE} cannot be read: {str(error.strerror).lower()}"
         raise UserError("KIT", folder, "let this account read it", problem=problem) from error
+    except UserError as error:
+        if error.field == "KIT":
+            raise
+        again = "get the kit anew from the coordinator"
+        raise UserError("KIT", folder, again, problem=f"{FILE}: {error.problem}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{FILE} is damaged, or another version of hnfed made it"
         raise UserError(
@@ -155,7 +161,9 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
     require_private(path)
     try:
-        key = load_ssh_private_key(path.read_bytes(), None)
+        key = load_ssh_private_key(needed_bytes(path, MOST_BYTES), None)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(
             "node.key", path, "bring the site's key back, or join anew with another one",
@@ -175,13 +183,14 @@ def ssl_context(kit: Kit) -> ssl.SSLContext:
     Raises:
         UserError: key, certificate or authority is missing or damaged, or they do not fit.
     """
-    if not kit.client_certificate.is_file():
+    if kept_bytes(kit.client_certificate, MOST_BYTES) is None:
         raise UserError(
             "node.crt", kit.client_certificate,
             "ask the coordinator for an answer file (hnfed provision writes it), then: "
             f"hnfed join {shlex.quote(str(kit.folder))} --answer FILE",
             problem="this kit has no certificate for the connection",
         )  # fmt: skip
+    needed_bytes(kit.ca, MOST_BYTES)  # OpenSSL would wait for a pipe
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)

@@ -28,6 +28,7 @@ from core.secure.layout import summed_sites
 from core.secure.masked_sum import FEWEST, Segment, Words, context, masked, seeds
 from core.wire.messages import Description
 from core.wire.partition import fingerprint
+from hnfed.guard.kit_files import kept_json
 from hnfed.guard.order import Asked
 
 SETS = "sets.json"
@@ -232,7 +233,7 @@ def _remember(plan: Plan, hellos: Mapping[str, Hello], keyring: Keyring) -> None
         MaskingError: they are others than before.
     """
     path = keyring.folder / SETS
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = _kept(path)
     now = {"sites": sorted(hellos)}
     for split in SPLITS:
         for i, organ in enumerate(plan.organ_names):
@@ -253,11 +254,16 @@ def _record(keyring: Keyring, run: str) -> Iterator[dict[str, Any]]:
     keyring.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = keyring.folder / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.json"
     with FileLock(keyring.folder / ".lock", mode=0o600):
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record = _kept(path)
         before = json.dumps(record)
         yield record
         if json.dumps(record) != before:
             _keep(path, json.dumps(record))
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] | None = kept_json(path)
+    return {} if found is None else found
 
 
 def _keep(path: Path, text: str) -> None:

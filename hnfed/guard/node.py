@@ -41,6 +41,7 @@ from hnfed.guard.kept_rounds import require_onward, with_trained
 from hnfed.guard.keyring import FOLDER as SUMS
 from hnfed.guard.keyring import keyring_of
 from hnfed.guard.kit import Kit
+from hnfed.guard.kit_files import needed_bytes
 from hnfed.guard.log import Log
 from hnfed.guard.masking_session import Keyring
 from hnfed.guard.outbox import OutboxError
@@ -321,7 +322,7 @@ class Desk:
         """Keeps the server's word on which receipts it has seen; tells where it differs."""
         mark = Countersignature(asked.receipt, asked.receipt_signature, asked.receipt_certificate)
         house = self.house
-        if warning := note(house.state, house.name, house.kit.ca.read_bytes(), mark):
+        if warning := note(house.state, house.name, needed_bytes(house.kit.ca), mark):
             house.say(warning)
 
     def _prepared(self, case: Case, plan: str, pin: Pin) -> Pin:

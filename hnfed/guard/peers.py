@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from core.errors import UserError
 from core.files import replace_file
 from hnfed.guard.kit import NAME, Kit
+from hnfed.guard.kit_files import damage, kept_json
 
 SPOKEN = 32  # of 64 characters: 128 bits, which nobody can make a second key for
 MOST = 1000  # sites of a federation
@@ -67,11 +68,11 @@ def read_peers(kit: Kit) -> dict[str, Peer]:
     Raises:
         UserError: the file is damaged.
     """
-    if not kit.peers.is_file():
-        return {}
+    found: dict[str, Peer] = {}
     try:
-        values = json.loads(kit.peers.read_text(encoding="utf-8"))
-        found = {}
+        values = kept_json(kit.peers)
+        if values is None:
+            return {}
         for site, value in values.items():
             seen = seen_peer(site, value["certificate"])
             same = seen.sha256 == value["sha256"]
@@ -80,7 +81,7 @@ def read_peers(kit: Kit) -> dict[str, Peer]:
         raise UserError(
             "peers.json", kit.peers,
             "delete it, take the coordinator's answer in again (hnfed join), and confirm anew",
-            problem="it is damaged",
+            problem=damage(error),
         ) from error  # fmt: skip
     return found
 

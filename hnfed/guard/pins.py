@@ -16,6 +16,7 @@ from core.errors import UserError
 from core.files import replace_file
 from core.plan.load import plan_from_json, plan_hash, plan_json
 from core.plan.schema import Plan
+from hnfed.guard.kit_files import damage, kept_json, needed_bytes
 from hnfed.guard.policy import PolicyError
 
 FOLDER, PLANS = "runs", "plans"
@@ -69,12 +70,12 @@ def read_pin(guard: Path, run: str) -> Pin | None:
         UserError: a damaged file.
     """
     path = guard / FOLDER / f"{run}.json"
-    if not path.is_file():
-        return None
     try:
-        return Pin(**json.loads(path.read_text(encoding="ascii")))
+        values = kept_json(path)
+        return None if values is None else Pin(**values)
     except (ValueError, TypeError) as error:
-        raise UserError("pin", path, "restore the file, or begin a new run") from error
+        remedy = "restore the file, or begin a new run"
+        raise UserError("pin", path, remedy, problem=damage(error)) from error
 
 
 def split_again(pin: Pin, split: str, left_out: Mapping[str, int]) -> Pin:
@@ -115,7 +116,7 @@ def keep_plan(guard: Path, plan: Plan) -> None:
 def plan_of(guard: Path, pin: Pin) -> Plan | None:
     """The plan of a pinned run; None where it was not kept, or is of a version that differs."""
     try:
-        return plan_from_json(_plan_path(guard, pin.plan).read_text(encoding="ascii"))
+        return plan_from_json(needed_bytes(_plan_path(guard, pin.plan)).decode("ascii"))
     except (OSError, ValueError, UserError):
         return None
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from core.data.cached_case import Entry, cases_of
 from core.errors import UserError
+from core.files import read_bounded
 from core.models.stages import unique_state
-from core.plan.load import load, plan_from_json, plan_hash
+from core.plan.load import PLAN_BYTES, load, plan_from_json, plan_hash
 from core.plan.schema import SPLITS, Phase, Plan
 from core.text import shown
 from core.wire.partition import parts_of, size_bytes
@@ -147,9 +148,9 @@ def plan_of(text: str) -> Plan:
         UserError: none of them, or one that makes no sense.
     """
     path = Path(text)
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and path.exists():
         try:
-            return plan_from_json(path.read_text(encoding="utf-8"))
+            return plan_from_json(read_bounded(path, PLAN_BYTES).decode("utf-8"))
         except (ValueError, OSError) as error:
             raise UserError("--plan", text, "give a plan", problem="no JSON") from error
     return load(text)[0].plan

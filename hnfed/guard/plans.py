@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.files import replace_file
 from core.plan.load import plan_from_json, plan_hash, plan_json
 from core.plan.schema import Plan
+from hnfed.guard.kit_files import damage, kept_json, needed_bytes
 from hnfed.guard.persons import Agreement, Confirmation, different
 from hnfed.guard.rules import Policy, PolicyError
 
@@ -54,16 +55,15 @@ def agreed(kit: Path) -> list[Agreement]:
         UserError: a damaged list: under a doubtful one nothing runs.
     """
     path = kit / FILE
-    if not path.is_file():
-        return []
     try:
+        entries = kept_json(path)
         return [
             Agreement(str(e["sha256"]), tuple(Confirmation.of_json(p) for p in e["persons"]))
-            for e in json.loads(path.read_text(encoding="utf-8"))
+            for e in ([] if entries is None else entries)
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "restore the file, or delete it and approve again"
-        raise UserError(FILE, path, remedy, problem=type(error).__name__) from error
+        raise UserError(FILE, path, remedy, problem=damage(error)) from error
 
 
 def agree(kit: Path, digest: str, who: Confirmation) -> Agreement:
@@ -90,10 +90,10 @@ def waiting(kit: Path) -> list[Plan]:
     One that is damaged, or not the plan that its name says, is left out.
     """
     found = []
-    files = sorted((kit / PENDING).glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
+    files = sorted((kit / PENDING).glob(f"*{SUFFIX}"), key=lambda p: p.lstat().st_mtime)
     for path in files:
         try:
-            plan = plan_from_json(path.read_text(encoding="ascii"))
+            plan = plan_from_json(needed_bytes(path).decode("ascii"))
         except (OSError, ValueError, UserError):
             continue
         if plan_hash(plan) == path.name.removesuffix(SUFFIX):
@@ -113,12 +113,12 @@ def _keep(folder: Path, digest: str, plan: Plan, most_mb: float) -> None:
     if len(text) > most_mb * 1e6:
         return
     replace_file(folder / f"{digest}{SUFFIX}", text)
-    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime)
-    total = sum(p.stat().st_size for p in files)
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.lstat().st_mtime)
+    total = sum(p.lstat().st_size for p in files)
     for path in files[:-1]:
         if total <= most_mb * 1e6:
             break
-        total -= path.stat().st_size
+        total -= path.lstat().st_size
         path.unlink(missing_ok=True)
 
 

@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
+from core.errors import UserError
 from core.files import read_bounded
 from core.run_records import require_shallow
+from hnfed.guard.kit_files import needed_bytes, require_plain_file
 
 RECEIPTS, TORN, LOCK = "receipts.jsonl", "receipts.torn", "receipts.lock"
 FIRST = "0" * 64  # what the first line says of the line before it
@@ -117,7 +119,7 @@ def read_lines(state: Path) -> Iterator[tuple[bytes, Line | None]]:
     of which none is a receipt.
     """
     path = state / RECEIPTS
-    if not path.is_file():
+    if not require_plain_file(path):
         return
     with path.open("rb") as file:
         while raw := file.readline(LONGEST_LINE):
@@ -220,9 +222,20 @@ def hashes_of(state: Path) -> dict[str, int]:
 
 
 def public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """A site's public key, ``node.pub`` of its kit."""
-    key = serialization.load_ssh_public_key(path.read_bytes())
-    assert isinstance(key, ec.EllipticCurvePublicKey), "kits have keys of P-384"
+    """A site's public key, ``node.pub`` of its kit.
+
+    Raises:
+        UserError: it is missing, or none.
+    """
+    try:
+        key = serialization.load_ssh_public_key(needed_bytes(path))
+    except UserError:
+        raise
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        remedy = "restore the file from the site's kit"
+        raise UserError(path.name, path, remedy, problem="it is no public key of a kit")
     return key
 
 
@@ -257,7 +270,7 @@ def _values(raw: bytes) -> Line | None:
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A kit's private key, as OpenSSH or PEM."""
-    content = path.read_bytes()
+    content = needed_bytes(path)
     ssh = b"OPENSSH" in content[:64]
     load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
     key = load(content, password=None)
@@ -279,7 +292,7 @@ def _held(state: Path) -> Iterator[None]:
 def _mend(state: Path) -> bytes:
     """Takes a torn last line off; returns it, b"" where the file ends as it should."""
     path = state / RECEIPTS
-    if not path.is_file() or path.stat().st_size == 0:
+    if not require_plain_file(path) or path.stat().st_size == 0:
         return b""
     with path.open("r+b") as file:
         tail, start = _last(file)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from core.data.cached_case import Entry
+from hnfed.guard.kit_files import kept_text
 
 FILE = "scored-sets.jsonl"
 MOST_SETS = 256  # in the file; once it is full, scores of further sets stay here
@@ -117,10 +118,9 @@ def tells_of_few(sets: Sequence[frozenset[str]], cell: int) -> bool:
 
 def _read(path: Path) -> dict[Cell, list[frozenset[str]]]:
     known: dict[Cell, list[frozenset[str]]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):  # a line that a power cut tore had let nothing out
-                value = json.loads(line)
-                key = value["split"], value["organ"]
-                known.setdefault(key, []).append(frozenset(value["cases"]))
+    for line in (kept_text(path) or "").splitlines():
+        if line.endswith("}"):  # a line that a power cut tore had let nothing out
+            value = json.loads(line)
+            key = value["split"], value["organ"]
+            known.setdefault(key, []).append(frozenset(value["cases"]))
     return known

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from core.files import replace_file
+from hnfed.guard.kit_files import kept_json
 
 CLIENT, WORK = "client.json", "work.json"  # of the client, and of the order at work
 LOCK = "client.lock"  # held by a client as long as it lives
+MOST_BYTES = 1_000_000  # of a note
 HEARD_SECONDS = 10.0  # between two notes that the server was heard
 
 
@@ -67,9 +69,9 @@ def note(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """Reads a note; {} where there is none."""
+    """Reads a note; {} where there is none, or what is there is no note."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = kept_json(path, MOST_BYTES)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

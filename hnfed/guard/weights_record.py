@@ -20,7 +20,9 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import replace_file
+from core.wire.checkpoint import WEIGHT_BYTES
 from core.wire.state import packed, unpacked
+from hnfed.guard.kit_files import damage, kept_bytes, kept_text
 
 FOLDER, STATES, START = "weights", "states.jsonl", "start.safetensors"
 MOST_RUNS = 8  # that are kept: a run's start is as large as its weights
@@ -136,7 +138,7 @@ class Record:
         """Keeps the weights that an order to train begins from; those of the one before go."""
         self._make()
         path = self.folder / START
-        if not path.is_file() or path.read_bytes() != parcel:
+        if kept_bytes(path, WEIGHT_BYTES) != parcel:
             replace_file(path, parcel)
             path.chmod(0o600)
 
@@ -150,7 +152,7 @@ class Record:
     def start(self, digest: str) -> dict[str, Tensor] | None:
         """The weights that are kept, if they are those with that SHA-256."""
         path = self.folder / START
-        parcel = path.read_bytes() if path.is_file() else b""
+        parcel = kept_bytes(path, WEIGHT_BYTES) or b""
         return unpacked(parcel) if hashlib.sha256(parcel).hexdigest() == digest else None
 
 
@@ -167,10 +169,8 @@ def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
     """
     record = Record(guard / FOLDER / run, say=say)
     path = record.folder / STATES
-    if not path.is_file():
-        return record
     try:
-        for text in path.read_text(encoding="ascii").splitlines():
+        for text in (kept_text(path, WEIGHT_BYTES) or "").splitlines():
             if text.endswith("}"):  # a line that a power cut tore was not counted on
                 values = json.loads(text)
                 if values.pop("kind") == "Known":
@@ -180,7 +180,7 @@ def record_of(guard: Path, run: str, say: Callable[[str], None]) -> Record:
                     record.parts.append(Part(**values | told))
     except (ValueError, TypeError, KeyError) as error:
         remedy = "restore the file, or let the coordinator begin a new run"
-        raise UserError("weights", path, remedy, problem=type(error).__name__) from error
+        raise UserError("weights", path, remedy, problem=damage(error)) from error
     return record
 
 

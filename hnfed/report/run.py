@@ -15,7 +15,7 @@ from core import yamltext
 from core.errors import UserError
 from core.files import UnfitError, read_bounded
 from core.identifiers import organ_name
-from core.journal import JOURNAL, read_events
+from core.journal import JOURNAL
 from core.processes import leave_if_told
 from core.run_records import mapping
 from core.tracking.foreign_run import (
@@ -24,6 +24,7 @@ from core.tracking.foreign_run import (
     is_own_or_told,
     most_bytes,
     read_blocks,
+    read_journal,
     read_json,
     read_rows,
     reason,
@@ -148,11 +149,11 @@ class RunFolder:
 def read_run(run: Path, *, pictures: bool = True) -> RunFolder:
     """Reads a run folder, its pictures where wanted; errors as for `write_report`."""
     problems: list[str] = []
-    files = [run / name for name in ("config.yaml", JOURNAL, "metrics.json")]
-    if not any(path.is_file() for path in files):
+    names = ("config.yaml", JOURNAL, "metrics.json")
+    if not any((run / name).is_file() for name in names):
         raise UserError("RUN", run, f"give a run folder: it holds {JOURNAL} and metrics.json")
-    whole = {path.name for path in files if _own(path, run, problems)}
-    events = read_events(run / JOURNAL) if JOURNAL in whole else []
+    whole = {name for name in names if name != JOURNAL and _own(run / name, run, problems)}
+    events = read_journal(run, problems)
     broken = [e for e in events if e["event"] == "unreadable"]
     if broken:
         named = ", ".join(str(e["line"]) for e in broken[:NAMED_LINES])
@@ -207,7 +208,7 @@ def _own(path: Path, run: Path, problems: list[str]) -> bool:
     known = len(problems)
     if is_own_or_told(path, run, problems):
         return True
-    if len(problems) == known and path.parent == run and path.name != JOURNAL:
+    if len(problems) == known and path.parent == run:
         scores = ": no test scores" if path.name == "metrics.json" else ""
         problems.append(f"{path.name} is missing{scores}")
     return False

@@ -15,11 +15,11 @@ from typing import Any
 
 from core.errors import UserError
 from core.identifiers import site_name
-from core.journal import JOURNAL, read_events
+from core.journal import JOURNAL
 from core.plan.secure import ALL
 from core.run_records import mapping, number
 from core.text import shown
-from core.tracking.foreign_run import is_own_file, of_run, read_blocks, sound_events
+from core.tracking.foreign_run import is_own_file, of_run, read_blocks, read_journal, sound_events
 from core.wire.messages import CODES
 from hnfed.watch.processes import began, holder
 
@@ -204,7 +204,7 @@ def read_run_state(run: Path, now: float | None = None) -> RunState:
 
 def _read(run: Path, now: float) -> RunState:
     found = RunState(run.resolve().name)
-    raw = read_events(run / JOURNAL) if is_own_file(run / JOURNAL, run) else []
+    raw = read_journal(run, found.problems)
     torn = sum(e["lines"] for e in raw if e["event"] == "unreadable")
     if raw and raw[-1]["event"] == "unreadable":  # the last line may be half written
         torn -= 1

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.files import UnfitError
 from core.journal import MOST_UNREADABLE, append_event, read_events
+from core.run_records import DEEPEST
 from tests.traps import pipe, within
 
 JSON = st.recursive(
@@ -133,3 +135,28 @@ def test_a_journal_is_a_plain_file_of_a_bounded_size(
     monkeypatch.setattr("core.journal.JOURNAL_BYTES", 10)
     with pytest.raises(ValueError, match="more than 10 bytes"):
         read_events(tmp_path / "journal.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"event":"note"}\n' * 101, "more than 100 events"),
+        ("\n" * 101, "more than 100 events"),
+        ('{"event":"note","of":[' + "[]," * 398 + "[]]}\n", "more than 400 lists and mappings"),
+    ],
+)
+def test_what_a_journal_from_anywhere_may_hold(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event":"note"}\n' * 100)
+    assert len(read_events(path, most=100)) == 100
+    path.write_text(text)
+    with pytest.raises(UnfitError, match=problem):
+        read_events(path, most=100)
+    read_events(path)  # a run's own is read to its end
+
+
+def test_an_event_that_is_too_deep_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    deep = "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1)
+    path.write_text(f'{{"event":"note","of":{deep}}}\n{{"event":"note","of":{deep[1:-1]}}}\n')
+    assert [e["event"] for e in read_events(path)] == ["unreadable", "note"]

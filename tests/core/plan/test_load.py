@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
+from core.plan import load as plan_load
 from core.plan.load import (
     CONFIGS,
     find_config,
@@ -367,3 +368,34 @@ def test_the_same_text_is_read_once_and_nobody_changes_what_it_gives() -> None:
     for _ in range(2):  # an error is not remembered as a plan
         with pytest.raises(UserError, match="seed"):
             plan_from_json(wrong)
+
+
+def test_a_section_that_is_known_is_no_other_and_belongs_to_each_alone() -> None:
+    first, _ = load("demo", ["simulation.cpus_per_site=1"])
+    sites = first.simulation.sites
+    sites.clear()  # whatever is done with one configuration
+    again, _ = load("demo", ["simulation.cpus_per_site=1"])
+    assert again.simulation.sites != sites
+    other, _ = load("demo", ["simulation.cpus_per_site=2"])
+    assert (again.simulation.cpus_per_site, other.simulation.cpus_per_site) == (1, 2)
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            load("demo", ["simulation.cpus_per_sit=1"])
+        assert "simulation.cpus_per_sit" in str(caught.value)
+
+
+def test_a_study_fits_its_simulation_once_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of patients take most of the time of a plan, and a study reads hundreds of plans."""
+    fitted: list[list[str]] = []
+    real = plan_load._merged
+
+    def spy(schema: type, values: Mapping[str, Any]) -> object:
+        fitted.append(sorted(values))
+        return real(schema, values)
+
+    monkeypatch.setattr(plan_load, "_merged", spy)
+    monkeypatch.setattr(plan_load, "_SIMULATIONS", {})
+    for seed in range(5):
+        load("openkbp", [f"seed={seed}"])
+    assert fitted.count(["simulation"]) == 1
+    assert len(fitted) == 6

@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
+from core.journal import JOURNAL
 from core.tracking import foreign_run
-from core.tracking.foreign_run import is_own_file, read_json, read_rows
+from core.tracking.foreign_run import MOST_EVENTS, is_own_file, read_json, read_rows
 from hnfed.compare.comparison import compare
 from hnfed.report.page import write_report
 from hnfed.report.run import read_run
+from hnfed.watch.run_state import read_run_state
 from tests.traps import TRAPS, within
 
 CELL = {"n": 3, "missed": 0, "dice": 0.8, "hd95_mm": 4.0}
@@ -270,3 +272,31 @@ def test_a_picture_whose_name_holds_no_number_refuses_no_folder(tmp_path: Path) 
     drawn = read_run(run).pictures["nyu", "pretrain"]
     assert [p.dice for p in drawn] == [None, None, 0.5]
     assert write_report(run).is_file()
+
+
+def test_a_journal_of_too_many_events_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / JOURNAL).write_text('{"event":"note","text":""}\n' * 11)
+    assert len(read_run(tmp_path).events) == 11
+    assert "left out" not in " ".join(read_run_state(tmp_path).problems)
+    monkeypatch.setattr(foreign_run, "MOST_EVENTS", 10)
+    told = f"{JOURNAL} is left out: more than 10 events"
+    found = read_run(tmp_path)
+    assert found.events == []
+    assert told in found.problems
+    assert told in read_run_state(tmp_path).problems
+
+
+def test_a_run_of_a_thousand_rounds_and_thirty_sites_passes() -> None:
+    """Two orders a round and site, each refused, flagged and noted; every organ at every site."""
+    sites = [f"s{i:02}" for i in range(30)]
+    cell = {"n": 3, "missed": 0, "dice": 0.8, "hd95_mm": 4.0}
+    whole = {s: {"val": {f"Organ_{o}": cell for o in range(30)}} for s in sites}
+    head = {"time": "2026-01-01T00:00:00.000+00:00", "phase": "pretrain", "round": 1}
+    round_ = json.dumps({**head, "event": "round", "sites": whole})
+    of_site = [json.dumps({**head, "event": "sent", "site": s}) for s in sites] * 5
+    lines = len(of_site) + 1
+    nested = sum(text.count("{") + text.count("[") for text in (round_, *of_site))
+    assert 1000 * lines * 3 < MOST_EVENTS
+    assert 1000 * nested < 4 * MOST_EVENTS
