@@ -139,6 +139,16 @@ class Personal:
         self.store.put(round_, tensors, meta)
         self.store.prune({round_, round_ - 1, kept.best_round, *acknowledged})
 
+    def best_before(self, round_: int) -> tuple[int, float]:
+        """The best round of those before this one, also of one whose reply was lost; its score."""
+        found = [(0, -1.0)]
+        for path in self.store.folder.glob("round-*.json"):
+            meta = load_meta(path.with_suffix(".safetensors"))
+            self.stamp.require(meta)
+            if int(meta["round"]) < round_:
+                found.append((int(meta["best_round"]), float(meta["best_score"])))
+        return max(found, key=lambda one: (one[1], one[0]))
+
     def export_best(self, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Writes ``PHASE/best.safetensors``: complete (encoder and personal), loadable as MODEL."""
         save(self.folder, "best", dict(state), dict(meta) | {STAMP: asdict(self.stamp)})

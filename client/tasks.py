@@ -176,8 +176,9 @@ def train_personal(task: Task, state: State) -> tuple[Header, Result]:
     factors = organ_factors(plan.weighting, phase.organs, dice, factors)
     value = mean_dice(sums, phase.organs)
     # Until a round has been scored the latest is the best.
-    better = value > kept.best_score or (value < 0 and kept.best_score < 0)
-    best_round, best_score = (order.round, value) if better else (kept.best_round, kept.best_score)
+    best_round, best_score = personal.best_before(order.round)
+    if better := value > best_score or (value < 0 and best_score < 0):
+        best_round, best_score = order.round, value
     steps = average.steps if average else 0
     mine = Kept(trained, optimiser, best_round, best_score, factors, mean, steps)
     personal.keep(order.round, mine, {order.base_round, order.best_round})

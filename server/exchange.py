@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from core.wire.messages import NEED_BASE
 from server.strategy import BASE, HEADER
@@ -15,7 +17,10 @@ from server.strategy import BASE, HEADER
 POLL_SECONDS = 0.1
 UNREADABLE = 9001  # stands beside Flower's own codes of errors
 # What Flower raises while it reads a message that a site made wrong; its network has other errors.
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError)
+MALFORMED: tuple[type[Exception], ...] = (
+    ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError,
+    ArithmeticError, RecursionError, DecodeError,
+)  # fmt: skip
 
 
 @dataclass
@@ -101,27 +106,27 @@ def exchange(
     while waiting:
         looked = time.monotonic()
         any_came = False
-        for identifier, expected in list(waiting.items()):
+        for identifier, site in list(waiting.items()):
             begun = time.monotonic()
-            for reply in _pulled(grid, identifier, nodes[expected], call):
-                pulled, any_came = time.monotonic() - begun, True
-                site = waiting.pop(reply.metadata.reply_to_message_id or identifier, "")
-                if not site:
+            reply = _pulled(grid, identifier, nodes[site], call)
+            if reply is None:
+                continue
+            pulled, any_came = time.monotonic() - begun, True
+            del waiting[identifier]
+            if not reply.has_error():
+                if seen is not None:
+                    seen(site, reply)
+                done.received[site] = done.received.get(site, 0) + size_of(reply.content)
+                if call.base is not None and site not in given and _needs_base(reply):
+                    given.add(site)
+                    content = RecordDict(dict(contents[site]))
+                    content[BASE] = call.base()
+                    push(site, content)
                     continue
-                if not reply.has_error():
-                    if seen is not None:
-                        seen(site, reply)
-                    done.received[site] = done.received.get(site, 0) + size_of(reply.content)
-                    if call.base is not None and site not in given and _needs_base(reply):
-                        given.add(site)
-                        content = RecordDict(dict(contents[site]))
-                        content[BASE] = call.base()
-                        push(site, content)
-                        continue
-                done.replies[site] = reply
-                done.seconds[site] = time.monotonic() - started
-                if answered is not None:
-                    answered(site, reply)
+            done.replies[site] = reply
+            done.seconds[site] = time.monotonic() - started
+            if answered is not None:
+                answered(site, reply)
         now = time.monotonic()
         if not any_came and now - started >= call.timeout_s:
             break
@@ -132,17 +137,31 @@ def exchange(
     return done
 
 
-def _pulled(grid: Grid, identifier: str, node: int, call: Call) -> list[Message]:
-    """Replies to one message; one that cannot be read is an error in its place, for one site."""
-    try:
-        replies = list(grid.pull_messages([identifier]))
-        for reply in replies:
+def _pulled(grid: Grid, identifier: str, node: int, call: Call) -> Message | None:
+    """The reply to a message; None while there is none. One that cannot be read is an error.
+
+    Flower hands over with it whatever a node sends here unasked, under a sender and in words of its
+    own choosing. So a reply is what names the message, which nobody but its site has seen. Of a
+    message whose reply is used up Flower says so: what could not be read was the reply, or not.
+    """
+    with suppress(*MALFORMED):
+        return _reply(grid, identifier)
+    with suppress(*MALFORMED):
+        reply = _reply(grid, identifier)
+        if reply is None or not reply.has_error():
+            return reply
+        asked = Message(RecordDict(), node, call.kind)  # what was sent need not be held for this
+        return Message(Error(UNREADABLE), reply_to=asked)
+    return None
+
+
+def _reply(grid: Grid, identifier: str) -> Message | None:
+    for reply in list(grid.pull_messages([identifier])):
+        if reply.metadata.reply_to_message_id == identifier:
             if not reply.has_error():
                 size_of(reply.content)
-        return replies
-    except MALFORMED:
-        asked = Message(RecordDict(), node, call.kind)  # what was sent need not be held for this
-        return [Message(Error(UNREADABLE), reply_to=asked)]
+            return reply
+    return None
 
 
 def _pause(asking: float, waited: float) -> float:

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from core.processes import leave_if_told
+from server.exchange import MALFORMED
 from simulations.flower import RUN_ID, SERVER_NODE, Run, be, empty_run
 
 
@@ -71,6 +72,8 @@ class InlineGrid(Grid):
         be(node)
         try:
             reply = self._client_app(message, self._contexts[node])
+        except MALFORMED as error:  # here it is a fault of the app, and no reply of a site's
+            raise RuntimeError(f"a site's app failed: {error}") from error
         finally:
             be(SERVER_NODE)
         leave_if_told()  # the app may have taken a signal for an error of its own

@@ -24,7 +24,7 @@ from core.processes import deaf
 from core.text import shown, shown_text
 from core.tracking.follow import require_mode, tracked
 from core.wire.partition import network, parts_of
-from server.run_folder import begin, completed, held_folder, require_resumable
+from server.run_folder import CELL, begin, completed, held_folder, require_resumable
 from simulations.apart import contaminated, keep_prepared, prepare_sites
 from simulations.baselines import with_baseline
 from simulations.foresight import require_runnable
@@ -225,6 +225,8 @@ def _launch(config: Config, run_config: dict[str, str], folder: Path, crew: Crew
     if crew.cluster is None:
         print("starting Flower and Ray (about 10 s) ...", flush=True)
         clients = room_for(config, crew.sites, crew.release)
+        if (folder / CELL).is_file():  # others of its study have the other cores
+            clients = replace(clients, threads={})
     else:
         print(f"starting Flower on the Ray cluster at {crew.cluster.address} ...", flush=True)
         clients = room_on(crew.cluster, config, crew.sites, crew.release)

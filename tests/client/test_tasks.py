@@ -291,6 +291,23 @@ def test_round_1_again_does_not_take_away_what_a_site_has_trained(
     assert (prepared.phase_folder("p") / "best.safetensors").read_bytes() == best
 
 
+def test_a_round_whose_reply_was_lost_stays_the_best(
+    prepared: Site, make_plan: MakePlan, make_phase: MakePhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order that builds on the round before it wrote over the best and let it be pruned."""
+    plan = personal_plan(make_plan, make_phase)
+    rounds(prepared, plan, {1: 0.3, 2: 0.4, 3: 0.6}, monkeypatch, 3)
+    best = (prepared.phase_folder("p") / "best.safetensors").read_bytes()
+    worse = {o: OrganSum(1, 1, 0.5, 0.0, 0.0) for o in plan.phases[0].organs}
+    monkeypatch.setattr(scoring, "organ_sums", lambda scores, organs: worse)
+    for round_, base_round in ((4, 2), (5, 4), (6, 4)):
+        asked = order(round_, base_round=base_round)
+        header, _ = work.train_personal(Task(prepared, plan, plan.phases[0], asked), start(plan))
+        assert header.best_round == 3
+        assert (prepared.phase_folder("p") / "best.safetensors").read_bytes() == best
+    assert stored(prepared, plan).store.rounds() == [3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("base_round", [0, 1, 2])
 def test_nor_does_any_earlier_round(
     prepared: Site,

@@ -8,6 +8,15 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    HEAD_BODY_DIVIDER,
+    HEAD_VALUE_DIVIDER,
+    get_object_id,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    validate_object_content,
+)
 
 from core.wire.messages import NEED_BASE, OK, Header
 from server.exchange import UNREADABLE, Call, _pause, exchange, size_of
@@ -219,17 +228,33 @@ def test_size_counts_arrays_numbers_and_text() -> None:
 
 
 class Spoilt(Grid):
-    """Raises as it reads the reply of node 1, as Flower does of what is no message."""
+    """Reading the reply of node 1 raises; of a reply that is used up an error is told, as Flower
+    does. With `unasked` it was another message, which came with it."""
 
-    def __init__(self, answers: dict[int, Answer], error: Exception) -> None:
+    def __init__(
+        self, answers: dict[int, Answer], reading: Callable[[], object], *, unasked: bool = False
+    ) -> None:
         super().__init__(answers)
-        self.error = error
+        self.reading = reading
+        self.unasked = unasked
+        self.read: set[str] = set()
 
     def pull_messages(self, identifiers: Iterable[str]) -> list[Message]:
         (identifier,) = identifiers
-        if self.pushed[int(identifier) - 1].metadata.dst_node_id == 1:
-            raise self.error
+        order = self.pushed[int(identifier) - 1]
+        if order.metadata.dst_node_id == 1 and identifier not in self.read:
+            self.read.add(identifier)
+            if not self.unasked:
+                self.waiting[identifier] = (0, Message(Error(3), reply_to=order))
+            self.reading()
         return super().pull_messages([identifier])
+
+
+def _raising(error: Exception) -> Callable[[], object]:
+    def reading() -> object:
+        raise error
+
+    return reading
 
 
 @pytest.mark.parametrize(
@@ -239,12 +264,13 @@ class Spoilt(Grid):
         json.JSONDecodeError("Expecting value", "", 0),
         TypeError("no content"),
         AttributeError("'RecordDict' object has no attribute 'metadata'"),
+        OverflowError("int too large to convert"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_a_reply_that_cannot_be_read_is_one_sites_error(error: Exception) -> None:
     seen: list[str] = []
-    grid: Any = Spoilt({1: says(), 2: says()}, error)
+    grid: Any = Spoilt({1: says(), 2: says()}, _raising(error))
     contents = {site: RecordDict() for site in "ab"}
     call = Call("train", "p", 30.0)
     done = exchange(
@@ -258,7 +284,69 @@ def test_a_reply_that_cannot_be_read_is_one_sites_error(error: Exception) -> Non
     )
 
 
+def _object(kind: str, children: list[str], body: bytes, known: dict[str, bytes]) -> str:
+    """Adds an object as Flower's store holds one; returns its id."""
+    head = HEAD_VALUE_DIVIDER.join((kind, ",".join(children), str(len(body))))
+    content = head.encode() + HEAD_BODY_DIVIDER + body
+    name = get_object_id(content)
+    known[name] = content
+    return name
+
+
+def _no_protobuf(known: dict[str, bytes]) -> str:
+    return _object("ConfigRecord", [], b"\xff" * 5, known)
+
+
+def _deep(known: dict[str, bytes]) -> str:
+    name = _object("RecordDict", [], b"{}", known)
+    for _ in range(3000):
+        name = _object("RecordDict", [name], json.dumps({"x": name}).encode(), known)
+    return name
+
+
+def _deep_json(known: dict[str, bytes]) -> str:
+    return _object("RecordDict", [], b"[" * 100_000, known)
+
+
+@pytest.mark.parametrize("forge", [_no_protobuf, _deep, _deep_json])
+def test_bytes_that_flower_cannot_read_are_one_sites_error(
+    forge: Callable[[dict[str, bytes]], str],
+) -> None:
+    known: dict[str, bytes] = {}
+    name = forge(known)
+    for content in known.values():
+        validate_object_content(content)  # Flower's server takes it in
+
+    def reading() -> object:
+        return inflate_object_from_contents(name, dict(known))
+
+    done = ask(Spoilt({1: says(), 2: says()}, reading), {"a": 1, "b": 2})
+    assert done.replies["a"].error.code == UNREADABLE
+    assert done.replies["b"].has_content()
+
+
+@pytest.mark.parametrize("named", ["", "2"])
+def test_what_a_site_sends_unasked_is_nobodys_reply(named: str) -> None:
+    """Flower hands it over with whichever reply is asked for first; its words are the sender's."""
+
+    class Unasked(Grid):
+        def pull_messages(self, identifiers: Iterable[str]) -> list[Message]:
+            forged = says("E_DATA")(self.pushed[0])
+            forged.metadata.__dict__["_reply_to_message_id"] = named
+            return [forged, *super().pull_messages(identifiers)]
+
+    done = ask(Unasked({1: says()}, late={1: 3}), {"a": 1})
+    assert done.replies["a"].content["header"]["code"] == OK
+    silent = ask(Unasked({1: lambda _: None}), {"a": 1}, timeout_s=0.2)
+    assert silent.replies == {}, "and it holds no round open"
+
+
+def test_what_cannot_be_read_and_is_no_reply_costs_the_site_nothing() -> None:
+    grid = Spoilt({1: says()}, _raising(ValueError("no message")), unasked=True)
+    assert ask(grid, {"a": 1}).replies["a"].content["header"]["code"] == OK
+
+
 def test_an_error_of_the_network_is_not_a_sites() -> None:
-    grid: Any = Spoilt({1: says()}, ConnectionError("the server is away"))
+    grid: Any = Spoilt({1: says()}, _raising(ConnectionError("the server is away")))
     with pytest.raises(ConnectionError):
         exchange(grid, {"a": RecordDict()}, {"a": 1}, Call("train", "p", 30.0))

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from core.journal import read_events
+from server.exchange import Call, exchange
 from simulations import flower
 from simulations.inline import SERVER_NODE, InlineGrid, run_inline
 from tests.conftest import lose_a_signal
@@ -97,6 +98,16 @@ def test_what_an_app_raises_comes_out_and_the_server_is_itself_again() -> None:
         raise RuntimeError("out of main")
 
     with pytest.raises(RuntimeError, match="out of main"):
+        run(main)
+
+
+def test_a_fault_of_an_app_is_no_unreadable_reply() -> None:
+    def main(grid: Grid, context: Context) -> None:
+        node = next(iter(grid.get_node_ids()))
+        content = RecordDict({"order": ConfigRecord({"fail": True})})
+        exchange(grid, {"a": content}, {"a": node}, Call("query", "g", 5.0))
+
+    with pytest.raises(RuntimeError, match="a fault of the app"):
         run(main)
 
 

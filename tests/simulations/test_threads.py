@@ -11,7 +11,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from core.plan.load import load
-from simulations import engine, room
+from server.run_folder import CELL
+from simulations import engine, launch, room
+from simulations.run import Crew, _launch
 from simulations.threads import Threaded, threads_by_phase
 
 TWO_THEN_ONE = {"pretrain": 2, "personalise": 1}  # sites of the demo's phases
@@ -85,3 +87,24 @@ def test_the_engine_on_ray_is_given_them(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(RuntimeError, match="ended before"):
             engine.run(Path(), {}, sites=2, resources={}, ray={}, around={"threads": threads})
     assert [isinstance(client, Threaded) for client in ran] == [False, True]
+
+
+@pytest.mark.parametrize("of_a_study", [False, True])
+def test_a_cell_of_a_study_leaves_the_other_cores_to_the_others(
+    of_a_study: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many cells run side by side as have a core: each would take all of them."""
+    launched: list[launch.Clients] = []
+
+    def run_flower(source: Path, values: Any, clients: launch.Clients, **rest: Any) -> int:
+        launched.append(clients)
+        return 0
+
+    monkeypatch.setattr(room, "cpus", lambda: 4)
+    monkeypatch.setattr(launch, "run_flower", run_flower)
+    if of_a_study:
+        (tmp_path / CELL).write_text("{}")
+    config = load("demo", ["simulation.device=cpu"])[0]
+    assert _launch(config, {}, tmp_path, Crew(2, "", None)) == 0
+    assert launched[0].threads == ({} if of_a_study else {"pretrain": 2, "personalise": 4})
+    assert launched[0].side_by_side == 4
