@@ -18,10 +18,11 @@ from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
 from core.archives.masks import Shares, prepare_masks, voxels_of
 from core.archives.preprocess import prepare_image
+from core.archives.roi import inside_fraction
 from core.data.cache import Recipe
 from core.data.cached_case import ARRAYS, FORMAT, read_json
 from core.data.geometry import Geometry
-from core.data.grid import bounding_box, inside_fraction
+from core.data.grid import bounding_box
 from core.errors import Finding
 from core.files import flush_folder, write_flushed
 from core.provenance import versions

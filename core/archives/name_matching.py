@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 from core.archives.name_words import BOTH, HARMLESS, HELPERS, OTHERS, RELATIVE
 from core.organs.synonyms import CONSTRICTORS
 from core.organs.tokens import SIDE_OF, Index, find, index_of, words_of
-from core.organs.vocabulary import Organ, mirrored, spelled, vocabulary_index
+from core.organs.vocabulary import BUILT_IN, Organ, mirrored, spelled, vocabulary, vocabulary_index
 
 NONE = "none"
 DOUBT = re.compile(r"^[\s_]*~|^_|[?+]")
@@ -304,3 +305,23 @@ def _unsided(organ: str) -> str:
 def _sorted(organs: Iterable[str], vocabulary: Mapping[str, Organ]) -> tuple[str, ...]:
     wanted = set(organs)
     return tuple(organ for organ in vocabulary if organ in wanted)
+
+
+def vocabulary_at_site(
+    extra: Mapping[str, Any] | None, own: Mapping[str, Sequence[str]]
+) -> dict[str, Organ]:
+    """The organs by which a site's structures are recognised: its own words, none of the plan's.
+
+    A plan comes from elsewhere: with a spelling of its choosing it could take other structures for
+    an organ that the site allows, or learn which names exist. Of a plan's own organs only those
+    count that the site's file names under `aliases`; all spellings beyond the built-in ones and the
+    organ's name are the site's.
+
+    Args:
+        extra: the plan's `organs`.
+        own: the site's `aliases`.
+
+    Raises:
+        UserError: as `vocabulary`.
+    """
+    return vocabulary({name: None for name in extra or {} if name in own and name not in BUILT_IN})

@@ -10,13 +10,14 @@ from dataclasses import astuple, dataclass, fields, replace
 from core.archives.archive import Archive, open_archive
 from core.archives.cache_build import Cache, Progress, build_cache
 from core.archives.caselist import read_rows
+from core.archives.name_matching import vocabulary_at_site
 from core.archives.splits import assign_splits, overruled, split_hash, unassigned
 from core.data.cache import Recipe
 from core.data.cached_case import Entry
 from core.data.site import COUNT, FINDINGS, SPLIT, Site, Source
 from core.errors import Finding, UserError
 from core.files import private_folder, replace_csv, replace_file
-from core.organs.vocabulary import vocabulary, vocabulary_at_site
+from core.organs.vocabulary import vocabulary
 from core.plan.schema import Plan
 
 COUNTED_WARNINGS = (

@@ -30,19 +30,6 @@ def bounding_box(mask: npt.NDArray[np.bool_ | np.uint8]) -> Box | None:
     return ends[0], ends[1], ends[2]
 
 
-def inside_fraction(mask: npt.NDArray[np.bool_], geometry: Geometry, crop: Geometry) -> float:
-    """Returns the fraction of a mask's voxels whose centres lie inside the crop."""
-    box = bounding_box(mask)
-    if box is None:
-        return 1.0
-    points = np.argwhere(mask[box]) + [part.start for part in box]
-    matrix, start = index_transform(geometry, crop)
-    index = points @ matrix.T + start
-    size = np.asarray(crop.size)
-    inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
-    return float(inside.mean())
-
-
 def affine(geometry: Geometry) -> tuple[Floats, Floats]:
     """Returns matrix and shift from an index (z, y, x) to a position in mm (x, y, z)."""
     direction = np.asarray(geometry.direction, dtype=float).reshape(3, 3)

@@ -178,26 +178,6 @@ def vocabulary(extra: Mapping[str, Any] | None = None) -> dict[str, Organ]:
     return organs
 
 
-def vocabulary_at_site(
-    extra: Mapping[str, Any] | None, own: Mapping[str, Sequence[str]]
-) -> dict[str, Organ]:
-    """The organs by which a site's structures are recognised: its own words, none of the plan's.
-
-    A plan comes from elsewhere: with a spelling of its choosing it could take other structures for
-    an organ that the site allows, or learn which names exist. Of a plan's own organs only those
-    count that the site's file names under `aliases`; all spellings beyond the built-in ones and the
-    organ's name are the site's.
-
-    Args:
-        extra: the plan's `organs`.
-        own: the site's `aliases`.
-
-    Raises:
-        UserError: as `vocabulary`.
-    """
-    return vocabulary({name: None for name in extra or {} if name in own and name not in BUILT_IN})
-
-
 def _organ(name: str, value: Any, base: Organ | None, field: str) -> Organ:
     organ_name(name, field)
     value = {} if value is None else value

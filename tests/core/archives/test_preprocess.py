@@ -16,6 +16,7 @@ from core.archives.preprocess import (
     prepare_image,
     resample_image,
 )
+from core.archives.roi import inside_fraction
 from core.data import resample
 from core.data.geometry import Geometry
 from core.data.grid import (
@@ -23,7 +24,6 @@ from core.data.grid import (
     bounding_box,
     covering_box,
     index_transform,
-    inside_fraction,
     part_of,
     snap,
 )

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.archives.name_matching import vocabulary_at_site
 from core.errors import UserError
 from core.organs.vocabulary import (
     BUILT_IN,
@@ -12,7 +13,6 @@ from core.organs.vocabulary import (
     require_known,
     resolve,
     vocabulary,
-    vocabulary_at_site,
 )
 
 VOCAB = vocabulary()
