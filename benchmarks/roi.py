@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from core.archives.archive import open_archive, read_case
+from core.archives.masks import inside_fraction
 from core.archives.preprocess import place_crop
-from core.archives.roi import inside_fraction
 from core.plan.schema import Preprocess
 
 ORGANS = ("Brainstem", "Bone_Mandible", "Parotid_L", "Parotid_R", "Larynx", "Esophagus")

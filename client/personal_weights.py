@@ -142,10 +142,10 @@ class Personal:
     def best_before(self, round_: int) -> tuple[int, float]:
         """The best round of those before this one, also of one whose reply was lost; its score."""
         found = [(0, -1.0)]
-        for path in self.store.folder.glob("round-*.json"):
-            meta = load_meta(path.with_suffix(".safetensors"))
+        for kept in self.store.rounds():
+            meta = self.store.meta(kept)
             self.stamp.require(meta)
-            if int(meta["round"]) < round_:
+            if kept < round_:
                 found.append((int(meta["best_round"]), float(meta["best_score"])))
         return max(found, key=lambda one: (one[1], one[0]))
 

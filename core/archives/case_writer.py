@@ -16,9 +16,8 @@ import numpy.typing as npt
 from core.archives.deidentify import replaced
 from core.archives.duplicates import image_digest
 from core.archives.images.volume import Volume
-from core.archives.masks import Shares, prepare_masks, voxels_of
+from core.archives.masks import Shares, inside_fraction, prepare_masks, voxels_of
 from core.archives.preprocess import prepare_image
-from core.archives.roi import inside_fraction
 from core.data.cache import Recipe
 from core.data.cached_case import ARRAYS, FORMAT, read_json
 from core.data.geometry import Geometry

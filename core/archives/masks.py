@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from core.data.geometry import Geometry
-from core.data.grid import Box, Floats, bounding_box, covering_box, grow, part_of
+from core.data.grid import Box, Floats, bounding_box, covering_box, grow, index_transform, part_of
 from core.data.resample import anti_alias_sigma, resample
 from core.errors import UserError
 from core.plan.validate import MAX_ORGANS
@@ -126,3 +126,16 @@ def _of_volume(
         low, high = (low, move) if more > 0 else (move, high)
         move = (low + high) / 2
     return best
+
+
+def inside_fraction(mask: npt.NDArray[np.bool_], geometry: Geometry, crop: Geometry) -> float:
+    """Returns the fraction of a mask's voxels whose centres lie inside the crop."""
+    box = bounding_box(mask)
+    if box is None:
+        return 1.0
+    points = np.argwhere(mask[box]) + [part.start for part in box]
+    matrix, start = index_transform(geometry, crop)
+    index = points @ matrix.T + start
+    size = np.asarray(crop.size)
+    inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
+    return float(inside.mean())

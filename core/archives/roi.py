@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from core.data.geometry import Geometry
-from core.data.grid import bounding_box, index_transform
 from core.errors import CaseError
 
 BODY_HU = -300.0
@@ -127,16 +125,3 @@ def _cap_mm(slab: Mask, head: Mask, step_z_mm: float) -> float:
     cap = area[: count + 1]
     is_cap = head.all() and (cap[1:] >= SHRINK * cap[:-1]).all()
     return count * step_z_mm if is_cap and count * step_z_mm <= CAP_MM else 0.0
-
-
-def inside_fraction(mask: npt.NDArray[np.bool_], geometry: Geometry, crop: Geometry) -> float:
-    """Returns the fraction of a mask's voxels whose centres lie inside the crop."""
-    box = bounding_box(mask)
-    if box is None:
-        return 1.0
-    points = np.argwhere(mask[box]) + [part.start for part in box]
-    matrix, start = index_transform(geometry, crop)
-    index = points @ matrix.T + start
-    size = np.asarray(crop.size)
-    inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
-    return float(inside.mean())

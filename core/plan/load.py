@@ -365,7 +365,10 @@ def _remedy(key: str, problem: str, error: Exception) -> str:
 
 
 def _fit(schema: type, values: Mapping[str, Any]) -> object:
-    """Cells of a study have few kinds of `simulation`, and its lists of patients take the time."""
+    """Values as an object of the schema; like texts under `simulation` are fitted once.
+
+    Its lists of patients take most of the time, and the cells of a study have few kinds of it.
+    """
     apart = {k: v for k, v in values.items() if k == "simulation" and schema is Config}
     found = _merged(schema, {k: v for k, v in values.items() if k not in apart})
     if not apart:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.files import private_folder
 from core.identifiers import round_number
-from core.wire.checkpoint import load, save
+from core.wire.checkpoint import load, load_meta, save
 
 
 class RoundStore:
@@ -28,6 +28,10 @@ class RoundStore:
     def get(self, round_: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns weights and metadata of a round; `UserError` if damaged or absent."""
         return load(self.folder / f"{_stem(round_)}.safetensors")
+
+    def meta(self, round_: int) -> dict[str, Any]:
+        """Returns the metadata of a round alone."""
+        return load_meta(self.folder / f"{_stem(round_)}.safetensors")
 
     def rounds(self) -> list[int]:
         """Rounds that were committed, ascending."""

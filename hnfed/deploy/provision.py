@@ -37,7 +37,7 @@ from hnfed.deploy.authority import (
     write_private,
 )
 from hnfed.guard.kit import FILE, HOST, NAME, SERVER, Kit
-from hnfed.guard.kit_files import kept_json, kept_text, needed_bytes
+from hnfed.guard.kit_files import kept_json, kept_text, needed_bytes, needed_json
 from hnfed.guard.peers import merged, read_peers, write_peers
 
 ROSTER, CERTIFICATES, SUMS = "roster.json", "certificates.json", "SHA256SUMS"
@@ -402,15 +402,16 @@ def read_roster(kit: Path) -> dict[str, str]:
     Raises:
         UserError: a damaged file, or none: it may be being copied.
     """
-    needed_bytes(kit / ROSTER)
-    return _texts(kit / ROSTER)
+    return _as_texts(needed_json(kit / ROSTER), kit / ROSTER)
 
 
 def _texts(path: Path) -> dict[str, str]:
     """A text for each site; {} where there is no such file."""
     found = kept_json(path)
-    if found is None:
-        return {}
+    return {} if found is None else _as_texts(found, path)
+
+
+def _as_texts(found: object, path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise UserError(path.name, path, "restore the file", problem="it is damaged")
     return found

@@ -15,6 +15,7 @@ from core.files import UnfitError, read_bounded
 
 MOST_BYTES: Final = 64_000_000
 DAMAGED: Final = "it is damaged"
+MISSING: Final = "no such file"
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
@@ -65,6 +66,18 @@ def kept_json(path: Path, most: int = MOST_BYTES) -> Any:
     raise _unfit(path, DAMAGED)
 
 
+def needed_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """`kept_json` of a file that must be there.
+
+    Raises:
+        UserError: it is not, too.
+    """
+    value = kept_json(path, most)
+    if value is None:
+        raise _unfit(path, MISSING)
+    return value
+
+
 def needed_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """`kept_bytes` of a file that must be there.
 
@@ -73,7 +86,7 @@ def needed_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """
     content = kept_bytes(path, most)
     if content is None:
-        raise _unfit(path, "no such file")
+        raise _unfit(path, MISSING)
     return content
 
 

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from core.archives.masks import Shares, prepare_masks, voxels_of
+from core.archives.masks import Shares, inside_fraction, prepare_masks, voxels_of
 from core.archives.preprocess import (
     place_crop,
     prepare_image,
     resample_image,
 )
-from core.archives.roi import inside_fraction
 from core.data import resample
 from core.data.geometry import Geometry
 from core.data.grid import (
